@@ -1,0 +1,134 @@
+"""Hashing, atomic writing and versioned JSON: the one place where edge-dsc touches its own files."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from engines.errors import ArtefactError, EnvironmentProblem
+
+_CHUNK = 1 << 20
+
+
+def sha256_bytes(data: bytes) -> str:
+    """Return the SHA-256 of ``data`` as 64 hexadecimal digits."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """Return the SHA-256 of a file as 64 hexadecimal digits, read in pieces of 1 MiB."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while piece := stream.read(_CHUNK):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def canonical_json(value: object) -> bytes:
+    """Return ``value`` as the one JSON text that stands for it: sorted keys, no spaces, no NaN."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def output_problem(path: Path, error: OSError) -> EnvironmentProblem:
+    """Turn the operating system's refusal to write ``path`` into our error."""
+    remedies = {
+        errno.ENOSPC: "free some space or choose another place with --out",
+        errno.EDQUOT: "free some space or choose another place with --out",
+        errno.EACCES: "choose a place that you may write to with --out",
+        errno.EPERM: "choose a place that you may write to with --out",
+        errno.EROFS: "choose a place that you may write to with --out",
+    }
+    remedy = remedies.get(error.errno or 0, "choose another place with --out")
+    return EnvironmentProblem(f"cannot write {path}: {error.strerror or error}", remedy=remedy)
+
+
+@contextlib.contextmanager
+def atomic_path(target: Path) -> Iterator[Path]:
+    """Give a temporary path beside ``target`` and rename it to ``target`` when the block ends well.
+
+    A reader, or a run that is killed, sees the old file or the new one, never half of one.
+
+    Raises:
+        EnvironmentProblem: The place cannot be written (permission, space).
+    """
+    temporary: Path | None = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # The suffix stays last: Keras chooses its format by it.
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem}-", suffix=target.suffix)
+        os.close(handle)
+        temporary = Path(name)
+        yield temporary
+        with temporary.open("rb+") as stream:
+            os.fsync(stream.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)  # mkstemp makes files that only their owner may read
+        temporary.replace(target)
+        temporary = None
+    except OSError as error:
+        raise output_problem(target, error) from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def write_bytes(target: Path, data: bytes) -> None:
+    """Write a whole file atomically."""
+    with atomic_path(target) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_text(target: Path, text: str) -> None:
+    """Write a whole UTF-8 text file atomically."""
+    write_bytes(target, text.encode())
+
+
+def write_document(target: Path, kind: str, schema_version: int, body: Mapping[str, Any]) -> None:
+    """Write a JSON document of ours: ``kind`` and ``schema_version`` first, then ``body``. No NaN."""
+    document = {"kind": kind, "schema_version": schema_version, **body}
+    write_text(target, json.dumps(document, indent=1, allow_nan=False) + "\n")
+
+
+def read_document(path: Path, kind: str, schema_version: int, *, renew: str) -> dict[str, Any]:
+    """Read a JSON document of ours and check what it claims to be.
+
+    Args:
+        path: The file.
+        kind: What it must be, such as ``edge-dsc/engine-record``.
+        schema_version: The only version that this code reads.
+        renew: The command that makes the file anew; it becomes the remedy.
+
+    Raises:
+        ArtefactError: Missing, unreadable, not JSON, another kind or another version.
+    """
+    remedy = f"make it anew: {renew}"
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not a text file"
+        raise ArtefactError(f"cannot read {path}: {reason}", remedy=remedy) from error
+    try:
+        document = json.loads(text, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise ArtefactError(f"{path} is not valid JSON: {error}", remedy=remedy) from error
+    if not isinstance(document, dict) or document.get("kind") != kind:
+        seen = document.get("kind") if isinstance(document, dict) else type(document).__name__
+        raise ArtefactError(f"{path} is not an {kind} document (kind: {seen})", remedy=remedy)
+    if document.get("schema_version") != schema_version:
+        seen = document.get("schema_version")
+        raise ArtefactError(
+            f"{path} has schema version {seen}, this edge-dsc reads {schema_version}", remedy=remedy
+        )
+    return cast(dict[str, Any], document)
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a JSON number")

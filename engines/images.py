@@ -1,0 +1,228 @@
+"""From an image file or a camera frame to the network's input: the one preprocess of every stage."""
+
+from __future__ import annotations
+
+import os
+import struct
+from pathlib import Path
+from typing import Any
+
+from engines.contract import ModelContract
+from engines.errors import ImageError
+from engines.packages import load
+
+IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+MIN_SIDE = 32
+MAX_PIXELS = 100_000_000  # X-ray detectors give at most about 20 million
+MAX_BYTES = 512 << 20
+
+_REDUCE_ABOVE = 448  # reduced-size JPEG decoding must leave at least two pixels for each of the network's
+_STORED_BITS = (8, 10, 12, 14, 16)  # what detectors store in 16-bit containers
+
+# numpy and OpenCV are heavy: their arrays are annotated with this name, and the docstrings give dtype and shape.
+Array = Any
+
+
+def read_input(path: Path, contract: ModelContract) -> Array:
+    """Turn an image file into one network input.
+
+    Returns:
+        ``uint8 [height, width, 1]``, raw 0..255.
+
+    Raises:
+        ImageError: Missing, empty, damaged, no image, too small or too large.
+    """
+    return prepare_pixels(decode_grey(read_bytes(path), name=str(path)), contract, name=str(path))
+
+
+def read_bytes(path: Path) -> bytes:
+    """Read an image file whole.
+
+    Raises:
+        ImageError: Missing, not a file, unreadable, empty or over 512 MiB.
+    """
+    try:
+        # A FIFO or a device would block or never end: only regular files are images.
+        if not path.is_file():
+            reason = "is not a regular file" if path.exists() else "does not exist"
+            raise ImageError(f"{path} {reason}", remedy="name an image file")
+        size = path.stat().st_size
+        if size > MAX_BYTES:
+            raise ImageError(f"{path} has {size} bytes, the limit is {MAX_BYTES}", remedy="shrink the image")
+        data = path.read_bytes()
+    except OSError as error:
+        raise ImageError(f"cannot read {path}: {error.strerror}", remedy="check the file's permissions") from error
+    if not data:
+        raise ImageError(f"{path} is empty (0 bytes)", remedy="copy the file again")
+    return data
+
+
+def decode_grey(data: bytes, *, name: str = "image") -> Array:
+    """Decode an encoded image to 8-bit grey (rule ``grey8-v1``).
+
+    EXIF orientation is applied, colour becomes luma, alpha is dropped, palettes are expanded. 16-bit
+    pixels lose their low bits; when no pixel needs more than 8, 10, 12 or 14 bits, that is taken for the
+    stored depth, because detectors of 10 to 14 bits write 16-bit files that would else come out black.
+    A large JPEG is decoded at a half, a quarter or an eighth of its size while 448 pixels a side remain.
+
+    Args:
+        data: The file's bytes: JPEG, PNG, BMP, TIFF or WebP.
+        name: Named in errors.
+
+    Returns:
+        ``uint8 [H, W]``.
+
+    Raises:
+        ImageError: Not an image, damaged, or too large.
+    """
+    cv2 = load("cv2")
+    numpy = load("numpy")
+    flags = cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH
+    size = encoded_size(data)
+    if size is not None:
+        _check_pixels(*size, name)
+        if data.startswith(b"\xff\xd8"):
+            flags = _jpeg_flags(cv2, min(size))
+            _check_jpeg_end(data, name)
+    try:
+        pixels = cv2.imdecode(numpy.frombuffer(data, numpy.uint8), flags)
+    except (cv2.error, MemoryError) as error:
+        raise _undecodable(data, name) from error
+    if pixels is None:
+        raise _undecodable(data, name)
+    _check_pixels(*pixels.shape[:2], name)
+    return grey8(pixels, name=name)
+
+
+def grey8(pixels: Array, *, name: str = "image") -> Array:
+    """Bring decoded pixels to ``uint8 [H, W]``: the part of rule ``grey8-v1`` after decoding.
+
+    Args:
+        pixels: ``uint8`` or ``uint16``; ``[H, W]`` grey or ``[H, W, 1|3|4]`` in OpenCV's order (BGR, BGRA).
+        name: Named in errors.
+
+    Raises:
+        ImageError: Another dtype or shape.
+    """
+    cv2 = load("cv2")
+    numpy = load("numpy")
+    channels = {3: cv2.COLOR_BGR2GRAY, 4: cv2.COLOR_BGRA2GRAY}
+    if pixels.dtype not in (numpy.uint8, numpy.uint16):
+        raise ImageError(f"{name} has {pixels.dtype} pixels", remedy="store it with 8 or 16 bits a channel")
+    if pixels.ndim == 3 and pixels.shape[2] in channels:
+        pixels = cv2.cvtColor(pixels, channels[pixels.shape[2]])
+    elif pixels.ndim == 3 and pixels.shape[2] == 1:
+        pixels = pixels[:, :, 0]
+    elif pixels.ndim != 2:
+        raise ImageError(f"{name} has shape {pixels.shape}", remedy="give [H, W], [H, W, 1], [H, W, 3] or [H, W, 4]")
+    if pixels.dtype == numpy.uint16 and pixels.size:
+        needed = int(pixels.max()).bit_length()
+        stored = next(bits for bits in _STORED_BITS if bits >= needed)
+        pixels = (pixels >> (stored - 8)).astype(numpy.uint8)
+    return pixels
+
+
+def prepare_pixels(grey: Array, contract: ModelContract, *, name: str = "image") -> Array:
+    """Turn grey pixels into one network input: size check, then the contract's resize rule.
+
+    Args:
+        grey: ``uint8 [H, W]``.
+        contract: The model's contract.
+        name: Named in errors.
+
+    Returns:
+        ``uint8 [height, width, 1]``.
+
+    Raises:
+        ImageError: A side shorter than 32 pixels.
+    """
+    height, width = grey.shape
+    if min(height, width) < MIN_SIDE:
+        raise ImageError(
+            f"{name} is {width}x{height} pixels", remedy=f"an X-ray has at least {MIN_SIDE} pixels a side"
+        )
+    return resize_to(grey, contract.height, contract.width)[:, :, None]
+
+
+def prepare_frame(frame: Array, contract: ModelContract, *, name: str = "frame") -> Array:
+    """Turn a decoded camera frame (grey, BGR or BGRA; 8 or 16 bits) into one input ``uint8 [height, width, 1]``."""
+    return prepare_pixels(grey8(frame, name=name), contract, name=name)
+
+
+def resize_to(grey: Array, height: int, width: int) -> Array:
+    """Stretch grey pixels to ``height`` x ``width`` (rule ``halve-area-v1``).
+
+    While both sides are at least twice the target, the image is halved exactly (mean of 2x2; an odd last
+    row or column is left out, since only even sides take OpenCV's fast path, six times faster than a direct
+    resize of a large image). Then one area resize, or a linear one where a side grows.
+    """
+    cv2 = load("cv2")
+    rows, columns = grey.shape
+    while rows >= 2 * height and columns >= 2 * width:
+        rows, columns = rows // 2, columns // 2
+        grey = cv2.resize(grey[: 2 * rows, : 2 * columns], (columns, rows), interpolation=cv2.INTER_AREA)
+    if (rows, columns) == (height, width):
+        return grey
+    grows = rows < height or columns < width
+    return cv2.resize(grey, (width, height), interpolation=cv2.INTER_LINEAR if grows else cv2.INTER_AREA)
+
+
+def encoded_size(data: bytes) -> tuple[int, int] | None:
+    """Return ``(height, width)`` as the header of a JPEG or PNG tells it, or None for other formats."""
+    if data.startswith(b"\x89PNG\r\n\x1a\n") and len(data) >= 24:
+        width, height = struct.unpack(">II", data[16:24])
+        return height, width
+    if not data.startswith(b"\xff\xd8"):
+        return None
+    # Source: ITU-T T.81, B.1.1: segments of marker, length; SOF0..SOF15 hold the size, but for
+    # DHT (C4), JPG (C8) and DAC (CC).
+    position = 2
+    while position + 9 <= len(data) and data[position] == 0xFF:
+        marker = data[position + 1]
+        if marker == 0xFF:  # fill byte
+            position += 1
+            continue
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            height, width = struct.unpack(">HH", data[position + 5 : position + 9])
+            return height, width
+        position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+    return None
+
+
+def _jpeg_flags(cv2: Any, short_side: int) -> int:
+    for factor, flag in (
+        (8, cv2.IMREAD_REDUCED_GRAYSCALE_8),
+        (4, cv2.IMREAD_REDUCED_GRAYSCALE_4),
+        (2, cv2.IMREAD_REDUCED_GRAYSCALE_2),
+    ):
+        if short_side // factor >= _REDUCE_ABOVE:
+            return int(flag)
+    return int(cv2.IMREAD_GRAYSCALE)
+
+
+def _check_jpeg_end(data: bytes, name: str) -> None:
+    # Some OpenCV releases fill a truncated JPEG with grey and say nothing. After the last start of scan
+    # (FFDA) there must be an end of image (FFD9): neither can occur inside entropy-coded data.
+    if data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda"):
+        raise ImageError(f"{name} is a truncated JPEG ({len(data)} bytes)", remedy="copy the file again")
+
+
+def _check_pixels(height: int, width: int, name: str) -> None:
+    if height * width > MAX_PIXELS:
+        raise ImageError(
+            f"{name} is {width}x{height} = {height * width / 1e6:.0f} megapixels",
+            remedy=f"the limit is {MAX_PIXELS / 1e6:.0f} megapixels; shrink the image",
+        )
+
+
+def _undecodable(data: bytes, name: str) -> ImageError:
+    start = data[:8].hex(" ")
+    return ImageError(
+        f"{name} is damaged or no image ({len(data)} bytes, starting {start})",
+        remedy=f"give one of {', '.join(sorted(suffix[1:] for suffix in IMAGE_SUFFIXES))}",
+    )
+
+
+def quiet_decoder() -> None:
+    """Keep OpenCV's own complaints off the terminal: each bad image already gets one line of ours."""
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")

@@ -1,0 +1,39 @@
+"""Heavy packages, imported where they are used; a missing one becomes "what to install and why"."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+from engines.errors import EnvironmentProblem
+
+_TRAIN = "pip install 'edge-dsc[train]'"
+_BASE = "pip install edge-dsc"
+_REMEDIES = {
+    "numpy": _BASE,
+    "onnx": _BASE,
+    "onnxruntime": _BASE,
+    "cv2": "pip install opencv-python-headless; on a Jetson use JetPack's OpenCV (apt install python3-opencv)",
+    "tensorflow": f"training and export need TensorFlow: {_TRAIN}",
+    "keras": f"training and export need Keras: {_TRAIN}",
+    "tf2onnx": f"export needs tf2onnx: {_TRAIN}",
+    "matplotlib": f"pictures need matplotlib: {_TRAIN}",
+    "tensorrt": "on a Jetson TensorRT comes with JetPack (create the venv with --system-site-packages); "
+    "elsewhere pip install 'edge-dsc[tensorrt]'",
+    "tensorrt_rtx": "pip install 'edge-dsc[rtx]' (x86-64 Linux and Windows)",
+    "pycuda": "running TensorRT engines needs pycuda and a CUDA driver: pip install pycuda",
+}
+
+
+def load(name: str) -> ModuleType:
+    """Import a heavy package by its import name, submodules included (``pycuda.driver``).
+
+    Raises:
+        EnvironmentProblem: The package is missing or does not import here; the remedy says how to get it.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        root = name.split(".", 1)[0]
+        remedy = _REMEDIES.get(root, f"pip install {root}")
+        raise EnvironmentProblem(f"cannot import {name}: {error}", remedy=remedy) from error

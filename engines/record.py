@@ -1,0 +1,182 @@
+"""The engine record: what an engine is, beside the engine, checked before anything is deserialised."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from engines.contract import ModelContract
+from engines.errors import ArtefactError
+from engines.files import canonical_json, read_document, sha256_bytes, sha256_file, write_document
+
+KIND = "edge-dsc/engine-record"
+SCHEMA_VERSION = 1
+SUFFIX = ".json"  # model.engine -> model.engine.json
+
+
+class Precision(str, enum.Enum):
+    """The element type that an engine's convolutions run in."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+    INT8 = "int8"
+
+
+@dataclass(frozen=True)
+class BatchRange:
+    """Smallest, best and largest batch that an engine takes.
+
+    Raises:
+        ValueError: Not ``1 <= smallest <= best <= largest``.
+    """
+
+    smallest: int = 1
+    best: int = 1
+    largest: int = 1
+
+    def __post_init__(self) -> None:
+        """Check the order."""
+        if not 1 <= self.smallest <= self.best <= self.largest:
+            raise ValueError(f"batch {self} is not 1 <= MIN <= OPT <= MAX")
+
+    def __str__(self) -> str:
+        """As the command line takes it: ``1:8:32``."""
+        return f"{self.smallest}:{self.best}:{self.largest}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineRecord:
+    """All that must be known about an engine before it is loaded.
+
+    Attributes:
+        engine: File name of the engine, without folders.
+        engine_sha256: Hash of the engine file.
+        engine_bytes: Size of the engine file.
+        runtime: Name in the runtimes' table.
+        runtime_version: Version of the runtime that built it.
+        platform: What else the engine is tied to: operating system, architecture, GPU, compute capability.
+        precision: What was asked for and proven.
+        batch: The optimisation profile.
+        contract: The model's contract.
+        onnx: Path of the FP32 ONNX model, relative to the record's folder where it lies below or beside it.
+        onnx_sha256: Hash of that model.
+        calibration_sha256: Hash of the calibration table, for INT8.
+        layers: Layers with weights (convolutions, dense) counted by the precision they run in,
+            such as ``{"INT8": 7, "FP32": 2}``.
+        layers_source: Where that count comes from.
+        notes: What the builder wants the reader to know, such as a CPU on which INT8 is slower.
+        build_seconds: Time of the build.
+        build_command: The command that builds it again.
+        edge_dsc: Version of edge-dsc.
+        created: UTC time, ISO 8601.
+    """
+
+    engine: str
+    engine_sha256: str
+    engine_bytes: int
+    runtime: str
+    runtime_version: str
+    platform: Mapping[str, str]
+    precision: Precision
+    batch: BatchRange
+    contract: ModelContract
+    onnx: str
+    onnx_sha256: str
+    calibration_sha256: str | None
+    layers: Mapping[str, int]
+    layers_source: str
+    build_seconds: float
+    build_command: str
+    edge_dsc: str
+    created: str
+    notes: tuple[str, ...] = field(default=())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the record as JSON-ready values."""
+        return {
+            **asdict(self),
+            "platform": dict(self.platform),
+            "layers": dict(self.layers),
+            "precision": self.precision.value,
+            "contract": self.contract.to_dict(),
+            "notes": list(self.notes),
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], *, source: str) -> EngineRecord:
+        """Rebuild a record from JSON values.
+
+        Raises:
+            ArtefactError: A field is missing, unknown or of the wrong type.
+        """
+        try:
+            return cls(
+                **{
+                    **values,
+                    "precision": Precision(values["precision"]),
+                    "batch": BatchRange(**values["batch"]),
+                    "contract": ModelContract.from_dict(values["contract"], source=source),
+                    "notes": tuple(values["notes"]),
+                }
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise ArtefactError(f"{source} is no readable engine record: {error}", remedy=_REBUILD) from error
+
+    def renamed(self, engine: str) -> EngineRecord:
+        """Return the record of the same engine under another file name."""
+        return replace(self, engine=engine)
+
+
+_REBUILD = "build the engine again: edge-dsc build-engine MODEL.onnx"
+
+
+def record_path(engine: Path) -> Path:
+    """Return the path of the record that belongs to an engine."""
+    return engine.with_name(engine.name + SUFFIX)
+
+
+def save_record(engine: Path, record: EngineRecord) -> Path:
+    """Write the record beside its engine, sealed with a hash of its own content, and return its path."""
+    body = record.to_dict()
+    path = record_path(engine)
+    write_document(path, KIND, SCHEMA_VERSION, {**body, "record_sha256": sha256_bytes(canonical_json(body))})
+    return path
+
+
+def load_record(engine: Path) -> EngineRecord:
+    """Read and check an engine's record, and the engine file against it, before anything is deserialised.
+
+    Raises:
+        ArtefactError: No engine, no record, or one that was edited; an engine that was renamed, truncated,
+            replaced or is not of this record; an ONNX model that changed since the build.
+    """
+    if not engine.is_file():
+        raise ArtefactError(f"there is no engine {engine}", remedy=_REBUILD)
+    path = record_path(engine)
+    if not path.is_file():
+        raise ArtefactError(f"{engine} has no record beside it ({path.name})", remedy=_REBUILD)
+    body = read_document(path, KIND, SCHEMA_VERSION, renew=_REBUILD.partition(": ")[2])
+    del body["kind"], body["schema_version"]
+    seal = body.pop("record_sha256", None)
+    if seal != sha256_bytes(canonical_json(body)):
+        raise ArtefactError(f"{path} was edited after the build", remedy=_REBUILD)
+    record = EngineRecord.from_dict(body, source=str(path))
+    _check_engine(engine, record)
+    return record
+
+
+def _check_engine(engine: Path, record: EngineRecord) -> None:
+    remedy = f"rebuild it: {record.build_command}"
+    if record.engine != engine.name:
+        raise ArtefactError(f"{engine} was renamed: its record is of {record.engine}", remedy=remedy)
+    size = engine.stat().st_size
+    if size != record.engine_bytes:
+        raise ArtefactError(f"{engine} has {size} bytes, its record says {record.engine_bytes}", remedy=remedy)
+    if sha256_file(engine) != record.engine_sha256:
+        raise ArtefactError(f"{engine} is not the engine of its record (SHA-256 differs)", remedy=remedy)
+    model = engine.parent / record.onnx
+    if model.is_file() and sha256_file(model) != record.onnx_sha256:
+        raise ArtefactError(f"{engine} is stale: {model} changed after the build", remedy=remedy)

@@ -1,0 +1,195 @@
+"""The runtimes: one table, one Protocol each for what builds and what runs. No other code knows which it drives."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, cast
+
+from engines.errors import AccuracyGateError, UsageError
+from engines.record import BatchRange, EngineRecord, Precision
+
+Array = Any
+Progress = Callable[[str, int, int], None]  # phase, steps done, steps in all
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildOptions:
+    """What a build is asked for.
+
+    Attributes:
+        precision: What the graph already holds (FP16 is a cast graph, INT8 a Q/DQ graph) and what the
+            built engine is proven against.
+        batch: The optimisation profile.
+        required_layers: How many layers with weights must run in that precision, or the build fails.
+        workspace_mib: Scratch memory that the builder may use, MiB.
+        progress: Called with (phase, done, total) where the runtime reports it.
+    """
+
+    precision: Precision
+    required_layers: int = 1
+    batch: BatchRange = field(default_factory=BatchRange)
+    workspace_mib: int = 1024
+    progress: Progress | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildResult:
+    """What a build found out; it becomes part of the engine record.
+
+    Attributes:
+        layers: Layers with weights counted by the precision they run in.
+        layers_source: Where that count comes from.
+        platform: What the engine is tied to.
+        notes: Warnings for the reader.
+    """
+
+    layers: Mapping[str, int]
+    layers_source: str
+    platform: Mapping[str, str]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Availability:
+    """Whether a runtime works on this machine; a reason stands where it does not.
+
+    Attributes:
+        version: The runtime's version, or None where it is not installed.
+        no_build: Why it cannot build, or None where it can.
+        no_run: Why it cannot run, or None where it can.
+    """
+
+    version: str | None
+    no_build: str | None
+    no_run: str | None
+
+
+class Runner(Protocol):
+    """A loaded engine, ready to classify. Closed by the thread that opened it.
+
+    Attributes:
+        record: The engine's record.
+        thread_safe: Whether several threads may call :meth:`run` at once.
+    """
+
+    record: EngineRecord
+    thread_safe: bool
+
+    def run(self, batch: Array) -> Array:
+        """Classify a batch.
+
+        Args:
+            batch: ``uint8 [N, height, width, 1]`` with N within the engine's batch range.
+
+        Returns:
+            Probabilities, ``float32 [N, classes]``, owned by the caller.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free everything; a second call does nothing."""
+        ...
+
+    def __enter__(self) -> Runner:
+        """Return itself."""
+        ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close."""
+        ...
+
+
+class Runtime(Protocol):
+    """One way to build and run engines.
+
+    Attributes:
+        name: Its name in the table and on the command line.
+        signed_activations: The INT8 graph it wants: signed symmetric activations (TensorRT), or
+            unsigned ones (ONNX Runtime on a CPU, 1.3 to 1.4 times faster there).
+    """
+
+    name: str
+    signed_activations: bool
+
+    def availability(self) -> Availability:
+        """Say what works here; never raises."""
+        ...
+
+    def build(self, model: bytes, out: Path, options: BuildOptions) -> BuildResult:
+        """Build an engine file from a serialised ONNX model that is already in the wanted precision.
+
+        Raises:
+            AccuracyGateError: The engine would not run in the precision asked for.
+            EnvironmentProblem: Something needed for building is missing here.
+        """
+        ...
+
+    def open_runner(self, engine: Path, record: EngineRecord, *, threads: int = 1) -> Runner:
+        """Load an engine whose record was checked.
+
+        Args:
+            engine: The engine file.
+            record: Its record, from :func:`engines.record.load_record`.
+            threads: CPU threads for one run, where the runtime uses any.
+
+        Raises:
+            ArtefactError: Built by another version or for another device.
+            EnvironmentProblem: No GPU, no driver, a missing package.
+        """
+        ...
+
+
+_TABLE = {
+    "onnxruntime": "engines.ort",
+    "tensorrt": "engines.trt.tensorrt",
+    "tensorrt-rtx": "engines.trt.tensorrt_rtx",
+}
+RUNTIME_NAMES = tuple(_TABLE)
+
+
+def get_runtime(name: str) -> Runtime:
+    """Return the runtime of that name.
+
+    Raises:
+        UsageError: There is none.
+    """
+    if name not in _TABLE:
+        raise UsageError(f"there is no runtime {name!r}", remedy=f"choose one of {', '.join(_TABLE)}")
+    return cast(Runtime, importlib.import_module(_TABLE[name]).RUNTIME)
+
+
+def choose_runtime(name: str) -> tuple[Runtime, str]:
+    """Resolve ``auto`` or a name.
+
+    Returns:
+        The runtime, and why it was chosen: one line for the reader.
+    """
+    if name != "auto":
+        return get_runtime(name), f"{name}, as asked"
+    tensorrt = get_runtime("tensorrt")
+    found = tensorrt.availability()
+    reason = found.no_build or found.no_run
+    if reason is None:
+        return tensorrt, f"tensorrt {found.version} and a GPU are here"
+    return get_runtime("onnxruntime"), f"onnxruntime, because tensorrt does not work here: {reason}"
+
+
+def check_precision(layers: Mapping[str, int], options: BuildOptions) -> None:
+    """Hold the layers that a build gave against what was asked for.
+
+    Raises:
+        AccuracyGateError: Fewer layers with weights run in the precision asked for than required.
+    """
+    if layers.get(options.precision.name, 0) >= options.required_layers:
+        return
+    seen = ", ".join(f"{count} in {name}" for name, count in sorted(layers.items())) or "none"
+    raise AccuracyGateError(
+        f"asked for {options.required_layers} layers in {options.precision.name}, the engine would have {seen}",
+        remedy="choose another precision or --backend; nothing was written",
+    )

@@ -1,0 +1,83 @@
+"""Fixtures for every test: deployed graphs with seeded random weights, and small folders of images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from engines.contract import ModelContract
+
+LABELS = ("clear", "focal", "diffuse")
+
+
+def deployed_graph(architecture: str, seed: int = 0) -> onnx.ModelProto:
+    """Build the deployed graph of a network by hand, with He-initialised random weights."""
+    rng = np.random.default_rng(seed)
+    contract = ModelContract(labels=LABELS, architecture=architecture)
+    nodes: list[onnx.NodeProto] = []
+    constants: list[onnx.TensorProto] = []
+
+    def constant(name: str, value: np.ndarray) -> str:
+        constants.append(numpy_helper.from_array(value, name))
+        return name
+
+    def weight(name: str, *shape: int, scale: float = 1.0) -> str:
+        fan_in = int(np.prod(shape[1:]))
+        return constant(name, (rng.standard_normal(shape) * scale * (2 / fan_in) ** 0.5).astype(np.float32))
+
+    def bias(name: str, size: int) -> str:
+        return constant(name, (rng.standard_normal(size) * 0.05).astype(np.float32))
+
+    def add(op: str, *inputs: str, **attributes: object) -> str:
+        nodes.append(helper.make_node(op, inputs, [f"{op}_{len(nodes)}"], name=f"{op}_{len(nodes)}", **attributes))
+        return nodes[-1].output[0]
+
+    def conv(x: str, name: str, inputs: int, outputs: int, kernel: int, group: int = 1, scale: float = 1.0) -> str:
+        w = weight(f"{name}.weight", outputs, inputs // group, kernel, kernel, scale=scale)
+        pads = [kernel // 2] * 4
+        return add("Conv", x, w, bias(f"{name}.bias", outputs), group=group, pads=pads, kernel_shape=[kernel, kernel])
+
+    x = add("Cast", contract.input_name, to=TensorProto.FLOAT)
+    x = add("Reshape", x, constant("planes", np.array([-1, 1, 224, 224], np.int64)))
+    x = add("Relu", conv(x, "stem", 1, 32, 3, scale=1 / 255))
+    for block in range(3):
+        x = add("MaxPool", x, kernel_shape=[2, 2], strides=[2, 2])
+        if architecture == "dsc":
+            x = conv(x, f"depthwise{block}", 32, 32, 3, group=32)
+            x = conv(x, f"pointwise{block}", 32, 32, 1)
+        else:
+            x = conv(x, f"conv{block}", 32, 32, 3)
+        x = add("Relu", x)
+    x = add("MaxPool", x, kernel_shape=[2, 2], strides=[2, 2])
+    x = add("Reshape", x, constant("flat", np.array([-1, 32 * 14 * 14], np.int64)))
+    x = add("MatMul", x, weight("dense.weight", 32 * 14 * 14, 64, scale=0.1))
+    x = add("Relu", add("Add", x, bias("dense.bias", 64)))
+    x = add("MatMul", x, weight("logits.weight", 64, len(LABELS)))
+    x = add("Add", x, bias("logits.bias", len(LABELS)))
+    nodes.append(helper.make_node("Softmax", [x], [contract.output_name], name="softmax", axis=1))
+    graph = helper.make_graph(
+        nodes,
+        architecture,
+        [helper.make_tensor_value_info(contract.input_name, TensorProto.UINT8, ["N", 224, 224, 1])],
+        [helper.make_tensor_value_info(contract.output_name, TensorProto.FLOAT, ["N", len(LABELS)])],
+        constants,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    helper.set_model_props(model, contract.to_metadata())
+    onnx.checker.check_model(model)
+    return model
+
+
+@pytest.fixture(scope="session")
+def deployed_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """``{"dsc": path, "cnn": path}``: ONNX files of the deployed form. Read only; copy before you change one."""
+    folder = tmp_path_factory.mktemp("deployed")
+    paths = {}
+    for architecture in ("dsc", "cnn"):
+        paths[architecture] = folder / f"{architecture}.onnx"
+        onnx.save(deployed_graph(architecture), paths[architecture])
+    return paths
