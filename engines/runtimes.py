@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any, Protocol, cast
 
 from engines.errors import AccuracyGateError, UsageError
-from engines.record import BatchRange, EngineRecord, Precision
+from engines.record import BatchRange, EngineRecord, Precision, load_record
 
 Array = Any
 Progress = Callable[[str, int, int], None]  # phase, steps done, steps in all
@@ -178,6 +178,21 @@ def choose_runtime(name: str) -> tuple[Runtime, str]:
     if reason is None:
         return tensorrt, f"tensorrt {found.version} and a GPU are here"
     return get_runtime("onnxruntime"), f"onnxruntime, because tensorrt does not work here: {reason}"
+
+
+def open_engine(engine: Path, *, threads: int = 1) -> Runner:
+    """Check an engine against its record and load it with its runtime.
+
+    Args:
+        engine: The engine file.
+        threads: CPU threads for one run, where the runtime uses any.
+
+    Raises:
+        ArtefactError: The engine is foreign, stale, truncated, renamed, or its record is missing or edited.
+        EnvironmentProblem: Its runtime does not work on this machine.
+    """
+    record = load_record(engine)
+    return get_runtime(record.runtime).open_runner(engine, record, threads=threads)
 
 
 def check_precision(layers: Mapping[str, int], options: BuildOptions) -> None:

@@ -1,0 +1,168 @@
+"""From an ONNX model to an engine file and its record: the graph in the wanted precision, built, proven, sealed."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import time
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from calibration.table import CalibrationTable, check_table, load_table
+from edge_dsc import __version__
+from engines.errors import UsageError
+from engines.files import atomic_path, sha256_file
+from engines.record import BatchRange, EngineRecord, Precision, save_record
+from engines.runtimes import BuildOptions, BuildResult, Progress, Runtime, check_precision, choose_runtime
+
+CALIBRATION_NAME = "calibration.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildRequest:
+    """What ``build-engine`` was asked for.
+
+    Attributes:
+        model: The FP32 ONNX model.
+        precision: Wanted precision.
+        runtime: Name in the runtimes' table, or ``auto``.
+        batch: The optimisation profile.
+        calibration: The calibration table, for INT8.
+        out: The engine file; None puts it beside the model as ``ARCHITECTURE-PRECISION.RUNTIME.engine``.
+        workspace_mib: Scratch memory for the builder, MiB.
+    """
+
+    model: Path
+    precision: Precision = Precision.FP32
+    runtime: str = "auto"
+    batch: BatchRange = field(default_factory=BatchRange)
+    calibration: Path | None = None
+    out: Path | None = None
+    workspace_mib: int = 1024
+
+
+@dataclass(frozen=True)
+class BuiltEngine:
+    """An engine that was built.
+
+    Attributes:
+        path: The engine file.
+        record: Its record.
+        chosen: Why this runtime: one line.
+    """
+
+    path: Path
+    record: EngineRecord
+    chosen: str
+
+
+def build_engine(request: BuildRequest, progress: Progress | None = None) -> BuiltEngine:
+    """Build an engine and write it with its record.
+
+    Raises:
+        UsageError: INT8 without a calibration table.
+        ArtefactError: A model that is not ours, or a table of another model.
+        AccuracyGateError: The engine would not run in the precision asked for; nothing is written.
+        EnvironmentProblem: The runtime cannot build here.
+    """
+    from engines.graph import contract_of, load_model, weighted_layers
+
+    model = load_model(request.model)
+    contract = contract_of(model, str(request.model))
+    model_sha256 = sha256_file(request.model)
+    runtime, chosen = choose_runtime(request.runtime)
+    table = _checked_table(request)
+    graph = graph_in_precision(model, request.precision, table, signed=runtime.signed_activations)
+    required = weighted_layers(graph).get(request.precision.name, 0)
+    options = BuildOptions(
+        precision=request.precision,
+        required_layers=max(1, required),
+        batch=request.batch,
+        workspace_mib=request.workspace_mib,
+        progress=progress,
+    )
+    out = request.out or default_engine_path(request.model, contract.architecture, request.precision, runtime)
+    with atomic_path(out) as temporary:
+        started = time.perf_counter()
+        result = runtime.build(graph.SerializeToString(), temporary, options)
+        seconds = time.perf_counter() - started
+        check_precision(result.layers, options)
+        record = EngineRecord(
+            engine=out.name,
+            engine_sha256=sha256_file(temporary),
+            engine_bytes=temporary.stat().st_size,
+            runtime=runtime.name,
+            runtime_version=runtime.availability().version or "",
+            precision=request.precision,
+            batch=request.batch,
+            contract=contract,
+            onnx=os.path.relpath(request.model, out.parent),
+            onnx_sha256=model_sha256,
+            calibration_sha256=sha256_file(request.calibration) if table and request.calibration else None,
+            build_seconds=round(seconds, 3),
+            build_command=build_command(request, runtime, out),
+            edge_dsc=__version__,
+            created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            **_result_fields(result),
+        )
+    save_record(out, record)
+    return BuiltEngine(out, record, chosen)
+
+
+def graph_in_precision(model: Any, precision: Precision, table: CalibrationTable | None, *, signed: bool) -> Any:
+    """Return the ONNX graph that holds the precision: as it is, cast to FP16, or with Q/DQ pairs.
+
+    Args:
+        model: The FP32 ``onnx.ModelProto``; it is not changed.
+        precision: What the graph shall hold.
+        table: The calibration table, for INT8.
+        signed: Whether the runtime wants signed activations.
+    """
+    if precision is Precision.FP16:
+        from engines.graph import cast_to_fp16
+
+        return cast_to_fp16(model)
+    if precision is Precision.INT8:
+        from calibration.qdq import quantize
+
+        assert table is not None, "an INT8 build has a table: _checked_table saw to it"
+        return quantize(model, table, signed_activations=signed)
+    return model
+
+
+def default_engine_path(model: Path, architecture: str, precision: Precision, runtime: Runtime) -> Path:
+    """Return where an engine goes by default: beside its model, its name telling what it is."""
+    return model.parent / f"{architecture}-{precision.value}.{runtime.name}.engine"
+
+
+def build_command(request: BuildRequest, runtime: Runtime, out: Path) -> str:
+    """Return the command line that builds this engine again."""
+    words = ["edge-dsc", "build-engine", str(request.model), f"--{request.precision.value}"]
+    words += ["--backend", runtime.name, "--batch", str(request.batch)]
+    if request.precision is Precision.INT8:
+        words += ["--calibration", str(request.calibration)]
+    return shlex.join([*words, "--out", str(out)])
+
+
+def _checked_table(request: BuildRequest) -> CalibrationTable | None:
+    if request.precision is not Precision.INT8:
+        return None
+    if request.calibration is None:
+        raise UsageError(
+            "INT8 needs calibration over real images",
+            remedy=f"add --calib-data DIR, or first run edge-dsc calibrate {request.model} --calib-data DIR",
+        )
+    table = load_table(request.calibration)
+    check_table(table, request.model)
+    return table
+
+
+def _result_fields(result: BuildResult) -> dict[str, Any]:
+    return {
+        "layers": dict(result.layers),
+        "layers_source": result.layers_source,
+        "platform": dict(result.platform),
+        "notes": tuple(result.notes),
+    }

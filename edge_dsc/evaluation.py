@@ -1,0 +1,194 @@
+"""How right an engine is on labelled images, and how far it agrees with a reference engine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edge_dsc.data import Sample, discover
+from edge_dsc.data.split import load_split
+from edge_dsc.folder_loop import Answer, classify_files
+from edge_dsc.metrics import Metrics, classification_metrics
+from engines.errors import BadInputError, NotComparableError, UsageError
+from engines.packages import load
+from engines.runtimes import Progress, Runner, open_engine
+
+SPLIT_NAME = "split.json"
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How one engine's answers differ from a reference's on the same images.
+
+    Attributes:
+        reference: The reference engine's file name.
+        images: Images that both answered.
+        same_top1: Of these, how many got the same most probable class.
+        largest_difference: Largest absolute difference of any probability.
+        flipped: Images whose top class differs: (path, class by the reference, class by this engine).
+    """
+
+    reference: str
+    images: int
+    same_top1: int
+    largest_difference: float
+    flipped: tuple[tuple[str, str, str], ...]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The result of ``evaluate``.
+
+    Attributes:
+        engine: The engine's file name.
+        images: Images that were answered.
+        skipped: Images that could not be read: (path, reason).
+        metrics: Accuracy and the rest.
+        agreement: Against the reference engine, where one was given.
+    """
+
+    engine: str
+    images: int
+    skipped: tuple[tuple[str, str], ...]
+    metrics: Metrics
+    agreement: Agreement | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-ready values."""
+        agreement = None
+        if self.agreement is not None:
+            agreement = {**vars(self.agreement), "flipped": [list(row) for row in self.agreement.flipped]}
+        return {
+            "engine": self.engine,
+            "images": self.images,
+            "skipped": [list(row) for row in self.skipped],
+            "metrics": self.metrics.to_dict(),
+            "agreement": agreement,
+        }
+
+
+def evaluate(
+    engine: Path,
+    data: Path,
+    *,
+    reference: Path | None = None,
+    parts: Sequence[str] = (),
+    threads: int = 1,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Evaluate an engine on a folder of labelled images.
+
+    Args:
+        engine: The engine file.
+        data: A folder that training would take: ``DIR/class/file`` or the Kaggle layout.
+        reference: Another engine of the same classes to compare answers with.
+        parts: Parts of the split that stands beside the engine (``evaluation``, ``test``, ...); empty
+            takes every image.
+        threads: Decoding threads.
+        progress: Called with (phase, done, total).
+
+    Raises:
+        BadInputError: Class names that the engine does not know, or no readable image.
+        NotComparableError: The reference knows other classes or wants other input.
+        UsageError: Parts were asked for, but there is no split beside the engine.
+    """
+    samples = labelled_samples(data, engine.parent / SPLIT_NAME, parts)
+    paths = [data / sample.path for sample in samples]
+    with open_engine(engine) as runner:
+        labels = runner.record.contract.labels
+        _check_classes({sample.label for sample in samples}, labels, engine)
+        answers = _answers(paths, runner, threads, progress, f"evaluating {engine.name}")
+    others = None
+    if reference is not None:
+        with open_engine(reference) as other:
+            if other.record.contract.labels != labels:
+                raise NotComparableError(
+                    f"{reference} knows {other.record.contract.labels}, {engine} knows {labels}",
+                    remedy="give a reference that was trained on the same classes",
+                )
+            others = _answers(paths, other, threads, progress, f"evaluating {reference.name}")
+    return _summarise(engine, samples, answers, labels, reference, others)
+
+
+def labelled_samples(data: Path, split_file: Path, parts: Sequence[str]) -> list[Sample]:
+    """Name the labelled images of a folder, or only those of some parts of a split.
+
+    Raises:
+        UsageError: Parts were asked for, but there is no split file.
+        BadInputError: The folder holds none of the images of these parts.
+    """
+    found = discover(data)
+    if not parts:
+        return list(found.samples)
+    if not split_file.is_file():
+        raise UsageError(
+            f"there is no {split_file.name} beside the engine", remedy="leave --split out, or keep the engine in its run folder"
+        )
+    split = load_split(split_file)
+    wanted = {sample.path for part in parts for sample in split.samples(part)}
+    samples = [sample for sample in found.samples if sample.path in wanted]
+    if not samples:
+        raise BadInputError(
+            f"{data} holds none of the images of {', '.join(parts)} in {split_file}",
+            remedy="give the folder that the network was trained on",
+        )
+    return samples
+
+
+def _answers(paths: list[Path], runner: Runner, threads: int, progress: Progress | None, phase: str) -> list[Answer]:
+    answers = []
+    for answer in classify_files(paths, runner, threads=threads):
+        answers.append(answer)
+        if progress is not None:
+            progress(phase, len(answers), len(paths))
+    return answers
+
+
+def _check_classes(seen: set[str], labels: Sequence[str], engine: Path) -> None:
+    unknown = sorted(seen - set(labels))
+    if unknown:
+        raise BadInputError(
+            f"{engine} does not know the class {', '.join(unknown)}",
+            remedy=f"name the folders after its classes: {', '.join(labels)}",
+        )
+
+
+def _summarise(
+    engine: Path,
+    samples: Sequence[Sample],
+    answers: Sequence[Answer],
+    labels: Sequence[str],
+    reference: Path | None,
+    others: Sequence[Answer] | None,
+) -> Evaluation:
+    numpy = load("numpy")
+    good = [(s, a) for s, a in zip(samples, answers, strict=True) if a.probabilities is not None]
+    if not good:
+        raise BadInputError(f"none of the {len(answers)} images could be read", remedy=f"first: {answers[0].error}")
+    true = numpy.array([labels.index(sample.label) for sample, _ in good])
+    probabilities = numpy.array([answer.probabilities for _, answer in good], numpy.float32)
+    skipped = tuple((str(a.path), str(a.error)) for a in answers if a.probabilities is None)
+    agreement = None
+    if reference is not None and others is not None:
+        agreement = _agreement(reference, answers, others, labels)
+    metrics = classification_metrics(true, probabilities, labels)
+    return Evaluation(engine.name, len(good), skipped, metrics, agreement)
+
+
+def _agreement(
+    reference: Path, answers: Sequence[Answer], others: Sequence[Answer], labels: Sequence[str]
+) -> Agreement:
+    flipped = []
+    largest = 0.0
+    images = 0
+    for mine, other in zip(answers, others, strict=True):
+        if mine.probabilities is None or other.probabilities is None:
+            continue
+        images += 1
+        largest = max(largest, *(abs(a - b) for a, b in zip(mine.probabilities, other.probabilities, strict=True)))
+        if mine.top != other.top:
+            assert mine.top is not None and other.top is not None
+            flipped.append((str(mine.path), labels[other.top], labels[mine.top]))
+    return Agreement(reference.name, images, images - len(flipped), largest, tuple(flipped))
