@@ -1,0 +1,225 @@
+"""ONNX Runtime on a CPU: the runtime that works everywhere."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import platform
+import tempfile
+from pathlib import Path
+from types import ModuleType, TracebackType
+from typing import TYPE_CHECKING, Any
+
+from engines import packages
+from engines.batches import BatchCheck
+from engines.errors import ArtefactError, EnvironmentProblem
+from engines.files import write_bytes
+from engines.graph import parse_model, weighted_layers
+from engines.record import EngineRecord, Precision
+from engines.runtimes import Array, Availability, BuildOptions, BuildResult, check_precision
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+# The same import package comes in several distributions.
+_DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml")
+_LAYERS_SOURCE = "graph as ONNX Runtime runs it on this machine"
+_ERRORS_ONLY = 3  # log severity
+_DEPTHWISE_NOTE = (
+    "INT8 depthwise convolutions can be slower than FP32 on a CPU (1.5 times, measured on x86-64): "
+    "measure with edge-dsc bench"
+)
+
+
+class OnnxRuntime:
+    """Builds an optimised ONNX file, FP32 or INT8 (Q/DQ), and runs it on any CPU.
+
+    The engine is the graph after ONNX Runtime's extended optimisations: constants folded, Conv + ReLU fused,
+    Q/DQ groups turned into integer operators. Nothing in it is tied to this CPU: the memory layout for the
+    vector units at hand is chosen again each time the engine is opened.
+    """
+
+    name = "onnxruntime"
+    signed_activations = False
+
+    def availability(self) -> Availability:
+        """Say what works here; never raises."""
+        if importlib.util.find_spec("onnxruntime") is None:
+            reason = "onnxruntime is not installed"
+            return Availability(None, reason, reason)
+        for distribution in _DISTRIBUTIONS:
+            try:
+                return Availability(importlib.metadata.version(distribution), None, None)
+            except importlib.metadata.PackageNotFoundError:
+                continue
+        try:
+            return Availability(str(packages.load("onnxruntime").__version__), None, None)
+        except EnvironmentProblem as problem:
+            return Availability(None, problem.what, problem.what)
+
+    def build(self, model: bytes, out: Path, options: BuildOptions) -> BuildResult:
+        """Optimise a model, prove the precision it will run in here, and write it.
+
+        On an x86-64 CPU ONNX Runtime has no FP16 convolutions: it puts Casts around FP32 ones. Such a build
+        fails, because it would be FP32 under an FP16 name.
+
+        Raises:
+            AccuracyGateError: The engine would not run in the precision asked for.
+            ArtefactError: The model is none that ONNX Runtime can read.
+            EnvironmentProblem: ``onnxruntime`` is missing, or ``out`` cannot be written.
+        """
+        onnx = packages.load("onnx")
+        with tempfile.TemporaryDirectory() as folder:
+            portable = _optimise(model, Path(folder) / "portable.onnx", "ORT_ENABLE_EXTENDED")
+            running = _optimise(portable, Path(folder) / "running.onnx", "ORT_ENABLE_ALL")
+        layers = weighted_layers(onnx.load_model_from_string(running))
+        check_precision(layers, options)
+        engine = parse_model(portable, str(out))
+        write_bytes(out, portable)
+        notes = (_DEPTHWISE_NOTE,) if options.precision is Precision.INT8 and _is_depthwise(engine) else ()
+        return BuildResult(
+            layers=layers,
+            layers_source=_LAYERS_SOURCE,
+            platform={"system": platform.system(), "machine": platform.machine()},
+            notes=notes,
+        )
+
+    def open_runner(self, engine: Path, record: EngineRecord, *, threads: int = 1) -> OrtRunner:
+        """Load an engine whose record was checked.
+
+        Raises:
+            ArtefactError: Built by another version of ONNX Runtime, or damaged.
+            EnvironmentProblem: ``onnxruntime`` is missing.
+        """
+        ort = packages.load("onnxruntime")
+        _check_origin(record, str(ort.__version__))
+        options = ort.SessionOptions()
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+        options.log_severity_level = _ERRORS_ONLY
+        # Workers spin while a run goes on, which is what keeps its latency low, and sleep as soon as it is
+        # over: spinning on would take the cores from the threads that decode the next image.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        try:
+            session = ort.InferenceSession(engine.read_bytes(), options, providers=["CPUExecutionProvider"])
+        except _failures(ort) as error:
+            raise ArtefactError(
+                f"onnxruntime cannot load {engine}: {_first_line(error)}",
+                remedy=f"rebuild it: {record.build_command}",
+            ) from error
+        return OrtRunner(session, record, _failures(ort))
+
+
+class OrtRunner:
+    """One session; any number of threads may call :meth:`run` at once.
+
+    Attributes:
+        record: The engine's record.
+        thread_safe: True.
+    """
+
+    thread_safe = True
+
+    def __init__(self, session: Any, record: EngineRecord, failures: tuple[type[Exception], ...]) -> None:
+        """Take over a session that was opened for this record."""
+        self.record = record
+        self._session = session
+        self._check = BatchCheck(record)
+        self._outputs = [record.contract.output_name]
+        self._input = record.contract.input_name
+        self._failures = failures
+
+    def run(self, batch: Array) -> Array:
+        """Classify a batch.
+
+        Args:
+            batch: ``uint8 [N, height, width, 1]`` with N within the engine's batch range.
+
+        Returns:
+            Probabilities, ``float32 [N, classes]``, owned by the caller.
+
+        Raises:
+            BadInputError: Another type or shape.
+            EnvironmentProblem: ONNX Runtime failed, for lack of memory for example.
+            ValueError: The runner is closed.
+        """
+        self._check(batch)
+        session = self._session
+        if session is None:
+            raise ValueError(f"the runner of {self.record.engine} is closed")
+        try:
+            return session.run(self._outputs, {self._input: batch})[0]
+        except self._failures as error:
+            raise EnvironmentProblem(
+                f"onnxruntime failed on {self.record.engine}: {_first_line(error)}",
+                remedy="free some memory or use a smaller batch",
+            ) from error
+
+    def close(self) -> None:
+        """Free the session; a second call does nothing."""
+        self._session = None
+
+    def __enter__(self) -> OrtRunner:
+        """Return itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close."""
+        self.close()
+
+
+def _optimise(model: bytes, path: Path, level: str) -> bytes:
+    """Return the graph as ONNX Runtime has it after its optimisations, kernels assigned."""
+    ort = packages.load("onnxruntime")
+    options = ort.SessionOptions()
+    options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, level)
+    options.optimized_model_filepath = str(path)
+    options.intra_op_num_threads = 1
+    options.log_severity_level = _ERRORS_ONLY
+    try:
+        ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except _failures(ort) as error:
+        raise ArtefactError(
+            f"onnxruntime cannot read the model: {_first_line(error)}",
+            remedy="export it again: edge-dsc export RUN",
+        ) from error
+    return path.read_bytes()
+
+
+def _check_origin(record: EngineRecord, version: str) -> None:
+    """Refuse an engine of another minor version, whose own operators may mean something else."""
+    remedy = f"rebuild it: {record.build_command}"
+    if record.runtime_version.split(".")[:2] != version.split(".")[:2]:
+        raise ArtefactError(
+            f"{record.engine} was built by onnxruntime {record.runtime_version}, here is {version}",
+            remedy=remedy,
+        )
+    machine = record.platform.get("machine")
+    if record.precision is Precision.FP16 and machine != platform.machine():
+        raise ArtefactError(
+            f"{record.engine} runs in FP16 on {machine}, which is not proven for {platform.machine()}",
+            remedy=remedy,
+        )
+
+
+def _is_depthwise(model: ModelProto) -> bool:
+    groups = (entry.i for node in model.graph.node for entry in node.attribute if entry.name == "group")
+    return any(group > 1 for group in groups)
+
+
+def _failures(ort: ModuleType) -> tuple[type[Exception], ...]:
+    """Every exception type that ONNX Runtime defines; they have no common base below Exception."""
+    defined = vars(ort.capi.onnxruntime_pybind11_state).values()
+    own = [value for value in defined if isinstance(value, type) and issubclass(value, Exception)]
+    return (*own, RuntimeError, ValueError)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
+
+
+RUNTIME = OnnxRuntime()
