@@ -36,7 +36,10 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
     def align(line: Sequence[str]) -> str:
         first, *rest = line
-        cells = [first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True))]
+        cells = [
+            first.ljust(widths[0]),
+            *(cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)),
+        ]
         return "  ".join(cells).rstrip()
 
     return "\n".join([align(lines[0]), "  ".join("-" * width for width in widths), *map(align, lines[1:])])

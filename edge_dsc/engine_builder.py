@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from calibration.table import CalibrationTable, check_table, load_table
+
 from edge_dsc import __version__
 from engines.errors import UsageError
 from engines.files import atomic_path, sha256_file
 from engines.record import BatchRange, EngineRecord, Precision, save_record
 from engines.runtimes import BuildOptions, BuildResult, Progress, Runtime, check_precision, choose_runtime
-
-CALIBRATION_NAME = "calibration.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +110,9 @@ def build_engine(request: BuildRequest, progress: Progress | None = None) -> Bui
     return BuiltEngine(out, record, chosen)
 
 
-def graph_in_precision(model: Any, precision: Precision, table: CalibrationTable | None, *, signed: bool) -> Any:
+def graph_in_precision(
+    model: Any, precision: Precision, table: CalibrationTable | None, *, signed: bool
+) -> Any:
     """Return the ONNX graph that holds the precision: as it is, cast to FP16, or with Q/DQ pairs.
 
     Args:

@@ -7,15 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edge_dsc.console import format_table
 from edge_dsc.data import Sample, discover
 from edge_dsc.data.split import load_split
 from edge_dsc.folder_loop import Answer, classify_files
 from edge_dsc.metrics import Metrics, classification_metrics
 from engines.errors import BadInputError, NotComparableError, UsageError
+from engines.files import write_document
 from engines.packages import load
 from engines.runtimes import Progress, Runner, open_engine
 
 SPLIT_NAME = "split.json"
+EVALUATION_KIND = "edge-dsc/evaluation"
+EVALUATION_SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -124,7 +128,8 @@ def labelled_samples(data: Path, split_file: Path, parts: Sequence[str]) -> list
         return list(found.samples)
     if not split_file.is_file():
         raise UsageError(
-            f"there is no {split_file.name} beside the engine", remedy="leave --split out, or keep the engine in its run folder"
+            f"there is no {split_file.name} beside the engine",
+            remedy="leave --split out, or keep the engine in its run folder",
         )
     split = load_split(split_file)
     wanted = {sample.path for part in parts for sample in split.samples(part)}
@@ -137,7 +142,9 @@ def labelled_samples(data: Path, split_file: Path, parts: Sequence[str]) -> list
     return samples
 
 
-def _answers(paths: list[Path], runner: Runner, threads: int, progress: Progress | None, phase: str) -> list[Answer]:
+def _answers(
+    paths: list[Path], runner: Runner, threads: int, progress: Progress | None, phase: str
+) -> list[Answer]:
     answers = []
     for answer in classify_files(paths, runner, threads=threads):
         answers.append(answer)
@@ -166,7 +173,9 @@ def _summarise(
     numpy = load("numpy")
     good = [(s, a) for s, a in zip(samples, answers, strict=True) if a.probabilities is not None]
     if not good:
-        raise BadInputError(f"none of the {len(answers)} images could be read", remedy=f"first: {answers[0].error}")
+        raise BadInputError(
+            f"none of the {len(answers)} images could be read", remedy=f"first: {answers[0].error}"
+        )
     true = numpy.array([labels.index(sample.label) for sample, _ in good])
     probabilities = numpy.array([answer.probabilities for _, answer in good], numpy.float32)
     skipped = tuple((str(a.path), str(a.error)) for a in answers if a.probabilities is None)
@@ -187,8 +196,59 @@ def _agreement(
         if mine.probabilities is None or other.probabilities is None:
             continue
         images += 1
-        largest = max(largest, *(abs(a - b) for a, b in zip(mine.probabilities, other.probabilities, strict=True)))
+        largest = max(
+            largest, *(abs(a - b) for a, b in zip(mine.probabilities, other.probabilities, strict=True))
+        )
         if mine.top != other.top:
             assert mine.top is not None and other.top is not None
             flipped.append((str(mine.path), labels[other.top], labels[mine.top]))
     return Agreement(reference.name, images, images - len(flipped), largest, tuple(flipped))
+
+
+def save_evaluation(path: Path, result: Evaluation) -> None:
+    """Write an evaluation as a JSON document."""
+    write_document(path, EVALUATION_KIND, EVALUATION_SCHEMA_VERSION, result.to_dict())
+
+
+def format_evaluation(result: Evaluation) -> str:
+    """Return an evaluation as text: the metrics, the confusion matrix and the agreement."""
+    blocks = [
+        f"{result.engine}: {result.images} images, {len(result.skipped)} skipped",
+        format_metrics(result.metrics),
+    ]
+    if result.agreement is not None:
+        found = result.agreement
+        blocks.append(
+            f"against {found.reference}: same class for {found.same_top1} of {found.images} images"
+            f" ({found.same_top1 / found.images:.2%}), largest difference of a probability"
+            f" {found.largest_difference:.2g}"
+        )
+        blocks += [f"  {path}: {before} -> {after}" for path, before, after in found.flipped]
+    return "\n".join(blocks)
+
+
+def format_metrics(metrics: Metrics) -> str:
+    """Return metrics as text tables: a row a class, then the confusion matrix."""
+    rows = [
+        [name, str(c.support), f"{c.precision:.3f}", f"{c.recall:.3f}", f"{c.f1:.3f}"]
+        for name, c in zip(metrics.labels, metrics.classes, strict=True)
+    ]
+    rows.append(
+        [
+            "macro",
+            str(metrics.images),
+            *(f"{v:.3f}" for v in (metrics.macro_precision, metrics.macro_recall, metrics.macro_f1)),
+        ]
+    )
+    confusion = [
+        [f"is {name}", *map(str, counts)]
+        for name, counts in zip(metrics.labels, metrics.confusion, strict=True)
+    ]
+    return "\n".join(
+        [
+            f"accuracy {metrics.accuracy:.2%}, loss {metrics.loss:.4f}",
+            format_table(["class", "images", "precision", "recall", "F1"], rows),
+            "",
+            format_table(["", *(f"called {name}" for name in metrics.labels)], confusion),
+        ]
+    )

@@ -113,9 +113,13 @@ class ModelContract:
         """
         text = metadata.get(METADATA_KEY)
         if text is None:
-            raise ArtefactError(f"{source} was not exported by edge-dsc (no contract inside)", remedy=_EXPORT_AGAIN)
+            raise ArtefactError(
+                f"{source} was not exported by edge-dsc (no contract inside)", remedy=_EXPORT_AGAIN
+            )
         try:
             values = json.loads(text)
         except ValueError as error:
-            raise ArtefactError(f"{source} holds a damaged contract: {error}", remedy=_EXPORT_AGAIN) from error
+            raise ArtefactError(
+                f"{source} holds a damaged contract: {error}", remedy=_EXPORT_AGAIN
+            ) from error
         return cls.from_dict(values, source=source)

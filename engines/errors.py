@@ -1,15 +1,15 @@
 """Every error that edge-dsc raises on purpose, one exit code a class.
 
-    EdgeDscError                 1  unexpected
-    ├── UsageError               2  the command asks for something impossible
-    ├── EnvironmentProblem       3  a package, a GPU, a permission or disk space is missing
-    ├── ArtefactError            4  a file of ours is stale, foreign, damaged or renamed
-    ├── AccuracyGateError        5  the engine loses more accuracy than allowed
-    ├── LatencyRegressionError   6  slower than allowed
-    ├── UnstableError            7  too noisy, or too few samples, for an answer
-    ├── NotComparableError       8  the two reports measure different things
-    └── BadInputError            9  the user's data cannot be used
-        └── ImageError           9  one image cannot be used; the rest can
+EdgeDscError                 1  unexpected
+├── UsageError               2  the command asks for something impossible
+├── EnvironmentProblem       3  a package, a GPU, a permission or disk space is missing
+├── ArtefactError            4  a file of ours is stale, foreign, damaged or renamed
+├── AccuracyGateError        5  the engine loses more accuracy than allowed
+├── LatencyRegressionError   6  slower than allowed
+├── UnstableError            7  too noisy, or too few samples, for an answer
+├── NotComparableError       8  the two reports measure different things
+└── BadInputError            9  the user's data cannot be used
+    └── ImageError           9  one image cannot be used; the rest can
 """
 
 from __future__ import annotations

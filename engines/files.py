@@ -130,5 +130,30 @@ def read_document(path: Path, kind: str, schema_version: int, *, renew: str) -> 
     return cast(dict[str, Any], document)
 
 
+def write_sealed_document(
+    target: Path, kind: str, schema_version: int, body: Mapping[str, Any], *, seal: str
+) -> None:
+    """Write a JSON document of ours with the hash of ``body`` under the name ``seal``, so that an edit shows."""
+    write_document(target, kind, schema_version, {**body, seal: sha256_bytes(canonical_json(body))})
+
+
+def read_sealed_document(
+    path: Path, kind: str, schema_version: int, *, seal: str, renew: str
+) -> dict[str, Any]:
+    """Read what :func:`write_sealed_document` wrote.
+
+    Returns:
+        The body alone, without kind, version and seal.
+
+    Raises:
+        ArtefactError: As :func:`read_document`, or the content is not what was sealed.
+    """
+    body = read_document(path, kind, schema_version, renew=renew)
+    del body["kind"], body["schema_version"]
+    if body.pop(seal, None) != sha256_bytes(canonical_json(body)):
+        raise ArtefactError(f"{path} was edited after it was made", remedy=f"make it anew: {renew}")
+    return body
+
+
 def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is not a JSON number")

@@ -51,7 +51,9 @@ def read_bytes(path: Path) -> bytes:
             raise ImageError(f"{path} has {size} bytes, the limit is {MAX_BYTES}", remedy="shrink the image")
         data = path.read_bytes()
     except OSError as error:
-        raise ImageError(f"cannot read {path}: {error.strerror}", remedy="check the file's permissions") from error
+        raise ImageError(
+            f"cannot read {path}: {error.strerror}", remedy="check the file's permissions"
+        ) from error
     if not data:
         raise ImageError(f"{path} is empty (0 bytes)", remedy="copy the file again")
     return data
@@ -114,7 +116,9 @@ def grey8(pixels: Array, *, name: str = "image") -> Array:
     elif pixels.ndim == 3 and pixels.shape[2] == 1:
         pixels = pixels[:, :, 0]
     elif pixels.ndim != 2:
-        raise ImageError(f"{name} has shape {pixels.shape}", remedy="give [H, W], [H, W, 1], [H, W, 3] or [H, W, 4]")
+        raise ImageError(
+            f"{name} has shape {pixels.shape}", remedy="give [H, W], [H, W, 1], [H, W, 3] or [H, W, 4]"
+        )
     if pixels.dtype == numpy.uint16 and pixels.size:
         needed = int(pixels.max()).bit_length()
         stored = next(bits for bits in _STORED_BITS if bits >= needed)

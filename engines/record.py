@@ -174,7 +174,9 @@ def _check_engine(engine: Path, record: EngineRecord) -> None:
         raise ArtefactError(f"{engine} was renamed: its record is of {record.engine}", remedy=remedy)
     size = engine.stat().st_size
     if size != record.engine_bytes:
-        raise ArtefactError(f"{engine} has {size} bytes, its record says {record.engine_bytes}", remedy=remedy)
+        raise ArtefactError(
+            f"{engine} has {size} bytes, its record says {record.engine_bytes}", remedy=remedy
+        )
     if sha256_file(engine) != record.engine_sha256:
         raise ArtefactError(f"{engine} is not the engine of its record (SHA-256 differs)", remedy=remedy)
     model = engine.parent / record.onnx

@@ -33,13 +33,19 @@ def deployed_graph(architecture: str, seed: int = 0) -> onnx.ModelProto:
         return constant(name, (rng.standard_normal(size) * 0.05).astype(np.float32))
 
     def add(op: str, *inputs: str, **attributes: object) -> str:
-        nodes.append(helper.make_node(op, inputs, [f"{op}_{len(nodes)}"], name=f"{op}_{len(nodes)}", **attributes))
+        nodes.append(
+            helper.make_node(op, inputs, [f"{op}_{len(nodes)}"], name=f"{op}_{len(nodes)}", **attributes)
+        )
         return nodes[-1].output[0]
 
-    def conv(x: str, name: str, inputs: int, outputs: int, kernel: int, group: int = 1, scale: float = 1.0) -> str:
+    def conv(
+        x: str, name: str, inputs: int, outputs: int, kernel: int, group: int = 1, scale: float = 1.0
+    ) -> str:
         w = weight(f"{name}.weight", outputs, inputs // group, kernel, kernel, scale=scale)
         pads = [kernel // 2] * 4
-        return add("Conv", x, w, bias(f"{name}.bias", outputs), group=group, pads=pads, kernel_shape=[kernel, kernel])
+        return add(
+            "Conv", x, w, bias(f"{name}.bias", outputs), group=group, pads=pads, kernel_shape=[kernel, kernel]
+        )
 
     x = add("Cast", contract.input_name, to=TensorProto.FLOAT)
     x = add("Reshape", x, constant("planes", np.array([-1, 1, 224, 224], np.int64)))

@@ -44,7 +44,9 @@ def reported(command: Command) -> Command:
             raise
         except Exception as error:  # noqa: BLE001 - the last line of defence of a command-line program
             _debug()
-            say(f"error: unexpected {type(error).__name__}: {_one_line(error)} (EDGE_DSC_DEBUG=1 shows where)")
+            say(
+                f"error: unexpected {type(error).__name__}: {_one_line(error)} (EDGE_DSC_DEBUG=1 shows where)"
+            )
             raise typer.Exit(1) from None
 
     return cast(Command, wrapper)

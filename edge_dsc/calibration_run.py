@@ -1,0 +1,103 @@
+"""Calibration as an application step: which images may be used, and where the table goes."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+from calibration.collect import CalibrationOptions, calibrate
+from calibration.table import CalibrationTable, save_table
+
+from calibration.select import select_images
+from edge_dsc.data import discover
+from edge_dsc.data.split import load_split
+from edge_dsc.evaluation import SPLIT_NAME
+from engines.files import sha256_file
+from engines.runtimes import Progress
+
+CALIBRATION_NAME = "calibration.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationRequest:
+    """What ``calibrate`` was asked for.
+
+    Attributes:
+        model: The FP32 ONNX model.
+        data: A folder of labelled images.
+        method: One of :data:`calibration.methods.METHODS`.
+        images: How many images to draw, stratified by class.
+        seed: Seed of the draw.
+        out: The table; None puts ``calibration.json`` beside the model.
+    """
+
+    model: Path
+    data: Path
+    method: str = "entropy"
+    images: int = 256
+    seed: int = 0
+    out: Path | None = None
+
+
+@dataclass(frozen=True)
+class CalibrationRun:
+    """A calibration that was made.
+
+    Attributes:
+        path: The table's file.
+        table: The table.
+        held_out: Images left out because the network's split holds them back for evaluation.
+    """
+
+    path: Path
+    table: CalibrationTable
+    held_out: int
+
+
+def run_calibration(request: CalibrationRequest, progress: Progress | None = None) -> CalibrationRun:
+    """Choose images, calibrate over them and write the table.
+
+    Images that the network's own split (``split.json`` beside the model) keeps for validation, evaluation
+    or test are left out: ranges tuned on them would flatter the INT8 engine's accuracy.
+
+    Raises:
+        BadInputError: Too few usable images.
+        ArtefactError: The model is not ours.
+    """
+    items, held_out = calibration_images(request.data, request.model)
+    chosen = select_images(items, request.images, request.seed)
+    options = CalibrationOptions(method=request.method, seed=request.seed)
+    table = calibrate(request.model, chosen, options, progress)
+    path = request.out or request.model.parent / CALIBRATION_NAME
+    save_table(path, table)
+    return CalibrationRun(path, table, held_out)
+
+
+def calibration_images(data: Path, model: Path) -> tuple[list[tuple[Path, str]], int]:
+    """Name the images of a folder that may calibrate a model.
+
+    Returns:
+        (path, class) of each, and how many were left out as held back by the model's split.
+    """
+    found = [(data / sample.path, sample.label) for sample in discover(data).samples]
+    split_file = model.parent / SPLIT_NAME
+    if not split_file.is_file():
+        return found, 0
+    held_back = load_split(split_file).held_back_sha256
+    allowed = [(path, label) for path, label in found if sha256_file(path) not in held_back]
+    return allowed, len(found) - len(allowed)
+
+
+def calibration_command(request: CalibrationRequest, path: Path) -> str:
+    """Return the command line that makes this table again."""
+    words = ["edge-dsc", "calibrate", str(request.model), "--calib-data", str(request.data)]
+    words += [
+        "--calib-method",
+        request.method,
+        "--calib-images",
+        str(request.images),
+        "--seed",
+        str(request.seed),
+    ]
+    return shlex.join([*words, "--out", str(path)])

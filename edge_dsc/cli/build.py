@@ -1,0 +1,171 @@
+"""Commands that turn a trained network into an engine: export, calibrate, build-engine."""
+
+from __future__ import annotations
+
+import enum
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from edge_dsc.cli.options import Json, Out, Seed, model_of
+
+DEFAULT_RUN = Path("runs/dsc")
+
+
+class CalibMethod(str, enum.Enum):
+    """How ranges are chosen; the names of calibration.methods.METHODS."""
+
+    ENTROPY = "entropy"
+    MINMAX = "minmax"
+    PERCENTILE = "percentile"
+
+
+class Backend(str, enum.Enum):
+    """The runtimes' table and ``auto``."""
+
+    AUTO = "auto"
+    ONNXRUNTIME = "onnxruntime"
+    TENSORRT = "tensorrt"
+    TENSORRT_RTX = "tensorrt-rtx"
+
+
+Model = Annotated[Path, typer.Argument(help="A run folder that train wrote, or an ONNX model of export.")]
+CalibData = Annotated[
+    Optional[Path],
+    typer.Option("--calib-data", help="Folder of real X-rays, DIR/class/file.", show_default=False),
+]
+CalibImages = Annotated[
+    int, typer.Option("--calib-images", min=1, help="Images to draw, stratified by class.")
+]
+Method = Annotated[CalibMethod, typer.Option("--calib-method", help="How the ranges are chosen.")]
+
+
+def export(
+    run: Annotated[Path, typer.Argument(help="A run folder that train wrote.")] = DEFAULT_RUN,
+    data: Annotated[
+        Optional[Path],
+        typer.Option(
+            "--data", help="Images for the parity check; default: those of training.", show_default=False
+        ),
+    ] = None,
+    out: Out = None,
+    json: Json = False,
+) -> None:
+    """Export a trained network as ONNX in its deployed form, and prove it equal to Keras."""
+    from edge_dsc.console import give, give_json, progress_bar
+    from edge_dsc.export import export_run
+
+    with progress_bar() as progress:
+        result = export_run(run, out=out, data=data, progress=progress)
+    if json:
+        give_json("edge-dsc/export-result", result.to_dict())
+    else:
+        give(result.summary())
+
+
+def calibrate(
+    calib_data: CalibData,
+    model: Model = DEFAULT_RUN,
+    calib_method: Method = CalibMethod.ENTROPY,
+    calib_images: CalibImages = 256,
+    seed: Seed = 0,
+    out: Out = None,
+    json: Json = False,
+) -> None:
+    """Find the activation ranges for INT8 over real images."""
+    from edge_dsc.calibration_run import CalibrationRequest, run_calibration
+    from edge_dsc.console import give, give_json, progress_bar
+    from edge_dsc.inspection import describe_table
+    from engines.errors import UsageError
+
+    if calib_data is None:
+        raise UsageError("calibration needs real images", remedy="add --calib-data DIR")
+    request = CalibrationRequest(
+        model=model_of(model),
+        data=calib_data,
+        method=calib_method.value,
+        images=calib_images,
+        seed=seed,
+        out=out,
+    )
+    with progress_bar() as progress:
+        made = run_calibration(request, progress)
+    description = {"path": str(made.path), "held_out": made.held_out, **describe_table(made.table)}
+    if json:
+        give_json("edge-dsc/calibrate-result", description)
+    else:
+        give(
+            f"{made.path}: {len(made.table.ranges)} ranges by {made.table.method} over {len(made.table.images)} images"
+            f" ({made.held_out} left out as held back by the split)"
+        )
+
+
+def build_engine(
+    model: Model = DEFAULT_RUN,
+    fp32: Annotated[bool, typer.Option("--fp32", help="Build in FP32 (the default).")] = False,
+    fp16: Annotated[bool, typer.Option("--fp16", help="Build in FP16.")] = False,
+    int8: Annotated[bool, typer.Option("--int8", help="Build in INT8, from a calibration.")] = False,
+    calib_data: CalibData = None,
+    calibration: Annotated[
+        Optional[Path],
+        typer.Option(
+            "--calibration", help="A calibration table; default: the one beside MODEL.", show_default=False
+        ),
+    ] = None,
+    calib_method: Method = CalibMethod.ENTROPY,
+    calib_images: CalibImages = 256,
+    seed: Seed = 0,
+    backend: Annotated[Backend, typer.Option("--backend", help="Which runtime builds.")] = Backend.AUTO,
+    batch: Annotated[str, typer.Option("--batch", help="Batch sizes, N or MIN:OPT:MAX.")] = "1:8:32",
+    workspace: Annotated[
+        int, typer.Option("--workspace", min=1, help="Scratch memory for the builder, MiB.")
+    ] = 1024,
+    out: Out = None,
+    json: Json = False,
+) -> None:
+    """Build an engine in FP32, FP16 or INT8 and write the record that proves what it is."""
+    from edge_dsc.calibration_run import CALIBRATION_NAME, CalibrationRequest, run_calibration
+    from edge_dsc.cli.parse import parse_batch, parse_precision
+    from edge_dsc.console import give, give_json, progress_bar, say
+    from edge_dsc.engine_builder import BuildRequest
+    from edge_dsc.engine_builder import build_engine as build
+    from edge_dsc.inspection import format_record
+    from engines.errors import UsageError
+    from engines.record import Precision
+
+    path = model_of(model)
+    precision = parse_precision(fp32=fp32, fp16=fp16, int8=int8)
+    batch_range = parse_batch(batch)
+    if precision is not Precision.INT8 and (calib_data or calibration):
+        raise UsageError(f"calibration has no use in {precision.value}", remedy="add --int8")
+    if calib_data and calibration:
+        raise UsageError("--calib-data and --calibration exclude each other", remedy="give one of them")
+    with progress_bar() as progress:
+        if calib_data:
+            request = CalibrationRequest(
+                model=path, data=calib_data, method=calib_method.value, images=calib_images, seed=seed
+            )
+            calibration = run_calibration(request, progress).path
+        elif (
+            precision is Precision.INT8 and calibration is None and (path.parent / CALIBRATION_NAME).is_file()
+        ):
+            calibration = path.parent / CALIBRATION_NAME
+            say(f"using the calibration table {calibration}")
+        built = build(
+            BuildRequest(
+                model=path,
+                precision=precision,
+                runtime=backend.value,
+                batch=batch_range,
+                calibration=calibration,
+                out=out,
+                workspace_mib=workspace,
+            ),
+            progress,
+        )
+    say(f"runtime: {built.chosen}")
+    if json:
+        give_json("edge-dsc/build-engine-result", {"path": str(built.path), "record": built.record.to_dict()})
+    else:
+        give(f"{built.path}\n{format_record(built.record)}")

@@ -1,0 +1,40 @@
+"""Texts and flags of the command line that need more than typer's own parsing."""
+
+from __future__ import annotations
+
+from engines.errors import UsageError
+from engines.record import BatchRange, Precision
+
+
+def parse_batch(text: str) -> BatchRange:
+    """Read ``8`` or ``1:8:32`` (smallest, best, largest).
+
+    Raises:
+        UsageError: Anything else.
+    """
+    remedy = "write N or MIN:OPT:MAX, such as --batch 1:8:32"
+    try:
+        sizes = [int(part) for part in text.split(":")]
+        if len(sizes) == 1:
+            return BatchRange(sizes[0], sizes[0], sizes[0])
+        smallest, best, largest = sizes
+        return BatchRange(smallest, best, largest)
+    except ValueError as error:
+        raise UsageError(f"--batch {text!r} is no batch range", remedy=remedy) from error
+
+
+def parse_precision(*, fp32: bool, fp16: bool, int8: bool) -> Precision:
+    """Return the one precision that was asked for; FP32 without a flag.
+
+    Raises:
+        UsageError: More than one flag.
+    """
+    asked = [
+        p for p, flag in ((Precision.FP32, fp32), (Precision.FP16, fp16), (Precision.INT8, int8)) if flag
+    ]
+    if len(asked) > 1:
+        raise UsageError(
+            f"{' and '.join('--' + p.value for p in asked)} exclude each other",
+            remedy="build one engine a precision",
+        )
+    return asked[0] if asked else Precision.FP32

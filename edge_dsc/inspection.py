@@ -1,0 +1,163 @@
+"""``inspect``: what any file of ours is and says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from calibration.table import CalibrationTable
+
+from engines.errors import ArtefactError, BadInputError
+from engines.files import sha256_file
+from engines.record import EngineRecord, load_record, record_path
+
+_LONG = 12  # entries of a list or mapping that are still printed whole
+
+
+def inspect_path(path: Path) -> dict[str, Any]:
+    """Say what a file or run folder is, and what it says of itself.
+
+    Args:
+        path: An engine, its record, an ONNX model, a JSON document of ours, ``model.keras`` or a run folder.
+
+    Returns:
+        JSON-ready values; ``what`` names the kind.
+
+    Raises:
+        BadInputError: Nothing is there, or it is no file of ours.
+        ArtefactError: It is ours, but damaged or not what its record says.
+    """
+    if path.is_dir():
+        return _inspect_run(path)
+    if not path.is_file():
+        raise BadInputError(f"there is no {path}", remedy="name a file that edge-dsc wrote, or a run folder")
+    if record_path(path).is_file():
+        return {"what": "engine", "path": str(path), "record": load_record(path).to_dict()}
+    if path.suffix == ".onnx":
+        return _inspect_onnx(path)
+    if path.suffix == ".json":
+        return _inspect_document(path)
+    if path.suffix == ".keras":
+        return {
+            "what": "Keras model",
+            "path": str(path),
+            "bytes": path.stat().st_size,
+            "sha256": sha256_file(path),
+        }
+    if path.suffix == ".engine":
+        load_record(path)  # raises: there is no record
+    raise BadInputError(
+        f"{path} is no file that edge-dsc wrote",
+        remedy="name an .engine, .onnx, .json or .keras file, or a run folder",
+    )
+
+
+def _inspect_run(folder: Path) -> dict[str, Any]:
+    files = sorted(entry for entry in folder.iterdir() if entry.is_file() and not entry.name.startswith("."))
+    found = []
+    for entry in files:
+        if entry.name.endswith(".engine.json"):
+            continue
+        try:
+            what = inspect_path(entry)["what"]
+        except ArtefactError as error:
+            what = f"refused: {error}"
+        except BadInputError:
+            what = "other"
+        found.append({"file": entry.name, "what": what, "bytes": entry.stat().st_size})
+    if not found:
+        raise BadInputError(f"{folder} is empty", remedy="name a run folder that train wrote")
+    return {"what": "run folder", "path": str(folder), "files": found}
+
+
+def _inspect_onnx(path: Path) -> dict[str, Any]:
+    from engines.graph import contract_of, count_multiply_adds, count_parameters, load_model, weighted_layers
+
+    model = load_model(path)
+    return {
+        "what": "ONNX model",
+        "path": str(path),
+        "sha256": sha256_file(path),
+        "contract": contract_of(model, str(path)).to_dict(),
+        "parameters": count_parameters(model),
+        "multiply_adds": count_multiply_adds(model),
+        "layers": dict(weighted_layers(model)),
+        "operators": [node.op_type for node in model.graph.node],
+    }
+
+
+def _inspect_document(path: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise BadInputError(
+            f"{path} is no JSON document: {error}", remedy="name a file that edge-dsc wrote"
+        ) from error
+    kind = document.get("kind") if isinstance(document, dict) else None
+    if not isinstance(kind, str) or not kind.startswith("edge-dsc/"):
+        raise BadInputError(
+            f"{path} is no document of edge-dsc (kind: {kind})", remedy="name a file that it wrote"
+        )
+    if kind == "edge-dsc/engine-record":
+        engine = path.with_suffix("")
+        return {"what": "engine record", "path": str(path), "record": load_record(engine).to_dict()}
+    return {"what": kind.partition("/")[2].replace("-", " "), "path": str(path), "document": document}
+
+
+def describe_table(table: CalibrationTable) -> dict[str, Any]:
+    """Return a calibration table's key facts, JSON-ready."""
+    return {
+        "method": table.method,
+        "images": len(table.images),
+        "ranges": {name: list(bounds) for name, bounds in table.ranges.items()},
+        "onnx_sha256": table.onnx_sha256,
+        "preprocess_sha256": table.preprocess_sha256,
+        "seed": table.seed,
+    }
+
+
+def format_record(record: EngineRecord) -> str:
+    """Return an engine record's key facts as text."""
+    layers = ", ".join(f"{count} in {name}" for name, count in sorted(record.layers.items()))
+    lines = [
+        f"  {record.contract.architecture} in {record.precision.value}, {record.engine_bytes:,} bytes,"
+        f" {record.runtime} {record.runtime_version}, batch {record.batch}, built in {record.build_seconds:.2f} s",
+        f"  layers with weights: {layers} ({record.layers_source})",
+        *(f"  note: {note}" for note in record.notes),
+    ]
+    return "\n".join(lines)
+
+
+def format_inspection(found: Mapping[str, Any]) -> str:
+    """Return an inspection as indented text; long lists are cut with their length."""
+    return "\n".join(_lines(found, 0))
+
+
+def _lines(value: Mapping[str, Any], depth: int) -> list[str]:
+    lines = []
+    pad = "  " * depth
+    for key, entry in value.items():
+        if isinstance(entry, Mapping) and entry:
+            lines.append(f"{pad}{key}:")
+            shown = dict(list(entry.items())[:_LONG]) if depth else entry
+            lines += _lines(shown, depth + 1)
+            if len(shown) < len(entry):
+                lines.append(f"{pad}  ... {len(entry) - len(shown)} more")
+        elif isinstance(entry, list) and entry and isinstance(entry[0], Mapping):
+            lines.append(f"{pad}{key}: {len(entry)}")
+            lines += [f"{pad}  - {_row(row)}" for row in entry[:_LONG]]
+            if len(entry) > _LONG:
+                lines.append(f"{pad}  ... {len(entry) - _LONG} more")
+        elif isinstance(entry, list):
+            shown_list = ", ".join(str(item) for item in entry[:_LONG])
+            more = f", ... {len(entry) - _LONG} more" if len(entry) > _LONG else ""
+            lines.append(f"{pad}{key}: {shown_list}{more}")
+        else:
+            lines.append(f"{pad}{key}: {entry}")
+    return lines
+
+
+def _row(row: object) -> str:
+    return ", ".join(f"{key} {value}" for key, value in row.items()) if isinstance(row, Mapping) else str(row)

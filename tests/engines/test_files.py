@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from engines import files
+from engines.errors import ArtefactError, EnvironmentProblem
+
+KIND = "edge-dsc/test"
+
+
+def test_atomic_write_replaces_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    target = tmp_path / "new" / "a.txt"
+    files.write_text(target, "one")
+    files.write_text(target, "two")
+    assert target.read_text() == "two"
+    assert os.listdir(target.parent) == ["a.txt"]
+    assert target.stat().st_mode & 0o044 == 0o044 & ~_umask()
+
+
+def test_a_failing_writer_leaves_the_old_file(tmp_path: Path) -> None:
+    target = tmp_path / "a.txt"
+    files.write_text(target, "old")
+    for failure in (RuntimeError, KeyboardInterrupt):
+        with pytest.raises(failure), files.atomic_path(target) as temporary:
+            temporary.write_text("half")
+            raise failure
+        assert target.read_text() == "old"
+        assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_disk_full_and_no_permission_name_the_place_and_the_remedy(tmp_path: Path) -> None:
+    with pytest.raises(EnvironmentProblem, match=r"cannot write .*a\.txt: No space left") as caught:
+        with files.atomic_path(tmp_path / "a.txt"):
+            raise OSError(28, "No space left on device")
+    assert "free some space" in caught.value.remedy
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    with pytest.raises(EnvironmentProblem, match="cannot write"):
+        files.write_text(blocked / "a.txt", "x")
+
+
+def test_documents_come_back(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    files.write_document(path, KIND, 1, {"x": [1, 2.5, "ü"]})
+    assert files.read_document(path, KIND, 1, renew="make") == {
+        "kind": KIND,
+        "schema_version": 1,
+        "x": [1, 2.5, "ü"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "not valid JSON"),
+        (b"{", "not valid JSON"),
+        (b'{"kind": "edge-dsc/test", "x": NaN}', "NaN is not a JSON number"),
+        (b"\xff\xfe", "not a text file"),
+        (b"[1]", r"not an edge-dsc/test document \(kind: list\)"),
+        (b'{"kind": "other"}', r"kind: other"),
+        (b'{"kind": "edge-dsc/test", "schema_version": 2}', "schema version 2, this edge-dsc reads 1"),
+    ],
+)
+def test_other_content_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "a.json"
+    path.write_bytes(content)
+    with pytest.raises(ArtefactError, match=message) as caught:
+        files.read_document(path, KIND, 1, renew="edge-dsc make")
+    assert caught.value.remedy == "make it anew: edge-dsc make"
+
+
+def test_nan_is_never_written(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="Out of range float"):
+        files.write_document(tmp_path / "a.json", KIND, 1, {"x": float("nan")})
+    assert os.listdir(tmp_path) == []
+
+
+def test_hashes(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"abc")
+    known = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2, B.1
+    assert files.sha256_file(path) == files.sha256_bytes(b"abc") == known
+
+
+def _umask() -> int:
+    value = os.umask(0)
+    os.umask(value)
+    return value

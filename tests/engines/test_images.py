@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from engines import images
+from engines.contract import ModelContract
+from engines.errors import ImageError
+
+CONTRACT = ModelContract(labels=("a", "b"), architecture="dsc")
+
+
+def smooth(height: int, width: int, seed: int = 0) -> np.ndarray:
+    noise = np.random.default_rng(seed).integers(0, 256, (height // 8 + 2, width // 8 + 2), dtype=np.uint8)
+    return cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC)
+
+
+def encode(pixels: np.ndarray, suffix: str, *options: int) -> bytes:
+    done, data = cv2.imencode(suffix, pixels, list(options))
+    assert done
+    return data.tobytes()
+
+
+def with_exif_orientation(jpeg: bytes, orientation: int) -> bytes:
+    entry = struct.pack(">HHIHH", 0x0112, 3, 1, orientation, 0)
+    tiff = b"MM\x00\x2a" + struct.pack(">IH", 8, 1) + entry + struct.pack(">I", 0)
+    body = b"Exif\x00\x00" + tiff
+    return jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(body) + 2) + body + jpeg[2:]
+
+
+@pytest.mark.parametrize("suffix", [".png", ".bmp", ".tiff"])
+def test_lossless_grey_comes_back_bit_for_bit(suffix: str) -> None:
+    pixels = smooth(300, 260)
+    np.testing.assert_array_equal(images.decode_grey(encode(pixels, suffix)), pixels)
+
+
+def test_equal_channels_alpha_and_16_bits_give_the_grey_picture() -> None:
+    grey = smooth(300, 260)
+    bgr = cv2.merge([grey, grey, grey])
+    bgra = cv2.merge([grey, grey, grey, np.full_like(grey, 128)])
+    wide = grey.astype(np.uint16) * 257
+    for pixels in (bgr, bgra, wide, cv2.merge([wide, wide, wide]), cv2.merge([wide, wide, wide, wide])):
+        np.testing.assert_array_equal(images.decode_grey(encode(pixels, ".png")), grey)
+
+
+def test_palette_png() -> None:
+    # A 32x32 palette image of two colours, written by hand: OpenCV writes none.
+    import zlib
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    rows = b"".join(b"\x00" + bytes([row % 2] * 32) for row in range(32))
+    png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 32, 32, 8, 3, 0, 0, 0))
+    png += (
+        chunk(b"PLTE", bytes([10, 10, 10, 200, 200, 200]))
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )
+    expected = np.repeat(np.array([10, 200] * 16, np.uint8)[:, None], 32, axis=1)
+    np.testing.assert_array_equal(images.decode_grey(png), expected)
+
+
+@pytest.mark.parametrize(("bits", "shift"), [(10, 2), (12, 4), (14, 6), (16, 8)])
+def test_detector_depth_in_a_16_bit_file_is_recognised(bits: int, shift: int) -> None:
+    ramp = np.linspace(0, 2**bits - 1, 64 * 64).astype(np.uint16).reshape(64, 64)
+    decoded = images.decode_grey(encode(ramp, ".png"))
+    np.testing.assert_array_equal(decoded, (ramp >> shift).astype(np.uint8))
+    assert decoded.max() == 255
+
+
+def test_progressive_jpeg_is_the_baseline_jpeg() -> None:
+    pixels = smooth(300, 260)
+    baseline = encode(pixels, ".jpg", cv2.IMWRITE_JPEG_QUALITY, 92)
+    progressive = encode(pixels, ".jpg", cv2.IMWRITE_JPEG_QUALITY, 92, cv2.IMWRITE_JPEG_PROGRESSIVE, 1)
+    np.testing.assert_array_equal(images.decode_grey(progressive), images.decode_grey(baseline))
+
+
+@pytest.mark.parametrize(("height", "width"), [(300, 260), (1200, 1000)])
+def test_exif_orientation_is_applied(height: int, width: int) -> None:
+    jpeg = encode(smooth(height, width), ".jpg")
+    upright = images.decode_grey(jpeg)
+    turned = images.decode_grey(with_exif_orientation(jpeg, 6))
+    np.testing.assert_array_equal(turned, np.rot90(upright, -1))
+
+
+@pytest.mark.parametrize(("side", "expected"), [(447, 447), (895, 895), (896, 448), (1792, 448), (3584, 448)])
+def test_large_jpegs_are_decoded_at_reduced_size(side: int, expected: int) -> None:
+    assert images.decode_grey(encode(np.zeros((side, side + 8), np.uint8), ".jpg")).shape[0] == expected
+
+
+def test_reduced_decoding_stays_close_to_the_full_picture() -> None:
+    pixels = smooth(1800, 1800)
+    full = images.resize_to(pixels, 224, 224).astype(int)
+    reduced = images.resize_to(images.decode_grey(encode(pixels, ".jpg")), 224, 224).astype(int)
+    assert np.abs(full - reduced).mean() < 1.0
+
+
+def test_resize_halves_exactly_and_leaves_the_target_alone() -> None:
+    pixels = smooth(448, 448)
+    means = pixels.reshape(224, 2, 224, 2).astype(float).mean(axis=(1, 3))
+    assert np.abs(images.resize_to(pixels, 224, 224) - means).max() <= 0.5
+    same = smooth(224, 224)
+    assert images.resize_to(same, 224, 224) is same
+
+
+@pytest.mark.parametrize("size", [(225, 900), (224, 224), (100, 300), (300, 100), (449, 451), (1001, 1003)])
+def test_every_size_becomes_the_input_shape(size: tuple[int, int]) -> None:
+    out = images.prepare_pixels(smooth(*size), CONTRACT)
+    assert out.shape == (224, 224, 1)
+    assert out.dtype == np.uint8
+
+
+def test_file_and_frame_give_the_same_bits(tmp_path: Path) -> None:
+    grey = smooth(500, 470)
+    path = tmp_path / "a.png"
+    path.write_bytes(encode(cv2.merge([grey, grey, grey]), ".png"))
+    from_file = images.read_input(path, CONTRACT)
+    from_frame = images.prepare_frame(cv2.merge([grey, grey, grey]), CONTRACT)
+    np.testing.assert_array_equal(from_file, from_frame)
+
+
+def test_truncated_jpegs_and_pngs_are_refused() -> None:
+    for suffix in (".jpg", ".png"):
+        data = encode(smooth(300, 260), suffix)
+        for kept in (0.3, 0.6, 0.99):
+            with pytest.raises(ImageError):
+                images.decode_grey(data[: int(len(data) * kept)], name="x")
+    jpeg = encode(smooth(300, 260), ".jpg")
+    with pytest.raises(ImageError, match=r"a\.jpg is a truncated JPEG \(\d+ bytes\)"):
+        images.decode_grey(jpeg[:-2], name="a.jpg")
+
+
+def test_a_text_file_named_png_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "note.png"
+    path.write_text("hello, this is text")
+    with pytest.raises(
+        ImageError, match=r"note\.png is damaged or no image \(19 bytes, starting 68 65 6c 6c"
+    ):
+        images.read_input(path, CONTRACT)
+
+
+def test_a_1x1_image_is_refused() -> None:
+    with pytest.raises(ImageError, match="dot is 1x1 pixels") as caught:
+        images.prepare_pixels(np.zeros((1, 1), np.uint8), CONTRACT, name="dot")
+    assert "at least 32 pixels a side" in caught.value.remedy
+
+
+def test_a_20000_pixel_png_is_refused_by_its_header_alone() -> None:
+    header = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + b"IHDR" + struct.pack(">II", 20000, 20000)
+    with pytest.raises(ImageError, match="big is 20000x20000 = 400 megapixels"):
+        images.decode_grey(header, name="big")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"", r"is empty \(0 bytes\)"), (None, "does not exist"), ("folder", "is not a regular file")],
+)
+def test_unusable_files(tmp_path: Path, content: bytes | str | None, message: str) -> None:
+    path = tmp_path / "x.png"
+    if content == "folder":
+        path.mkdir()
+    elif isinstance(content, bytes):
+        path.write_bytes(content)
+    with pytest.raises(ImageError, match=message):
+        images.read_input(path, CONTRACT)
+
+
+def test_float_pixels_and_strange_shapes_are_refused() -> None:
+    with pytest.raises(ImageError, match="float32 pixels"):
+        images.grey8(np.zeros((64, 64), np.float32))
+    with pytest.raises(ImageError, match=r"shape \(64, 64, 2\)"):
+        images.grey8(np.zeros((64, 64, 2), np.uint8))
+
+
+def test_encoded_size_reads_headers() -> None:
+    pixels = smooth(48, 40)
+    assert images.encoded_size(encode(pixels, ".png")) == (48, 40)
+    assert images.encoded_size(encode(pixels, ".jpg")) == (48, 40)
+    assert images.encoded_size(encode(pixels, ".bmp")) is None
+    assert images.encoded_size(b"\xff\xd8\xff") is None
