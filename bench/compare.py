@@ -1,0 +1,221 @@
+"""Compare latencies: two subjects of one report, or two reports. Refuses what measured different things."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from bench.report import Report, SubjectReport
+from bench.statistics import (
+    MARGIN,
+    Interval,
+    Verdict,
+    block_medians,
+    judge,
+    paired_ratio,
+    unpaired_ratio,
+)
+from engines.errors import LatencyRegressionError, NotComparableError, UsageError
+
+ENVIRONMENT_KEYS = ("machine", "architecture", "cpu", "cores", "cpu_limit", "gpu")
+SUBJECT_KEYS = ("batch", "threads", "switches")
+_MEASURE_BOTH = "measure both the same way, or allow it with"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ratio:
+    """How a candidate's latency relates to a baseline's.
+
+    Attributes:
+        baseline: Name of the subject that is compared with.
+        candidate: Name of the subject that is judged.
+        baseline_ns: Median of its block medians, nanoseconds.
+        candidate_ns: Likewise.
+        ratio: Candidate / baseline with its 95 % interval; below 1 is faster.
+        verdict: What that shows.
+        margin: The margin it was judged by.
+        allowed: Conditions that differ and were allowed to: the ratio is not of the engines alone.
+    """
+
+    baseline: str
+    candidate: str
+    baseline_ns: float
+    candidate_ns: float
+    ratio: Interval
+    verdict: Verdict
+    margin: float = MARGIN
+    allowed: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Two reports side by side.
+
+    Attributes:
+        rows: One ratio for each subject that both have, in the baseline's order.
+        only_baseline: Names that only the baseline report measured.
+        only_candidate: Names that only the candidate report measured.
+        allowed: Conditions of the reports that differ and were allowed to.
+    """
+
+    rows: tuple[Ratio, ...]
+    only_baseline: tuple[str, ...] = ()
+    only_candidate: tuple[str, ...] = ()
+    allowed: tuple[str, ...] = ()
+
+
+def compare_subjects(
+    report: Report,
+    baseline: str,
+    candidate: str,
+    *,
+    allow: Collection[str] = (),
+    margin: float = MARGIN,
+    seed: int = 0,
+) -> Ratio:
+    """Compare two subjects of one report, round by round.
+
+    Raises:
+        UsageError: The report has no such subject.
+        NotComparableError: Their batch, threads or switches differ and are not in ``allow``.
+        UnstableError: Too few rounds.
+    """
+    below, above = _find_subject(report, baseline), _find_subject(report, candidate)
+    allowed = _check_conditions(
+        _subject_conditions(below), _subject_conditions(above), allow, f"{candidate}: "
+    )
+    return _ratio(below, above, paired_ratio, allowed, margin, seed)
+
+
+def compare_reports(
+    baseline: Report,
+    candidate: Report,
+    *,
+    allow: Collection[str] = (),
+    margin: float = MARGIN,
+    seed: int = 0,
+) -> Comparison:
+    """Compare the subjects that two reports share by name.
+
+    Args:
+        baseline: The report that is compared with.
+        candidate: The report that is judged.
+        allow: Keys that may differ, such as ``cpu`` or ``threads``; the result is marked.
+        margin: The smallest difference worth a word, as a fraction.
+        seed: Seed of the bootstrap.
+
+    Raises:
+        NotComparableError: No name in common, or conditions that differ: the text names the keys.
+        UnstableError: Too few blocks.
+    """
+    left = {subject.name: subject for subject in baseline.measured}
+    right = {subject.name: subject for subject in candidate.measured}
+    common = [name for name in left if name in right]
+    if not common:
+        raise NotComparableError(
+            f"no name in common: {', '.join(left) or 'nothing'} against {', '.join(right) or 'nothing'}",
+            remedy="measure the same engines in both reports",
+        )
+    allowed = _check_conditions(_report_conditions(baseline), _report_conditions(candidate), allow, "")
+    rows = []
+    for name in common:
+        conditions = _subject_conditions(left[name]), _subject_conditions(right[name])
+        differing = _check_conditions(*conditions, allow, f"{name}: ")
+        rows.append(_ratio(left[name], right[name], unpaired_ratio, differing, margin, seed))
+    return Comparison(
+        rows=tuple(rows),
+        only_baseline=tuple(name for name in left if name not in right),
+        only_candidate=tuple(name for name in right if name not in left),
+        allowed=allowed,
+    )
+
+
+def regressions(rows: Collection[Ratio], percent: float) -> tuple[Ratio, ...]:
+    """Return the rows that are slower by more than ``percent`` and surely slower at all (interval above 1).
+
+    Raises:
+        UsageError: The percentage is negative or no number.
+    """
+    if not 0 <= percent < float("inf"):
+        raise UsageError(f"--fail-if-slower is {percent}", remedy="give a percentage of 0 or more, such as 5")
+    return tuple(row for row in rows if row.ratio.value > 1 + percent / 100 and row.ratio.low > 1)
+
+
+def require_no_regression(rows: Collection[Ratio], percent: float) -> None:
+    """Fail where a row is slower than allowed.
+
+    Raises:
+        LatencyRegressionError: Names every such row.
+    """
+    slower = regressions(rows, percent)
+    if slower:
+        named = ", ".join(f"{row.candidate} by {(row.ratio.value - 1) * 100:.1f} %" for row in slower)
+        raise LatencyRegressionError(
+            f"slower than the allowed {percent:g} %: {named}",
+            remedy="rebuild or measure again if that surprises you",
+        )
+
+
+def _find_subject(report: Report, name: str) -> SubjectReport:
+    for subject in report.measured:
+        if subject.name == name:
+            return subject
+    names = ", ".join(subject.name for subject in report.measured)
+    raise UsageError(f"the report has no samples of {name!r}", remedy=f"choose one of {names}")
+
+
+def _report_conditions(report: Report) -> dict[str, Any]:
+    conditions = {key: report.environment.get(key) for key in ENVIRONMENT_KEYS}
+    return {**conditions, "scenario": report.plan.scenario}
+
+
+def _subject_conditions(subject: SubjectReport) -> dict[str, Any]:
+    conditions: dict[str, Any] = {}
+    for key in SUBJECT_KEYS:
+        value = subject.description.get(key)
+        if isinstance(value, Mapping):
+            conditions |= {f"{key}.{name}": setting for name, setting in value.items()}
+        else:
+            conditions[key] = value
+    return conditions
+
+
+def _check_conditions(
+    left: Mapping[str, Any], right: Mapping[str, Any], allow: Collection[str], prefix: str
+) -> tuple[str, ...]:
+    keys = [key for key in {**left, **right} if left.get(key) != right.get(key)]
+    refused = [key for key in keys if key not in allow and key.partition(".")[0] not in allow]
+    if refused:
+        seen = "; ".join(f"{key} is {left.get(key)!r} and {right.get(key)!r}" for key in refused)
+        flags = " ".join(f"--allow {key}" for key in refused)
+        raise NotComparableError(f"{prefix}not comparable: {seen}", remedy=f"{_MEASURE_BOTH} {flags}")
+    return tuple(keys)
+
+
+def _ratio(
+    below: SubjectReport,
+    above: SubjectReport,
+    estimate: Callable[..., Interval],
+    allowed: tuple[str, ...],
+    margin: float,
+    seed: int,
+) -> Ratio:
+    left, right = block_medians(below), block_medians(above)
+    ratio = estimate(left, right, seed=seed)
+    return Ratio(
+        baseline=below.name,
+        candidate=above.name,
+        baseline_ns=_median(left),
+        candidate_ns=_median(right),
+        ratio=ratio,
+        verdict=judge(ratio, margin),
+        margin=margin,
+        allowed=allowed,
+    )
+
+
+def _median(medians: Mapping[int, float]) -> float:
+    ordered = sorted(medians.values())
+    middle = len(ordered) // 2
+    return (ordered[middle] + ordered[-middle - 1]) / 2

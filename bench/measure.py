@@ -1,0 +1,251 @@
+"""Measure callables: interleaved blocks after a warm-up, every sample kept."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import sys
+import time
+from array import array
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any
+
+from bench.environment import environment
+from bench.plan import Block, Plan
+from bench.report import BlockSamples, Report, SubjectReport, WarmUp
+from engines.errors import UsageError
+
+if TYPE_CHECKING:
+    from bench.samples import Samples
+    from engines.runtimes import Progress
+
+Clock = Callable[[], int]
+_JUMPS_PER_BLOCK = 10  # a clock that jumps more often than this ends the block
+_WARMUP_BLOCKS = 8  # blocks in the shortest warm-up
+_NEVER = sys.maxsize
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """Something to measure.
+
+    Attributes:
+        name: Its name in the report, unique.
+        call: One request, from the input being there to the answer being there.
+        description: What it is, as JSON values: precision, runtime, batch, threads, hashes, switches.
+    """
+
+    name: str
+    call: Callable[[], object]
+    description: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class _State:
+    """What is known of a subject while the measurement runs."""
+
+    subject: Subject
+    warmup: WarmUp = field(default_factory=WarmUp)
+    blocks: list[BlockSamples] = field(default_factory=list)
+    refused: int = 0
+    error: str | None = None
+
+    def report(self) -> SubjectReport:
+        return SubjectReport(
+            name=self.subject.name,
+            description=dict(self.subject.description),
+            blocks=tuple(self.blocks),
+            warmup=self.warmup,
+            refused=self.refused,
+            error=self.error,
+        )
+
+
+def measure(
+    subjects: Sequence[Subject],
+    plan: Plan,
+    *,
+    clock: Clock = time.perf_counter_ns,
+    progress: Progress | None = None,
+    read_environment: Callable[[], Mapping[str, Any]] = environment,
+) -> Report:
+    """Warm every subject up, then measure all of them in interleaved rounds.
+
+    Args:
+        subjects: What to measure.
+        plan: How long and in which order.
+        clock: Monotonic time in nanoseconds.
+        progress: Called with ("warm-up" or "measure", done, total).
+        read_environment: Describes the machine; asked at the start and at the end.
+
+    Returns:
+        The report. A subject whose call raises keeps its blocks so far and carries the error; an
+        interrupt (Ctrl-C) during the rounds ends the measurement and marks the report.
+
+    Raises:
+        UsageError: No subject, or two of one name.
+        KeyboardInterrupt: Before the first block was complete: there is nothing to keep.
+    """
+    _check_names(subjects)
+    created = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    before = read_environment()
+    states = [_State(subject) for subject in subjects]
+    report_progress = progress or _ignore
+    for index, state in enumerate(states):
+        report_progress("warm-up", index, len(states))
+        with _recorded_error(state):
+            state.warmup = _warm_up(state.subject.call, plan, clock)
+    report_progress("warm-up", len(states), len(states))
+    interrupted = False
+    try:
+        _run_rounds(states, plan, clock, report_progress)
+    except KeyboardInterrupt:
+        if not any(state.blocks for state in states):
+            raise
+        interrupted = True
+    return Report(
+        subjects=tuple(state.report() for state in states),
+        plan=plan,
+        environment=before,
+        environment_end=read_environment(),
+        created=created,
+        interrupted=interrupted,
+    )
+
+
+def _run_rounds(states: list[_State], plan: Plan, clock: Clock, progress: Progress) -> None:
+    origin = clock()
+    blocks = plan.blocks()
+    total = len(blocks) * len(states)
+    for index, (block, order) in enumerate(zip(blocks, plan.orders(len(states)), strict=True)):
+        for place, which in enumerate(order):
+            progress("measure", index * len(states) + place, total)
+            state = states[which]
+            if state.error is None:
+                with _recorded_error(state):
+                    _measure_block(state, index, block, plan.lead_in, clock, origin)
+    progress("measure", total, total)
+
+
+def _measure_block(state: _State, index: int, block: Block, lead_in: int, clock: Clock, origin: int) -> None:
+    call = state.subject.call
+    for _ in range(lead_in):
+        call()
+    start = clock()
+    samples, refused = _time_block(call, block, clock)
+    state.refused += refused
+    if samples:
+        state.blocks.append(
+            BlockSamples(round=index, start_ns=start - origin, samples_ns=samples, refused=refused)
+        )
+
+
+def _time_block(call: Callable[[], object], block: Block, clock: Clock) -> tuple[Samples, int]:
+    """Return the latencies of one block in nanoseconds, and how many were refused."""
+    samples = array("q")
+    refused = 0
+    with _no_garbage_collection():
+        while refused < _JUMPS_PER_BLOCK:
+            if block.calls is not None:
+                part, jumped = _time_calls(call, clock, block.calls - len(samples), _NEVER)
+            else:
+                left = int((block.seconds or 0.0) * 1e9) - sum(samples)
+                part, jumped = _time_calls(call, clock, _NEVER, clock() + left)
+            samples.extend(part)
+            if not jumped:
+                break
+            refused += 1
+            if _is_full(block, samples):
+                break
+    return samples, refused
+
+
+def _is_full(block: Block, samples: Samples) -> bool:
+    if block.calls is not None:
+        return len(samples) >= block.calls
+    return sum(samples) >= (block.seconds or 0.0) * 1e9
+
+
+def _time_calls(call: Callable[[], object], clock: Clock, most: int, until: int) -> tuple[list[int], bool]:
+    """Time calls until ``most`` are done, the clock passes ``until``, or it jumps backwards.
+
+    Only ``call()`` and one reading of the clock stand between ``start`` and ``end``.
+
+    Returns:
+        The latencies in nanoseconds, and whether the clock jumped backwards; that sample is left out.
+    """
+    samples: list[int] = []
+    append = samples.append
+    last = clock()
+    for _ in range(most):
+        start = clock()
+        call()
+        end = clock()
+        append(end - start)
+        if not last <= start <= end < until:
+            if last <= start <= end:
+                return samples, False
+            samples.pop()
+            return samples, True
+        last = end
+    return samples, False
+
+
+def _warm_up(call: Callable[[], object], plan: Plan, clock: Clock) -> WarmUp:
+    """Call until the time is up and the block median moves less than the plan allows, or the limit is reached."""
+    seconds, calls, previous = 0.0, 0, 0.0
+    if plan.warmup_seconds == 0:
+        return WarmUp()
+    block = Block(seconds=plan.warmup_seconds / _WARMUP_BLOCKS)
+    limit = max(plan.warmup_limit_seconds, plan.warmup_seconds)
+    blocks = round(limit / plan.warmup_seconds * _WARMUP_BLOCKS)
+    stable = False
+    for _ in range(blocks):
+        samples, _refused = _time_block(call, block, clock)
+        if not samples:
+            continue
+        seconds += sum(samples) / 1e9
+        calls += len(samples)
+        median = float(statistics.median(samples))
+        stable = abs(median - previous) < plan.warmup_change * previous
+        previous = median
+        if (stable and seconds >= plan.warmup_seconds) or seconds >= limit:
+            break
+    return WarmUp(seconds=seconds, calls=calls, stable=stable)
+
+
+@contextmanager
+def _recorded_error(state: _State) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001  a subject is anybody's callable; the others go on without it
+        state.error = f"{type(error).__name__}: {error}"
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _check_names(subjects: Sequence[Subject]) -> None:
+    names = [subject.name for subject in subjects]
+    if not names:
+        raise UsageError("there is nothing to measure", remedy="name at least one engine")
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise UsageError(
+            f"two subjects are named {', '.join(twice)}", remedy="give every subject its own name"
+        )
+
+
+def _ignore(_phase: str, _done: int, _total: int) -> None:
+    """Report progress to nobody."""

@@ -1,0 +1,146 @@
+"""How long and in which order to measure."""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import dataclass
+from typing import Any
+
+from engines.errors import UsageError
+
+SINGLE_STREAM = "single-stream"  # one request at a time, the next when the last one is answered
+
+
+def _positive(value: float) -> bool:
+    return 0 < value < math.inf
+
+
+def _require(fine: bool, what: str, remedy: str) -> None:
+    if not fine:
+        raise UsageError(what, remedy=remedy)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How to measure: every subject gets one block in each round, in an order drawn anew for each round.
+
+    Drift (heat, clocks, a neighbour's load) then hits all subjects alike.
+
+    Attributes:
+        name: ``quick``, ``standard``, ``publish`` or ``custom``.
+        seconds: Measured time of one subject, warm-up not counted. Seconds.
+        iterations: Calls of one subject, instead of ``seconds``.
+        rounds: Blocks of one subject; at least 20 for an interval worth having.
+        warmup_seconds: Shortest warm-up of one subject; 0 leaves the warm-up out. Seconds.
+        warmup_limit_seconds: Longest warm-up of one subject. Seconds.
+        warmup_change: The warm-up ends when the block median moves less than this, as a fraction.
+        lead_in: Calls before each block that are not counted: they find the caches as the block before left them.
+        seed: Seed of the order.
+        scenario: How requests arrive; reports of different scenarios are not comparable.
+
+    Raises:
+        UsageError: A number that cannot be measured with.
+
+    Source:
+        Warm-up of at least 2 s and until the block median moves less than 1 %, and 20 blocks or more:
+        the project's facts of the field; 600 s is the minimum duration in the MLPerf inference rules.
+    """
+
+    name: str = "standard"
+    seconds: float = 60.0
+    iterations: int | None = None
+    rounds: int = 60
+    warmup_seconds: float = 2.0
+    warmup_limit_seconds: float = 15.0
+    warmup_change: float = 0.01
+    lead_in: int = 2
+    seed: int = 0
+    scenario: str = SINGLE_STREAM
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        _require(_positive(self.seconds), f"the duration is {self.seconds} s", "give a --duration above 0")
+        _require(
+            self.iterations is None or self.iterations >= 1,
+            f"the number of iterations is {self.iterations}",
+            "give --iterations of 1 or more",
+        )
+        _require(self.rounds >= 1, f"the number of rounds is {self.rounds}", "give 1 or more")
+        _require(
+            0 <= self.warmup_seconds < math.inf and 0 <= self.warmup_limit_seconds < math.inf,
+            f"the warm-up is {self.warmup_seconds} s, at most {self.warmup_limit_seconds} s",
+            "give a --warmup of 0 or more",
+        )
+        _require(_positive(self.warmup_change), f"the warm-up's change is {self.warmup_change}", "give 0.01")
+        _require(self.lead_in >= 0, f"the lead-in is {self.lead_in} calls", "give 0 or more")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the plan as JSON-ready values."""
+        return dict(vars(self))
+
+    def blocks(self) -> list[Block]:
+        """Return the share of one subject in each round; with few iterations there are fewer rounds."""
+        if self.iterations is None:
+            return [Block(seconds=self.seconds / self.rounds)] * self.rounds
+        rounds = min(self.rounds, self.iterations)
+        size, more = divmod(self.iterations, rounds)
+        return [Block(calls=size + (index < more)) for index in range(rounds)]
+
+    def orders(self, subjects: int) -> list[list[int]]:
+        """Return for each round the order of the subjects, as indices: a permutation, seeded."""
+        draw = random.Random(self.seed)
+        return [draw.sample(range(subjects), subjects) for _ in self.blocks()]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """How long one block is: a time or a number of calls.
+
+    Attributes:
+        seconds: Time; the call that passes it is the last one.
+        calls: Number of calls.
+    """
+
+    seconds: float | None = None
+    calls: int | None = None
+
+
+PLANS = {
+    "quick": Plan(name="quick", seconds=10, rounds=40, warmup_limit_seconds=5),
+    "standard": Plan(name="standard", seconds=60, rounds=60, warmup_limit_seconds=15),
+    "publish": Plan(name="publish", seconds=600, rounds=300, warmup_limit_seconds=60),
+}
+
+
+def choose_plan(
+    name: str = "standard",
+    *,
+    seconds: float | None = None,
+    iterations: int | None = None,
+    warmup_seconds: float | None = None,
+    seed: int = 0,
+) -> Plan:
+    """Return a preset, or a plan of one's own where a duration, iterations or a warm-up are given.
+
+    Raises:
+        UsageError: No preset of that name, both a duration and iterations, or a number that is impossible.
+    """
+    if name not in PLANS:
+        raise UsageError(f"there is no plan {name!r}", remedy=f"choose one of {', '.join(PLANS)}")
+    if seconds is not None and iterations is not None:
+        raise UsageError(
+            "both a duration and a number of iterations are given", remedy="give only one of them"
+        )
+    preset = PLANS[name]
+    changed: dict[str, Any] = {"seed": seed}
+    if seconds is not None:
+        # Blocks of half a second, but never fewer than 20 nor more than 300 of them.
+        wanted = round(seconds * 2) if _positive(seconds) else 0
+        changed |= {"name": "custom", "seconds": seconds, "rounds": min(300, max(20, wanted))}
+    if iterations is not None:
+        changed |= {"name": "custom", "iterations": iterations}
+    if warmup_seconds is not None:
+        limit = max(preset.warmup_limit_seconds, warmup_seconds)
+        changed |= {"name": "custom", "warmup_seconds": warmup_seconds, "warmup_limit_seconds": limit}
+    return Plan(**{**preset.to_dict(), **changed})

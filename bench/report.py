@@ -1,0 +1,219 @@
+"""The latency report: raw samples, how they were taken and where. Frozen, versioned, sealed."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench.plan import Plan
+from bench.samples import checked, decode_samples, encode_samples
+from engines.errors import ArtefactError, EdgeDscError
+from engines.files import canonical_json, read_document, sha256_bytes, write_document
+
+if TYPE_CHECKING:
+    from bench.samples import Samples
+
+KIND = "edge-dsc/latency-report"
+SCHEMA_VERSION = 1
+_MEASURE = "edge-dsc bench ENGINE..."
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockSamples:
+    """The latencies of one block.
+
+    Attributes:
+        round: The round it was measured in; blocks of one round stand close in time and are compared in pairs.
+        start_ns: When it began, nanoseconds since the first block of the report.
+        samples_ns: Latency of each call in nanoseconds, ``int64 [calls]``, in the order of the calls.
+        refused: Samples that were left out because the clock jumped backwards in them.
+    """
+
+    round: int
+    start_ns: int
+    samples_ns: Samples
+    refused: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the samples.
+
+        Raises:
+            ValueError: None, or a negative one, or a number that cannot be.
+        """
+        checked(self.samples_ns)
+        if self.round < 0 or self.refused < 0:
+            raise ValueError(f"round {self.round} with {self.refused} refused samples cannot be")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WarmUp:
+    """What the warm-up of a subject was like.
+
+    Attributes:
+        seconds: How long it took.
+        calls: How many calls it made.
+        stable: Whether the block median had come to rest when it ended.
+    """
+
+    seconds: float = 0.0
+    calls: int = 0
+    stable: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubjectReport:
+    """What was measured of one subject.
+
+    Attributes:
+        name: Its name, unique in the report.
+        description: What it is: JSON values such as precision, runtime, batch, threads, hashes, switches.
+        blocks: Its blocks in the order of measuring; empty where it failed at once.
+        warmup: Its warm-up.
+        refused: Samples refused because the clock jumped backwards, those of dropped blocks included.
+        error: Why it was not measured to the end, or None.
+    """
+
+    name: str
+    description: Mapping[str, Any]
+    blocks: tuple[BlockSamples, ...]
+    warmup: WarmUp = field(default_factory=WarmUp)
+    refused: int = 0
+    error: str | None = None
+
+    @property
+    def samples_ns(self) -> Samples:
+        """All samples in the order of measuring, ``int64 [calls]``, nanoseconds."""
+        joined = array("q")
+        for block in self.blocks:
+            joined.extend(block.samples_ns)
+        return joined
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """A latency report.
+
+    Attributes:
+        subjects: What was measured, in the order that the subjects were given in.
+        plan: How.
+        environment: Where: the machine at the start.
+        environment_end: The machine at the end.
+        created: UTC time of the start, ISO 8601.
+        interrupted: Whether the user stopped it; what was measured until then is here.
+        schema_version: Version of this description.
+    """
+
+    subjects: tuple[SubjectReport, ...]
+    plan: Plan
+    environment: Mapping[str, Any]
+    environment_end: Mapping[str, Any]
+    created: str
+    interrupted: bool = False
+    schema_version: int = SCHEMA_VERSION
+
+    @property
+    def measured(self) -> tuple[SubjectReport, ...]:
+        """The subjects that have samples."""
+        return tuple(subject for subject in self.subjects if subject.blocks)
+
+    @property
+    def failed(self) -> tuple[SubjectReport, ...]:
+        """The subjects that ended in an error."""
+        return tuple(subject for subject in self.subjects if subject.error is not None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as JSON-ready values, samples packed by :func:`bench.samples.encode_samples`."""
+        return {
+            "created": self.created,
+            "interrupted": self.interrupted,
+            "plan": self.plan.to_dict(),
+            "environment": dict(self.environment),
+            "environment_end": dict(self.environment_end),
+            "subjects": [_subject_to_dict(subject) for subject in self.subjects],
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], *, source: str) -> Report:
+        """Rebuild a report from JSON values.
+
+        Raises:
+            ArtefactError: A field is missing or of the wrong type; samples are empty, negative or no numbers.
+        """
+        try:
+            report = cls(
+                subjects=tuple(_subject_from_dict(subject) for subject in values["subjects"]),
+                plan=Plan(**values["plan"]),
+                environment=dict(values["environment"]),
+                environment_end=dict(values["environment_end"]),
+                created=str(values["created"]),
+                interrupted=bool(values["interrupted"]),
+            )
+        except KeyError as error:
+            raise _unreadable(source, f"{error} is missing") from error
+        except (TypeError, ValueError, AttributeError) as error:
+            raise _unreadable(source, str(error)) from error
+        except EdgeDscError as error:
+            raise _unreadable(source, error.what) from error
+        names = [subject.name for subject in report.subjects]
+        if len(set(names)) != len(names):
+            raise _unreadable(source, "two subjects have the same name")
+        if not report.measured and not report.failed:
+            raise _unreadable(source, "it holds no measured subject")
+        return report
+
+
+def save_report(path: Path, report: Report) -> None:
+    """Write a report, sealed with a hash of its own content.
+
+    Raises:
+        EnvironmentProblem: The place cannot be written.
+    """
+    body = report.to_dict()
+    write_document(path, KIND, SCHEMA_VERSION, {**body, "report_sha256": sha256_bytes(canonical_json(body))})
+
+
+def load_report(path: Path) -> Report:
+    """Read a report and check its seal and every sample.
+
+    Raises:
+        ArtefactError: Missing, truncated, edited, foreign, of a future version, or with impossible samples.
+    """
+    body = read_document(path, KIND, SCHEMA_VERSION, renew=_MEASURE)
+    del body["kind"], body["schema_version"]
+    seal = body.pop("report_sha256", None)
+    report = Report.from_dict(body, source=str(path))
+    if seal != sha256_bytes(canonical_json(body)):
+        raise ArtefactError(f"{path} was edited after it was measured", remedy=f"measure again: {_MEASURE}")
+    return report
+
+
+def _unreadable(source: str, reason: str) -> ArtefactError:
+    return ArtefactError(
+        f"{source} is no readable latency report: {reason}", remedy=f"measure again: {_MEASURE}"
+    )
+
+
+def _subject_to_dict(subject: SubjectReport) -> dict[str, Any]:
+    blocks = [{**vars(block), "samples_ns": encode_samples(block.samples_ns)} for block in subject.blocks]
+    return {
+        **vars(subject),
+        "description": dict(subject.description),
+        "warmup": dict(vars(subject.warmup)),
+        "blocks": blocks,
+    }
+
+
+def _subject_from_dict(values: Mapping[str, Any]) -> SubjectReport:
+    name = str(values["name"])
+    try:
+        blocks = tuple(
+            BlockSamples(**{**block, "samples_ns": decode_samples(block["samples_ns"])})
+            for block in values["blocks"]
+        )
+        warmup = WarmUp(**values["warmup"])
+        return SubjectReport(**{**values, "name": name, "blocks": blocks, "warmup": warmup})
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"subject {name!r}: {error}") from error

@@ -1,0 +1,43 @@
+"""Whether a report is firm ground for an answer."""
+
+from __future__ import annotations
+
+from bench.report import Report
+from bench.statistics import LEAST_BLOCKS, block_medians, spread
+from engines.errors import UnstableError
+
+UNSTABLE_SPREAD = 0.10  # of the block medians, as a fraction of their median
+
+
+def unstable_subjects(report: Report) -> tuple[str, ...]:
+    """Return why the report is no firm ground, one line a subject; empty when all is well.
+
+    A subject is unstable when it has fewer than 5 blocks, or when its block medians scatter by more than 10 %.
+
+    Source:
+        pyperf calls a benchmark unstable when the standard deviation is more than 10 % of the mean
+        (``pyperf check``); here it is taken between blocks, with a robust estimate, because the tail
+        within a block is the subject's own.
+    """
+    lines = []
+    for subject in report.measured:
+        medians = list(block_medians(subject).values())
+        if len(medians) < LEAST_BLOCKS:
+            lines.append(f"{subject.name} has {len(medians)} blocks, {LEAST_BLOCKS} are needed")
+        elif spread(medians) > UNSTABLE_SPREAD:
+            scatter = spread(medians) * 100
+            lines.append(f"{subject.name}'s block medians scatter by {scatter:.0f} %, 10 % is the limit")
+    return tuple(lines)
+
+
+def require_stable(report: Report) -> None:
+    """Fail where a subject is unstable.
+
+    Raises:
+        UnstableError: Names every such subject.
+    """
+    lines = unstable_subjects(report)
+    if lines:
+        raise UnstableError(
+            "; ".join(lines), remedy="quieten the machine, fix its clocks, or measure for longer"
+        )

@@ -1,0 +1,248 @@
+"""Statistics of latency samples: derived from the raw samples, never stored instead of them."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bench.report import SubjectReport
+from engines.errors import UnstableError
+from engines.packages import load
+
+Array = Any
+PERCENTILES = (90.0, 95.0, 99.0, 99.9)
+CONFIDENCE = 0.95  # of every interval
+TAIL_CONFIDENCE = 0.99  # of the bound of a percentile
+RESAMPLES = 2000
+MARGIN = 0.03
+LEAST_BLOCKS = 5
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with a bootstrap interval; unit of the estimate.
+
+    Attributes:
+        value: The estimate.
+        low: Lower end.
+        high: Upper end.
+    """
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Tail:
+    """A percentile of the latency, nanoseconds.
+
+    Attributes:
+        value: The percentile of the sample (nearest rank: a latency that was measured).
+        bound: The true percentile is below this with 99 % confidence.
+    """
+
+    value: float
+    bound: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """The statistics of one subject; all times in nanoseconds.
+
+    Attributes:
+        count: Number of samples.
+        minimum: Smallest sample.
+        maximum: Largest sample.
+        mean: Arithmetic mean.
+        median: Median of all samples.
+        median_interval: Median of the block medians with its bootstrap interval; None with fewer than 5 blocks.
+        tails: Percentile (90.0, 95.0, 99.0, 99.9) to its value, or None where the sample is too small for it.
+    """
+
+    count: int
+    minimum: float
+    maximum: float
+    mean: float
+    median: float
+    median_interval: Interval | None
+    tails: dict[float, Tail | None]
+
+
+class Verdict(str, enum.Enum):
+    """What a ratio of latencies allows to say."""
+
+    FASTER = "faster"
+    SLOWER = "slower"
+    NO_DIFFERENCE = "no significant difference"
+
+
+def summarise(subject: SubjectReport, *, seed: int = 0) -> Summary:
+    """Derive the statistics of a subject from its samples.
+
+    Raises:
+        UnstableError: It has no samples.
+    """
+    if not subject.blocks:
+        raise UnstableError(f"{subject.name} has no samples", remedy=subject.error or "measure for longer")
+    np = load("numpy")
+    ordered = np.sort(np.frombuffer(subject.samples_ns, dtype=np.int64))
+    medians = list(block_medians(subject).values())
+    return Summary(
+        count=len(ordered),
+        minimum=float(ordered[0]),
+        maximum=float(ordered[-1]),
+        mean=float(ordered.mean()),
+        median=float(np.median(ordered)),
+        median_interval=bootstrap_median(medians, seed=seed) if len(medians) >= LEAST_BLOCKS else None,
+        tails={percentile: tail(ordered, percentile) for percentile in PERCENTILES},
+    )
+
+
+def block_medians(subject: SubjectReport) -> dict[int, float]:
+    """Return the median latency of each block, nanoseconds, by its round."""
+    np = load("numpy")
+    return {
+        block.round: float(np.median(np.frombuffer(block.samples_ns, dtype=np.int64)))
+        for block in subject.blocks
+    }
+
+
+def tail(ordered: Array, percentile: float) -> Tail | None:
+    """Return a percentile and its upper bound, or None where the sample is too small to say anything.
+
+    Args:
+        ordered: Latencies in nanoseconds, ascending, ``int64 [n]``.
+        percentile: Such as 99.0.
+
+    Source:
+        The early-stopping rule of MLPerf's LoadGen (early_stopping.cc and results.cc, single stream, tolerance 0,
+        confidence 0.99): with n queries take the largest t for which I(p; n - t, t + 1) <= 0.01; the
+        t-th largest latency bounds the percentile p. I is the regularised incomplete beta function, which for
+        whole numbers is the chance that at most t of n calls are slower than the true percentile. The
+        smallest n that allows t = 1 are 64 (p90), 130 (p95), 662 (p99) and 6,636 (p99.9).
+    """
+    count = len(ordered)
+    slower = allowed_slower(count, percentile)
+    if slower < 1:
+        return None
+    rank = max(1, -int(-count * round(percentile * 10) // 1000))  # ceil without a float's error
+    return Tail(value=float(ordered[rank - 1]), bound=float(ordered[count - slower]))
+
+
+def allowed_slower(count: int, percentile: float) -> int:
+    """Return the largest t >= 0 with P(Binomial(count, 1 - p) <= t) <= 0.01; 0 also where there is none."""
+    np = load("numpy")
+    share = 1 - round(percentile * 10) / 1000
+    most = int(count * share) + 1  # the answer lies below the mean
+    steps = np.arange(1, most + 1, dtype=np.float64)
+    first = count * np.log1p(-share)
+    ratios = np.log((count - steps + 1) / steps) + np.log(share / (1 - share))
+    logs = np.concatenate([[first], first + np.cumsum(ratios)])
+    within = np.logaddexp.accumulate(logs) <= np.log(1 - TAIL_CONFIDENCE)
+    return max(0, int(within.sum()) - 1)
+
+
+def bootstrap_median(values: Sequence[float], *, seed: int = 0) -> Interval:
+    """Return the median of block medians with its 95 % percentile-bootstrap interval.
+
+    Blocks, not samples, are drawn: samples of one block share its luck with the machine, so drawing samples would
+    give an interval far too narrow.
+
+    Source:
+        Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 13 (percentile interval);
+        Kalibera and Jones, Rigorous Benchmarking in Reasonable Time (ISMM 2013), on resampling the outer level.
+    """
+    np = load("numpy")
+    medians = np.asarray(values, dtype=np.float64)
+    return _interval(float(np.median(medians)), _resampled_medians(medians, seed))
+
+
+def paired_ratio(baseline: dict[int, float], candidate: dict[int, float], *, seed: int = 0) -> Interval:
+    """Return candidate / baseline of subjects measured in the same rounds, with its 95 % interval.
+
+    The estimate is the median over the rounds of the ratio of the two block medians: what hits both blocks of a
+    round cancels. Rounds are drawn, so the pairs stay together. It can differ in the last digits
+    from the quotient of the two medians over all samples.
+
+    Args:
+        baseline: Block median in nanoseconds by round.
+        candidate: Likewise.
+        seed: Seed of the bootstrap.
+
+    Raises:
+        UnstableError: Fewer than 5 rounds in common, or a clock too coarse for the calls.
+    """
+    np = load("numpy")
+    rounds = sorted(baseline.keys() & candidate.keys())
+    _require_blocks(len(rounds), [baseline[index] for index in rounds])
+    ratios = np.array([candidate[index] / baseline[index] for index in rounds])
+    return _interval(float(np.median(ratios)), _resampled_medians(ratios, seed))
+
+
+def unpaired_ratio(baseline: dict[int, float], candidate: dict[int, float], *, seed: int = 0) -> Interval:
+    """Return candidate / baseline of subjects measured at different times, with its 95 % interval.
+
+    The quotient of the medians of the block medians; the blocks of the two are drawn independently.
+
+    Raises:
+        UnstableError: Fewer than 5 blocks in one of them, or a clock too coarse for the calls.
+    """
+    np = load("numpy")
+    below, above = (np.array(list(medians.values())) for medians in (baseline, candidate))
+    _require_blocks(min(len(below), len(above)), list(below))
+    draws = _resampled_medians(above, seed) / _resampled_medians(below, seed + 1)
+    return _interval(float(np.median(above) / np.median(below)), draws)
+
+
+def judge(ratio: Interval, margin: float = MARGIN) -> Verdict:
+    """Say what a ratio of latencies shows: it must clear the margin with its whole interval.
+
+    Args:
+        ratio: Candidate / baseline.
+        margin: The smallest difference worth a word, as a fraction; symmetric on the log scale.
+    """
+    if ratio.low > 1 + margin:
+        return Verdict.SLOWER
+    if ratio.high < 1 / (1 + margin):
+        return Verdict.FASTER
+    return Verdict.NO_DIFFERENCE
+
+
+def spread(medians: Sequence[float]) -> float:
+    """Return how much block medians disagree: 1.4826 times their median absolute deviation over their median.
+
+    Source:
+        1.4826 makes it the standard deviation for normal values: Rousseeuw and Croux, JASA 88 (1993).
+    """
+    np = load("numpy")
+    values = np.asarray(medians, dtype=np.float64)
+    middle = float(np.median(values))
+    deviation = 1.4826 * float(np.median(np.abs(values - middle)))
+    return deviation / middle if middle > 0 else 0.0
+
+
+def _require_blocks(count: int, denominators: Sequence[float]) -> None:
+    if count < LEAST_BLOCKS:
+        raise UnstableError(
+            f"{count} blocks are too few for an interval, {LEAST_BLOCKS} are needed",
+            remedy="measure for longer",
+        )
+    if min(denominators) <= 0:
+        raise UnstableError(
+            "the clock is too coarse: a block's median latency is 0 ns", remedy="measure a larger batch"
+        )
+
+
+def _resampled_medians(values: Array, seed: int) -> Array:
+    np = load("numpy")
+    draws = np.random.default_rng(seed).integers(0, len(values), size=(RESAMPLES, len(values)))
+    return np.median(values[draws], axis=1)
+
+
+def _interval(value: float, draws: Array) -> Interval:
+    np = load("numpy")
+    low, high = np.quantile(draws, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return Interval(value, float(low), float(high))

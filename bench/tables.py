@@ -1,0 +1,199 @@
+"""Reports and comparisons as tables of text: the one place where latencies become words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bench.compare import Comparison, Ratio, compare_subjects
+from bench.report import Report, SubjectReport
+from bench.stability import unstable_subjects
+from bench.statistics import PERCENTILES, Interval, Summary, Verdict, summarise
+from engines.errors import NotComparableError, UnstableError
+
+TOO_SMALL = "n too small"
+DISCLAIMER = "For research and engineering only; not a medical device."
+_ENVIRONMENT_NAMES = {
+    "cpu": "CPU",
+    "cpu_limit": "CPU limit",
+    "gpu": "GPU",
+    "gpu_driver": "GPU driver",
+    "os": "OS",
+    "l4t": "L4T",
+    "frequency_mhz": "frequency, MHz",
+    "memory_gib": "memory, GiB",
+    "memory_limit_gib": "memory limit, GiB",
+    "temperatures_c": "temperatures, °C",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """A table of text.
+
+    Attributes:
+        title: What it shows.
+        header: Column names; the first column is text, the others are numbers where ``numeric``.
+        rows: Cells, one tuple a row, as many as the header has.
+        notes: Lines below it.
+        numeric: Whether all columns but the first are set flush right.
+    """
+
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    notes: tuple[str, ...] = ()
+    numeric: bool = True
+
+
+def report_tables(report: Report, *, baseline: str | None = None) -> tuple[Table, ...]:
+    """Return the tables of a report: latencies, ratios to one subject, the machine.
+
+    Args:
+        report: The report.
+        baseline: The subject that the others are compared with; the first one by default.
+    """
+    tables = [latency_table(report)]
+    if len(report.measured) > 1:
+        tables.append(ratio_table(report_ratios(report, baseline=baseline)))
+    tables.append(environment_table(report))
+    return tuple(tables)
+
+
+def report_ratios(report: Report, *, baseline: str | None = None) -> tuple[Ratio, ...]:
+    """Compare every subject with the baseline, leaving out those that cannot be compared with it."""
+    names = [subject.name for subject in report.measured]
+    against = baseline if baseline is not None else names[0]
+    ratios = []
+    for name in names:
+        if name != against:
+            try:
+                ratios.append(compare_subjects(report, against, name))
+            except (NotComparableError, UnstableError):
+                continue
+    return tuple(ratios)
+
+
+def latency_table(report: Report) -> Table:
+    """Return the latencies of all subjects, in milliseconds."""
+    percentiles = tuple(f"p{percentile:g}" for percentile in PERCENTILES)
+    header = ("engine", "samples", "median", "95 % interval", "mean", *percentiles, "min", "max")
+    rows = tuple(_latency_row(subject) for subject in report.subjects)
+    return Table(
+        title=f"Latency, ms ({_plan_words(report)})", header=header, rows=rows, notes=_cautions(report)
+    )
+
+
+def ratio_table(ratios: Sequence[Ratio], *, title: str = "Compared") -> Table:
+    """Return ratios of latencies with their verdicts."""
+    header = ("engine", "against", "median, ms", "was, ms", "ratio", "95 % interval", "verdict")
+    rows = tuple(
+        (
+            ratio.candidate,
+            ratio.baseline,
+            milliseconds(ratio.candidate_ns),
+            milliseconds(ratio.baseline_ns),
+            f"{ratio.ratio.value:.3f}",
+            f"{ratio.ratio.low:.3f} to {ratio.ratio.high:.3f}",
+            verdict_words(ratio),
+        )
+        for ratio in ratios
+    )
+    notes = [f"faster or slower: the whole interval is beyond {ratios[0].margin * 100:g} %"] if ratios else []
+    notes += [f"{ratio.candidate}: {', '.join(ratio.allowed)} differ" for ratio in ratios if ratio.allowed]
+    return Table(title=title, header=header, rows=rows, notes=tuple(notes))
+
+
+def comparison_table(comparison: Comparison) -> Table:
+    """Return the comparison of two reports."""
+    table = ratio_table(comparison.rows, title="Candidate report against baseline report")
+    notes = list(table.notes)
+    if comparison.allowed:
+        notes.append(f"allowed to differ: {', '.join(comparison.allowed)}")
+    if comparison.only_baseline:
+        notes.append(f"only in the baseline: {', '.join(comparison.only_baseline)}")
+    if comparison.only_candidate:
+        notes.append(f"only in the candidate: {', '.join(comparison.only_candidate)}")
+    return Table(title=table.title, header=table.header, rows=table.rows, notes=tuple(notes))
+
+
+def environment_table(report: Report) -> Table:
+    """Return the machine at the start and, where it changed, at the end; what is unknown is left out."""
+    rows = []
+    for key, value in report.environment.items():
+        start, end = _words(value), _words(report.environment_end.get(key))
+        if start or end:
+            rows.append((_ENVIRONMENT_NAMES.get(key, key), start, "" if end == start else end))
+    return Table(title="Machine", header=("", "start", "end"), rows=tuple(rows), numeric=False)
+
+
+def verdict_words(ratio: Ratio) -> str:
+    """Say a verdict in words: ``3.42 times faster``, ``1.20 times slower``, ``no significant difference``."""
+    if ratio.verdict is Verdict.FASTER:
+        return f"{1 / ratio.ratio.value:.2f} times faster"
+    if ratio.verdict is Verdict.SLOWER:
+        return f"{ratio.ratio.value:.2f} times slower"
+    return ratio.verdict.value
+
+
+def milliseconds(nanoseconds: float) -> str:
+    """Return a time in milliseconds with four significant digits or more."""
+    value = nanoseconds / 1e6
+    if value < 0.1:
+        return f"{value:.5f}"
+    if value < 10:
+        return f"{value:.3f}"
+    return f"{value:.2f}" if value < 100 else f"{value:.1f}"
+
+
+def _latency_row(subject: SubjectReport) -> tuple[str, ...]:
+    if not subject.blocks:
+        return (subject.name, "0", *(["-"] * (7 + len(PERCENTILES) - 2)))
+    summary = summarise(subject)
+    tails = (summary.tails[percentile] for percentile in PERCENTILES)
+    return (
+        subject.name,
+        f"{summary.count:,}",
+        milliseconds(summary.median),
+        _interval_words(summary),
+        milliseconds(summary.mean),
+        *(TOO_SMALL if tail is None else milliseconds(tail.value) for tail in tails),
+        milliseconds(summary.minimum),
+        milliseconds(summary.maximum),
+    )
+
+
+def _interval_words(summary: Summary) -> str:
+    interval: Interval | None = summary.median_interval
+    return TOO_SMALL if interval is None else f"{milliseconds(interval.low)} to {milliseconds(interval.high)}"
+
+
+def _plan_words(report: Report) -> str:
+    plan = report.plan
+    length = f"{plan.seconds:g} s" if plan.iterations is None else f"{plan.iterations:,} calls"
+    return f"{plan.scenario}, {plan.name} plan, {length} each, interleaved in rounds"
+
+
+def _cautions(report: Report) -> tuple[str, ...]:
+    notes = []
+    if report.interrupted:
+        notes.append("interrupted: this is what was measured until then")
+    for subject in report.subjects:
+        if subject.error is not None:
+            notes.append(f"{subject.name} failed: {subject.error}")
+        if subject.refused:
+            notes.append(f"{subject.name}: {subject.refused} samples refused, the clock jumped backwards")
+        if subject.blocks and not subject.warmup.stable and report.plan.warmup_seconds:
+            notes.append(f"{subject.name}: the warm-up ended before the median came to rest")
+    return (*notes, *(f"unstable: {line}" for line in unstable_subjects(report)))
+
+
+def _words(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_words(item)}" for name, item in value.items())
+    if isinstance(value, list | tuple):
+        return " to ".join(dict.fromkeys(_words(item) for item in value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
