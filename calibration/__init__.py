@@ -1,1 +1,1 @@
-"""From real images and an FP32 ONNX model to activation ranges, and from ranges to an INT8 (Q/DQ) ONNX model."""
+"""From real images and an FP32 ONNX model to activation ranges, and from those to an INT8 (Q/DQ) model."""

@@ -42,7 +42,7 @@ _WEIGHT_INPUT = {
 }
 _INTEGER_LAYERS = frozenset({"QLinearConv", "QLinearMatMul", "QGemm", "ConvInteger", "MatMulInteger"})
 # What does not change the numbers on the way from a stored tensor to the layer that uses it.
-_PASS_THROUGH = frozenset({"Cast", "Identity", "Transpose", "Reshape", "DequantizeLinear"})
+_PASS_THROUGH = frozenset({"Cast", "Identity", "Transpose", "Reshape", "QuantizeLinear", "DequantizeLinear"})
 
 
 def load_model(path: Path) -> ModelProto:

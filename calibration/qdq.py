@@ -1,0 +1,193 @@
+"""From the FP32 graph and a calibration table to the INT8 graph: QuantizeLinear and DequantizeLinear pairs.
+
+One table serves two kinds of graph. Both quantise the input of every layer with weights and the weights
+themselves (per output channel, symmetric), never the bias as an activation, and leave the last Dense and the
+softmax in floating point. Pairs stand at a layer's input only, so convolution, bias and ReLU stay fusible and
+pooling commutes.
+
+- Signed, for TensorRT: symmetric int8 activations, zero point 0, weights as float -> Q -> DQ, bias in float.
+- Unsigned, for onnxruntime on a CPU: uint8 activations with a zero point, weights stored in int8, bias in
+  int32, Dense as Gemm and a pair behind its ReLU: that is what onnxruntime fuses into QLinearConv and QGemm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+from calibration.layers import (
+    WEIGHTED_OPS,
+    Layer,
+    find_layers,
+    quantizable_layers,
+    raw_pixel_tensors,
+)
+from calibration.table import CalibrationTable, calibrate_command
+from engines.errors import ArtefactError, UsageError
+from engines.packages import load
+
+Model = Any  # onnx.ModelProto
+
+# Per-channel Q/DQ came with opset 13; from 21 on the operators take more types than TensorRT's parser knows.
+MINIMUM_OPSET = 13
+MAXIMUM_OPSET = 20
+PIXEL_RANGE = (0.0, 255.0)
+
+
+def quantize(
+    model: Model,
+    table: CalibrationTable,
+    *,
+    signed_activations: bool,
+    float_layers: Collection[str] = (),
+) -> Model:
+    """Make the INT8 (Q/DQ) graph of an FP32 one.
+
+    Args:
+        model: The deployed FP32 graph (``onnx.ModelProto``); it is not changed. That the table is of this
+            model is checked by :func:`calibration.table.check_table`, which has the file.
+        table: Ranges of the tensors of :func:`calibration.layers.tensors_to_calibrate`.
+        signed_activations: True for TensorRT, False for onnxruntime on a CPU.
+        float_layers: Names of layers that stay in floating point, beside the last one.
+
+    Returns:
+        A new graph with the same metadata, inputs and outputs, in which every layer of
+        :func:`calibration.layers.quantizable_layers` but ``float_layers`` takes its input and its weight
+        from DequantizeLinear.
+
+    Raises:
+        ArtefactError: A tensor has no range in the table, or the graph's opset is outside 13..20.
+        UsageError: ``float_layers`` names a layer that there is not, or nothing is left to quantise.
+    """
+    onnx = load("onnx")
+    _check_opset(model)
+    graph = onnx.ModelProto()
+    graph.CopyFrom(model)
+    layers = _chosen_layers(graph, float_layers)
+    if not signed_activations:
+        _merge_dense_bias(graph)
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    quantizer = _quantizer(graph, layers, _ranges(graph, table), signed=signed_activations)
+    if not signed_activations:
+        # A pair at the input of a float layer, too: it ends the integer part of the graph, and without it
+        # onnxruntime runs the layer before in floating point.
+        for layer in find_layers(graph):
+            quantizer.quantize_activation_tensor(layer.input)
+    quantizer.quantize_model()
+    quantizer.model.topological_sort()
+    quantized = quantizer.model.model
+    onnx.helper.set_model_props(quantized, metadata)
+    del quantized.graph.value_info[:]
+    _check_quantized(quantized, layers)
+    onnx.checker.check_model(quantized)
+    return quantized
+
+
+def _check_opset(model: Model) -> None:
+    opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
+    if not MINIMUM_OPSET <= opset <= MAXIMUM_OPSET:
+        raise ArtefactError(
+            f"the graph has opset {opset}, INT8 graphs are made for {MINIMUM_OPSET} to {MAXIMUM_OPSET}",
+            remedy="export it again: edge-dsc export RUN",
+        )
+
+
+def _chosen_layers(model: Model, float_layers: Collection[str]) -> tuple[Layer, ...]:
+    candidates = quantizable_layers(model)
+    unknown = sorted(set(float_layers) - {layer.name for layer in candidates})
+    if unknown:
+        raise UsageError(
+            f"there is no layer {unknown[0]!r} to leave in floating point",
+            remedy=f"choose among {', '.join(layer.name for layer in candidates)}",
+        )
+    chosen = tuple(layer for layer in candidates if layer.name not in float_layers)
+    if not chosen:
+        raise UsageError("no layer is left to run in INT8", remedy="leave fewer layers in floating point")
+    return chosen
+
+
+def _ranges(model: Model, table: CalibrationTable) -> dict[str, tuple[float, float]]:
+    """Range of every layer's input; the image's pixels have the range of their type."""
+    pixels = raw_pixel_tensors(model)
+    missing = [layer for layer in find_layers(model) if layer.input not in table.ranges]
+    if missing:
+        raise ArtefactError(
+            f"the calibration table has no range for {missing[0].input}, the input of {missing[0].name}",
+            remedy=f"calibrate this model: {calibrate_command(method=table.method)}",
+        )
+    names = {layer.input for layer in find_layers(model)}
+    return {name: PIXEL_RANGE if name in pixels else table.ranges[name] for name in names}
+
+
+def _quantizer(
+    model: Model, layers: tuple[Layer, ...], ranges: dict[str, tuple[float, float]], *, signed: bool
+) -> Any:
+    """Set up onnxruntime's quantiser for chosen layers of ``model``, which it will change."""
+    numpy = load("numpy")
+    onnx = load("onnx")
+    tensor_data = load("onnxruntime.quantization.calibrate").TensorData
+    types = load("onnxruntime.quantization.quant_utils").QuantType
+    inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True)
+    # The mark by which onnxruntime knows that shapes were inferred; else it goes through a file on disk.
+    onnx.helper.set_model_props(inferred, {"onnx.infer": "onnxruntime.quant"})
+    options = {
+        "ActivationSymmetric": signed,
+        "WeightSymmetric": True,
+        "AddQDQPairToWeight": signed,
+        "QuantizeBias": not signed,
+        "DedicatedQDQPair": False,
+        "OpTypesToExcludeOutputQuantization": list(WEIGHTED_OPS),
+        # Weight scales are not to follow a bias that is not quantised.
+        "QDQDisableWeightAdjustForInt32Bias": signed,
+    }
+    return load("onnxruntime.quantization.qdq_quantizer").QDQQuantizer(
+        model=inferred,
+        per_channel=True,
+        reduce_range=False,
+        weight_qType=types.QInt8,
+        activation_qType=types.QInt8 if signed else types.QUInt8,
+        tensors_range={
+            name: tensor_data(
+                lowest=numpy.array(low, numpy.float32), highest=numpy.array(high, numpy.float32)
+            )
+            for name, (low, high) in sorted(ranges.items())
+        },
+        nodes_to_quantize=[layer.name for layer in layers],
+        nodes_to_exclude=[],
+        op_types_to_quantize=list(WEIGHTED_OPS),
+        extra_options=options,
+    )
+
+
+def _merge_dense_bias(model: Model) -> None:
+    """Turn MatMul + Add of a stored bias into Gemm, in place: only that has an integer kernel."""
+    onnx = load("onnx")
+    stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    nodes = list(model.graph.node)
+    outputs = {value.name for value in model.graph.output}
+    for matmul in [node for node in nodes if node.op_type == "MatMul" and node.input[1] in stored]:
+        takers = [node for node in nodes if matmul.output[0] in node.input]
+        if len(takers) != 1 or takers[0].op_type != "Add" or matmul.output[0] in outputs:
+            continue
+        (add,) = takers
+        bias = next((name for name in add.input if name in stored), None)
+        if bias is None or len(stored[bias].dims) != 1 or len(stored[matmul.input[1]].dims) != 2:
+            continue
+        gemm = onnx.helper.make_node("Gemm", [*matmul.input, bias], [add.output[0]], name=matmul.name)
+        nodes[nodes.index(matmul)] = gemm
+        nodes.remove(add)
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+
+
+def _check_quantized(model: Model, layers: tuple[Layer, ...]) -> None:
+    """Prove that every chosen layer takes input and weight from DequantizeLinear."""
+    producers = {output: node.op_type for node in model.graph.node for output in node.output}
+    nodes = {node.name: node for node in model.graph.node}
+    for layer in layers:
+        inputs = nodes[layer.name].input[:2] if layer.name in nodes else []
+        if [producers.get(name) for name in inputs] != ["DequantizeLinear"] * 2:
+            raise ArtefactError(
+                f"the layer {layer.name} ({layer.op}) was left in floating point by onnxruntime's quantiser",
+                remedy="export the model again: edge-dsc export RUN",
+            )

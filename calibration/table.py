@@ -1,0 +1,179 @@
+"""The calibration table: the range of every tensor, and what it was found on."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from calibration.methods import DEFAULT_METHOD, METHODS, MINIMUM_IMAGES
+from engines.contract import ModelContract
+from engines.errors import ArtefactError
+from engines.files import read_sealed_document, sha256_file, write_sealed_document
+from engines.graph import contract_of, load_model
+
+KIND = "edge-dsc/calibration-table"
+SCHEMA_VERSION = 1
+_SEAL = "table_sha256"
+
+
+@dataclass(frozen=True)
+class CalibrationImage:
+    """An image that was calibrated on: its path below the folder of all of them, its class, its hash."""
+
+    name: str
+    label: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class SkippedImage:
+    """An image that could not be read, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationTable:
+    """Ranges of activation tensors, tied to a model, a preprocess and images.
+
+    The same inputs give the same bytes.
+
+    Attributes:
+        method: How the ranges were found: one of :data:`calibration.methods.METHODS`.
+        parameters: The method's own settings, such as ``{"percentile": 99.99, "histogram_bins": 2048}``.
+        seed: The seed that chose the images.
+        ranges: ``(lowest, highest)`` of each tensor, float32 values in the tensor's own unit, as found;
+            what a signed or unsigned graph makes of them is :func:`calibration.qdq.quantize`'s affair.
+        onnx_sha256: Hash of the FP32 model's file.
+        preprocess_sha256: Hash of the contract's preprocess.
+        images: The images, sorted.
+        skipped: The images that could not be read, sorted.
+        versions: Versions of the packages that the ranges depend on.
+    """
+
+    method: str
+    parameters: Mapping[str, float]
+    seed: int
+    ranges: Mapping[str, tuple[float, float]]
+    onnx_sha256: str
+    preprocess_sha256: str
+    images: tuple[CalibrationImage, ...]
+    skipped: tuple[SkippedImage, ...] = field(default=())
+    versions: Mapping[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the table as JSON-ready values, sorted."""
+        return {
+            "method": self.method,
+            "parameters": dict(sorted(self.parameters.items())),
+            "seed": self.seed,
+            "onnx_sha256": self.onnx_sha256,
+            "preprocess_sha256": self.preprocess_sha256,
+            "versions": dict(sorted(self.versions.items())),
+            "ranges": {name: list(self.ranges[name]) for name in sorted(self.ranges)},
+            "images": [
+                asdict(image) for image in sorted(self.images, key=lambda image: (image.label, image.name))
+            ],
+            "skipped": [asdict(image) for image in sorted(self.skipped, key=lambda image: image.name)],
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], *, source: str) -> CalibrationTable:
+        """Rebuild a table from JSON values.
+
+        Raises:
+            ArtefactError: A field is missing, unknown or of the wrong type, or a value makes no sense.
+        """
+        try:
+            table = cls(
+                **{
+                    **values,
+                    "ranges": {
+                        name: (float(low), float(high)) for name, (low, high) in values["ranges"].items()
+                    },
+                    "images": tuple(CalibrationImage(**image) for image in values["images"]),
+                    "skipped": tuple(SkippedImage(**image) for image in values["skipped"]),
+                }
+            )
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ArtefactError(
+                f"{source} is no calibration table: {error}", remedy=_renew(source)
+            ) from error
+        wrong = _nonsense(table)
+        if wrong:
+            raise ArtefactError(f"{source} {wrong}", remedy=_renew(source))
+        return table
+
+
+def save_table(path: Path, table: CalibrationTable) -> None:
+    """Write a table, sealed with a hash of its own content; no time in it: same inputs, same bytes."""
+    write_sealed_document(path, KIND, SCHEMA_VERSION, table.to_dict(), seal=_SEAL)
+
+
+def load_table(path: Path) -> CalibrationTable:
+    """Read a table.
+
+    Raises:
+        ArtefactError: Missing, of another kind or version, edited by hand, or senseless.
+    """
+    body = read_sealed_document(path, KIND, SCHEMA_VERSION, seal=_SEAL, renew=calibrate_command(out=path))
+    return CalibrationTable.from_dict(body, source=str(path))
+
+
+def check_table(table: CalibrationTable, model: Path, *, path: Path | None = None) -> None:
+    """Hold a table against the model that is to be quantised with it.
+
+    Args:
+        table: The table.
+        model: The FP32 ONNX model.
+        path: The table's own file, for the remedy.
+
+    Raises:
+        ArtefactError: The table is of another model, of other weights, or of another preprocess.
+    """
+    remedy = f"calibrate again: {calibrate_command(model=model, method=table.method, out=path)}"
+    contract: ModelContract = contract_of(load_model(model), str(model))
+    if table.preprocess_sha256 != contract.preprocess_sha256:
+        raise ArtefactError(
+            f"the calibration table is of another preprocess ({table.preprocess_sha256[:12]}) "
+            f"than {model} ({contract.preprocess_sha256[:12]})",
+            remedy=remedy,
+        )
+    seen = sha256_file(model)
+    if table.onnx_sha256 != seen:
+        raise ArtefactError(
+            f"the calibration table is of another model (ONNX {table.onnx_sha256[:12]}) "
+            f"than {model} ({seen[:12]})",
+            remedy=remedy,
+        )
+
+
+def calibrate_command(
+    *, model: Path | None = None, method: str = DEFAULT_METHOD, out: Path | None = None
+) -> str:
+    """Return the command line that makes a table anew; what is not known stands as MODEL, DIR and TABLE."""
+    words = ["edge-dsc", "calibrate", str(model or "MODEL"), "--calib-data", "DIR", "--calib-method", method]
+    return shlex.join([*words, "--out", str(out or "TABLE")])
+
+
+def _renew(source: str) -> str:
+    return f"make it anew: {calibrate_command(out=Path(source))}"
+
+
+def _nonsense(table: CalibrationTable) -> str | None:
+    """Say what in a table cannot be true, or None."""
+    if table.method not in METHODS:
+        return f"names the unknown method {table.method!r}"
+    for name, (low, high) in table.ranges.items():
+        if not (math.isfinite(low) and math.isfinite(high) and low < high):
+            return f"holds no range for {name}: {low}..{high}"
+    if not table.ranges:
+        return "holds no ranges"
+    if len(table.images) < MINIMUM_IMAGES:
+        return f"was made on {len(table.images)} images, at least {MINIMUM_IMAGES} are needed"
+    return None
