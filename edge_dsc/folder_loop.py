@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from engines.contract import ModelContract
 from engines.errors import ImageError
 from engines.images import Array, read_input
 from engines.packages import load
@@ -69,7 +71,19 @@ def _classify_in_threads(paths: Iterable[Path], runner: Runner, threads: int) ->
 
 
 def _classify_in_batches(paths: Iterable[Path], runner: Runner, threads: int) -> Iterator[Answer]:
-    contract = runner.record.contract
+    decoded = read_files(paths, runner.record.contract, threads=threads)
+    while group := list(itertools.islice(decoded, runner.record.batch.best)):
+        yield from _answer_group(group, runner)
+
+
+def read_files(
+    paths: Iterable[Path], contract: ModelContract, *, threads: int
+) -> Iterator[tuple[Path, Array | ImageError]]:
+    """Decode and resize image files in threads, and yield each with its input or its error, in order.
+
+    Yields:
+        The path, and ``uint8 [height, width, 1]`` or why there is none.
+    """
 
     def read(path: Path) -> tuple[Path, Array | ImageError]:
         try:
@@ -77,9 +91,7 @@ def _classify_in_batches(paths: Iterable[Path], runner: Runner, threads: int) ->
         except ImageError as error:
             return path, error
 
-    decoded = _ordered_map(read, paths, threads)
-    while group := list(itertools.islice(decoded, runner.record.batch.best)):
-        yield from _answer_group(group, runner)
+    yield from _ordered_map(read, paths, threads)
 
 
 def _answer_group(group: Sequence[tuple[Path, Array | ImageError]], runner: Runner) -> Iterator[Answer]:
@@ -111,3 +123,10 @@ def _ordered_map(function: Callable[[Path], _T], paths: Iterable[Path], threads:
         finally:
             for future in waiting:
                 future.cancel()
+
+
+def default_threads() -> int:
+    """Return the number of processors this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -23,13 +22,6 @@ RunFolder = Annotated[
     Path, typer.Argument(help="A run folder that train wrote, or an ONNX model.", show_default=False)
 ]
 Engine = Annotated[Path, typer.Argument(help="An engine that build-engine wrote.", show_default=False)]
-
-
-def default_threads() -> int:
-    """Return the number of processors this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def model_of(model: Path) -> Path:

@@ -7,7 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from edge_dsc.cli.options import Engine, Json, Out, Threads, default_threads
+from edge_dsc.cli.options import Engine, Json, Out, Threads
 
 
 def infer(
@@ -26,6 +26,7 @@ def infer(
 ) -> None:
     """Classify images: the top class and all probabilities, one row an image."""
     from edge_dsc.console import give_json, progress_bar, say
+    from edge_dsc.folder_loop import default_threads
     from edge_dsc.inference import infer_source
 
     with progress_bar() as progress:
@@ -58,6 +59,7 @@ def evaluate(
     from edge_dsc.console import give, give_json, progress_bar, say
     from edge_dsc.evaluation import EVALUATION_KIND, format_evaluation, save_evaluation
     from edge_dsc.evaluation import evaluate as run_evaluation
+    from edge_dsc.folder_loop import default_threads
 
     with progress_bar() as progress:
         result = run_evaluation(
