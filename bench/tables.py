@@ -134,7 +134,7 @@ def verdict_words(ratio: Ratio) -> str:
         return f"{1 / ratio.ratio.value:.2f} times faster"
     if ratio.verdict is Verdict.SLOWER:
         return f"{ratio.ratio.value:.2f} times slower"
-    return ratio.verdict.value
+    return str(ratio.verdict.value)
 
 
 def milliseconds(nanoseconds: float) -> str:

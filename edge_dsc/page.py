@@ -1,0 +1,193 @@
+"""One self-contained HTML page: paragraphs, tables, pictures and plots. No network, no script."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+
+from bench.compare import Comparison, Ratio
+from bench.report import Report
+from bench.tables import (
+    Table,
+    comparison_table,
+    environment_table,
+    latency_table,
+    milliseconds,
+    ratio_table,
+    report_ratios,
+)
+from edge_dsc.page_plots import distribution_plot, ratio_plot
+from edge_dsc.page_style import CSS
+from engines.files import write_text
+from engines.packages import load
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+_FOOTER = "Made by edge-dsc. For research and engineering only; this is not a medical device."
+_QUARTILES = (0, 25, 50, 75, 100)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """A PNG picture.
+
+    Attributes:
+        png: The file's bytes.
+        caption: What it shows, for readers who see it and for those who do not.
+
+    Raises:
+        ValueError: The bytes are no PNG.
+    """
+
+    png: bytes
+    caption: str
+
+    def __post_init__(self) -> None:
+        """Check the signature."""
+        if not self.png.startswith(_PNG):
+            raise ValueError(f"the picture {self.caption!r} is no PNG")
+
+
+@dataclass(frozen=True)
+class LatencyPlot:
+    """The distribution of a report's latencies, with its quartiles as text.
+
+    Attributes:
+        report: The report.
+    """
+
+    report: Report
+
+
+@dataclass(frozen=True)
+class RatioPlot:
+    """Ratios of latencies with their intervals.
+
+    Attributes:
+        ratios: What to draw, from top to bottom.
+    """
+
+    ratios: tuple[Ratio, ...]
+
+
+Part = str | Table | Picture | LatencyPlot | RatioPlot
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page with a heading.
+
+    Attributes:
+        title: The heading.
+        parts: In order: text (a paragraph), tables, pictures, plots.
+    """
+
+    title: str
+    parts: tuple[Part, ...]
+
+
+def make_page(title: str, sections: Sequence[Section], *, summary: str = "") -> str:
+    """Return a whole HTML document. Every text is escaped: names may hold anything.
+
+    Args:
+        title: Title and first heading.
+        sections: What follows.
+        summary: A paragraph below the title.
+    """
+    body = [f"<h1>{escape(title)}</h1>", *([_paragraph(summary)] if summary else [])]
+    for section in sections:
+        body.append(f"<section><h2>{escape(section.title)}</h2>")
+        body += [_part(part) for part in section.parts]
+        body.append("</section>")
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        # A file name that gets past the escaping still cannot run or load anything.
+        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
+        "style-src 'unsafe-inline'\">"
+        f"<title>{escape(title)}</title><style>{CSS}</style></head>\n<body><main>\n"
+        + "\n".join(body)
+        + f"\n</main><footer><p>{_FOOTER}</p></footer></body></html>\n"
+    )
+
+
+def report_sections(report: Report, *, baseline: str | None = None) -> tuple[Section, ...]:
+    """Return the sections of a latency report: distribution, ratios to the baseline, machine."""
+    sections = [Section("Latency", (latency_table(report), LatencyPlot(report)))]
+    ratios = report_ratios(report, baseline=baseline) if len(report.measured) > 1 else ()
+    if ratios:
+        table = ratio_table(ratios, title=f"Against {ratios[0].baseline}")
+        sections.append(Section("Compared", (RatioPlot(ratios), table)))
+    sections.append(Section("Machine", (environment_table(report),)))
+    return tuple(sections)
+
+
+def comparison_sections(comparison: Comparison) -> tuple[Section, ...]:
+    """Return the sections of a comparison of two reports."""
+    return (Section("Compared", (RatioPlot(comparison.rows), comparison_table(comparison))),)
+
+
+def save_page(path: Path, title: str, sections: Sequence[Section], *, summary: str = "") -> None:
+    """Write a page.
+
+    Raises:
+        EnvironmentProblem: The place cannot be written.
+    """
+    write_text(path, make_page(title, sections, summary=summary))
+
+
+def _part(part: Part) -> str:
+    if isinstance(part, str):
+        return _paragraph(part)
+    if isinstance(part, Table):
+        return _table(part)
+    if isinstance(part, Picture):
+        return _picture(part)
+    if isinstance(part, LatencyPlot):
+        return _figure(distribution_plot(part.report), "Share of calls answered within a time.") + _table(
+            _quartile_table(part.report)
+        )
+    return _figure(ratio_plot(part.ratios), "Ratio of the medians with its 95 % interval.")
+
+
+def _paragraph(text: str) -> str:
+    return f"<p>{escape(text)}</p>"
+
+
+def _picture(picture: Picture) -> str:
+    data = base64.b64encode(picture.png).decode("ascii")
+    caption = escape(picture.caption)
+    return _figure(f'<img alt="{caption}" src="data:image/png;base64,{data}">', picture.caption)
+
+
+def _figure(drawing: str, caption: str) -> str:
+    return f"<figure>{drawing}<figcaption>{escape(caption)}</figcaption></figure>" if drawing else ""
+
+
+def _table(table: Table) -> str:
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in table.header)
+    rows = "".join(
+        f'<tr><th scope="row">{escape(row[0])}</th>'
+        + "".join(f"<td>{escape(cell)}</td>" for cell in row[1:])
+        + "</tr>"
+        for row in table.rows
+    )
+    notes = "".join(f"<li>{escape(note)}</li>" for note in table.notes)
+    style = ' class="numeric"' if table.numeric else ""
+    return (
+        f'<div class="scroll"><table{style}><caption>{escape(table.title)}</caption>'
+        f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
+        + (f'<ul class="notes">{notes}</ul>' if notes else "")
+    )
+
+
+def _quartile_table(report: Report) -> Table:
+    np = load("numpy")
+    rows = []
+    for subject in report.measured:
+        values = np.percentile(np.frombuffer(subject.samples_ns, dtype=np.int64), _QUARTILES)
+        rows.append((subject.name, *(milliseconds(float(value)) for value in values)))
+    header = ("engine", "fastest", "first quarter", "half", "three quarters", "slowest")
+    return Table(title="Calls answered within, ms", header=header, rows=tuple(rows))
