@@ -1,0 +1,114 @@
+"""Folders of textures to calibrate on, a network small enough to calibrate in a moment, and tables of the real two."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from calibration.collect import CalibrationOptions, calibrate
+from calibration.select import select_images
+from calibration.table import CalibrationTable
+from engines.contract import ModelContract
+
+Items = list[tuple[Path, str]]
+CLASSES = {"clear": 70, "diffuse": 50, "focal": 30}
+
+
+def write_texture(path: Path, seed: int) -> None:
+    """Smooth seeded noise, 64x64 pixels, with a few values that stand out."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 200, (8, 8), dtype=np.uint8)
+    pixels = cv2.resize(coarse, (64, 64), interpolation=cv2.INTER_LINEAR)
+    pixels[rng.integers(0, 64), rng.integers(0, 64)] = 255
+    cv2.imwrite(str(path), pixels)
+
+
+@pytest.fixture(scope="session")
+def textures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 150 different images in three unequal classes. Read only; copy before you change it."""
+    root = tmp_path_factory.mktemp("textures")
+    seed = 0
+    for label, count in CLASSES.items():
+        (root / label).mkdir()
+        for index in range(count):
+            write_texture(root / label / f"{index:03}.png", seed)
+            seed += 1
+    return root
+
+
+def items_of(root: Path) -> Items:
+    return [(path, path.parent.name) for path in sorted(root.glob("*/*"))]
+
+
+@pytest.fixture
+def list_items() -> Callable[[Path], Items]:
+    return items_of
+
+
+@pytest.fixture
+def copied(textures: Path, tmp_path: Path) -> Path:
+    """A copy of the textures that a test may change."""
+    return Path(shutil.copytree(textures, tmp_path / "copied"))
+
+
+@pytest.fixture(scope="session")
+def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A deployed network of one convolution and two dense layers over 32x32 pixels."""
+    rng = np.random.default_rng(7)
+    contract = ModelContract(labels=("clear", "diffuse", "focal"), architecture="small", height=32, width=32)
+    stored = {
+        "planes": np.array([-1, 1, 32, 32], np.int64),
+        "flat": np.array([-1, 1024], np.int64),
+        "stem.weight": (rng.standard_normal((4, 1, 3, 3)) / 255).astype(np.float32),
+        "stem.bias": rng.standard_normal(4).astype(np.float32),
+        "dense.weight": (rng.standard_normal((1024, 8)) / 32).astype(np.float32),
+        "dense.bias": rng.standard_normal(8).astype(np.float32),
+        "logits.weight": rng.standard_normal((8, 3)).astype(np.float32),
+    }
+    nodes = [
+        helper.make_node("Cast", ["image"], ["cast"], "cast", to=TensorProto.FLOAT),
+        helper.make_node("Reshape", ["cast", "planes"], ["pixels"], "reshape"),
+        helper.make_node("Conv", ["pixels", "stem.weight", "stem.bias"], ["conv"], "stem", pads=[1] * 4),
+        helper.make_node("Relu", ["conv"], ["relu"], "relu"),
+        helper.make_node("MaxPool", ["relu"], ["pool"], "pool", kernel_shape=[2, 2], strides=[2, 2]),
+        helper.make_node("Reshape", ["pool", "flat"], ["features"], "flatten"),
+        helper.make_node("MatMul", ["features", "dense.weight"], ["matmul"], "dense"),
+        helper.make_node("Add", ["matmul", "dense.bias"], ["dense_out"], "dense_bias"),
+        helper.make_node("Relu", ["dense_out"], ["hidden"], "hidden_relu"),
+        helper.make_node("MatMul", ["hidden", "logits.weight"], ["logits"], "logits"),
+        helper.make_node("Softmax", ["logits"], ["probabilities"], "softmax", axis=1),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "small",
+        [helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", 32, 32, 1])],
+        [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["N", 3])],
+        [numpy_helper.from_array(value, name) for name, value in stored.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    helper.set_model_props(model, contract.to_metadata())
+    path = tmp_path_factory.mktemp("small") / "small.onnx"
+    onnx.save(model, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def small_table(small_model: Path, textures: Path) -> CalibrationTable:
+    return calibrate(
+        small_model, select_images(items_of(textures), 128, 0), CalibrationOptions(method="minmax")
+    )
+
+
+@pytest.fixture(scope="session")
+def network_tables(deployed_models: dict[str, Path], textures: Path) -> dict[str, CalibrationTable]:
+    """minmax tables of both networks."""
+    chosen = select_images(items_of(textures), 128, 0)
+    options = CalibrationOptions(method="minmax")
+    return {name: calibrate(model, chosen, options) for name, model in deployed_models.items()}

@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from calibration.table import (
+    CalibrationTable,
+    SkippedImage,
+    calibrate_command,
+    check_table,
+    load_table,
+    save_table,
+)
+from engines.contract import ModelContract
+from engines.errors import ArtefactError
+from engines.files import canonical_json, sha256_bytes
+
+
+def test_a_table_survives_its_file(small_table: CalibrationTable, tmp_path: Path) -> None:
+    table = dataclasses.replace(small_table, skipped=(SkippedImage("clear/x.png", "clear/x.png is empty"),))
+    path = tmp_path / "calibration.json"
+    save_table(path, table)
+    again = load_table(path)
+    assert again.to_dict() == table.to_dict()
+    assert again.ranges == table.ranges
+    document = json.loads(path.read_text())
+    assert (document["kind"], document["schema_version"]) == ("edge-dsc/calibration-table", 1)
+    save_table(tmp_path / "again.json", again)
+    assert (tmp_path / "again.json").read_bytes() == path.read_bytes()
+
+
+def test_the_file_does_not_depend_on_the_order_of_things(
+    small_table: CalibrationTable, tmp_path: Path
+) -> None:
+    turned = dataclasses.replace(
+        small_table,
+        ranges=dict(reversed(list(small_table.ranges.items()))),
+        images=tuple(reversed(small_table.images)),
+    )
+    save_table(tmp_path / "a.json", small_table)
+    save_table(tmp_path / "b.json", turned)
+    assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
+
+
+def test_an_edited_range_is_refused(small_table: CalibrationTable, tmp_path: Path) -> None:
+    path = tmp_path / "calibration.json"
+    save_table(path, small_table)
+    document = json.loads(path.read_text())
+    document["ranges"]["features"][1] *= 2
+    path.write_text(json.dumps(document))
+    with pytest.raises(ArtefactError, match=r"calibration\.json was edited after it was made") as caught:
+        load_table(path)
+    assert caught.value.remedy == (
+        f"make it anew: edge-dsc calibrate MODEL --calib-data DIR --calib-method entropy --out {path}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"ranges": {"features": [0.0, 0.0]}}, r"holds no range for features: 0\.0\.\.0\.0"),
+        ({"ranges": {"features": [1.0, -1.0]}}, "holds no range for features"),
+        ({"ranges": {}}, "holds no ranges"),
+        ({"ranges": {"features": [1.0]}}, "is no calibration table"),
+        ({"ranges": [1]}, "is no calibration table"),
+        ({"method": "random"}, "names the unknown method 'random'"),
+        ({"images": []}, "was made on 0 images, at least 128 are needed"),
+        ({"images": [{"file": "x"}]}, "is no calibration table"),
+        ({"extra": 1}, "is no calibration table"),
+    ],
+)
+def test_a_senseless_table_is_refused_even_when_sealed(
+    small_table: CalibrationTable, tmp_path: Path, change: dict[str, object], text: str
+) -> None:
+    body = {**small_table.to_dict(), **change}
+    seal = sha256_bytes(canonical_json(body))
+    path = tmp_path / "calibration.json"
+    document = {"kind": "edge-dsc/calibration-table", "schema_version": 1, **body, "table_sha256": seal}
+    path.write_text(json.dumps(document))
+    with pytest.raises(ArtefactError, match=text):
+        load_table(path)
+
+
+def test_a_table_of_its_model_passes(small_table: CalibrationTable, small_model: Path) -> None:
+    check_table(small_table, small_model)
+
+
+def test_a_table_of_another_model_is_refused(
+    small_table: CalibrationTable, deployed_models: dict[str, Path]
+) -> None:
+    model = onnx.load(deployed_models["dsc"])
+    with pytest.raises(ArtefactError, match="is of another preprocess"):
+        check_table(small_table, deployed_models["dsc"])
+    contract = ModelContract.from_metadata({e.key: e.value for e in model.metadata_props}, source="dsc")
+    same = dataclasses.replace(small_table, preprocess_sha256=contract.preprocess_sha256)
+    with pytest.raises(ArtefactError, match="is of another model") as caught:
+        check_table(same, deployed_models["dsc"], path=Path("t.json"))
+    assert caught.value.remedy == (
+        f"calibrate again: edge-dsc calibrate {deployed_models['dsc']} --calib-data DIR "
+        "--calib-method minmax --out t.json"
+    )
+
+
+def test_weights_changed_after_calibration_are_refused(
+    small_table: CalibrationTable, small_model: Path, tmp_path: Path
+) -> None:
+    model = onnx.load(small_model)
+    weight = next(tensor for tensor in model.graph.initializer if tensor.name == "stem.weight")
+    weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * 2, weight.name))
+    changed = tmp_path / "small.onnx"
+    onnx.save(model, changed)
+    with pytest.raises(ArtefactError, match="is of another model"):
+        check_table(small_table, changed)
+
+
+def test_the_command_names_what_is_known_and_quotes_it() -> None:
+    assert calibrate_command(model=Path("my runs/model.onnx"), method="percentile", out=Path("c.json")) == (
+        "edge-dsc calibrate 'my runs/model.onnx' --calib-data DIR --calib-method percentile --out c.json"
+    )
