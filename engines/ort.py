@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import importlib.util
 import platform
 import tempfile
 from pathlib import Path
@@ -44,18 +42,9 @@ class OnnxRuntime:
 
     def availability(self) -> Availability:
         """Say what works here; never raises."""
-        if importlib.util.find_spec("onnxruntime") is None:
-            reason = "onnxruntime is not installed"
-            return Availability(None, reason, reason)
-        for distribution in _DISTRIBUTIONS:
-            try:
-                return Availability(importlib.metadata.version(distribution), None, None)
-            except importlib.metadata.PackageNotFoundError:
-                continue
-        try:
-            return Availability(str(packages.load("onnxruntime").__version__), None, None)
-        except EnvironmentProblem as problem:
-            return Availability(None, problem.what, problem.what)
+        version = packages.installed_version("onnxruntime", *_DISTRIBUTIONS)
+        reason = None if version else "onnxruntime is not installed"
+        return Availability(version, reason, reason)
 
     def build(self, model: bytes, out: Path, options: BuildOptions) -> BuildResult:
         """Optimise a model, prove the precision it will run in here, and write it.

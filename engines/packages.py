@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
+import importlib.util
 from types import ModuleType
 
 from engines.errors import EnvironmentProblem
@@ -37,3 +39,31 @@ def load(name: str) -> ModuleType:
         root = name.split(".", 1)[0]
         remedy = _REMEDIES.get(root, f"pip install {root}")
         raise EnvironmentProblem(f"cannot import {name}: {error}", remedy=remedy) from error
+
+
+def is_installed(name: str) -> bool:
+    """Say whether an import package is there, without importing it."""
+    try:
+        return importlib.util.find_spec(name) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def installed_version(name: str, *distributions: str) -> str | None:
+    """Return the version of an import package, or None where it is missing or does not import.
+
+    Args:
+        name: Its import name; it is imported only where no distribution tells the version.
+        distributions: Names under which it may have been installed.
+    """
+    if not is_installed(name):
+        return None
+    for distribution in distributions:
+        try:
+            return importlib.metadata.version(distribution)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    try:
+        return str(load(name).__version__)
+    except EnvironmentProblem:
+        return None

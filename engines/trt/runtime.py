@@ -1,0 +1,115 @@
+"""What TensorRT and TensorRT for RTX have in common as runtimes."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from engines import packages
+from engines.errors import ArtefactError, EnvironmentProblem
+from engines.files import write_bytes
+from engines.record import EngineRecord
+from engines.runtimes import Availability, BuildOptions, BuildResult
+from engines.trt.build import build_plan
+from engines.trt.driver import Gpu, find_gpu
+from engines.trt.run import TrtRunner
+
+_NO_GPU = "run it on a machine with an NVIDIA GPU and its driver, or build with --backend onnxruntime"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorRtRuntime:
+    """A runtime that builds TensorRT plans and runs them through pycuda.
+
+    Attributes:
+        name: Name in the runtimes' table.
+        package: Import name of the TensorRT module.
+        distributions: Names under which that module may have been installed.
+        builds_on_cpu: Whether building needs no GPU.
+        portable_to: The GPUs that its engines run on; empty where they run on the one they were built on.
+        signed_activations: True: TensorRT takes symmetric activations only.
+    """
+
+    name: str
+    package: str
+    distributions: tuple[str, ...]
+    builds_on_cpu: bool
+    portable_to: str
+    signed_activations: bool = True
+
+    def availability(self) -> Availability:
+        """Say what works here; never raises."""
+        version = packages.installed_version(self.package, *self.distributions)
+        if version is None:
+            reason = f"{self.package} is not installed"
+            return Availability(None, reason, reason)
+        gpu, reason = find_gpu()
+        no_run = None if gpu else reason
+        if gpu and not packages.is_installed("pycuda"):
+            no_run = "pycuda is not installed"
+        return Availability(version, None if gpu or self.builds_on_cpu else reason, no_run)
+
+    def build(self, model: bytes, out: Path, options: BuildOptions) -> BuildResult:
+        """Build an engine file from a serialised ONNX model that is already in the wanted precision.
+
+        Raises:
+            AccuracyGateError: The engine would not run in the precision asked for.
+            ArtefactError: TensorRT cannot read the model.
+            EnvironmentProblem: TensorRT or a GPU is missing, or ``out`` cannot be written.
+        """
+        trt = packages.load(self.package)
+        gpu, reason = find_gpu()
+        if gpu is None and not self.builds_on_cpu:
+            raise EnvironmentProblem(f"{self.name} cannot build here: {reason}", remedy=_NO_GPU)
+        plan = build_plan(trt, model, options, has_gpu=gpu is not None)
+        write_bytes(out, plan.data)
+        return BuildResult(
+            layers=plan.layers,
+            layers_source=plan.layers_source,
+            platform=self._platform(gpu),
+            notes=plan.notes,
+        )
+
+    def open_runner(self, engine: Path, record: EngineRecord, *, threads: int = 1) -> TrtRunner:
+        """Load an engine whose record was checked; ``threads`` is of no use to a GPU.
+
+        Raises:
+            ArtefactError: Built by another version or for another device.
+            EnvironmentProblem: No GPU, no driver, a missing package.
+        """
+        version = self.availability().version
+        if version is None:
+            packages.load(self.package)
+        gpu, reason = find_gpu()
+        here = {"version": version or "unknown", **self._platform(gpu)}
+        _check_origin(record, {"version": record.runtime_version, **record.platform}, here)
+        if gpu is None:
+            raise EnvironmentProblem(f"{self.name} cannot run here: {reason}", remedy=_NO_GPU)
+        trt, cuda = packages.load(self.package), packages.load("pycuda.driver")
+        return TrtRunner(trt, cuda, engine.read_bytes(), record)
+
+    def _platform(self, gpu: Gpu | None) -> dict[str, str]:
+        """What an engine is tied to."""
+        facts = {"package": self.package, "machine": platform.machine()}
+        if self.portable_to:
+            return {**facts, "hardware_compatibility": self.portable_to}
+        facts |= {"system": platform.system(), "hardware_compatibility": "none"}
+        if gpu is not None:
+            facts |= {"gpu": gpu.name, "compute_capability": gpu.compute_capability}
+        return facts
+
+
+def _check_origin(record: EngineRecord, there: Mapping[str, str], here: Mapping[str, str]) -> None:
+    """Hold where an engine was built against this machine, in what both sides name."""
+    differences = [
+        f"{key} {there[key]} there, {here[key]} here"
+        for key in there
+        if key in here and there[key] != here[key]
+    ]
+    if differences:
+        raise ArtefactError(
+            f"{record.engine} was built elsewhere: {'; '.join(differences)}",
+            remedy=f"rebuild it here: {record.build_command}",
+        )

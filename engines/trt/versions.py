@@ -1,0 +1,103 @@
+"""How the TensorRT releases differ: the one module that asks. Everything else is in all of them.
+
+8.6          weakly typed: explicit batch and the FP16/INT8 flags; no progress monitor
+10.x         strongly typed networks; the old flags still exist and are not used
+11.x, RTX    strongly typed only
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+from engines.record import Precision
+
+# By default an engine of TensorRT for RTX runs on all of these, on Linux and on Windows.
+# Source: TensorRT-RTX documentation, "CPU-Only AOT and TensorRT-RTX Engines"
+RTX_GPUS = "compute capability 8.0, 8.6, 8.9, 12.0 and later"
+
+# What a release logs as an error although nothing is wrong.
+_HARMLESS = ("Thread context has not been set",)  # TensorRT for RTX 1.7, at every build on a CPU
+
+
+def parse_version(text: str) -> tuple[int, ...]:
+    """Return the leading numbers of a version: ``"10.16.1.11"`` gives ``(10, 16, 1, 11)``."""
+    match = re.match(r"\d+(\.\d+)*", text)
+    return tuple(int(part) for part in match.group().split(".")) if match else ()
+
+
+def is_strongly_typed(trt: Any) -> bool:
+    """Whether this release takes the precision from the network's own types."""
+    return hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
+
+
+def network_flags(trt: Any) -> int:
+    """Return the flags that a network is created with."""
+    kinds = trt.NetworkDefinitionCreationFlag
+    if hasattr(kinds, "STRONGLY_TYPED"):
+        return 1 << int(kinds.STRONGLY_TYPED)
+    return 1 << int(kinds.EXPLICIT_BATCH)
+
+
+def set_precision(trt: Any, config: Any, precision: Precision) -> None:
+    """Tell the builder the precision, where the network's types do not.
+
+    FP32 switches TF32 off everywhere: with it, an "FP32" convolution keeps 10 of its 23 mantissa bits.
+    """
+    if precision is Precision.FP32:
+        config.clear_flag(trt.BuilderFlag.TF32)
+    if is_strongly_typed(trt):
+        return
+    if precision is Precision.FP16 and hasattr(trt.BuilderFlag, "FP16"):
+        config.set_flag(trt.BuilderFlag.FP16)
+    if precision is Precision.INT8 and hasattr(trt.BuilderFlag, "INT8"):
+        config.set_flag(trt.BuilderFlag.INT8)
+
+
+def is_harmless(message: str) -> bool:
+    """Whether an error that TensorRT logged can be ignored."""
+    return message.startswith(_HARMLESS)
+
+
+def attach_monitor(trt: Any, config: Any, progress: Callable[[str, int, int], None] | None) -> Any:
+    """Have the builder report its progress, where the release can.
+
+    An exception in the callback (Ctrl-C among them) must not cross TensorRT's C++ frames: it is kept, the build
+    is cancelled, and whoever built raises it.
+
+    Returns:
+        The monitor, with the attribute ``failure``; it must outlive ``config``. None where there is none.
+    """
+    if progress is None or not hasattr(trt, "IProgressMonitor") or not hasattr(config, "progress_monitor"):
+        return None
+    report = progress
+
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self.failure: BaseException | None = None
+            self._totals: dict[str, int] = {}
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            self._totals[phase_name] = num_steps
+            self._report(phase_name, 0)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            self._report(phase_name, step + 1)
+            return self.failure is None
+
+        def phase_finish(self, phase_name: str) -> None:
+            self._report(phase_name, self._totals.pop(phase_name, 0))
+
+        def _report(self, phase: str, done: int) -> None:
+            if self.failure is not None:
+                return
+            try:
+                report(phase, done, self._totals.get(phase, done))
+            except BaseException as error:  # noqa: BLE001 - raised again by whoever built
+                self.failure = error
+
+    monitor = Monitor()
+    config.progress_monitor = monitor
+    return monitor
