@@ -1,0 +1,163 @@
+"""Split a dataset into train, validation, evaluation and test, whole patients at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from edge_dsc.data.discover import Dataset, Sample, count_labels
+from engines.errors import ArtefactError, BadInputError
+from engines.files import canonical_json, read_document, sha256_bytes, write_document
+from engines.packages import load
+
+KIND = "edge-dsc/split"
+SCHEMA_VERSION = 1
+PARTS = ("train", "validation", "evaluation", "test")
+# Source: the paper's split, section "Dataset".
+FRACTIONS = {"train": 0.63, "validation": 0.18, "evaluation": 0.09, "test": 0.10}
+_ATTEMPTS = 50
+_RENEW = "edge-dsc train DATA --overwrite"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """A dataset in four parts that share no patient.
+
+    Attributes:
+        root: The data folder.
+        labels: Class names, sorted.
+        seed: Seed of the shuffle.
+        parts: Samples of each part, sorted by path.
+    """
+
+    root: Path
+    labels: tuple[str, ...]
+    seed: int
+    parts: Mapping[str, tuple[Sample, ...]]
+
+    def samples(self, part: str) -> tuple[Sample, ...]:
+        """Return the samples of ``train``, ``validation``, ``evaluation`` or ``test``."""
+        return self.parts[part]
+
+    @property
+    def sha256(self) -> str:
+        """Hash of what is on which side: paths, labels, patients and contents; not of the folder's place."""
+        return sha256_bytes(canonical_json(_parts_to_json(self.parts)))
+
+
+def split_dataset(dataset: Dataset, seed: int) -> Split:
+    """Split 63/18/9/10, stratified by class, whole patients, the same for the same samples and seed.
+
+    Patients are dealt in a seeded order, those with most images first, each to the part that lacks most of
+    its classes. A patient with images of several classes stays whole.
+
+    Raises:
+        BadInputError: A class has too few patients for four parts.
+    """
+    patients: dict[str, list[Sample]] = {}
+    for sample in sorted(dataset.samples, key=lambda sample: sample.path):
+        patients.setdefault(sample.patient, []).append(sample)
+    for label in dataset.labels:
+        holders = sum(any(sample.label == label for sample in samples) for samples in patients.values())
+        if holders < len(PARTS):
+            raise _too_few(label, holders)
+    numpy = load("numpy")
+    for attempt in range(_ATTEMPTS):
+        parts = _deal(patients, dataset.labels, numpy.random.default_rng([seed, attempt]))
+        lacking = [
+            label for part in PARTS for label in dataset.labels if label not in count_labels(parts[part])
+        ]
+        if not lacking:
+            return Split(root=dataset.root, labels=dataset.labels, seed=seed, parts=parts)
+    raise _too_few(
+        lacking[0],
+        sum(any(sample.label == lacking[0] for sample in samples) for samples in patients.values()),
+    )
+
+
+def save_split(split: Split, path: Path) -> None:
+    """Write ``split.json``: every file with its class, patient and hash."""
+    body = {
+        "root": str(split.root.resolve()),
+        "labels": list(split.labels),
+        "seed": split.seed,
+        "fractions": FRACTIONS,
+        "counts": {part: count_labels(split.parts[part]) for part in PARTS},
+        "parts": _parts_to_json(split.parts),
+        "split_sha256": split.sha256,
+    }
+    write_document(path, KIND, SCHEMA_VERSION, body)
+
+
+def load_split(path: Path) -> Split:
+    """Read ``split.json`` and check it.
+
+    Raises:
+        ArtefactError: Unreadable, edited, or with a patient or a file on two sides.
+    """
+    body = read_document(path, KIND, SCHEMA_VERSION, renew=_RENEW)
+    try:
+        parts = {part: tuple(Sample(**sample) for sample in body["parts"][part]) for part in PARTS}
+        split = Split(
+            root=Path(body["root"]), labels=tuple(body["labels"]), seed=int(body["seed"]), parts=parts
+        )
+        seal = body["split_sha256"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ArtefactError(
+            f"{path} is no readable split: {error!r}", remedy=f"make it anew: {_RENEW}"
+        ) from error
+    if seal != split.sha256:
+        raise ArtefactError(f"{path} was edited after training", remedy=f"make it anew: {_RENEW}")
+    check_sides(split, source=str(path))
+    return split
+
+
+def check_sides(split: Split, *, source: str) -> None:
+    """Prove that no patient and no file content is on two sides.
+
+    Raises:
+        ArtefactError: One is; names it.
+    """
+    side: dict[tuple[str, str], str] = {}
+    for part in PARTS:
+        for sample in split.parts[part]:
+            for key in (("patient", sample.patient), ("file", sample.sha256)):
+                if side.setdefault(key, part) != part:
+                    raise ArtefactError(
+                        f"{source} has the {key[0]} {key[1]} in {side[key]} and in {part}",
+                        remedy=f"make it anew: {_RENEW}",
+                    )
+
+
+def _deal(
+    patients: Mapping[str, list[Sample]], labels: tuple[str, ...], rng: Any
+) -> dict[str, tuple[Sample, ...]]:
+    numpy = load("numpy")
+    names = sorted(patients)
+    counts = numpy.array(
+        [[sum(sample.label == label for sample in patients[name]) for label in labels] for name in names]
+    )
+    wanted = numpy.outer([FRACTIONS[part] for part in PARTS], counts.sum(axis=0))
+    given = numpy.zeros_like(wanted)
+    order = rng.permutation(len(names))
+    order = order[numpy.argsort(-counts[order].sum(axis=1), kind="stable")]
+    dealt: dict[str, list[Sample]] = {part: [] for part in PARTS}
+    for index in order:
+        lack = ((wanted - given) / wanted * counts[index]).sum(axis=1)
+        part = int(numpy.argmax(lack))
+        given[part] += counts[index]
+        dealt[PARTS[part]] += patients[names[index]]
+    return {part: tuple(sorted(samples, key=lambda sample: sample.path)) for part, samples in dealt.items()}
+
+
+def _parts_to_json(parts: Mapping[str, tuple[Sample, ...]]) -> dict[str, list[dict[str, str]]]:
+    return {part: [asdict(sample) for sample in parts[part]] for part in PARTS}
+
+
+def _too_few(label: str, holders: int) -> BadInputError:
+    return BadInputError(
+        f"the class {label!r} has images of {holders} patients, too few for {len(PARTS)} parts",
+        remedy="add images of more patients (at least a dozen a class give usable figures)",
+    )

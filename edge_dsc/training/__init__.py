@@ -1,0 +1,8 @@
+"""Training: recipes, augmentation, the loop, and the run folder."""
+
+from __future__ import annotations
+
+from edge_dsc.training.options import RECIPES, Recipe, TrainOptions, TrainProgress
+from edge_dsc.training.run import TrainResult, train
+
+__all__ = ["RECIPES", "Recipe", "TrainOptions", "TrainProgress", "TrainResult", "train"]

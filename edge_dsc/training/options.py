@@ -1,0 +1,149 @@
+"""What a training run is asked for: recipes and options."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from edge_dsc.networks import ARCHITECTURES
+from engines.errors import UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How to train.
+
+    Attributes:
+        name: Its name on the command line.
+        epochs: Passes over the training images.
+        batch: Images a step.
+        learning_rate: Adam's, at the start.
+        cosine: Whether the learning rate falls to zero along half a cosine.
+        class_weights: Whether rare classes weigh more, so that all classes weigh the same in sum.
+        label_smoothing: Share of the target spread over all classes.
+        flip: Whether half of the images are mirrored left to right.
+        rotation: Largest rotation, degrees, either way.
+        zoom: Largest change of size, as a share, either way.
+    """
+
+    name: str
+    epochs: int
+    batch: int
+    learning_rate: float
+    cosine: bool
+    class_weights: bool
+    label_smoothing: float
+    flip: bool = True
+    rotation: float
+    zoom: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-ready values."""
+        return asdict(self)
+
+
+RECIPES = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe(
+            name="default",
+            epochs=25,
+            batch=16,
+            learning_rate=1e-3,
+            cosine=True,
+            class_weights=True,
+            label_smoothing=0.05,
+            rotation=7.0,
+            zoom=0.1,
+        ),
+        # Source: the paper, Table 1. It names flips, rotation and zoom without their ranges.
+        Recipe(
+            name="paper",
+            epochs=50,
+            batch=32,
+            learning_rate=1e-4,
+            cosine=False,
+            class_weights=False,
+            label_smoothing=0.0,
+            rotation=10.0,
+            zoom=0.1,
+        ),
+    )
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """What a training run is asked for.
+
+    Attributes:
+        data: Folder of class folders.
+        out: The run folder.
+        architecture: ``dsc`` or ``cnn``.
+        recipe: Name of a recipe.
+        epochs: Instead of the recipe's.
+        seed: Decides the split, the first weights, the order and the augmentation.
+        resume: Go on with the unfinished run in ``out``.
+        overwrite: Replace the run in ``out``.
+    """
+
+    data: Path
+    out: Path
+    architecture: str = "dsc"
+    recipe: str = "default"
+    epochs: int | None = None
+    seed: int = 0
+    resume: bool = False
+    overwrite: bool = False
+
+    def resolve_recipe(self) -> Recipe:
+        """Return the recipe with the epochs asked for.
+
+        Raises:
+            UsageError: Unknown recipe or network, epochs below 1, a negative seed, resume with overwrite.
+        """
+        if self.architecture not in ARCHITECTURES:
+            names = ", ".join(ARCHITECTURES)
+            raise UsageError(f"there is no network {self.architecture!r}", remedy=f"choose one of {names}")
+        if self.recipe not in RECIPES:
+            raise UsageError(
+                f"there is no recipe {self.recipe!r}", remedy=f"choose one of {', '.join(RECIPES)}"
+            )
+        if self.epochs is not None and self.epochs < 1:
+            raise UsageError(f"{self.epochs} epochs", remedy="train for at least 1")
+        if not 0 <= self.seed < 2**32:
+            raise UsageError(f"the seed {self.seed}", remedy="choose one from 0 to 4294967295")
+        if self.resume and self.overwrite:
+            raise UsageError("resume and overwrite exclude each other", remedy="give one of them")
+        recipe = RECIPES[self.recipe]
+        return recipe if self.epochs is None else replace(recipe, epochs=self.epochs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainProgress:
+    """Where training stands; reported after every step.
+
+    Attributes:
+        epoch: Counted from 1.
+        epochs: In all.
+        step: Within the epoch, counted from 1.
+        steps: An epoch.
+        loss: Mean over the epoch's steps so far.
+        accuracy: The same, on augmented images.
+        validation_accuracy: After the last whole epoch; None in the first.
+        seconds_left: Estimated from the steps of this call.
+    """
+
+    epoch: int
+    epochs: int
+    step: int
+    steps: int
+    loss: float
+    accuracy: float
+    validation_accuracy: float | None
+    seconds_left: float
+
+
+ReportProgress = Callable[[TrainProgress], None]
