@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
 from calibration.collect import CalibrationOptions, calibrate
-from calibration.table import CalibrationTable, save_table
-
 from calibration.select import select_images
+from calibration.table import CalibrationTable, save_table
 from edge_dsc.data import discover
 from edge_dsc.data.split import load_split
-from edge_dsc.evaluation import SPLIT_NAME
-from engines.files import sha256_file
+from edge_dsc.training.record import SPLIT_FILE
 from engines.runtimes import Progress
 
 CALIBRATION_NAME = "calibration.json"
@@ -80,24 +77,13 @@ def calibration_images(data: Path, model: Path) -> tuple[list[tuple[Path, str]],
     Returns:
         (path, class) of each, and how many were left out as held back by the model's split.
     """
-    found = [(data / sample.path, sample.label) for sample in discover(data).samples]
-    split_file = model.parent / SPLIT_NAME
-    if not split_file.is_file():
-        return found, 0
-    held_back = load_split(split_file).held_back_sha256
-    allowed = [(path, label) for path, label in found if sha256_file(path) not in held_back]
-    return allowed, len(found) - len(allowed)
-
-
-def calibration_command(request: CalibrationRequest, path: Path) -> str:
-    """Return the command line that makes this table again."""
-    words = ["edge-dsc", "calibrate", str(request.model), "--calib-data", str(request.data)]
-    words += [
-        "--calib-method",
-        request.method,
-        "--calib-images",
-        str(request.images),
-        "--seed",
-        str(request.seed),
-    ]
-    return shlex.join([*words, "--out", str(path)])
+    samples = discover(data).samples
+    split_file = model.parent / SPLIT_FILE
+    held_back: set[str] = set()
+    if split_file.is_file():
+        split = load_split(split_file)
+        held_back = {
+            sample.sha256 for part in split.parts if part != "train" for sample in split.samples(part)
+        }
+    allowed = [(data / sample.path, sample.label) for sample in samples if sample.sha256 not in held_back]
+    return allowed, len(samples) - len(allowed)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from calibration.table import CalibrationTable, check_table, load_table
-
 from edge_dsc import __version__
 from engines.errors import UsageError
 from engines.files import atomic_path, sha256_file

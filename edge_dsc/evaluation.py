@@ -12,12 +12,12 @@ from edge_dsc.data import Sample, discover
 from edge_dsc.data.split import load_split
 from edge_dsc.folder_loop import Answer, classify_files
 from edge_dsc.metrics import Metrics, classification_metrics
+from edge_dsc.training.record import SPLIT_FILE
 from engines.errors import BadInputError, NotComparableError, UsageError
 from engines.files import write_document
 from engines.packages import load
 from engines.runtimes import Progress, Runner, open_engine
 
-SPLIT_NAME = "split.json"
 EVALUATION_KIND = "edge-dsc/evaluation"
 EVALUATION_SCHEMA_VERSION = 1
 
@@ -98,7 +98,7 @@ def evaluate(
         NotComparableError: The reference knows other classes or wants other input.
         UsageError: Parts were asked for, but there is no split beside the engine.
     """
-    samples = labelled_samples(data, engine.parent / SPLIT_NAME, parts)
+    samples = labelled_samples(data, engine.parent / SPLIT_FILE, parts)
     paths = [data / sample.path for sample in samples]
     with open_engine(engine) as runner:
         labels = runner.record.contract.labels
@@ -132,8 +132,13 @@ def labelled_samples(data: Path, split_file: Path, parts: Sequence[str]) -> list
             remedy="leave --split out, or keep the engine in its run folder",
         )
     split = load_split(split_file)
-    wanted = {sample.path for part in parts for sample in split.samples(part)}
-    samples = [sample for sample in found.samples if sample.path in wanted]
+    unknown = sorted(set(parts) - set(split.parts))
+    if unknown:
+        raise UsageError(
+            f"there is no part {', '.join(unknown)}", remedy=f"choose of {', '.join(split.parts)}"
+        )
+    wanted = {sample.sha256 for part in parts for sample in split.samples(part)}
+    samples = [sample for sample in found.samples if sample.sha256 in wanted]
     if not samples:
         raise BadInputError(
             f"{data} holds none of the images of {', '.join(parts)} in {split_file}",
@@ -229,17 +234,9 @@ def format_evaluation(result: Evaluation) -> str:
 
 def format_metrics(metrics: Metrics) -> str:
     """Return metrics as text tables: a row a class, then the confusion matrix."""
-    rows = [
-        [name, str(c.support), f"{c.precision:.3f}", f"{c.recall:.3f}", f"{c.f1:.3f}"]
-        for name, c in zip(metrics.labels, metrics.classes, strict=True)
-    ]
-    rows.append(
-        [
-            "macro",
-            str(metrics.images),
-            *(f"{v:.3f}" for v in (metrics.macro_precision, metrics.macro_recall, metrics.macro_f1)),
-        ]
-    )
+    classes = metrics.per_class.items()
+    rows = [[name, str(c.support), *_decimals(c.precision, c.recall, c.f1)] for name, c in classes]
+    rows.append(["macro", str(metrics.count), *_decimals(metrics.precision, metrics.recall, metrics.f1)])
     confusion = [
         [f"is {name}", *map(str, counts)]
         for name, counts in zip(metrics.labels, metrics.confusion, strict=True)
@@ -252,3 +249,7 @@ def format_metrics(metrics: Metrics) -> str:
             format_table(["", *(f"called {name}" for name in metrics.labels)], confusion),
         ]
     )
+
+
+def _decimals(*values: float) -> list[str]:
+    return [f"{value:.3f}" for value in values]

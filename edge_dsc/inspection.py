@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from calibration.table import CalibrationTable
-
 from engines.errors import ArtefactError, BadInputError
 from engines.files import sha256_file
 from engines.record import EngineRecord, load_record, record_path

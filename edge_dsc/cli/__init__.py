@@ -1,51 +1,59 @@
 """The command line: each command parses, makes one call, and prints.
 
-Nothing heavy is imported here, so that ``edge-dsc --help`` answers at once.
+The list of commands is answered from the table here; typer, which takes eight times as long to import as Python
+takes to start, is loaded for everything else, and nothing heavy before a command needs it.
 """
 
 from __future__ import annotations
 
-import typer
-
-from edge_dsc.cli import build, look, measure, train, use
-from edge_dsc.cli.run import reported
-
-app = typer.Typer(
-    name="edge-dsc",
-    help="Train, calibrate, build and measure small X-ray classifiers for NVIDIA Jetson. "
-    "For research and engineering only: not a medical device.",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-)
-
-for _command in (
-    train.train,
-    build.export,
-    build.calibrate,
-    build.build_engine,
-    use.infer,
-    use.evaluate,
-    measure.bench,
-    measure.compare,
-    look.inspect,
-    look.doctor,
-    look.demo,
-):
-    app.command()(reported(_command))
+import sys
+from typing import NamedTuple
 
 
-@app.callback(invoke_without_command=True)
-def _root(version: bool = typer.Option(False, "--version", help="Print the version and stop.")) -> None:
-    if version:
-        from edge_dsc import __version__
-        from edge_dsc.console import give
+class Command(NamedTuple):
+    """Where a command lives and what it is for."""
 
-        give(f"edge-dsc {__version__}")
-        raise typer.Exit
+    module: str
+    function: str
+    summary: str
+
+
+COMMANDS = {
+    "train": Command("train", "train", "Train a network on a folder of X-rays"),
+    "export": Command("build", "export", "Export a trained network as ONNX, proven equal to Keras"),
+    "calibrate": Command("build", "calibrate", "Find the activation ranges for INT8 over real images"),
+    "build-engine": Command("build", "build_engine", "Build an FP32, FP16 or INT8 engine"),
+    "infer": Command("use", "infer", "Classify an image, a folder or a glob"),
+    "evaluate": Command("use", "evaluate", "Measure accuracy, and agreement with another engine"),
+    "bench": Command("measure", "bench", "Measure the latency of engines against each other"),
+    "compare": Command("measure", "compare", "Compare latency reports"),
+    "inspect": Command("look", "inspect", "Say what a file of edge-dsc is"),
+    "doctor": Command("look", "doctor", "Say what is installed and which runtimes work here"),
+    "demo": Command("look", "demo", "Walk the whole line on procedural chest phantoms"),
+}
+DESCRIPTION = """\
+Train, calibrate, build and measure small X-ray classifiers for NVIDIA Jetson.
+For research and engineering only: not a medical device."""
 
 
 def main() -> None:
     """Run the command line."""
+    if sys.argv[1:] in ([], ["--help"], ["-h"]):
+        print(overview())  # noqa: T201
+        sys.exit(0 if sys.argv[1:] else 2)
+    if sys.argv[1:] == ["--version"]:
+        from edge_dsc import __version__
+
+        print(f"edge-dsc {__version__}")  # noqa: T201
+        sys.exit(0)
+    from edge_dsc.cli.app import app
+
     app()
+
+
+def overview() -> str:
+    """Return the text of ``edge-dsc --help``."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name.ljust(width)}  {command.summary}" for name, command in COMMANDS.items()]
+    usage = "Usage: edge-dsc COMMAND [OPTIONS]      (edge-dsc COMMAND --help tells its options)"
+    return "\n".join([usage, "", DESCRIPTION, "", "Commands:", *lines])

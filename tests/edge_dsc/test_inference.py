@@ -17,7 +17,9 @@ from engines.record import BatchRange
 @pytest.fixture(scope="module")
 def engine(deployed_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("engine") / "dsc.engine"
-    request = BuildRequest(model=deployed_models["dsc"], runtime="onnxruntime", batch=BatchRange(1, 1, 4), out=out)
+    request = BuildRequest(
+        model=deployed_models["dsc"], runtime="onnxruntime", batch=BatchRange(1, 1, 4), out=out
+    )
     return build_engine(request).path
 
 
@@ -43,7 +45,9 @@ def test_csv_and_json_lines_hold_the_same_rows(engine: Path, folder: Path, tmp_p
         rows = list(csv.DictReader(stream))
     lines = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
     assert lines == summary.rows
-    assert [{key: "" if value is None else str(value) for key, value in line.items()} for line in lines] == rows
+    assert [
+        {key: "" if value is None else str(value) for key, value in line.items()} for line in lines
+    ] == rows
     assert list(lines[0]) == ["path", "label", "probability", "p_clear", "p_focal", "p_diffuse", "error"]
     assert [line["path"] for line in lines] == [str(folder / f"{i}.png") for i in range(3)]
     assert sum(lines[0][f"p_{name}"] for name in ("clear", "focal", "diffuse")) == pytest.approx(1, abs=2e-6)
@@ -56,7 +60,9 @@ def test_standard_output_gets_csv(engine: Path, folder: Path, capsys: pytest.Cap
     assert capsys.readouterr().out.splitlines()[0] == "path,label,probability,p_clear,p_focal,p_diffuse,error"
 
 
-def test_a_folder_of_bad_images_is_an_error_with_the_rows_kept(engine: Path, folder: Path, tmp_path: Path) -> None:
+def test_a_folder_of_bad_images_is_an_error_with_the_rows_kept(
+    engine: Path, folder: Path, tmp_path: Path
+) -> None:
     for path in folder.iterdir():
         path.write_bytes(b"")
     with pytest.raises(BadInputError, match="none of the 3 images"):

@@ -1,0 +1,113 @@
+"""Commands that measure and compare latency: bench, compare."""
+
+from __future__ import annotations
+
+import enum
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from edge_dsc.cli.options import Json, Out, Seed
+
+
+class PlanName(str, enum.Enum):
+    """The names of bench.plan.PLANS."""
+
+    QUICK = "quick"
+    STANDARD = "standard"
+    PUBLISH = "publish"
+
+
+def bench(
+    engines: Annotated[
+        list[Path], typer.Argument(help="Engines; the first is the baseline.", show_default=False)
+    ],
+    plan: Annotated[
+        PlanName, typer.Option("--plan", help="10, 60 or 600 seconds an engine, after the warm-up.")
+    ] = PlanName.QUICK,
+    duration: Annotated[
+        Optional[float],
+        typer.Option("--duration", help="Seconds an engine, not the plan's.", show_default=False),
+    ] = None,
+    iterations: Annotated[
+        Optional[int],
+        typer.Option("--iterations", help="Requests an engine, instead of seconds.", show_default=False),
+    ] = None,
+    warmup: Annotated[
+        Optional[float], typer.Option("--warmup", help="Shortest warm-up, seconds.", show_default=False)
+    ] = None,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Images a request.")] = 1,
+    threads: Annotated[int, typer.Option("--threads", min=1, help="CPU threads of one request.")] = 1,
+    seed: Seed = 0,
+    out: Out = None,
+    json: Json = False,
+) -> None:
+    """Measure engines against each other, interleaved, and write a report with every sample."""
+    from bench.plan import choose_plan
+    from bench.render import render_report
+    from bench.report import KIND, save_report
+    from edge_dsc.console import give, give_json, progress_bar, say
+    from edge_dsc.measuring import default_report_path, measure_engines
+
+    chosen = choose_plan(
+        plan.value, seconds=duration, iterations=iterations, warmup_seconds=warmup, seed=seed
+    )
+    with progress_bar() as progress:
+        report = measure_engines(engines, chosen, batch=batch, threads=threads, progress=progress)
+    path = out or default_report_path()
+    save_report(path, report)
+    say(f"report: {path}")
+    if json:
+        give_json(KIND, report.to_dict(), schema_version=report.schema_version)
+    else:
+        give(render_report(report))
+    if report.failed:
+        say(
+            f"error: {len(report.failed)} of {len(report.subjects)} engines failed; the others are in the report"
+        )
+        raise typer.Exit(1)
+
+
+def compare(
+    reports: Annotated[
+        list[Path], typer.Argument(help="One report, or a baseline and a candidate.", show_default=False)
+    ],
+    allow: Annotated[
+        Optional[list[str]],
+        typer.Option(
+            "--allow", help="A condition that may differ, such as cpu. Repeatable.", show_default=False
+        ),
+    ] = None,
+    margin: Annotated[
+        float, typer.Option("--margin", help="Smallest difference worth a word, percent.")
+    ] = 3.0,
+    fail_if_slower: Annotated[
+        Optional[float],
+        typer.Option(
+            "--fail-if-slower", help="Exit with 6 when slower by more, percent.", show_default=False
+        ),
+    ] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
+    out: Annotated[
+        Optional[Path],
+        typer.Option("--out", help="Write the comparison as Markdown too.", show_default=False),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Compare two latency reports, or the engines within one; refuse what is not comparable."""
+    from bench.compare import require_no_regression
+    from bench.render import render_comparison
+    from edge_dsc.comparing import compare_files, comparison_to_dict
+    from edge_dsc.console import give, give_json
+    from engines.files import write_text
+
+    found = compare_files(reports, allow=allow or (), margin=margin / 100)
+    if out is not None:
+        write_text(out, render_comparison(found, markdown=True) + "\n")
+    if json:
+        give_json("edge-dsc/comparison", comparison_to_dict(found))
+    else:
+        give(render_comparison(found, markdown=markdown))
+    if fail_if_slower is not None:
+        require_no_regression(found.rows, fail_if_slower)
