@@ -149,7 +149,10 @@ def _part(part: Part) -> str:
         return _figure(distribution_plot(part.report), "Share of calls answered within a time.") + _table(
             _quartile_table(part.report)
         )
-    return _figure(ratio_plot(part.ratios), "Ratio of the medians with its 95 % interval.")
+    return _figure(
+        ratio_plot(part.ratios),
+        "Ratio of the medians with its 95 % interval; within the grey band there is no difference worth a word.",
+    )
 
 
 def _paragraph(text: str) -> str:
@@ -177,7 +180,8 @@ def _table(table: Table) -> str:
     notes = "".join(f"<li>{escape(note)}</li>" for note in table.notes)
     style = ' class="numeric"' if table.numeric else ""
     return (
-        f'<div class="scroll"><table{style}><caption>{escape(table.title)}</caption>'
+        f'<p class="caption">{escape(table.title)}</p>'
+        f'<div class="scroll"><table{style} aria-label="{escape(table.title)}">'
         f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
         + (f'<ul class="notes">{notes}</ul>' if notes else "")
     )

@@ -15,8 +15,8 @@ from engines.packages import load
 if TYPE_CHECKING:
     from bench.report import SubjectReport
 
-_WIDTH, _LEFT, _RIGHT, _TOP = 560, 44, 14, 10
-_CURVE_HEIGHT, _ROW = 250, 44
+_WIDTH, _LEFT, _RIGHT, _TOP = 460, 54, 12, 10
+_CURVE_HEIGHT, _ROW, _STRIP = 220, 50, 20
 _STEPS = 200  # points of a curve; extremes are always among them
 _COLOURS = 6
 _DASHES = ("", "7 4", "2 4", "10 4 2 4")
@@ -35,7 +35,7 @@ def distribution_plot(report: Report) -> str:
     high = max(curve[-1][0] for curve in curves)
     axis = _Axis(low, high)
     bottom = _TOP + _CURVE_HEIGHT
-    parts = [_grid(axis, _TOP, bottom)]
+    parts = [_grid(axis, _TOP, bottom), _tick_labels(axis, bottom)]
     for share in (0, 25, 50, 75, 100):
         y = bottom - share / 100 * _CURVE_HEIGHT
         parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
@@ -62,15 +62,10 @@ def ratio_plot(ratios: Sequence[Ratio]) -> str:
     high = max(1 + margin, *(ratio.ratio.high for ratio in ratios))
     axis = _Axis(low / 1.05, high * 1.05, left=_RIGHT)
     bottom = _TOP + _ROW * len(ratios)
-    left, right = axis.place(1 / (1 + margin)), axis.place(1 + margin)
-    parts = [
-        f'<rect class="band" x="{left:.1f}" y="{_TOP}" width="{right - left:.1f}" height="{bottom - _TOP}"/>',
-        _grid(axis, _TOP, bottom),
-        f'<line class="axis" x1="{axis.place(1):.1f}" x2="{axis.place(1):.1f}" y1="{_TOP}" y2="{bottom}"/>',
-    ]
+    parts = [_tick_labels(axis, bottom)]
     parts += [_ratio_row(ratio, axis, _TOP + _ROW * index) for index, ratio in enumerate(ratios)]
     middle = _WIDTH / 2
-    words = "latency ratio (logarithmic): below 1 is faster, the band is no difference"
+    words = "latency ratio (logarithmic); below 1 is faster"
     parts.append(f'<text x="{middle}" y="{bottom + 38}" text-anchor="middle">{words}</text>')
     label = "; ".join(
         f"{ratio.candidate} against {ratio.baseline}: {verdict_words(ratio)}" for ratio in ratios
@@ -107,26 +102,39 @@ class _Axis:
 
 
 def _grid(axis: _Axis, top: float, bottom: float) -> str:
-    lines = []
+    places = (axis.place(value) for value in axis.ticks())
+    return "".join(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{bottom}"/>' for x in places)
+
+
+def _tick_labels(axis: _Axis, bottom: float) -> str:
+    labels = []
     last = -math.inf
     for value in axis.ticks():
         x = axis.place(value)
-        lines.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{bottom}"/>')
         if x - last > 34:  # room for one label
-            lines.append(f'<text x="{x:.1f}" y="{bottom + 17}" text-anchor="middle">{value:.6g}</text>')
+            labels.append(f'<text x="{x:.1f}" y="{bottom + 17}" text-anchor="middle">{value:.6g}</text>')
             last = x
-    return "".join(lines)
+    return "".join(labels)
 
 
 def _ratio_row(ratio: Ratio, axis: _Axis, top: float) -> str:
-    y = top + 31
+    """Draw name and numbers, and below them a strip with the margin as a band, the interval and the estimate."""
+    y = top + _ROW - _STRIP / 2
     low, value, high = (axis.place(end) for end in (ratio.ratio.low, ratio.ratio.value, ratio.ratio.high))
+    left, one, right = (axis.place(end) for end in (1 / (1 + ratio.margin), 1, 1 + ratio.margin))
     numbers = f"{ratio.ratio.value:.3f} [{ratio.ratio.low:.3f}, {ratio.ratio.high:.3f}]"
+    above, below = y - _STRIP / 2, y + _STRIP / 2
+    caps = "".join(
+        f'<line class="bar" x1="{end:.1f}" x2="{end:.1f}" y1="{y - 5}" y2="{y + 5}"/>' for end in (low, high)
+    )
     return (
-        f'<text class="name" x="{_RIGHT}" y="{top + 16}">{escape(_shortened(ratio.candidate))}</text>'
-        f'<text class="value" x="{_WIDTH - _RIGHT}" y="{top + 16}" text-anchor="end">{numbers}</text>'
-        f'<line class="bar" x1="{low:.1f}" x2="{high:.1f}" y1="{y}" y2="{y}"/>'
-        f'<circle class="mark" cx="{value:.1f}" cy="{y}" r="4.5"/>'
+        f'<text class="name" x="0" y="{top + 20}">{escape(_shortened(ratio.candidate))}</text>'
+        f'<text class="value" x="{_WIDTH}" y="{top + 20}" text-anchor="end">{numbers}</text>'
+        f'<rect class="band" x="{left:.1f}" y="{above}" width="{right - left:.1f}" height="{_STRIP}"/>'
+        f"{_grid(axis, above, below)}"
+        f'<line class="axis" x1="{one:.1f}" x2="{one:.1f}" y1="{above}" y2="{below}"/>'
+        f'<line class="bar" x1="{low:.1f}" x2="{high:.1f}" y1="{y}" y2="{y}"/>{caps}'
+        f'<circle class="mark" cx="{value:.1f}" cy="{y}" r="3.5"/>'
     )
 
 
@@ -169,4 +177,4 @@ def _dash(index: int) -> str:
 
 
 def _shortened(name: str) -> str:
-    return name if len(name) <= 40 else f"{name[:20]}…{name[-19:]}"
+    return name if len(name) <= 30 else f"{name[:15]}…{name[-14:]}"

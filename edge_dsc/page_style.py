@@ -18,11 +18,12 @@ main, footer { max-width: 61rem; margin: 0 auto; padding: 0 1.25rem; }
 main { padding-top: 2.5rem; }
 h1 { font-size: 1.75rem; line-height: 1.2; font-weight: 650; letter-spacing: -.015em; margin: 0 0 .5rem; }
 h2 { font-size: 1.2rem; line-height: 1.3; font-weight: 650; margin: 2.75rem 0 .75rem; }
-h1, h2, p, li, figcaption, td { overflow-wrap: anywhere; }
+h1, h2, p, li, figcaption { overflow-wrap: anywhere; }
+th, td { overflow-wrap: break-word; }
 p { max-width: 42rem; margin: .6rem 0; }
-.scroll { overflow-x: auto; margin: 1rem 0 .5rem; }
+.caption { color: var(--soft); font-size: .875rem; margin: 1.25rem 0 0; }
+.scroll { overflow-x: auto; margin: .25rem 0 .5rem; }
 table { border-collapse: collapse; font-size: .875rem; line-height: 1.4; font-variant-numeric: tabular-nums; }
-caption { text-align: left; color: var(--soft); padding-bottom: .4rem; }
 th, td { padding: .35rem .75rem; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }
 th:first-child, td:first-child { padding-left: 0; }
 th:last-child, td:last-child { padding-right: 0; }
@@ -31,7 +32,7 @@ tbody th { font-weight: 600; }
 .numeric :is(th, td):not(:first-child) { text-align: right; white-space: nowrap; }
 .notes { margin: .4rem 0 0; padding: 0; list-style: none; color: var(--soft); font-size: .875rem; }
 figure { margin: 1.25rem 0; }
-figure svg { display: block; width: 100%; max-width: 44rem; height: auto; }
+figure svg { display: block; width: 100%; max-width: 37rem; height: auto; }
 figure img { display: block; max-width: 100%; height: auto; background: #fff; border-radius: 4px; }
 figcaption { color: var(--soft); font-size: .875rem; margin-top: .5rem; max-width: 42rem; }
 .legend { display: flex; flex-wrap: wrap; gap: .25rem 1.5rem; margin: .25rem 0 .5rem; padding: 0;
@@ -60,6 +61,6 @@ footer p { border-top: 1px solid var(--line); padding-top: 1rem; max-width: none
   body { font-size: 10pt; } main, footer { max-width: none; padding-left: 0; padding-right: 0; }
   main { padding-top: 0; } .scroll { overflow: visible; } table { font-size: 7.5pt; }
   th, td { padding: .2rem .4rem; } thead th { white-space: normal !important; }
-  figure, tr { break-inside: avoid; } h2 { break-after: avoid; } figure svg { max-width: 15cm; }
+  figure, tr { break-inside: avoid; } h2, .caption { break-after: avoid; } figure svg { max-width: 15cm; }
   @page { margin: 1.6cm; } }
 """
