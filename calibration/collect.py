@@ -59,7 +59,10 @@ def calibrate(
     """
     graph = load_model(model)
     contract = contract_of(graph, str(model))
-    reader = _Reader(contract, relative_names([path for path, _ in images]))
+    names = relative_names([path for path, _ in images])
+    # Histograms grow with what comes, so the order must be one of the images' own.
+    images = sorted(images, key=lambda item: (item[1], names[item[0]]))
+    reader = _Reader(contract, names)
     collector = _collector(options)
     tensors = tensors_to_calibrate(graph)
     session = _session(graph, tensors)
