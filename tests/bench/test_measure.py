@@ -1,0 +1,189 @@
+from __future__ import annotations
+
+import gc
+from typing import Any
+
+import pytest
+
+from bench.measure import Subject, measure
+from bench.plan import Plan
+from bench.report import Report
+from engines.errors import UsageError
+
+MS = 1_000_000
+COLD = {"warmup_seconds": 0.0, "lead_in": 0}
+
+
+def run(subjects: list[Subject], plan: Plan, clock: Any, **options: Any) -> Report:
+    return measure(subjects, plan, clock=clock, read_environment=lambda: {"cpu": "fake"}, **options)
+
+
+def test_samples_are_exactly_the_times_of_the_calls(clock: Any) -> None:
+    subject = Subject(name="a", call=clock.takes(3 * MS, 5 * MS), description={"batch": 1})
+    report = run([subject], Plan(iterations=6, rounds=3, **COLD), clock)
+    (measured,) = report.subjects
+    assert [list(block.samples_ns) for block in measured.blocks] == [[3 * MS, 5 * MS]] * 3
+    assert [block.start_ns for block in measured.blocks] == [0, 8 * MS, 16 * MS]
+    assert [block.round for block in measured.blocks] == [0, 1, 2]
+    assert (measured.name, measured.description, measured.error) == ("a", {"batch": 1}, None)
+    assert report.environment == report.environment_end == {"cpu": "fake"}
+    assert not report.interrupted
+
+
+def test_a_block_ends_with_the_call_that_passes_its_time(clock: Any) -> None:
+    report = run([Subject(name="a", call=clock.takes(3 * MS))], Plan(seconds=0.020, rounds=2, **COLD), clock)
+    assert [len(block.samples_ns) for block in report.subjects[0].blocks] == [4, 4]
+
+
+def test_a_call_longer_than_the_block_is_measured_once_a_block(clock: Any) -> None:
+    report = run([Subject(name="a", call=clock.takes(900 * MS))], Plan(seconds=0.020, rounds=2, **COLD), clock)
+    assert [list(block.samples_ns) for block in report.subjects[0].blocks] == [[900 * MS]] * 2
+
+
+def test_rounds_are_interleaved_in_the_seeded_order(clock: Any) -> None:
+    log: list[str] = []
+    names = ["a", "b", "c"]
+    subjects = [Subject(name=name, call=clock.takes(MS, log=log, name=name)) for name in names]
+    plan = Plan(iterations=40, rounds=20, warmup_seconds=0, lead_in=1, seed=3)
+    report = run(subjects, plan, clock)
+    expected = [names[which] for order in plan.orders(3) for which in order for _ in range(3)]
+    assert log == expected
+    assert [subject.name for subject in report.subjects] == names
+    assert all(len(subject.samples_ns) == 40 for subject in report.subjects)
+
+
+def test_lead_in_calls_are_not_counted(clock: Any) -> None:
+    call = clock.takes(50 * MS, 40 * MS, MS, MS)
+    report = run([Subject(name="a", call=call)], Plan(iterations=4, rounds=2, warmup_seconds=0, lead_in=2), clock)
+    assert list(report.subjects[0].samples_ns) == [MS] * 4
+
+
+def test_warm_up_runs_its_time_and_stops_when_the_median_rests(clock: Any) -> None:
+    plan = Plan(iterations=1, rounds=1, warmup_seconds=2, warmup_limit_seconds=10, lead_in=0)
+    report = run([Subject(name="a", call=clock.takes(10 * MS))], plan, clock)
+    warmup = report.subjects[0].warmup
+    assert (warmup.seconds, warmup.calls, warmup.stable) == (pytest.approx(2.0), 200, True)
+
+
+def test_warm_up_goes_on_while_the_median_moves(clock: Any) -> None:
+    # One call fills a block of 0.25 s; each is 2 % faster than the one before, until the 12th.
+    falling = [round(400 * MS * 0.98**index) for index in range(12)]
+    plan = Plan(iterations=1, rounds=1, warmup_seconds=2, warmup_limit_seconds=30, lead_in=0)
+    report = run([Subject(name="a", call=clock.takes(*falling, *[falling[-1]] * 30))], plan, clock)
+    assert report.subjects[0].warmup.calls == 13
+    assert report.subjects[0].warmup.stable
+
+
+def test_warm_up_that_never_rests_ends_at_its_limit(clock: Any) -> None:
+    plan = Plan(iterations=1, rounds=1, warmup_seconds=2, warmup_limit_seconds=6, lead_in=0)
+    report = run([Subject(name="a", call=clock.takes(250 * MS, 500 * MS))], plan, clock)
+    warmup = report.subjects[0].warmup
+    assert not warmup.stable
+    assert 6 <= warmup.seconds < 6.5
+
+
+def test_a_subject_that_fails_keeps_its_blocks_and_the_others_go_on(clock: Any) -> None:
+    calls = {"left": 5}
+
+    def breaks() -> None:
+        clock.now += MS
+        calls["left"] -= 1
+        if calls["left"] < 0:
+            raise RuntimeError("CUDA error 719")
+
+    subjects = [Subject(name="bad", call=breaks), Subject(name="good", call=clock.takes(2 * MS))]
+    report = run(subjects, Plan(iterations=20, rounds=10, **COLD), clock)
+    bad, good = report.subjects
+    assert bad.error == "RuntimeError: CUDA error 719"
+    assert [len(block.samples_ns) for block in bad.blocks] == [2, 2]
+    assert good.error is None
+    assert list(good.samples_ns) == [2 * MS] * 20
+    assert report.failed == (bad,)
+
+
+def test_a_subject_that_fails_in_its_warm_up_is_recorded(clock: Any) -> None:
+    def breaks() -> None:
+        raise ValueError("no such input")
+
+    subjects = [Subject(name="bad", call=breaks), Subject(name="good", call=clock.takes(100 * MS))]
+    report = run(subjects, Plan(iterations=2, rounds=2), clock)
+    assert report.subjects[0].error == "ValueError: no such input"
+    assert report.measured == (report.subjects[1],)
+
+
+def test_an_interrupt_keeps_the_finished_blocks(clock: Any) -> None:
+    calls = {"left": 7}
+
+    def stopped() -> None:
+        clock.now += MS
+        calls["left"] -= 1
+        if calls["left"] < 0:
+            raise KeyboardInterrupt
+
+    report = run([Subject(name="a", call=stopped)], Plan(iterations=20, rounds=10, **COLD), clock)
+    assert report.interrupted
+    assert list(report.subjects[0].samples_ns) == [MS] * 6
+    assert report.subjects[0].error is None
+    assert gc.isenabled()
+
+
+def test_an_interrupt_before_the_first_block_is_passed_on(clock: Any) -> None:
+    def stopped() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run([Subject(name="a", call=stopped)], Plan(iterations=20, rounds=10, **COLD), clock)
+
+
+def test_a_clock_that_jumps_backwards_costs_only_that_sample(clock: Any) -> None:
+    call = clock.takes(MS, MS, -500 * MS, MS)
+    report = run([Subject(name="a", call=call)], Plan(iterations=12, rounds=2, **COLD), clock)
+    (measured,) = report.subjects
+    assert list(measured.samples_ns) == [MS] * 12
+    assert measured.refused == 4
+    assert sum(block.refused for block in measured.blocks) == 4
+
+
+def test_a_clock_that_jumps_backwards_does_not_lengthen_a_timed_block(clock: Any) -> None:
+    call = clock.takes(MS, MS, -500 * MS, *[MS] * 100)
+    report = run([Subject(name="a", call=call)], Plan(seconds=0.010, rounds=1, **COLD), clock)
+    assert list(report.subjects[0].samples_ns) == [MS] * 10
+    assert report.subjects[0].refused == 1
+
+
+def test_a_clock_that_only_runs_backwards_ends_every_block(clock: Any) -> None:
+    report = run([Subject(name="a", call=clock.takes(-MS))], Plan(iterations=4, rounds=2, **COLD), clock)
+    assert report.subjects[0].blocks == ()
+    assert report.subjects[0].refused == 20
+
+
+def test_garbage_is_not_collected_within_a_block_and_is_again_after_it(clock: Any) -> None:
+    seen = []
+
+    def call() -> None:
+        clock.now += MS
+        seen.append(gc.isenabled())
+
+    run([Subject(name="a", call=call)], Plan(iterations=2, rounds=1, **COLD), clock)
+    assert seen == [False, False]
+    assert gc.isenabled()
+
+
+def test_progress_counts_warm_ups_and_blocks(clock: Any) -> None:
+    seen: list[tuple[str, int, int]] = []
+    subjects = [Subject(name=name, call=clock.takes(MS)) for name in "ab"]
+    run(subjects, Plan(iterations=2, rounds=2, **COLD), clock, progress=lambda *step: seen.append(step))
+    assert seen == [("warm-up", done, 2) for done in range(3)] + [("measure", done, 4) for done in range(5)]
+
+
+def test_names_must_be_there_and_differ(clock: Any) -> None:
+    with pytest.raises(UsageError, match="nothing to measure"):
+        run([], Plan(), clock)
+    with pytest.raises(UsageError, match="two subjects are named a"):
+        run([Subject(name="a", call=clock.takes(MS))] * 2, Plan(), clock)
+
+
+def test_the_real_clock_and_environment_work() -> None:
+    report = measure([Subject(name="a", call=lambda: None)], Plan(iterations=20, rounds=5, warmup_seconds=0))
+    assert len(report.subjects[0].samples_ns) == 20
+    assert report.environment["python"].startswith("CPython")

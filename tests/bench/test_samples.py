@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import base64
+import zlib
+from array import array
+
+import numpy as np
+import pytest
+
+from bench.samples import as_samples, decode_samples, encode_samples
+
+
+@pytest.mark.parametrize("values", [[0], [1, 2, 3], [255, 256, 65_536, 2**62]])
+def test_packed_samples_come_back_exactly(values: list[int]) -> None:
+    assert decode_samples(encode_samples(as_samples(values))) == array("q", values)
+
+
+def test_the_packing_is_as_documented() -> None:
+    planes = zlib.decompress(base64.b64decode(encode_samples(as_samples([0x0102, 0x0304]))))
+    assert planes == bytes([2, 4, 1, 3]) + bytes(12)
+
+
+def test_a_millisecond_costs_less_than_four_characters() -> None:
+    values = np.random.default_rng(0).lognormal(np.log(3e6), 0.05, 50_000).astype(np.int64).tolist()
+    assert len(encode_samples(as_samples(values))) < 4 * len(values)
+
+
+def test_a_plain_list_is_taken() -> None:
+    assert decode_samples([5, 6]) == array("q", [5, 6])
+
+
+GOOD = encode_samples(as_samples([1, 2, 3]))
+
+
+@pytest.mark.parametrize(
+    ("packed", "text"),
+    [
+        ([], "no samples"),
+        ([1, -2], "sample -2 is negative"),
+        ([1.5], "sample 1.5 is not a whole number"),
+        ([float("nan")], "sample nan is not a whole number"),
+        ([True], "sample True is not a whole number"),
+        (["1"], "sample '1' is not a whole number"),
+        ([2**63], "too large"),
+        (None, "samples are NoneType"),
+        ("%%%", "damaged"),
+        (GOOD[:-8], "damaged|cut short"),
+        (base64.b64encode(zlib.compress(b"1234567")).decode(), "cut short"),
+        (base64.b64encode(zlib.compress(b"")).decode(), "no samples"),
+        (encode_samples(array("q", [1, -7])), "sample -7 is negative"),
+    ],
+)
+def test_impossible_samples_are_refused(packed: object, text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        decode_samples(packed)
