@@ -12,7 +12,7 @@ from engines import packages
 from engines.batches import BatchCheck
 from engines.errors import ArtefactError, EnvironmentProblem
 from engines.files import write_bytes
-from engines.graph import parse_model, weighted_layers
+from engines.graph import executed_layers, parse_model
 from engines.record import EngineRecord, Precision
 from engines.runtimes import Array, Availability, BuildOptions, BuildResult, check_precision
 
@@ -23,9 +23,10 @@ if TYPE_CHECKING:
 _DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml")
 _LAYERS_SOURCE = "graph as ONNX Runtime runs it on this machine"
 _ERRORS_ONLY = 3  # log severity
+_INT8_NOTE = "INT8 may be slower than FP32 on a CPU: measure both with edge-dsc bench"
 _DEPTHWISE_NOTE = (
-    "INT8 depthwise convolutions can be slower than FP32 on a CPU (1.5 times, measured on x86-64): "
-    "measure with edge-dsc bench"
+    "INT8 depthwise convolutions are slower than FP32 ones on a CPU (1.5 times and more, measured on x86-64): "
+    "measure both with edge-dsc bench"
 )
 
 
@@ -61,11 +62,13 @@ class OnnxRuntime:
         with tempfile.TemporaryDirectory() as folder:
             portable = _optimise(model, Path(folder) / "portable.onnx", "ORT_ENABLE_EXTENDED")
             running = _optimise(portable, Path(folder) / "running.onnx", "ORT_ENABLE_ALL")
-        layers = weighted_layers(onnx.load_model_from_string(running))
+        layers = executed_layers(onnx.load_model_from_string(running))
         check_precision(layers, options)
         engine = parse_model(portable, str(out))
         write_bytes(out, portable)
-        notes = (_DEPTHWISE_NOTE,) if options.precision is Precision.INT8 and _is_depthwise(engine) else ()
+        notes: tuple[str, ...] = ()
+        if options.precision is Precision.INT8:
+            notes = (_DEPTHWISE_NOTE if _is_depthwise(engine) else _INT8_NOTE,)
         return BuildResult(
             layers=layers,
             layers_source=_LAYERS_SOURCE,

@@ -1,0 +1,201 @@
+from __future__ import annotations
+
+import platform
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+from engines.errors import AccuracyGateError, ArtefactError, BadInputError
+from engines.ort import RUNTIME, OrtRunner
+from engines.record import BatchRange, Precision
+from engines.runtimes import BuildOptions
+
+BATCH = BatchRange(1, 1, 8)
+LAYERS = {"dsc": 9, "cnn": 6}
+
+
+def options(precision: str, required: int) -> BuildOptions:
+    return BuildOptions(precision=Precision(precision), required_layers=required, batch=BATCH)
+
+
+@pytest.fixture
+def open_engine(tmp_path: Path, graph_in: Callable, record_of: Callable) -> Callable[..., OrtRunner]:
+    def build_and_open(architecture: str = "dsc", precision: str = "fp32", threads: int = 1) -> OrtRunner:
+        engine = tmp_path / f"{architecture}-{precision}.engine"
+        model = graph_in(architecture, precision, signed=False)
+        result = RUNTIME.build(model, engine, options(precision, LAYERS[architecture] - 1))
+        record = record_of(engine, architecture, precision, result, BATCH)
+        return RUNTIME.open_runner(engine, record, threads=threads)
+
+    return build_and_open
+
+
+@pytest.mark.parametrize("architecture", ["dsc", "cnn"])
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_the_engine_answers_bit_for_bit_like_the_model(
+    open_engine: Callable, graph_in: Callable, pixels: Callable, architecture: str, precision: str
+) -> None:
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = 1
+    model = graph_in(architecture, precision, signed=False)
+    plain = onnxruntime.InferenceSession(model, settings, providers=["CPUExecutionProvider"])
+    with open_engine(architecture, precision) as runner:
+        for count in (1, 8):
+            batch = pixels(count, seed=count)
+            seen = runner.run(batch)
+            assert seen.dtype == np.float32
+            assert seen.shape == (count, 3)
+            np.testing.assert_array_equal(seen, plain.run(None, {"image": batch})[0])
+
+
+@pytest.mark.parametrize("architecture", ["dsc", "cnn"])
+def test_the_census_of_an_engine(tmp_path: Path, graph_in: Callable, architecture: str) -> None:
+    layers = LAYERS[architecture]
+    built = RUNTIME.build(graph_in(architecture, "fp32"), tmp_path / "a.engine", options("fp32", layers))
+    assert built.layers == {"FP32": layers}
+    assert built.layers_source == "graph as ONNX Runtime runs it on this machine"
+    assert built.platform == {"system": platform.system(), "machine": platform.machine()}
+    assert built.notes == ()
+
+
+@pytest.mark.parametrize(("architecture", "word"), [("dsc", "depthwise"), ("cnn", "may be slower")])
+def test_int8_is_fused_and_comes_with_a_warning(
+    tmp_path: Path, graph_in: Callable, architecture: str, word: str
+) -> None:
+    layers = LAYERS[architecture]
+    engine = tmp_path / "a.engine"
+    model = graph_in(architecture, "int8", signed=False)
+    built = RUNTIME.build(model, engine, options("int8", layers - 1))
+    assert built.layers == {"INT8": layers - 1, "FP32": 1}
+    assert len(built.notes) == 1
+    assert word in built.notes[0]
+    stored = [node.op_type for node in onnx.load(engine).graph.node]
+    assert stored.count("QLinearConv") == layers - 2
+    assert stored.count("QGemm") == 1
+    assert "Conv" not in stored
+
+
+def test_the_stored_graph_is_not_tied_to_this_cpu(tmp_path: Path, graph_in: Callable) -> None:
+    RUNTIME.build(graph_in("cnn", "fp32"), tmp_path / "a.engine", options("fp32", 6))
+    domains = {node.domain for node in onnx.load(tmp_path / "a.engine").graph.node}
+    assert domains <= {"", "com.microsoft"}  # not com.microsoft.nchwc
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="ARM64 CPUs have FP16 convolutions")
+def test_fp16_on_x86_would_be_fp32_and_is_refused(tmp_path: Path, graph_in: Callable) -> None:
+    with pytest.raises(
+        AccuracyGateError, match="asked for 9 layers in FP16, the engine would have 9 in FP32"
+    ):
+        RUNTIME.build(graph_in("dsc", "fp16"), tmp_path / "a.engine", options("fp16", 9))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_signed_pairs_that_stay_float_are_refused(tmp_path: Path, graph_in: Callable) -> None:
+    model = graph_in("cnn", "int8", signed=True)
+    with pytest.raises(AccuracyGateError, match="asked for 5 layers in INT8"):
+        RUNTIME.build(model, tmp_path / "a.engine", options("int8", 5))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_that_onnxruntime_cannot_read(tmp_path: Path) -> None:
+    with pytest.raises(ArtefactError, match="onnxruntime cannot read the model") as caught:
+        RUNTIME.build(b"nonsense", tmp_path / "a.engine", options("fp32", 1))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [
+        np.zeros((1, 224, 224, 1), np.float32),
+        np.zeros((224, 224, 1), np.uint8),
+        np.zeros((1, 224, 224, 3), np.uint8),
+        np.zeros((0, 224, 224, 1), np.uint8),
+        np.zeros((9, 224, 224, 1), np.uint8),
+        [[1, 2]],
+    ],
+)
+def test_a_wrong_batch_is_named(open_engine: Callable, batch: object) -> None:
+    with open_engine() as runner, pytest.raises(BadInputError) as caught:
+        runner.run(batch)
+    assert "takes uint8 [N, 224, 224, 1], N from 1 to 8, not" in caught.value.what
+    assert "edge-dsc build-engine model.onnx" in caught.value.remedy
+
+
+def test_a_strided_batch_is_taken_as_it_is(open_engine: Callable, pixels: Callable) -> None:
+    batch = pixels(2)
+    with open_engine() as runner:
+        np.testing.assert_array_equal(runner.run(batch[:, ::-1]), runner.run(batch[:, ::-1].copy()))
+
+
+def test_threads_share_a_runner(open_engine: Callable, pixels: Callable) -> None:
+    with open_engine() as runner:
+        assert runner.thread_safe
+        batches = [pixels(1, seed=seed) for seed in range(8)]
+        expected = [runner.run(batch) for batch in batches]
+        seen: dict[int, np.ndarray] = {}
+
+        def work(index: int) -> None:
+            seen[index] = runner.run(batches[index])
+
+        threads = [threading.Thread(target=work, args=(index,)) for index in range(len(batches))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    for index, probabilities in enumerate(expected):
+        np.testing.assert_array_equal(seen[index], probabilities)
+
+
+def test_a_closed_runner_says_so(open_engine: Callable, pixels: Callable) -> None:
+    runner = open_engine()
+    runner.close()
+    runner.close()
+    with pytest.raises(ValueError, match=r"the runner of dsc-fp32.engine is closed"):
+        runner.run(pixels(1))
+
+
+def test_an_engine_of_another_version_is_refused(open_engine: Callable, tmp_path: Path) -> None:
+    with open_engine() as runner:
+        record = replace(runner.record, runtime_version="1.2.9")
+    with pytest.raises(ArtefactError, match=r"built by onnxruntime 1\.2\.9, here is") as caught:
+        RUNTIME.open_runner(tmp_path / record.engine, record)
+    assert caught.value.remedy == "rebuild it: edge-dsc build-engine model.onnx"
+
+
+def test_a_patch_release_is_no_reason_to_refuse(open_engine: Callable, tmp_path: Path) -> None:
+    with open_engine() as runner:
+        minor = ".".join(onnxruntime.__version__.split(".")[:2])
+        record = replace(runner.record, runtime_version=f"{minor}.99")
+    RUNTIME.open_runner(tmp_path / record.engine, record).close()
+
+
+def test_fp16_is_proven_for_one_architecture_only(open_engine: Callable, tmp_path: Path) -> None:
+    with open_engine() as runner:
+        record = replace(runner.record, precision=Precision.FP16, platform={"machine": "riscv64"})
+    with pytest.raises(ArtefactError, match=f"FP16 on riscv64, which is not proven for {platform.machine()}"):
+        RUNTIME.open_runner(tmp_path / record.engine, record)
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: b"x" * 100]
+)
+def test_a_damaged_engine_is_refused(open_engine: Callable, tmp_path: Path, damage: Callable) -> None:
+    with open_engine() as runner:
+        record = runner.record
+    engine = tmp_path / record.engine
+    engine.write_bytes(damage(engine.read_bytes()))
+    with pytest.raises(ArtefactError, match="onnxruntime cannot load") as caught:
+        RUNTIME.open_runner(engine, record)
+    assert caught.value.remedy == "rebuild it: edge-dsc build-engine model.onnx"
+
+
+def test_it_works_here() -> None:
+    found = RUNTIME.availability()
+    assert found.version == onnxruntime.__version__
+    assert (found.no_build, found.no_run) == (None, None)
