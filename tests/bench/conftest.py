@@ -11,7 +11,13 @@ from bench.plan import Plan
 from bench.report import BlockSamples, Report, SubjectReport, WarmUp
 from bench.samples import as_samples
 
-MACHINE = {"machine": "Jetson Orin Nano", "architecture": "aarch64", "cpu": "Cortex-A78AE", "cores": 6, "load": 0.5}
+MACHINE = {
+    "machine": "Jetson Orin Nano",
+    "architecture": "aarch64",
+    "cpu": "Cortex-A78AE",
+    "cores": 6,
+    "load": 0.5,
+}
 
 
 class FakeClock:

@@ -36,7 +36,9 @@ def test_a_block_ends_with_the_call_that_passes_its_time(clock: Any) -> None:
 
 
 def test_a_call_longer_than_the_block_is_measured_once_a_block(clock: Any) -> None:
-    report = run([Subject(name="a", call=clock.takes(900 * MS))], Plan(seconds=0.020, rounds=2, **COLD), clock)
+    report = run(
+        [Subject(name="a", call=clock.takes(900 * MS))], Plan(seconds=0.020, rounds=2, **COLD), clock
+    )
     assert [list(block.samples_ns) for block in report.subjects[0].blocks] == [[900 * MS]] * 2
 
 
@@ -54,7 +56,9 @@ def test_rounds_are_interleaved_in_the_seeded_order(clock: Any) -> None:
 
 def test_lead_in_calls_are_not_counted(clock: Any) -> None:
     call = clock.takes(50 * MS, 40 * MS, MS, MS)
-    report = run([Subject(name="a", call=call)], Plan(iterations=4, rounds=2, warmup_seconds=0, lead_in=2), clock)
+    report = run(
+        [Subject(name="a", call=call)], Plan(iterations=4, rounds=2, warmup_seconds=0, lead_in=2), clock
+    )
     assert list(report.subjects[0].samples_ns) == [MS] * 4
 
 

@@ -9,7 +9,11 @@ from engines.errors import UsageError
 
 
 def test_presets_are_those_of_the_field() -> None:
-    assert {name: plan.seconds for name, plan in PLANS.items()} == {"quick": 10, "standard": 60, "publish": 600}
+    assert {name: plan.seconds for name, plan in PLANS.items()} == {
+        "quick": 10,
+        "standard": 60,
+        "publish": 600,
+    }
     assert all(plan.name == name and plan.rounds >= 20 for name, plan in PLANS.items())
     assert all(plan.warmup_seconds == 2 and plan.warmup_change == 0.01 for plan in PLANS.values())
 

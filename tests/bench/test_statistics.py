@@ -97,13 +97,13 @@ def test_ratio_of_a_constructed_sample_cancels_what_hits_both() -> None:
 
 
 def test_only_rounds_that_both_have_are_paired() -> None:
-    baseline = {index: 100.0 for index in range(10)}
-    candidate = {index: 200.0 if index >= 5 else 9e9 for index in range(5, 15)}
+    baseline = dict.fromkeys(range(10), 100.0)
+    candidate = dict.fromkeys(range(5, 15), 200.0)
     assert paired_ratio(baseline, candidate) == Interval(2.0, 2.0, 2.0)
     with pytest.raises(UnstableError, match="4 blocks are too few for an interval, 5 are needed"):
-        paired_ratio(baseline, {index: 1.0 for index in range(6, 20)})
+        paired_ratio(baseline, dict.fromkeys(range(6, 20), 1.0))
     with pytest.raises(UnstableError, match="the clock is too coarse"):
-        paired_ratio({index: 0.0 for index in range(10)}, baseline)
+        paired_ratio(dict.fromkeys(range(10), 0.0), baseline)
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,9 @@ def test_only_rounds_that_both_have_are_paired() -> None:
         (0.5, 2.0, Verdict.NO_DIFFERENCE),
     ],
 )
-def test_a_verdict_needs_the_whole_interval_beyond_the_margin(low: float, high: float, verdict: Verdict) -> None:
+def test_a_verdict_needs_the_whole_interval_beyond_the_margin(
+    low: float, high: float, verdict: Verdict
+) -> None:
     assert judge(Interval((low + high) / 2, low, high), margin=0.03) is verdict
 
 
