@@ -95,18 +95,18 @@ def test_tables_are_aligned_and_cells_cannot_break_out() -> None:
     )
 
 
-@pytest.mark.parametrize(
-    ("nanoseconds", "text"),
-    [
-        (0, "0.00000"),
-        (1234, "0.00123"),
-        (99_000, "0.09900"),
-        (123_456, "0.123"),
-        (1_234_567, "1.235"),
-        (12_345_678, "12.35"),
-        (123_456_789, "123.5"),
-        (12_345_678_901, "12345.7"),
-    ],
-)
+MILLISECONDS = {
+    0: "0.00000",
+    1234: "0.00123",
+    99_000: "0.09900",
+    123_456: "0.123",
+    1_234_567: "1.235",
+    12_345_678: "12.35",
+    123_456_789: "123.5",
+    12_345_678_901: "12345.7",
+}
+
+
+@pytest.mark.parametrize(("nanoseconds", "text"), MILLISECONDS.items())
 def test_milliseconds_keep_four_digits(nanoseconds: float, text: str) -> None:
     assert milliseconds(nanoseconds) == text
