@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,21 +100,40 @@ def evaluate(
         UsageError: Parts were asked for, but there is no split beside the engine.
     """
     samples = labelled_samples(data, engine.parent / SPLIT_FILE, parts)
+    with contextlib.ExitStack() as stack:
+        runner = stack.enter_context(open_engine(engine))
+        other = stack.enter_context(open_engine(reference)) if reference is not None else None
+        return evaluate_runner(runner, data, samples, reference=other, threads=threads, progress=progress)
+
+
+def evaluate_runner(
+    runner: Runner,
+    data: Path,
+    samples: Sequence[Sample],
+    *,
+    reference: Runner | None = None,
+    threads: int = 1,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Evaluate a loaded engine on samples of a folder; see :func:`evaluate`."""
+    contract = runner.record.contract
+    name = runner.record.engine
+    _check_classes({sample.label for sample in samples}, contract.labels, name)
     paths = [data / sample.path for sample in samples]
-    with open_engine(engine) as runner:
-        labels = runner.record.contract.labels
-        _check_classes({sample.label for sample in samples}, labels, engine)
-        answers = _answers(paths, runner, threads, progress, f"evaluating {engine.name}")
     others = None
     if reference is not None:
-        with open_engine(reference) as other:
-            if other.record.contract.labels != labels:
-                raise NotComparableError(
-                    f"{reference} knows {other.record.contract.labels}, {engine} knows {labels}",
-                    remedy="give a reference that was trained on the same classes",
-                )
-            others = _answers(paths, other, threads, progress, f"evaluating {reference.name}")
-    return _summarise(engine, samples, answers, labels, reference, others)
+        if reference.record.contract.labels != contract.labels:
+            raise NotComparableError(
+                f"{reference.record.engine} knows {', '.join(reference.record.contract.labels)}, "
+                f"{name} knows {', '.join(contract.labels)}",
+                remedy="give a reference that was trained on the same classes",
+            )
+        others = _answers(paths, reference, threads, progress)
+    answers = _answers(paths, runner, threads, progress)
+    agreement = None
+    if reference is not None and others is not None:
+        agreement = _agreement(reference.record.engine, answers, others, contract.labels)
+    return _summarise(name, samples, answers, contract.labels, agreement)
 
 
 def labelled_samples(data: Path, split_file: Path, parts: Sequence[str]) -> list[Sample]:
@@ -147,18 +167,16 @@ def labelled_samples(data: Path, split_file: Path, parts: Sequence[str]) -> list
     return samples
 
 
-def _answers(
-    paths: list[Path], runner: Runner, threads: int, progress: Progress | None, phase: str
-) -> list[Answer]:
+def _answers(paths: list[Path], runner: Runner, threads: int, progress: Progress | None) -> list[Answer]:
     answers = []
     for answer in classify_files(paths, runner, threads=threads):
         answers.append(answer)
         if progress is not None:
-            progress(phase, len(answers), len(paths))
+            progress(f"evaluating {runner.record.engine}", len(answers), len(paths))
     return answers
 
 
-def _check_classes(seen: set[str], labels: Sequence[str], engine: Path) -> None:
+def _check_classes(seen: set[str], labels: Sequence[str], engine: str) -> None:
     unknown = sorted(seen - set(labels))
     if unknown:
         raise BadInputError(
@@ -168,12 +186,11 @@ def _check_classes(seen: set[str], labels: Sequence[str], engine: Path) -> None:
 
 
 def _summarise(
-    engine: Path,
+    engine: str,
     samples: Sequence[Sample],
     answers: Sequence[Answer],
     labels: Sequence[str],
-    reference: Path | None,
-    others: Sequence[Answer] | None,
+    agreement: Agreement | None,
 ) -> Evaluation:
     numpy = load("numpy")
     good = [(s, a) for s, a in zip(samples, answers, strict=True) if a.probabilities is not None]
@@ -184,15 +201,12 @@ def _summarise(
     true = numpy.array([labels.index(sample.label) for sample, _ in good])
     probabilities = numpy.array([answer.probabilities for _, answer in good], numpy.float32)
     skipped = tuple((str(a.path), str(a.error)) for a in answers if a.probabilities is None)
-    agreement = None
-    if reference is not None and others is not None:
-        agreement = _agreement(reference, answers, others, labels)
     metrics = classification_metrics(true, probabilities, labels)
-    return Evaluation(engine.name, len(good), skipped, metrics, agreement)
+    return Evaluation(engine, len(good), skipped, metrics, agreement)
 
 
 def _agreement(
-    reference: Path, answers: Sequence[Answer], others: Sequence[Answer], labels: Sequence[str]
+    reference: str, answers: Sequence[Answer], others: Sequence[Answer], labels: Sequence[str]
 ) -> Agreement:
     flipped = []
     largest = 0.0
@@ -207,7 +221,7 @@ def _agreement(
         if mine.top != other.top:
             assert mine.top is not None and other.top is not None
             flipped.append((str(mine.path), labels[other.top], labels[mine.top]))
-    return Agreement(reference.name, images, images - len(flipped), largest, tuple(flipped))
+    return Agreement(reference, images, images - len(flipped), largest, tuple(flipped))
 
 
 def save_evaluation(path: Path, result: Evaluation) -> None:

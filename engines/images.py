@@ -82,7 +82,7 @@ def decode_grey(data: bytes, *, name: str = "image") -> Array:
     flags = cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH
     size = encoded_size(data)
     if size is not None:
-        _check_pixels(*size, name)
+        _check_pixels(size, name)
         if data.startswith(b"\xff\xd8"):
             flags = _jpeg_flags(cv2, min(size))
             _check_jpeg_end(data, name)
@@ -92,7 +92,7 @@ def decode_grey(data: bytes, *, name: str = "image") -> Array:
         raise _undecodable(data, name) from error
     if pixels is None:
         raise _undecodable(data, name)
-    _check_pixels(*pixels.shape[:2], name)
+    _check_pixels((pixels.shape[0], pixels.shape[1]), name)
     return grey8(pixels, name=name)
 
 
@@ -211,7 +211,8 @@ def _check_jpeg_end(data: bytes, name: str) -> None:
         raise ImageError(f"{name} is a truncated JPEG ({len(data)} bytes)", remedy="copy the file again")
 
 
-def _check_pixels(height: int, width: int, name: str) -> None:
+def _check_pixels(size: tuple[int, int], name: str) -> None:
+    height, width = size
     if height * width > MAX_PIXELS:
         raise ImageError(
             f"{name} is {width}x{height} = {height * width / 1e6:.0f} megapixels",

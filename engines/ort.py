@@ -85,23 +85,10 @@ class OnnxRuntime:
         """
         ort = packages.load("onnxruntime")
         _check_origin(record, str(ort.__version__))
-        options = ort.SessionOptions()
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-        options.log_severity_level = _ERRORS_ONLY
-        # Workers spin while a run goes on, which is what keeps its latency low, and sleep as soon as it is
-        # over: spinning on would take the cores from the threads that decode the next image.
-        options.add_session_config_entry("session.force_spinning_stop", "1")
-        try:
-            session = ort.InferenceSession(engine.read_bytes(), options, providers=["CPUExecutionProvider"])
-        except _failures(ort) as error:
-            raise ArtefactError(
-                f"onnxruntime cannot load {engine}: {_first_line(error)}",
-                remedy=f"rebuild it: {record.build_command}",
-            ) from error
-        return OrtRunner(session, record, _failures(ort))
+        session, failures = open_session(
+            engine.read_bytes(), str(engine), threads=threads, remedy=f"rebuild it: {record.build_command}"
+        )
+        return OrtRunner(session, record, failures)
 
 
 class OrtRunner:
@@ -162,6 +149,44 @@ class OrtRunner:
     ) -> None:
         """Close."""
         self.close()
+
+
+def open_session(
+    model: bytes, source: str, *, threads: int, remedy: str
+) -> tuple[Any, tuple[type[Exception], ...]]:
+    """Open a model for single requests on a CPU.
+
+    Args:
+        model: A serialised ``ModelProto``.
+        source: Named in errors.
+        threads: CPU threads for one run.
+        remedy: What to do when the model cannot be loaded.
+
+    Returns:
+        The ``onnxruntime.InferenceSession``, and the exception types that it may raise.
+
+    Raises:
+        ArtefactError: ONNX Runtime cannot load the model.
+        EnvironmentProblem: ``onnxruntime`` is missing.
+    """
+    ort = packages.load("onnxruntime")
+    failures = _failures(ort)
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.log_severity_level = _ERRORS_ONLY
+    # Workers spin while a run goes on, which is what keeps its latency low, and sleep as soon as it is
+    # over: spinning on would take the cores from the threads that decode the next image.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    try:
+        session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except failures as error:
+        raise ArtefactError(
+            f"onnxruntime cannot load {source}: {_first_line(error)}", remedy=remedy
+        ) from error
+    return session, failures
 
 
 def _optimise(model: bytes, path: Path, level: str) -> bytes:

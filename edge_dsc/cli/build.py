@@ -59,9 +59,10 @@ def export(
     with progress_bar() as progress:
         result = export_run(run, out=out, data=data, progress=progress)
     if json:
-        give_json("edge-dsc/export-result", result.to_dict())
+        body = {"path": str(result.path), "parity": result.parity, "images": result.images}
+        give_json("edge-dsc/export-result", {**body, "contract": result.contract.to_dict()})
     else:
-        give(result.summary())
+        give(f"{result.path}: equal to Keras within {result.parity:.1e} on {result.images} real images")
 
 
 def calibrate(
