@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 from bench.report import Report, SubjectReport
+from bench.stability import unstable_subjects
 from bench.statistics import (
     MARGIN,
     Interval,
@@ -50,19 +52,21 @@ class Ratio:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Two reports side by side.
+    """Two reports side by side, or the subjects of one report beside its first.
 
     Attributes:
-        rows: One ratio for each subject that both have, in the baseline's order.
+        rows: One ratio for each subject that can be compared, in the baseline report's order.
         only_baseline: Names that only the baseline report measured.
         only_candidate: Names that only the candidate report measured.
         allowed: Conditions of the reports that differ and were allowed to.
+        cautions: What makes the ground unfirm: unstable subjects, interrupted reports.
     """
 
     rows: tuple[Ratio, ...]
     only_baseline: tuple[str, ...] = ()
     only_candidate: tuple[str, ...] = ()
     allowed: tuple[str, ...] = ()
+    cautions: tuple[str, ...] = ()
 
 
 def compare_subjects(
@@ -86,6 +90,36 @@ def compare_subjects(
         _subject_conditions(below), _subject_conditions(above), allow, f"{candidate}: "
     )
     return _ratio(below, above, paired_ratio, allowed, margin, seed)
+
+
+def compare_within(
+    report: Report,
+    *,
+    baseline: str | None = None,
+    allow: Collection[str] = (),
+    margin: float = MARGIN,
+    seed: int = 0,
+) -> Comparison:
+    """Compare every subject of a report with one of them: the first by default.
+
+    Raises:
+        UsageError: The report has no such subject.
+        NotComparableError: There are not two subjects, or conditions differ.
+        UnstableError: Too few rounds.
+    """
+    names = [subject.name for subject in report.measured]
+    if len(names) < 2:
+        raise NotComparableError(
+            f"the report measured {', '.join(names) or 'nothing'}, two engines are needed",
+            remedy="measure two engines, or compare two reports",
+        )
+    against = names[0] if baseline is None else baseline
+    rows = tuple(
+        compare_subjects(report, against, name, allow=allow, margin=margin, seed=seed)
+        for name in names
+        if name != against
+    )
+    return Comparison(rows=rows, cautions=_cautions(report, ""))
 
 
 def compare_reports(
@@ -128,6 +162,7 @@ def compare_reports(
         only_baseline=tuple(name for name in left if name not in right),
         only_candidate=tuple(name for name in right if name not in left),
         allowed=allowed,
+        cautions=(*_cautions(baseline, "baseline: "), *_cautions(candidate, "candidate: ")),
     )
 
 
@@ -155,6 +190,11 @@ def require_no_regression(rows: Collection[Ratio], percent: float) -> None:
             f"slower than the allowed {percent:g} %: {named}",
             remedy="rebuild or measure again if that surprises you",
         )
+
+
+def _cautions(report: Report, prefix: str) -> tuple[str, ...]:
+    interrupted = ("the measurement was interrupted",) if report.interrupted else ()
+    return tuple(prefix + line for line in (*interrupted, *unstable_subjects(report)))
 
 
 def _find_subject(report: Report, name: str) -> SubjectReport:
@@ -206,16 +246,10 @@ def _ratio(
     return Ratio(
         baseline=below.name,
         candidate=above.name,
-        baseline_ns=_median(left),
-        candidate_ns=_median(right),
+        baseline_ns=float(median(left.values())),
+        candidate_ns=float(median(right.values())),
         ratio=ratio,
         verdict=judge(ratio, margin),
         margin=margin,
         allowed=allowed,
     )
-
-
-def _median(medians: Mapping[int, float]) -> float:
-    ordered = sorted(medians.values())
-    middle = len(ordered) // 2
-    return (ordered[middle] + ordered[-middle - 1]) / 2

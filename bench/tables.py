@@ -56,23 +56,32 @@ def report_tables(report: Report, *, baseline: str | None = None) -> tuple[Table
     """
     tables = [latency_table(report)]
     if len(report.measured) > 1:
-        tables.append(ratio_table(report_ratios(report, baseline=baseline)))
+        ratios, notes = report_ratios(report, baseline=baseline)
+        tables.append(ratio_table(ratios, notes=notes))
     tables.append(environment_table(report))
     return tuple(tables)
 
 
-def report_ratios(report: Report, *, baseline: str | None = None) -> tuple[Ratio, ...]:
-    """Compare every subject with the baseline, leaving out those that cannot be compared with it."""
+def report_ratios(
+    report: Report, *, baseline: str | None = None
+) -> tuple[tuple[Ratio, ...], tuple[str, ...]]:
+    """Compare every subject with the baseline, the first by default.
+
+    Returns:
+        The ratios, and a line for each subject that cannot be compared: why.
+    """
     names = [subject.name for subject in report.measured]
     against = baseline if baseline is not None else names[0]
-    ratios = []
+    ratios: list[Ratio] = []
+    notes: list[str] = []
     for name in names:
         if name != against:
             try:
                 ratios.append(compare_subjects(report, against, name))
-            except (NotComparableError, UnstableError):
-                continue
-    return tuple(ratios)
+            except (NotComparableError, UnstableError) as error:
+                what = error.what.removeprefix(f"{name}: ")
+                notes.append(f"{name}: {what}")
+    return tuple(ratios), tuple(notes)
 
 
 def latency_table(report: Report) -> Table:
@@ -85,7 +94,7 @@ def latency_table(report: Report) -> Table:
     )
 
 
-def ratio_table(ratios: Sequence[Ratio], *, title: str = "Compared") -> Table:
+def ratio_table(ratios: Sequence[Ratio], *, title: str = "Compared", notes: Sequence[str] = ()) -> Table:
     """Return ratios of latencies with their verdicts."""
     header = ("engine", "against", "median, ms", "was, ms", "ratio", "95 % interval", "verdict")
     rows = tuple(
@@ -100,15 +109,15 @@ def ratio_table(ratios: Sequence[Ratio], *, title: str = "Compared") -> Table:
         )
         for ratio in ratios
     )
-    notes = [f"faster or slower: the whole interval is beyond {ratios[0].margin * 100:g} %"] if ratios else []
-    notes += [f"{ratio.candidate}: {', '.join(ratio.allowed)} differ" for ratio in ratios if ratio.allowed]
-    return Table(title=title, header=header, rows=rows, notes=tuple(notes))
+    lines = [f"faster or slower: the whole interval is beyond {ratios[0].margin * 100:g} %"] if ratios else []
+    lines += [f"{ratio.candidate}: {', '.join(ratio.allowed)} differ" for ratio in ratios if ratio.allowed]
+    return Table(title=title, header=header, rows=rows, notes=(*lines, *notes))
 
 
 def comparison_table(comparison: Comparison) -> Table:
     """Return the comparison of two reports."""
-    table = ratio_table(comparison.rows, title="Candidate report against baseline report")
-    notes = list(table.notes)
+    table = ratio_table(comparison.rows, title="Compared")
+    notes = [*table.notes, *comparison.cautions]
     if comparison.allowed:
         notes.append(f"allowed to differ: {', '.join(comparison.allowed)}")
     if comparison.only_baseline:

@@ -6,9 +6,9 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.compare import Comparison, Ratio, compare_reports, compare_subjects
+from bench.compare import Comparison, Ratio, compare_reports, compare_within
 from bench.report import load_report
-from engines.errors import NotComparableError, UsageError
+from engines.errors import UsageError
 
 
 def compare_files(reports: Sequence[Path], *, allow: Collection[str], margin: float) -> Comparison:
@@ -31,14 +31,7 @@ def compare_files(reports: Sequence[Path], *, allow: Collection[str], margin: fl
     loaded = [load_report(path) for path in reports]
     if len(loaded) == 2:
         return compare_reports(loaded[0], loaded[1], allow=allow, margin=margin)
-    names = [subject.name for subject in loaded[0].measured]
-    if len(names) < 2:
-        raise NotComparableError(
-            f"{reports[0]} measured {len(names)} engine",
-            remedy="give a second report, or measure two engines",
-        )
-    rows = [compare_subjects(loaded[0], names[0], name, allow=allow, margin=margin) for name in names[1:]]
-    return Comparison(rows=tuple(rows))
+    return compare_within(loaded[0], allow=allow, margin=margin)
 
 
 def comparison_to_dict(found: Comparison) -> dict[str, Any]:
@@ -48,6 +41,7 @@ def comparison_to_dict(found: Comparison) -> dict[str, Any]:
         "only_baseline": list(found.only_baseline),
         "only_candidate": list(found.only_candidate),
         "allowed": list(found.allowed),
+        "cautions": list(found.cautions),
     }
 
 

@@ -116,10 +116,9 @@ def make_page(title: str, sections: Sequence[Section], *, summary: str = "") -> 
 def report_sections(report: Report, *, baseline: str | None = None) -> tuple[Section, ...]:
     """Return the sections of a latency report: distribution, ratios to the baseline, machine."""
     sections = [Section("Latency", (latency_table(report), LatencyPlot(report)))]
-    ratios = report_ratios(report, baseline=baseline) if len(report.measured) > 1 else ()
-    if ratios:
-        table = ratio_table(ratios, title=f"Against {ratios[0].baseline}")
-        sections.append(Section("Compared", (RatioPlot(ratios), table)))
+    if len(report.measured) > 1:
+        ratios, notes = report_ratios(report, baseline=baseline)
+        sections.append(Section("Compared", (RatioPlot(ratios), ratio_table(ratios, notes=notes))))
     sections.append(Section("Machine", (environment_table(report),)))
     return tuple(sections)
 

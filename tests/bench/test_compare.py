@@ -9,6 +9,7 @@ from bench.compare import (
     Ratio,
     compare_reports,
     compare_subjects,
+    compare_within,
     regressions,
     require_no_regression,
 )
@@ -106,6 +107,24 @@ def test_reports_without_a_common_name_or_with_few_blocks_are_refused(subject: M
         compare_reports(report(subject("a", steady(1))), report(subject("b", steady(1))))
     with pytest.raises(UnstableError, match="4 blocks are too few"):
         compare_reports(report(subject("a", steady(1000, 4))), report(subject("a", steady(1000))))
+
+
+def test_every_subject_of_a_report_against_one(pair: Report, subject: Make, report: Make) -> None:
+    assert [(row.baseline, row.candidate) for row in compare_within(pair).rows] == [("cnn", "dsc")]
+    assert [(row.baseline, row.candidate) for row in compare_within(pair, baseline="dsc").rows] == [
+        ("dsc", "cnn")
+    ]
+    with pytest.raises(NotComparableError, match="the report measured a, two engines are needed"):
+        compare_within(report(subject("a", steady(1000))))
+
+
+def test_unfirm_ground_is_told(subject: Make, report: Make) -> None:
+    noisy = [[100], [150], [100], [60], [130], [80]]
+    before, after = report(subject("a", noisy)), report(subject("a", steady(100)), interrupted=True)
+    assert compare_reports(before, after).cautions == (
+        "baseline: a's block medians scatter by 37 %, 10 % is the limit",
+        "candidate: the measurement was interrupted",
+    )
 
 
 def row(value: float, low: float, high: float) -> Ratio:

@@ -65,6 +65,17 @@ def test_what_the_reader_must_know_stands_below_the_table(subject: Make, report:
         assert note in text.splitlines()
 
 
+def test_a_subject_that_cannot_be_compared_is_named(subject: Make, report: Make) -> None:
+    made = report(
+        subject("a", blocks(10)),
+        subject("b", blocks(10), description={"batch": 8, "threads": 1}),
+        subject("c", [[10]]),
+    )
+    lines = render_report(made).splitlines()
+    assert "* b: not comparable: batch is 1 and 8" in lines
+    assert "* c: 1 blocks are too few for an interval, 5 are needed" in lines
+
+
 def test_a_report_in_which_everything_failed_renders(subject: Make, report: Make) -> None:
     assert "* a failed: gone" in render_report(report(subject("a", [], error="gone")))
 
