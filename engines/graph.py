@@ -1,4 +1,4 @@
-"""Facts of an ONNX graph: parameters, multiply-adds, the precision of its layers. Reading and casting: here, too."""
+"""Facts of an ONNX graph: its parameters, its multiply-adds and the precision of its layers."""
 
 from __future__ import annotations
 

@@ -43,23 +43,23 @@ def count_engine_layers(report: str) -> dict[str, int]:
         Such as ``{"INT8": 7, "FP32": 2}``; empty where the report names no layers.
     """
     try:
-        layers = json.loads(report).get("Layers", [])
+        entries = json.loads(report).get("Layers", [])
     except (ValueError, AttributeError):
         return {}
     found: dict[str, int] = {}
-    for layer in layers:
-        if not isinstance(layer, dict) or not _is_weighted(layer):
+    for entry in entries:
+        if not isinstance(entry, dict) or not _is_weighted(entry):
             continue
-        inputs = layer.get("Inputs") or [{}]
+        inputs = entry.get("Inputs") or [{}]
         text = " ".join(str(inputs[0].get(key, "")) for key in ("Format/Datatype", "Datatype", "Format"))
         name = next((name for name, pattern in _TYPES if re.search(pattern, text, re.IGNORECASE)), "unknown")
         found[name] = found.get(name, 0) + 1
     return found
 
 
-def _is_weighted(layer: dict[str, Any]) -> bool:
-    kind = f"{layer.get('LayerType', '')} {layer.get('ParameterType', '')}"
-    weights = layer.get("Weights")
+def _is_weighted(entry: dict[str, Any]) -> bool:
+    kind = f"{entry.get('LayerType', '')} {entry.get('ParameterType', '')}"
+    weights = entry.get("Weights")
     return bool(_WEIGHTED.search(kind)) or (isinstance(weights, dict) and bool(weights.get("Count")))
 
 
