@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from calibration.layers import raw_pixel_tensors, tensors_to_calibrate
+from calibration.layers import raw_pixel_tensors, tensors_to_calibrate, unclipped_tensors
 from calibration.methods import HISTOGRAM_BINS, MINIMUM_IMAGES, QUANTIZED_BINS
 from calibration.methods import CalibrationOptions as CalibrationOptions
 from calibration.select import relative_names, too_few
@@ -81,7 +81,7 @@ def calibrate(
         method=options.method,
         parameters=_parameters(options),
         seed=options.seed,
-        ranges=_ranges(collector, options, raw_pixel_tensors(graph)),
+        ranges=_ranges(collector, options, graph),
         onnx_sha256=sha256_file(model),
         preprocess_sha256=contract.preprocess_sha256,
         images=tuple(reader.read_images),
@@ -167,11 +167,11 @@ def _parameters(options: CalibrationOptions) -> dict[str, float]:
     return {"histogram_bins": HISTOGRAM_BINS, "quantized_bins": QUANTIZED_BINS}
 
 
-def _ranges(collector: Any, options: CalibrationOptions, pixels: frozenset[str]) -> Ranges:
+def _ranges(collector: Any, options: CalibrationOptions, graph: Any) -> Ranges:
     """Turn the collector's histograms into ranges by the method asked for."""
-    extremes = {
-        name: (float(seen[2]), float(seen[3])) for name, seen in collector.get_histogram_dict().items()
-    }
+    histograms = collector.get_histogram_dict()
+    pixels = raw_pixel_tensors(graph)
+    extremes = {name: (float(seen[2]), float(seen[3])) for name, seen in histograms.items()}
     for name, (low, high) in extremes.items():
         if not low < high:  # also refuses NaN
             where = "the images' pixels" if name in pixels else name
@@ -181,11 +181,26 @@ def _ranges(collector: Any, options: CalibrationOptions, pixels: frozenset[str])
             )
     if options.method == "minmax":
         return extremes
+    for name in unclipped_tensors(graph):
+        del histograms[name]
+    if options.method == "entropy":
+        for counts, *_ in histograms.values():
+            _level_zero(counts)
     with _quiet():
         found = collector.compute_collection_result()
-    ranges = {name: (float(value[0]), float(value[1])) for name, value in found.items()}
-    # The pixels' range is that of their type; a threshold would cut off white.
-    return {name: extremes[name] if name in pixels else ranges[name] for name in ranges}
+    return {**extremes, **{name: (float(value[0]), float(value[1])) for name, value in found.items()}}
+
+
+def _level_zero(counts: Array) -> None:
+    """Give the bin that starts at zero its neighbour's count, in place.
+
+    After ReLU half of all values are exactly zero, which every scale represents exactly; left in, they pull
+    the entropy threshold down until half of the range is cut off.
+
+    Source: NVIDIA's pytorch-quantization, calib/histogram.py, ``_compute_amax_entropy``: ``bins[0] = bins[1]``.
+    """
+    zero = counts.size // 2
+    counts[zero] = counts[zero + 1]
 
 
 @contextlib.contextmanager

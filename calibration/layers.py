@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,17 +89,19 @@ def raw_pixel_tensors(model: Model) -> frozenset[str]:
     return frozenset(layer.input for layer in find_layers(model) if layer.raw_pixels)
 
 
-def upstream(tensor: str, producers: dict[str, Any]) -> Iterator[Any]:
-    """Walk up from a tensor over nodes that hand values on unchanged."""
-    while tensor in producers and producers[tensor].op_type in _VALUE_KEEPING:
-        node = producers[tensor]
-        yield node
-        tensor = node.input[0]
+def unclipped_tensors(model: Model) -> frozenset[str]:
+    """Name the tensors whose range is never cut: the pixels, and the input of the last layer.
+
+    The last layer runs in floating point; values cut off at its input would move the logits and win nothing.
+    It also has the fewest values: on a trained network onnxruntime's entropy threshold for it fell to 3 % of
+    the largest value, and accuracy by 10 points.
+    """
+    return raw_pixel_tensors(model) | {layer.input for layer in find_layers(model) if layer.last}
 
 
 def _is_raw(tensor: str, producers: dict[str, Any]) -> bool:
-    for node in upstream(tensor, producers):
-        tensor = node.input[0]
+    while tensor in producers and producers[tensor].op_type in _VALUE_KEEPING:
+        tensor = producers[tensor].input[0]
     return tensor not in producers
 
 

@@ -14,9 +14,9 @@ DEFAULT_SEED = 0
 DEFAULT_PERCENTILE = 99.99
 
 # onnxruntime's histogram spans -max..max. Its own default of 128 bins for 128 levels makes the entropy method
-# find what minmax finds; TensorRT uses 2,048 bins.
+# find what minmax finds; TensorRT uses 2,048 bins, and 128 levels for the magnitudes, so 256 for both signs.
 HISTOGRAM_BINS = 2048
-QUANTIZED_BINS = 128
+QUANTIZED_BINS = 256
 
 
 @dataclass(frozen=True, kw_only=True)

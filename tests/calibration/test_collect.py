@@ -76,15 +76,17 @@ def test_the_ranges_are_those_of_onnxruntimes_own_calibrator(
         ["MatMul"],
         str(tmp_path / "augmented.onnx"),
         kind,
-        extra_options={"num_bins": 2048, "percentile": 99.0, "symmetric": False},
+        extra_options={"num_bins": 2048, "num_quantized_bins": 256, "percentile": 99.0, "symmetric": False},
     )
     images = network_inputs(items, small_model)
     for start in range(0, len(images), CHUNK):
         calibrator.collect_data(Chunks(images[start : start + CHUNK]))
+    if method == "entropy":  # the one thing that is done to their histogram: see _level_zero
+        counts = calibrator.collector.histogram_dict["features"][0]
+        counts[counts.size // 2] = counts[counts.size // 2 + 1]
     theirs = calibrator.compute_data()
-    for name in ("features", "hidden"):
-        expected = tuple(float(bound) for bound in theirs[name].range_value)
-        np.testing.assert_allclose(table.ranges[name], expected, rtol=1e-5, atol=0)
+    expected = tuple(float(bound) for bound in theirs["features"].range_value)
+    np.testing.assert_allclose(table.ranges["features"], expected, rtol=1e-5, atol=0)
     capsys.readouterr()
 
 
@@ -96,10 +98,11 @@ def test_the_methods_differ(small_table: CalibrationTable, small_model: Path, it
     tops = [tables[method].ranges["features"][1] for method in METHODS]
     assert len(set(tops)) == 3
     assert max(tops) == tops[METHODS.index("minmax")]
-    assert tables["entropy"].parameters == {"histogram_bins": 2048, "quantized_bins": 128}
+    assert tables["entropy"].parameters == {"histogram_bins": 2048, "quantized_bins": 256}
     assert tables["percentile"].parameters == {"percentile": 99.9, "histogram_bins": 2048}
-    for table in tables.values():
+    for table in tables.values():  # never cut
         assert table.ranges["pixels"] == small_table.ranges["pixels"]
+        assert table.ranges["hidden"] == small_table.ranges["hidden"]
 
 
 def test_same_inputs_give_the_same_bytes_wherever_the_folder_lies(
