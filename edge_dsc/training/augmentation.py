@@ -1,4 +1,4 @@
-"""Random flips, rotations and zooms, one draw for each (seed, epoch, image), and the batches made of them."""
+"""Random flips, rotations, zooms and moves, one draw for each (seed, epoch, image), and the batches made of them."""
 
 from __future__ import annotations
 
@@ -74,12 +74,12 @@ class Batches:
 
 
 def augment_image(image: Array, recipe: Recipe, rng: Any) -> Array:
-    """Rotate, zoom and perhaps mirror an image about its centre; borders repeat the edge.
+    """Rotate and zoom an image about its centre, move it and perhaps mirror it; borders repeat the edge.
 
     Args:
         image: ``uint8 [H, W]``.
         recipe: The ranges.
-        rng: ``numpy.random.Generator``; three draws are taken.
+        rng: ``numpy.random.Generator``; five draws are taken.
 
     Returns:
         ``uint8 [H, W]``, a new array.
@@ -89,6 +89,7 @@ def augment_image(image: Array, recipe: Recipe, rng: Any) -> Array:
     angle = rng.uniform(-recipe.rotation, recipe.rotation)
     size = 1 + rng.uniform(-recipe.zoom, recipe.zoom)
     matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), angle, size)
+    matrix[:, 2] += rng.uniform(-recipe.shift, recipe.shift, 2) * (width, height)
     if rng.random() < 0.5 and recipe.flip:
         matrix[0] = -matrix[0]
         matrix[0, 2] += width - 1

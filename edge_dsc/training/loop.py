@@ -9,7 +9,7 @@ from typing import Any
 from edge_dsc.metrics import classification_metrics
 from edge_dsc.networks import load_keras
 from edge_dsc.training.augmentation import Batches
-from edge_dsc.training.options import Recipe, ReportProgress, TrainProgress
+from edge_dsc.training.options import ReportProgress, TrainProgress
 from edge_dsc.training.state import TrainState
 from engines.packages import load
 
@@ -23,28 +23,6 @@ def seed_everything(seed: int) -> None:
     keras = load_keras()
     keras.utils.set_random_seed(seed)
     load("tensorflow").config.experimental.enable_op_determinism()
-
-
-def compile_model(model: Model, recipe: Recipe, steps: int) -> None:
-    """Give the model the recipe's loss and optimizer.
-
-    Args:
-        model: From :func:`edge_dsc.networks.build_network`.
-        recipe: Learning rate and label smoothing.
-        steps: Steps of the whole run, which the cosine spans.
-    """
-    keras = load_keras()
-    rate = recipe.learning_rate
-    if recipe.cosine:
-        rate = keras.optimizers.schedules.CosineDecay(rate, steps)
-    model.compile(
-        keras.optimizers.Adam(rate),
-        loss=keras.losses.CategoricalCrossentropy(label_smoothing=recipe.label_smoothing),
-        metrics=["accuracy"],
-        weighted_metrics=[],
-        jit_compile=False,
-    )
-    model.optimizer.build(model.trainable_variables)
 
 
 def fit_model(

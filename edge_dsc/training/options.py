@@ -20,24 +20,34 @@ class Recipe:
         epochs: Passes over the training images.
         batch: Images a step.
         learning_rate: Adam's, at the start.
-        cosine: Whether the learning rate falls to zero along half a cosine.
+        warmup: Epochs in which the learning rate climbs to that.
+        cosine: Whether the learning rate then falls to zero along half a cosine.
+        dense_rate: The Dense(64) layer's share of the learning rate. It sums 6,272 features that are all
+            positive, so at the full rate a step of Adam moves a unit by several units of its own size, and
+            half of the units die.
+        dense_start: Whether that layer starts with all units alive: kernel N(0, 0.004), bias 0.5.
         class_weights: Whether rare classes weigh more, so that all classes weigh the same in sum.
         label_smoothing: Share of the target spread over all classes.
         flip: Whether half of the images are mirrored left to right.
         rotation: Largest rotation, degrees, either way.
         zoom: Largest change of size, as a share, either way.
+        shift: Largest move, as a share of the side, either way and in both directions.
     """
 
     name: str
     epochs: int
     batch: int
     learning_rate: float
+    warmup: int = 0
     cosine: bool
     class_weights: bool
     label_smoothing: float
+    dense_rate: float = 1.0
+    dense_start: bool = False
     flip: bool = True
     rotation: float
     zoom: float
+    shift: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values."""
@@ -51,10 +61,13 @@ RECIPES = {
             name="default",
             epochs=25,
             batch=16,
-            learning_rate=1e-3,
+            learning_rate=3e-3,
+            warmup=1,
             cosine=True,
             class_weights=True,
             label_smoothing=0.05,
+            dense_rate=0.05,
+            dense_start=True,
             rotation=7.0,
             zoom=0.1,
         ),

@@ -17,7 +17,8 @@ from edge_dsc.networks import build_network, feature_extractor_parameters, save_
 from edge_dsc.pictures import draw_confusion, draw_curves
 from edge_dsc.training import record as records
 from edge_dsc.training.augmentation import Batches, class_weights
-from edge_dsc.training.loop import compile_model, fit_model, predict, seed_everything
+from edge_dsc.training.loop import fit_model, predict, seed_everything
+from edge_dsc.training.optimization import compile_model, start_dense
 from edge_dsc.training.options import Recipe, ReportProgress, TrainOptions
 from edge_dsc.training.state import FILE as STATE_FILE
 from edge_dsc.training.state import TrainState, load_state, save_state
@@ -85,7 +86,9 @@ def train(
     seed_everything(options.seed)
     model = build_network(options.architecture, len(images.split.labels))
     batches = _make_batches(images, recipe, options.seed)
-    compile_model(model, recipe, batches.steps * recipe.epochs)
+    if recipe.dense_start:
+        start_dense(model, options.seed)
+    compile_model(model, recipe, batches.steps)
     started = time.monotonic()
     interrupted = fit_model(
         model,
