@@ -1,0 +1,133 @@
+"""TensorRT for RTX really builds here: its parser and builder need no GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from onnx import TensorProto, helper, load_model_from_string
+
+from engines.errors import AccuracyGateError, ArtefactError, EnvironmentProblem
+from engines.record import BatchRange, Precision
+from engines.runtimes import BuildOptions
+from engines.trt import build, runtime
+from engines.trt.build import build_plan
+from engines.trt.census import NETWORK
+from engines.trt.driver import find_gpu
+from engines.trt.tensorrt_rtx import RUNTIME
+
+trt = pytest.importorskip("tensorrt_rtx")
+
+LAYERS = {"dsc": 9, "cnn": 6}
+BATCH = BatchRange(1, 8, 32)
+Graphs = Callable[..., bytes]
+
+
+@pytest.fixture(autouse=True)
+def without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "find_gpu", lambda: (None, "no CUDA driver: libcuda.so.1 not found"))
+
+
+def options(precision: str, required: int = 1, **more: object) -> BuildOptions:
+    return BuildOptions(precision=Precision(precision), required_layers=required, batch=BATCH, **more)
+
+
+@pytest.mark.parametrize("architecture", ["dsc", "cnn"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_both_networks_in_every_precision(
+    tmp_path: Path, graph_in: Graphs, architecture: str, precision: str
+) -> None:
+    engine = tmp_path / "a.engine"
+    layers = LAYERS[architecture]
+    required = layers - 1 if precision == "int8" else layers  # the last dense layer stays in FP32
+    result = RUNTIME.build(graph_in(architecture, precision), engine, options(precision, required))
+    expected = {"INT8": layers - 1, "FP32": 1} if precision == "int8" else {precision.upper(): layers}
+    assert result.layers == expected
+    assert result.layers_source == NETWORK
+    assert result.platform["package"] == "tensorrt_rtx"
+    assert result.platform["hardware_compatibility"] == "compute capability 8.0, 8.6, 8.9, 12.0 and later"
+    assert len(result.notes) == (1 if precision == "fp32" else 0)
+    assert engine.stat().st_size > 500_000
+    assert list(tmp_path.iterdir()) == [engine]
+
+
+def test_a_graph_of_another_precision_is_refused(tmp_path: Path, graph_in: Graphs) -> None:
+    with pytest.raises(
+        AccuracyGateError, match="asked for 9 layers in FP16, the engine would have 9 in FP32"
+    ):
+        RUNTIME.build(graph_in("dsc", "fp32"), tmp_path / "a.engine", options("fp16", 9))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_progress_is_reported_to_its_end(tmp_path: Path, graph_in: Graphs) -> None:
+    seen: list[tuple[str, int, int]] = []
+    RUNTIME.build(
+        graph_in("dsc", "fp32"),
+        tmp_path / "a.engine",
+        options("fp32", progress=lambda *step: seen.append(step)),
+    )
+    phase, _, total = seen[0]
+    assert seen[0] == (phase, 0, total)
+    assert seen[-1] == (phase, total, total)
+    assert all(0 <= done <= total for _, done, total in seen)
+
+
+def test_ctrl_c_while_building_ends_it(tmp_path: Path, graph_in: Graphs) -> None:
+    calls: list[int] = []
+
+    def interrupt(phase: str, done: int, total: int) -> None:
+        calls.append(done)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        RUNTIME.build(graph_in("dsc", "fp32"), tmp_path / "a.engine", options("fp32", progress=interrupt))
+    assert calls == [0]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_that_the_parser_refuses(tmp_path: Path) -> None:
+    with pytest.raises(ArtefactError, match=r"tensorrt_rtx [\d.]+ cannot read the model: .*ONNX") as caught:
+        RUNTIME.build(b"nonsense", tmp_path / "a.engine", options("fp32"))
+    assert "\n" not in str(caught.value)
+    assert "edge-dsc export" in caught.value.remedy
+
+
+def test_an_operator_that_the_parser_does_not_know(tmp_path: Path, graph_in: Graphs) -> None:
+    model = load_model_from_string(graph_in("dsc", "fp32"))
+    next(node for node in model.graph.node if node.op_type == "Softmax").op_type = "Mystery"
+    with pytest.raises(ArtefactError, match="Mystery"):
+        RUNTIME.build(model.SerializeToString(), tmp_path / "a.engine", options("fp32"))
+
+
+def test_a_fixed_batch_that_the_profile_does_not_fit(tmp_path: Path, graph_in: Graphs) -> None:
+    model = load_model_from_string(graph_in("dsc", "fp32"))
+    model.graph.input[0].CopyFrom(helper.make_tensor_value_info("image", TensorProto.UINT8, [1, 224, 224, 1]))
+    with pytest.raises(EnvironmentProblem, match="cannot build"):
+        RUNTIME.build(model.SerializeToString(), tmp_path / "a.engine", options("fp32"))
+
+
+def test_a_builder_that_does_not_start_tells_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    logger = SimpleNamespace(errors=["CUDA initialization failure with error: 35"])
+
+    def refuse(_: object) -> None:
+        raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    monkeypatch.setattr(build, "make_logger", lambda module: logger)
+    fake = SimpleNamespace(__name__="tensorrt", __version__="10.3.0", Builder=refuse)
+    with pytest.raises(
+        EnvironmentProblem, match=r"tensorrt 10\.3\.0 cannot build: CUDA initialization failure"
+    ):
+        build_plan(fake, b"", options("fp32"), has_gpu=False)
+
+
+@pytest.mark.skipif(find_gpu()[0] is not None, reason="what happens without a GPU")
+def test_without_a_gpu_the_engine_cannot_be_loaded(tmp_path: Path, graph_in: Graphs) -> None:
+    from engines.trt.census import inspect_plan
+    from engines.trt.log import first_error, make_logger
+
+    RUNTIME.build(graph_in("dsc", "fp32"), tmp_path / "a.engine", options("fp32"))
+    logger = make_logger(trt)
+    assert inspect_plan(trt, logger, (tmp_path / "a.engine").read_bytes()) is None
+    assert "cudaError 35" in first_error(logger)

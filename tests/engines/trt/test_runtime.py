@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from engines import packages
+from engines.errors import ArtefactError, EnvironmentProblem
+from engines.record import BatchRange, EngineRecord, Precision
+from engines.runtimes import Availability, BuildOptions, BuildResult, get_runtime
+from engines.trt import runtime
+from engines.trt.driver import Gpu
+
+NO_DRIVER = "no CUDA driver: libcuda.so.1 not found"
+ORIN = Gpu("Orin", "8.7")
+TENSORRT, RTX = get_runtime("tensorrt"), get_runtime("tensorrt-rtx")
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """``machine(gpu, version, pycuda)``: what this machine has."""
+
+    def have(gpu: Gpu | None = None, version: str | None = "10.3.0", pycuda: bool = True) -> None:
+        monkeypatch.setattr(runtime, "find_gpu", lambda: (gpu, "" if gpu else NO_DRIVER))
+        monkeypatch.setattr(packages, "installed_version", lambda name, *distributions: version)
+        monkeypatch.setattr(packages, "is_installed", lambda name: pycuda)
+
+    return have
+
+
+@pytest.fixture
+def record(deployed_models: dict[str, Path], record_of: Callable[..., EngineRecord]) -> EngineRecord:
+    platform_of_orin = {
+        "package": "tensorrt",
+        "machine": platform.machine(),
+        "system": platform.system(),
+        "hardware_compatibility": "none",
+        "gpu": "Orin",
+        "compute_capability": "8.7",
+    }
+    result = BuildResult(layers={"FP32": 9}, layers_source="", platform=platform_of_orin)
+    made = record_of(deployed_models["dsc"], "dsc", "fp32", result, BatchRange(), runtime="tensorrt")
+    return replace(made, runtime_version="10.3.0")
+
+
+@pytest.mark.parametrize(
+    ("name", "gpu", "version", "pycuda", "expected"),
+    [
+        ("tensorrt", None, None, True, (None, "tensorrt is not installed", "tensorrt is not installed")),
+        ("tensorrt", None, "10.3.0", True, ("10.3.0", NO_DRIVER, NO_DRIVER)),
+        ("tensorrt", ORIN, "10.3.0", False, ("10.3.0", None, "pycuda is not installed")),
+        ("tensorrt", ORIN, "10.3.0", True, ("10.3.0", None, None)),
+        (
+            "tensorrt-rtx",
+            None,
+            None,
+            True,
+            (None, "tensorrt_rtx is not installed", "tensorrt_rtx is not installed"),
+        ),
+        ("tensorrt-rtx", None, "1.7.1", True, ("1.7.1", None, NO_DRIVER)),
+        ("tensorrt-rtx", ORIN, "1.7.1", True, ("1.7.1", None, None)),
+    ],
+)
+def test_availability(
+    machine: Callable[..., None],
+    name: str,
+    gpu: Gpu | None,
+    version: str | None,
+    pycuda: bool,
+    expected: tuple[str | None, str | None, str | None],
+) -> None:
+    machine(gpu, version, pycuda)
+    assert get_runtime(name).availability() == Availability(*expected)
+
+
+def test_tensorrt_does_not_build_without_a_gpu(
+    machine: Callable[..., None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    machine()
+    monkeypatch.setattr(packages, "load", lambda name: None)
+    with pytest.raises(EnvironmentProblem, match=f"tensorrt cannot build here: {NO_DRIVER}") as caught:
+        TENSORRT.build(b"", tmp_path / "a.engine", BuildOptions(precision=Precision.FP32))
+    assert "--backend onnxruntime" in caught.value.remedy
+
+
+def test_no_gpu_to_run_on(machine: Callable[..., None], record: EngineRecord, tmp_path: Path) -> None:
+    machine()
+    with pytest.raises(EnvironmentProblem, match=f"tensorrt cannot run here: {NO_DRIVER}"):
+        TENSORRT.open_runner(tmp_path / record.engine, record)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "version", "words"),
+    [
+        (ORIN, "10.13.0.35", r"version 10\.3\.0 there, 10\.13\.0\.35 here$"),
+        (
+            Gpu("Thor", "11.0"),
+            "10.3.0",
+            r"gpu Orin there, Thor here; compute_capability 8\.7 there, 11\.0 here$",
+        ),
+        (None, "10.7.0", r"version 10\.3\.0 there, 10\.7\.0 here$"),
+    ],
+)
+def test_an_engine_from_elsewhere_names_both_sides(
+    machine: Callable[..., None],
+    record: EngineRecord,
+    tmp_path: Path,
+    gpu: Gpu | None,
+    version: str,
+    words: str,
+) -> None:
+    machine(gpu, version)
+    with pytest.raises(ArtefactError) as caught:
+        TENSORRT.open_runner(tmp_path / record.engine, record)
+    assert caught.value.what.startswith("dsc.onnx was built elsewhere: ")
+    assert caught.match(words.removesuffix("$"))
+    assert caught.value.remedy == "rebuild it here: edge-dsc build-engine model.onnx"
+
+
+def test_an_engine_of_another_system_is_refused(
+    machine: Callable[..., None], record: EngineRecord, tmp_path: Path
+) -> None:
+    machine(ORIN)
+    foreign = replace(record, platform={**record.platform, "system": "Plan9", "machine": "vax"})
+    with pytest.raises(
+        ArtefactError, match=f"machine vax there, {platform.machine()} here; system Plan9 there"
+    ):
+        TENSORRT.open_runner(tmp_path / record.engine, foreign)
+
+
+def test_a_missing_package_is_named(
+    machine: Callable[..., None], monkeypatch: pytest.MonkeyPatch, record: EngineRecord, tmp_path: Path
+) -> None:
+    machine(ORIN, None)
+
+    def missing(name: str) -> None:
+        raise EnvironmentProblem(f"cannot import {name}", remedy="install it")
+
+    monkeypatch.setattr(packages, "load", missing)
+    with pytest.raises(EnvironmentProblem, match=r"cannot import tensorrt \(install it\)"):
+        TENSORRT.open_runner(tmp_path / record.engine, record)
+
+
+def test_both_want_signed_activations() -> None:
+    assert (TENSORRT.signed_activations, RTX.signed_activations) == (True, True)
+    assert (TENSORRT.name, RTX.name) == ("tensorrt", "tensorrt-rtx")
