@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
+from bench.bootstrap import Interval, block_medians, paired_ratio, unpaired_ratio
 from bench.report import Report, SubjectReport
 from bench.stability import unstable_subjects
-from bench.statistics import (
-    MARGIN,
-    Interval,
-    Verdict,
-    block_medians,
-    judge,
-    paired_ratio,
-    unpaired_ratio,
-)
+from bench.statistics import MARGIN, Verdict, judge
 from engines.errors import LatencyRegressionError, NotComparableError, UsageError
 
 ENVIRONMENT_KEYS = ("machine", "architecture", "cpu", "cores", "cpu_limit", "gpu")
@@ -32,11 +25,12 @@ class Ratio:
     Attributes:
         baseline: Name of the subject that is compared with.
         candidate: Name of the subject that is judged.
-        baseline_ns: Median of its block medians, nanoseconds.
+        baseline_ns: Median of all its samples, nanoseconds.
         candidate_ns: Likewise.
         ratio: Candidate / baseline with its 95 % interval; below 1 is faster.
         verdict: What that shows.
         margin: The margin it was judged by.
+        paired: Whether the ratio was taken within rounds (one report) or of the two medians (two reports).
         allowed: Conditions that differ and were allowed to: the ratio is not of the engines alone.
     """
 
@@ -47,6 +41,7 @@ class Ratio:
     ratio: Interval
     verdict: Verdict
     margin: float = MARGIN
+    paired: bool = False
     allowed: tuple[str, ...] = ()
 
 
@@ -89,7 +84,8 @@ def compare_subjects(
     allowed = _check_conditions(
         _subject_conditions(below), _subject_conditions(above), allow, f"{candidate}: "
     )
-    return _ratio(below, above, paired_ratio, allowed, margin, seed)
+    ratio = paired_ratio(block_medians(below), block_medians(above), seed=seed)
+    return replace(_judged(below, above, ratio, allowed, margin), paired=True)
 
 
 def compare_within(
@@ -156,7 +152,8 @@ def compare_reports(
     for name in common:
         conditions = _subject_conditions(left[name]), _subject_conditions(right[name])
         differing = _check_conditions(*conditions, allow, f"{name}: ")
-        rows.append(_ratio(left[name], right[name], unpaired_ratio, differing, margin, seed))
+        ratio = unpaired_ratio(left[name], right[name], seed=seed)
+        rows.append(_judged(left[name], right[name], ratio, differing, margin))
     return Comparison(
         rows=tuple(rows),
         only_baseline=tuple(name for name in left if name not in right),
@@ -233,21 +230,14 @@ def _check_conditions(
     return tuple(keys)
 
 
-def _ratio(
-    below: SubjectReport,
-    above: SubjectReport,
-    estimate: Callable[..., Interval],
-    allowed: tuple[str, ...],
-    margin: float,
-    seed: int,
+def _judged(
+    below: SubjectReport, above: SubjectReport, ratio: Interval, allowed: tuple[str, ...], margin: float
 ) -> Ratio:
-    left, right = block_medians(below), block_medians(above)
-    ratio = estimate(left, right, seed=seed)
     return Ratio(
         baseline=below.name,
         candidate=above.name,
-        baseline_ns=float(median(left.values())),
-        candidate_ns=float(median(right.values())),
+        baseline_ns=float(median(below.samples_ns)),
+        candidate_ns=float(median(above.samples_ns)),
         ratio=ratio,
         verdict=judge(ratio, margin),
         margin=margin,

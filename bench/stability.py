@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from bench.bootstrap import LEAST_BLOCKS, block_medians
 from bench.report import Report
-from bench.statistics import LEAST_BLOCKS, block_medians, spread
+from bench.statistics import spread
 from engines.errors import UnstableError
 
 UNSTABLE_SPREAD = 0.10  # of the block medians, as a fraction of their median

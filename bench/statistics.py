@@ -7,32 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from bench.bootstrap import LEAST_BLOCKS, Interval, median_interval
 from bench.report import SubjectReport
 from engines.errors import UnstableError
 from engines.packages import load
 
 Array = Any
 PERCENTILES = (90.0, 95.0, 99.0, 99.9)
-CONFIDENCE = 0.95  # of every interval
 TAIL_CONFIDENCE = 0.99  # of the bound of a percentile
-RESAMPLES = 2000
 MARGIN = 0.03
-LEAST_BLOCKS = 5
-
-
-@dataclass(frozen=True)
-class Interval:
-    """An estimate with a bootstrap interval; unit of the estimate.
-
-    Attributes:
-        value: The estimate.
-        low: Lower end.
-        high: Upper end.
-    """
-
-    value: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)
@@ -58,7 +41,7 @@ class Summary:
         maximum: Largest sample.
         mean: Arithmetic mean.
         median: Median of all samples.
-        median_interval: Median of the block medians with its bootstrap interval; None with fewer than 5 blocks.
+        median_interval: The median with its bootstrap interval; None with fewer than 5 blocks.
         tails: Percentile (90.0, 95.0, 99.0, 99.9) to its value, or None where the sample is too small for it.
     """
 
@@ -89,25 +72,15 @@ def summarise(subject: SubjectReport, *, seed: int = 0) -> Summary:
         raise UnstableError(f"{subject.name} has no samples", remedy=subject.error or "measure for longer")
     np = load("numpy")
     ordered = np.sort(np.frombuffer(subject.samples_ns, dtype=np.int64))
-    medians = list(block_medians(subject).values())
     return Summary(
         count=len(ordered),
         minimum=float(ordered[0]),
         maximum=float(ordered[-1]),
         mean=float(ordered.mean()),
         median=float(np.median(ordered)),
-        median_interval=bootstrap_median(medians, seed=seed) if len(medians) >= LEAST_BLOCKS else None,
+        median_interval=median_interval(subject, seed=seed) if len(subject.blocks) >= LEAST_BLOCKS else None,
         tails={percentile: tail(ordered, percentile) for percentile in PERCENTILES},
     )
-
-
-def block_medians(subject: SubjectReport) -> dict[int, float]:
-    """Return the median latency of each block, nanoseconds, by its round."""
-    np = load("numpy")
-    return {
-        block.round: float(np.median(np.frombuffer(block.samples_ns, dtype=np.int64)))
-        for block in subject.blocks
-    }
 
 
 def tail(ordered: Array, percentile: float) -> Tail | None:
@@ -145,58 +118,6 @@ def allowed_slower(count: int, percentile: float) -> int:
     return max(0, int(within.sum()) - 1)
 
 
-def bootstrap_median(values: Sequence[float], *, seed: int = 0) -> Interval:
-    """Return the median of block medians with its 95 % percentile-bootstrap interval.
-
-    Blocks, not samples, are drawn: samples of one block share its luck with the machine, so drawing samples would
-    give an interval far too narrow.
-
-    Source:
-        Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 13 (percentile interval);
-        Kalibera and Jones, Rigorous Benchmarking in Reasonable Time (ISMM 2013), on resampling the outer level.
-    """
-    np = load("numpy")
-    medians = np.asarray(values, dtype=np.float64)
-    return _interval(float(np.median(medians)), _resampled_medians(medians, seed))
-
-
-def paired_ratio(baseline: dict[int, float], candidate: dict[int, float], *, seed: int = 0) -> Interval:
-    """Return candidate / baseline of subjects measured in the same rounds, with its 95 % interval.
-
-    The estimate is the median over the rounds of the ratio of the two block medians: what hits both blocks of a
-    round cancels. Rounds are drawn, so the pairs stay together. It can differ in the last digits
-    from the quotient of the two medians over all samples.
-
-    Args:
-        baseline: Block median in nanoseconds by round.
-        candidate: Likewise.
-        seed: Seed of the bootstrap.
-
-    Raises:
-        UnstableError: Fewer than 5 rounds in common, or a clock too coarse for the calls.
-    """
-    np = load("numpy")
-    rounds = sorted(baseline.keys() & candidate.keys())
-    _require_blocks(len(rounds), [baseline[index] for index in rounds])
-    ratios = np.array([candidate[index] / baseline[index] for index in rounds])
-    return _interval(float(np.median(ratios)), _resampled_medians(ratios, seed))
-
-
-def unpaired_ratio(baseline: dict[int, float], candidate: dict[int, float], *, seed: int = 0) -> Interval:
-    """Return candidate / baseline of subjects measured at different times, with its 95 % interval.
-
-    The quotient of the medians of the block medians; the blocks of the two are drawn independently.
-
-    Raises:
-        UnstableError: Fewer than 5 blocks in one of them, or a clock too coarse for the calls.
-    """
-    np = load("numpy")
-    below, above = (np.array(list(medians.values())) for medians in (baseline, candidate))
-    _require_blocks(min(len(below), len(above)), list(below))
-    draws = _resampled_medians(above, seed) / _resampled_medians(below, seed + 1)
-    return _interval(float(np.median(above) / np.median(below)), draws)
-
-
 def judge(ratio: Interval, margin: float = MARGIN) -> Verdict:
     """Say what a ratio of latencies shows: it must clear the margin with its whole interval.
 
@@ -222,27 +143,3 @@ def spread(medians: Sequence[float]) -> float:
     middle = float(np.median(values))
     deviation = 1.4826 * float(np.median(np.abs(values - middle)))
     return deviation / middle if middle > 0 else 0.0
-
-
-def _require_blocks(count: int, denominators: Sequence[float]) -> None:
-    if count < LEAST_BLOCKS:
-        raise UnstableError(
-            f"{count} blocks are too few for an interval, {LEAST_BLOCKS} are needed",
-            remedy="measure for longer",
-        )
-    if min(denominators) <= 0:
-        raise UnstableError(
-            "the clock is too coarse: a block's median latency is 0 ns", remedy="measure a larger batch"
-        )
-
-
-def _resampled_medians(values: Array, seed: int) -> Array:
-    np = load("numpy")
-    draws = np.random.default_rng(seed).integers(0, len(values), size=(RESAMPLES, len(values)))
-    return np.median(values[draws], axis=1)
-
-
-def _interval(value: float, draws: Array) -> Interval:
-    np = load("numpy")
-    low, high = np.quantile(draws, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return Interval(value, float(low), float(high))

@@ -9,7 +9,7 @@ from typing import Any
 from bench.compare import Comparison, Ratio, compare_subjects
 from bench.report import Report, SubjectReport
 from bench.stability import unstable_subjects
-from bench.statistics import PERCENTILES, Interval, Summary, Verdict, summarise
+from bench.statistics import PERCENTILES, Summary, Verdict, summarise
 from engines.errors import NotComparableError, UnstableError
 
 TOO_SMALL = "n too small"
@@ -110,6 +110,8 @@ def ratio_table(ratios: Sequence[Ratio], *, title: str = "Compared", notes: Sequ
         for ratio in ratios
     )
     lines = [f"faster or slower: the whole interval is beyond {ratios[0].margin * 100:g} %"] if ratios else []
+    if any(ratio.paired for ratio in ratios):
+        lines.append("ratio: the median over the rounds of the ratio within a round")
     lines += [f"{ratio.candidate}: {', '.join(ratio.allowed)} differ" for ratio in ratios if ratio.allowed]
     return Table(title=title, header=header, rows=rows, notes=(*lines, *notes))
 
@@ -174,7 +176,7 @@ def _latency_row(subject: SubjectReport) -> tuple[str, ...]:
 
 
 def _interval_words(summary: Summary) -> str:
-    interval: Interval | None = summary.median_interval
+    interval = summary.median_interval
     return TOO_SMALL if interval is None else f"{milliseconds(interval.low)} to {milliseconds(interval.high)}"
 
 

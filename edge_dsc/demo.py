@@ -159,7 +159,7 @@ def run_demo(out: Path, *, seed: int, progress: Progress, say: Say) -> DemoResul
     result = DemoResult(
         rows=rows,
         notes=tuple(dict.fromkeys(notes)),
-        ratios=report_ratios(report),
+        ratios=report_ratios(report)[0],
         page=out / "demo.html",
         report=out / "report.json",
     )

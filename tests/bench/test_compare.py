@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from bench.bootstrap import Interval
 from bench.compare import (
     Ratio,
     compare_reports,
@@ -14,7 +15,7 @@ from bench.compare import (
     require_no_regression,
 )
 from bench.report import Report
-from bench.statistics import Interval, Verdict
+from bench.statistics import Verdict
 from engines.errors import LatencyRegressionError, NotComparableError, UnstableError, UsageError
 
 Make = Callable[..., Any]
