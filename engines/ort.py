@@ -210,7 +210,7 @@ def _optimise(model: bytes, path: Path, level: str) -> bytes:
 def _check_origin(record: EngineRecord, version: str) -> None:
     """Refuse an engine of another minor version, whose own operators may mean something else."""
     remedy = f"rebuild it: {record.build_command}"
-    if record.runtime_version.split(".")[:2] != version.split(".")[:2]:
+    if packages.parse_version(record.runtime_version)[:2] != packages.parse_version(version)[:2]:
         raise ArtefactError(
             f"{record.engine} was built by onnxruntime {record.runtime_version}, here is {version}",
             remedy=remedy,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import importlib.util
+import re
 from types import ModuleType
 
 from engines.errors import EnvironmentProblem
@@ -67,3 +68,9 @@ def installed_version(name: str, *distributions: str) -> str | None:
         return str(load(name).__version__)
     except EnvironmentProblem:
         return None
+
+
+def parse_version(text: str) -> tuple[int, ...]:
+    """Return the leading numbers of a version: ``"10.16.1.11"`` gives ``(10, 16, 1, 11)``."""
+    match = re.match(r"\d+(\.\d+)*", text)
+    return tuple(int(part) for part in match.group().split(".")) if match else ()

@@ -66,9 +66,9 @@ def _parse(trt: Any, logger: Any, network: Any, model: bytes) -> Any:
     parser = trt.OnnxParser(network, logger)
     if parser.parse(model):
         return parser
-    reasons = [str(parser.get_error(index).desc()) for index in range(parser.num_errors)]
-    first = " ".join(reasons[0].split()) if reasons else first_error(logger)
-    more = f" (and {len(reasons) - 1} more errors)" if len(reasons) > 1 else ""
+    count = parser.num_errors
+    first = versions.describe_parser_error(parser.get_error(0)) if count else first_error(logger)
+    more = f" (and {count - 1} more errors)" if count > 1 else ""
     raise ArtefactError(
         f"{_name(trt)} cannot read the model: {first}{more}",
         remedy="export it again: edge-dsc export RUN, or choose another --backend",

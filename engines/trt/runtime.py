@@ -106,10 +106,15 @@ def _check_origin(record: EngineRecord, there: Mapping[str, str], here: Mapping[
     differences = [
         f"{key} {there[key]} there, {here[key]} here"
         for key in there
-        if key in here and there[key] != here[key]
+        if key in here and _comparable(key, there[key]) != _comparable(key, here[key])
     ]
     if differences:
         raise ArtefactError(
             f"{record.engine} was built elsewhere: {'; '.join(differences)}",
             remedy=f"rebuild it here: {record.build_command}",
         )
+
+
+def _comparable(key: str, value: str) -> object:
+    """A version by its numbers, because 8.6.1 and 8.6.1.post1 are the same library; anything else as it is."""
+    return packages.parse_version(value) if key == "version" else value

@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -19,12 +18,6 @@ RTX_GPUS = "compute capability 8.0, 8.6, 8.9, 12.0 and later"
 
 # What a release logs as an error although nothing is wrong.
 _HARMLESS = ("Thread context has not been set",)  # TensorRT for RTX 1.7, at every build on a CPU
-
-
-def parse_version(text: str) -> tuple[int, ...]:
-    """Return the leading numbers of a version: ``"10.16.1.11"`` gives ``(10, 16, 1, 11)``."""
-    match = re.match(r"\d+(\.\d+)*", text)
-    return tuple(int(part) for part in match.group().split(".")) if match else ()
 
 
 def is_strongly_typed(trt: Any) -> bool:
@@ -58,6 +51,14 @@ def set_precision(trt: Any, config: Any, precision: Precision) -> None:
 def is_harmless(message: str) -> bool:
     """Whether an error that TensorRT logged can be ignored."""
     return message.startswith(_HARMLESS)
+
+
+def describe_parser_error(parser_error: Any) -> str:
+    """Return what the ONNX parser found wrong, on one line, with the node where the release names it."""
+    text = " ".join(str(parser_error.desc()).split())
+    if not hasattr(parser_error, "node_operator") or not parser_error.node_operator():
+        return text
+    return f"{parser_error.node_operator()} {parser_error.node_name()}: {text}"
 
 
 def attach_monitor(trt: Any, config: Any, progress: Callable[[str, int, int], None] | None) -> Any:

@@ -147,3 +147,11 @@ def test_a_missing_package_is_named(
 def test_both_want_signed_activations() -> None:
     assert (TENSORRT.signed_activations, RTX.signed_activations) == (True, True)
     assert (TENSORRT.name, RTX.name) == ("tensorrt", "tensorrt-rtx")
+
+
+def test_a_repackaged_release_is_the_same_version(
+    machine: Callable[..., None], record: EngineRecord, tmp_path: Path
+) -> None:
+    machine(None, "10.3.0.post1")
+    with pytest.raises(EnvironmentProblem, match="cannot run here"):
+        TENSORRT.open_runner(tmp_path / record.engine, record)

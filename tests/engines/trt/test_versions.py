@@ -27,24 +27,6 @@ class Config:
         self.calls.append(("clear", flag))
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("10.16.1.11", (10, 16, 1, 11)),
-        ("8.6.1.post1", (8, 6, 1)),
-        ("10.3.0", (10, 3, 0)),
-        ("1.7.1+cu13", (1, 7, 1)),
-        ("unknown", ()),
-    ],
-)
-def test_versions_are_numbers(text: str, expected: tuple[int, ...]) -> None:
-    assert versions.parse_version(text) == expected
-
-
-def test_ten_is_later_than_eight() -> None:
-    assert versions.parse_version("10.3") > versions.parse_version("8.6.1")
-
-
 def test_network_flags() -> None:
     assert versions.network_flags(release(weakly=True)) == 0b01
     assert versions.network_flags(release(weakly=False)) == 0b10
@@ -81,3 +63,12 @@ def test_nobody_who_listens_means_no_monitor() -> None:
 def test_the_harmless_error_of_rtx() -> None:
     assert versions.is_harmless("Thread context has not been set! Using global log stream.")
     assert not versions.is_harmless("Error Code 1: Cuda Runtime")
+
+
+def test_a_parser_error_names_its_node_where_the_release_does() -> None:
+    error = SimpleNamespace(desc=lambda: "not\n supported")
+    assert versions.describe_parser_error(error) == "not supported"
+    error.node_operator, error.node_name = (lambda: "Softmax"), (lambda: "softmax_3")
+    assert versions.describe_parser_error(error) == "Softmax softmax_3: not supported"
+    error.node_operator = lambda: ""
+    assert versions.describe_parser_error(error) == "not supported"
