@@ -21,7 +21,8 @@ Array = Any
 CONFIDENCE = 0.95
 RESAMPLES = 2000
 LEAST_BLOCKS = 5
-_POINTS = 101  # a larger block is stood for by this many of its quantiles
+_POINTS = 6000  # of all blocks together; a block with more than its share is stood for by quantiles
+_LEAST_POINTS = 21  # of one block
 _CELLS = 2_000_000  # numbers held at once
 
 
@@ -101,7 +102,8 @@ def unpaired_ratio(baseline: SubjectReport, candidate: SubjectReport, *, seed: i
 def _resampled_medians(subject: SubjectReport, seed: int) -> Array:
     """Return the median of all samples for each draw of blocks, ``float64 [RESAMPLES]``, nanoseconds."""
     np = load("numpy")
-    parts = [_sketch(block.samples_ns) for block in subject.blocks]
+    points = max(_LEAST_POINTS, _POINTS // len(subject.blocks))
+    parts = [_sketch(block.samples_ns, points) for block in subject.blocks]
     values = np.concatenate([values for values, _ in parts])
     weights = np.repeat([weight for _, weight in parts], [len(values) for values, _ in parts])
     blocks = np.repeat(np.arange(len(parts)), [len(values) for values, _ in parts])
@@ -119,13 +121,13 @@ def _resampled_medians(subject: SubjectReport, seed: int) -> Array:
     return np.concatenate(medians)
 
 
-def _sketch(samples: Array) -> tuple[Array, float]:
+def _sketch(samples: Array, points: int) -> tuple[Array, float]:
     """Return a block's samples, or evenly spaced quantiles of a large block, and how many samples each stands for."""
     np = load("numpy")
     values = _values(samples).astype(np.float64)
-    if len(values) <= _POINTS:
+    if len(values) <= points:
         return values, 1.0
-    return np.quantile(values, (np.arange(_POINTS) + 0.5) / _POINTS), len(values) / _POINTS
+    return np.quantile(values, (np.arange(points) + 0.5) / points), len(values) / points
 
 
 def _values(samples: Array) -> Array:

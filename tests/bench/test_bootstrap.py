@@ -14,9 +14,11 @@ Make = Callable[..., SubjectReport]
 
 
 def test_intervals_are_the_same_for_the_same_seed(subject: Make) -> None:
-    made = subject("a", np.random.default_rng(0).integers(0, 10**9, (30, 5)).tolist())
+    made = subject("a", np.random.default_rng(0).integers(1, 10**9, (30, 5)).tolist())
     assert median_interval(made, seed=1) == median_interval(made, seed=1)
-    assert median_interval(made, seed=1) != median_interval(made, seed=2)
+    medians = block_medians(made), dict.fromkeys(range(30), 1000.0)
+    assert paired_ratio(*medians, seed=1) == paired_ratio(*medians, seed=1)
+    assert paired_ratio(*medians, seed=1) != paired_ratio(*medians, seed=2)
 
 
 def test_the_interval_of_a_median_holds_the_median_of_all_samples(subject: Make) -> None:
