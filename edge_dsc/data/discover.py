@@ -72,7 +72,7 @@ def discover(root: Path) -> Dataset:
     kaggle = _is_kaggle(root)
     for folder, label in _class_folders(root):
         before = len(found)
-        for path in _files_below(folder):
+        for path in _files_below(folder, root):
             name = path.relative_to(root).as_posix()
             known = _kaggle_label(label, path.name) if kaggle else label
             if path.suffix.lower() in IMAGE_SUFFIXES and known:
@@ -133,7 +133,10 @@ def _is_kaggle(root: Path) -> bool:
     if {folder.name.upper() for folder in classes} != _KAGGLE_CLASSES:
         return False
     files = (
-        path for folder in classes if folder.name.upper() == "PNEUMONIA" for path in _files_below(folder)
+        path
+        for folder in classes
+        if folder.name.upper() == "PNEUMONIA"
+        for path in _files_below(folder, root)
     )
     return any(_kaggle_label("PNEUMONIA", path.name) for path in files)
 
@@ -151,9 +154,9 @@ def _class_folders(root: Path) -> Iterator[tuple[Path, str]]:
             yield folder, folder.name
 
 
-def _files_below(folder: Path) -> Iterator[Path]:
-    """Yield the visible files below a folder, links followed, each real folder entered once."""
-    entered: set[str] = set()
+def _files_below(folder: Path, root: Path) -> Iterator[Path]:
+    """Yield the visible files below a folder, links followed, each real folder entered once, the root never."""
+    entered = {os.path.realpath(root), os.path.realpath(folder.parent)}
     for parent, folders, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(parent)
         if real in entered:

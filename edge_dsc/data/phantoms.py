@@ -2,7 +2,7 @@
 
 ``clear`` lungs, ``focal`` opacities (one to three soft patches) and ``diffuse`` ones (a net over both lungs).
 Exposure, contrast, size and noise vary more than the classes differ in mean brightness. Some files are in
-colour, stained so that the stain vanishes in the right luma and shows as patches when red and blue are swapped.
+colour, stained so that the stain vanishes in the right luma and shows as a net when red and blue are swapped.
 """
 
 from __future__ import annotations
@@ -203,7 +203,7 @@ def _stain(grey: Array, rng: Generator) -> Array:
     """Colour a grey picture without changing its luma: ``uint8 [H, W, 3]``, BGR."""
     numpy = load("numpy")
     # Source: ITU-R BT.601 luma, 0.299 R + 0.587 G + 0.114 B. What red gains, blue must lose 2.62 times.
-    red = 16 * _band_noise(grey.shape[0], grey.shape[1], 0.16, rng)
+    red = 18 * _band_noise(grey.shape[0], grey.shape[1], 0.035, rng)
     room = numpy.minimum(grey, 255 - grey.astype(numpy.float32))
     red = numpy.clip(red, -room / 2.62, room / 2.62)
     blue = -red * 0.299 / 0.114

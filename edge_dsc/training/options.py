@@ -59,9 +59,25 @@ RECIPES = {
     for recipe in (
         Recipe(
             name="default",
-            epochs=25,
+            epochs=50,
             batch=16,
             learning_rate=3e-3,
+            warmup=1,
+            cosine=True,
+            class_weights=True,
+            label_smoothing=0.05,
+            dense_rate=0.02,
+            dense_start=True,
+            rotation=10.0,
+            zoom=0.15,
+            shift=0.05,
+        ),
+        # For phantoms and first looks: more and smaller steps, fewer epochs.
+        Recipe(
+            name="quick",
+            epochs=12,
+            batch=8,
+            learning_rate=2e-3,
             warmup=1,
             cosine=True,
             class_weights=True,

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edge_dsc.data import PARTS, Dataset, Sample, Split, load_split, save_split, split_dataset
+from edge_dsc.data.discover import count_labels
+from edge_dsc.data.split import check_sides
+from engines.errors import ArtefactError, BadInputError
+
+LABELS = ("clear", "diffuse", "focal")
+
+
+def make_dataset(patients: list[tuple[str, str]]) -> Dataset:
+    """One sample for each (label, patient)."""
+    samples = tuple(
+        Sample(path=f"{label}/{index:04d}.png", label=label, patient=patient, sha256=f"{index:064x}")
+        for index, (label, patient) in enumerate(patients)
+    )
+    labels = tuple(sorted({label for label, _ in patients}))
+    return Dataset(root=Path("data"), samples=samples, labels=labels)
+
+
+def random_dataset(seed: int) -> Dataset:
+    """Patients of one to nine images, some of them with images of two classes."""
+    rng = np.random.default_rng(seed)
+    patients = []
+    for patient in range(int(rng.integers(30, 80))):
+        labels = rng.choice(LABELS, 2 if rng.random() < 0.2 else 1, replace=False)
+        patients += [(str(rng.choice(labels)), f"p{patient}") for _ in range(int(rng.integers(1, 10)))]
+    return make_dataset(patients)
+
+
+def test_single_images_meet_the_papers_shares() -> None:
+    split = split_dataset(
+        make_dataset([(label, f"{label}{i}") for label in LABELS for i in range(100)]), seed=3
+    )
+    assert {part: count_labels(split.samples(part)) for part in PARTS} == {
+        "train": dict.fromkeys(LABELS, 63),
+        "validation": dict.fromkeys(LABELS, 18),
+        "evaluation": dict.fromkeys(LABELS, 9),
+        "test": dict.fromkeys(LABELS, 10),
+    }
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_no_patient_and_no_file_is_on_two_sides(seed: int) -> None:
+    dataset = random_dataset(seed)
+    split = split_dataset(dataset, seed)
+    side = {}
+    for part in PARTS:
+        for sample in split.samples(part):
+            assert side.setdefault(sample.patient, part) == part
+            assert side.setdefault(sample.sha256, part) == part
+    assert sorted(sample.path for part in PARTS for sample in split.samples(part)) == [
+        sample.path for sample in sorted(dataset.samples, key=lambda sample: sample.path)
+    ]
+    for part, share in zip(PARTS, (0.63, 0.18, 0.09, 0.10), strict=True):
+        assert set(count_labels(split.samples(part))) == set(LABELS)
+        assert abs(len(split.samples(part)) / len(dataset.samples) - share) < 0.06
+
+
+def test_the_order_of_the_listing_does_not_matter() -> None:
+    dataset = random_dataset(1)
+    turned = replace(dataset, samples=tuple(reversed(dataset.samples)))
+    assert split_dataset(turned, 5) == split_dataset(dataset, 5)
+    assert split_dataset(dataset, 6).sha256 != split_dataset(dataset, 5).sha256
+
+
+def test_a_class_of_too_few_patients_is_named() -> None:
+    many = [("clear", f"c{i}") for i in range(20)]
+    dataset = make_dataset(many + [("focal", f"f{i % 3}") for i in range(30)])
+    with pytest.raises(
+        BadInputError, match="the class 'focal' has images of 3 patients, too few for 4 parts"
+    ):
+        split_dataset(dataset, 0)
+    split = split_dataset(make_dataset(many + [("focal", f"f{i}") for i in range(4)]), 0)
+    assert {part: count_labels(split.samples(part))["focal"] for part in PARTS} == dict.fromkeys(PARTS, 1)
+
+
+def test_a_split_is_saved_and_loaded(tmp_path: Path) -> None:
+    split = replace(split_dataset(random_dataset(2), 7), root=tmp_path)
+    save_split(split, tmp_path / "split.json")
+    assert load_split(tmp_path / "split.json") == split
+    body = json.loads((tmp_path / "split.json").read_text())
+    assert body["fractions"] == {"train": 0.63, "validation": 0.18, "evaluation": 0.09, "test": 0.1}
+    assert body["counts"]["train"] == count_labels(split.samples("train"))
+
+
+def test_an_edited_split_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "split.json"
+    save_split(split_dataset(random_dataset(2), 7), path)
+    body = json.loads(path.read_text())
+    body["parts"]["test"].append(body["parts"]["train"].pop())
+    path.write_text(json.dumps(body))
+    with pytest.raises(
+        ArtefactError, match=r"split\.json was edited after training \(make it anew: edge-dsc train"
+    ):
+        load_split(path)
+    del body["parts"]["test"]
+    path.write_text(json.dumps(body))
+    with pytest.raises(ArtefactError, match=r"split\.json is no readable split"):
+        load_split(path)
+
+
+@pytest.mark.parametrize(("change", "kind"), [("patient", "patient p0"), ("sha256", f"file {0:064x}")])
+def test_a_leak_is_found(change: str, kind: str) -> None:
+    first = Sample(path="clear/0.png", label="clear", patient="p0", sha256=f"{0:064x}")
+    other = Sample(path="clear/1.png", label="clear", patient="p1", sha256=f"{1:064x}")
+    other = replace(other, **{change: getattr(first, change)})
+    split = Split(
+        root=Path("data"),
+        labels=("clear",),
+        seed=0,
+        parts={"train": (first,), "validation": (), "evaluation": (), "test": (other,)},
+    )
+    with pytest.raises(ArtefactError, match=f"has the {kind} in train and in test"):
+        check_sides(split, source="split.json")
