@@ -47,15 +47,19 @@ def block_medians(subject: SubjectReport) -> dict[int, float]:
     return {block.round: float(np.median(_values(block.samples_ns))) for block in subject.blocks}
 
 
+def sample_median(subject: SubjectReport) -> float:
+    """Return the median of all samples of a subject, nanoseconds."""
+    return float(load("numpy").median(_values(subject.samples_ns)))
+
+
 def median_interval(subject: SubjectReport, *, seed: int = 0) -> Interval:
     """Return the median of all samples of a subject, nanoseconds, with its interval.
 
     Raises:
         UnstableError: Fewer than 5 blocks.
     """
-    np = load("numpy")
     _require_blocks(len(subject.blocks))
-    return _interval(float(np.median(_values(subject.samples_ns))), _resampled_medians(subject, seed))
+    return _interval(sample_median(subject), _resampled_medians(subject, seed))
 
 
 def paired_ratio(baseline: Mapping[int, float], candidate: Mapping[int, float], *, seed: int = 0) -> Interval:
@@ -91,12 +95,11 @@ def unpaired_ratio(baseline: SubjectReport, candidate: SubjectReport, *, seed: i
     Raises:
         UnstableError: Fewer than 5 blocks in one of them, or a clock too coarse for the calls.
     """
-    np = load("numpy")
     _require_blocks(min(len(baseline.blocks), len(candidate.blocks)))
     below = _resampled_medians(baseline, seed)
     _require_positive(float(below.min()))
-    value = np.median(_values(candidate.samples_ns)) / np.median(_values(baseline.samples_ns))
-    return _interval(float(value), _resampled_medians(candidate, seed + 1) / below)
+    value = sample_median(candidate) / sample_median(baseline)
+    return _interval(value, _resampled_medians(candidate, seed + 1) / below)
 
 
 def _resampled_medians(subject: SubjectReport, seed: int) -> Array:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
-from statistics import median
 from typing import Any
 
-from bench.bootstrap import Interval, block_medians, paired_ratio, unpaired_ratio
+from bench.bootstrap import Interval, block_medians, paired_ratio, sample_median, unpaired_ratio
 from bench.report import Report, SubjectReport
 from bench.stability import unstable_subjects
 from bench.statistics import MARGIN, Verdict, judge
@@ -236,8 +235,8 @@ def _judged(
     return Ratio(
         baseline=below.name,
         candidate=above.name,
-        baseline_ns=float(median(below.samples_ns)),
-        candidate_ns=float(median(above.samples_ns)),
+        baseline_ns=sample_median(below),
+        candidate_ns=sample_median(above),
         ratio=ratio,
         verdict=judge(ratio, margin),
         margin=margin,
