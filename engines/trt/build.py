@@ -108,12 +108,13 @@ def _add_profile(trt: Any, logger: Any, builder: Any, network: Any, config: Any,
 def _prove(trt: Any, logger: Any, plan: Plan, options: BuildOptions, *, has_gpu: bool) -> Plan:
     """Hold the built engine against the precision asked for.
 
-    A strongly typed network proves it by its types; the inspector's count replaces that where it sees every
-    layer. A weakly typed builder was free to choose, so only the inspector's count stands.
+    A strongly typed network proves it by its types; the inspector's count replaces that where it names the type
+    of every layer. A weakly typed builder was free to choose, so only the inspector's count stands.
     """
     report = census.inspect_plan(trt, logger, plan.data) if has_gpu else None
     seen = census.count_engine_layers(report) if report is not None else {}
-    if not versions.is_strongly_typed(trt) or sum(seen.values()) == sum(plan.layers.values()):
+    complete = sum(seen.values()) == sum(plan.layers.values()) and census.UNKNOWN not in seen
+    if complete or not versions.is_strongly_typed(trt):
         check_precision(seen, options)
         return Plan(plan.data, seen, census.INSPECTOR, plan.notes)
     if report is None:

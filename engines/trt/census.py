@@ -8,6 +8,7 @@ from typing import Any
 
 NETWORK = "parsed network (types of the layers' inputs)"
 INSPECTOR = "engine inspector"
+UNKNOWN = "unknown"  # a type that the inspector does not tell, or that is none of ours
 
 _WEIGHTED = re.compile(r"conv|gemm|matrixmultiply|matmul|fullyconnected", re.IGNORECASE)
 _TYPES = (("INT8", r"\bint8\b"), ("FP16", r"\b(fp16|half)\b"), ("FP32", r"\b(fp32|float|tf32)\b"))
@@ -52,7 +53,7 @@ def count_engine_layers(report: str) -> dict[str, int]:
             continue
         inputs = entry.get("Inputs") or [{}]
         text = " ".join(str(inputs[0].get(key, "")) for key in ("Format/Datatype", "Datatype", "Format"))
-        name = next((name for name, pattern in _TYPES if re.search(pattern, text, re.IGNORECASE)), "unknown")
+        name = next((name for name, pattern in _TYPES if re.search(pattern, text, re.IGNORECASE)), UNKNOWN)
         found[name] = found.get(name, 0) + 1
     return found
 

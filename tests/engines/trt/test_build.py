@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,9 +13,9 @@ from onnx import TensorProto, helper, load_model_from_string
 from engines.errors import AccuracyGateError, ArtefactError, EnvironmentProblem
 from engines.record import BatchRange, Precision
 from engines.runtimes import BuildOptions
-from engines.trt import build, runtime
+from engines.trt import build, census, runtime, versions
 from engines.trt.build import build_plan
-from engines.trt.census import NETWORK
+from engines.trt.census import INSPECTOR, NETWORK
 from engines.trt.driver import find_gpu
 from engines.trt.tensorrt_rtx import RUNTIME
 
@@ -131,3 +132,48 @@ def test_without_a_gpu_the_engine_cannot_be_loaded(tmp_path: Path, graph_in: Gra
     logger = make_logger(trt)
     assert inspect_plan(trt, logger, (tmp_path / "a.engine").read_bytes()) is None
     assert "cudaError 35" in first_error(logger)
+
+
+def inspected(monkeypatch: pytest.MonkeyPatch, *datatypes: str, strongly: bool = True) -> None:
+    """Let the engine inspector report convolutions whose inputs have these types."""
+    layers = [{"LayerType": "CaskConvolution", "Inputs": [{"Format/Datatype": kind}]} for kind in datatypes]
+    report = json.dumps({"Layers": layers})
+    monkeypatch.setattr(census, "inspect_plan", lambda module, logger, plan: report)
+    monkeypatch.setattr(versions, "is_strongly_typed", lambda module: strongly)
+
+
+def test_an_inspector_that_sees_all_layers_is_the_source(
+    monkeypatch: pytest.MonkeyPatch, graph_in: Graphs
+) -> None:
+    inspected(monkeypatch, *["Half"] * 6)
+    plan = build_plan(trt, graph_in("cnn", "fp16"), options("fp16", 6), has_gpu=True)
+    assert (plan.layers, plan.layers_source, plan.notes) == ({"FP16": 6}, INSPECTOR, ())
+
+
+def test_an_engine_that_left_the_precision_is_refused(
+    monkeypatch: pytest.MonkeyPatch, graph_in: Graphs
+) -> None:
+    inspected(monkeypatch, *["Half"] * 5, "Float")
+    with pytest.raises(
+        AccuracyGateError, match="asked for 6 layers in FP16, the engine would have 5 in FP16"
+    ):
+        build_plan(trt, graph_in("cnn", "fp16"), options("fp16", 6), has_gpu=True)
+
+
+@pytest.mark.parametrize("types", [["Half"] * 2, ["Half"] * 5 + ["BF16"]])
+def test_an_inspector_that_sees_less_becomes_a_note(
+    monkeypatch: pytest.MonkeyPatch, graph_in: Graphs, types: list[str]
+) -> None:
+    inspected(monkeypatch, *types)
+    plan = build_plan(trt, graph_in("cnn", "fp16"), options("fp16", 6), has_gpu=True)
+    assert (plan.layers, plan.layers_source) == ({"FP16": 6}, NETWORK)
+    assert len(plan.notes) == 1
+    assert plan.notes[0].startswith("the engine inspector names these layers with weights after fusion: ")
+
+
+def test_a_weakly_typed_build_is_proven_by_the_inspector_alone(
+    monkeypatch: pytest.MonkeyPatch, graph_in: Graphs
+) -> None:
+    inspected(monkeypatch, *["FP32"] * 6, strongly=False)
+    with pytest.raises(AccuracyGateError, match="the engine would have 6 in FP32"):
+        build_plan(trt, graph_in("cnn", "fp16"), options("fp16", 6), has_gpu=True)
