@@ -11,6 +11,7 @@ from calibration.table import CalibrationTable, save_table
 from edge_dsc.data import discover
 from edge_dsc.data.split import load_split
 from edge_dsc.training.record import SPLIT_FILE
+from engines.files import require_writable
 from engines.runtimes import Progress
 
 CALIBRATION_NAME = "calibration.json"
@@ -62,11 +63,12 @@ def run_calibration(request: CalibrationRequest, progress: Progress | None = Non
         BadInputError: Too few usable images.
         ArtefactError: The model is not ours.
     """
+    path = request.out or request.model.parent / CALIBRATION_NAME
     items, held_out = calibration_images(request.data, request.model)
+    require_writable(path)
     chosen = select_images(items, request.images, request.seed)
     options = CalibrationOptions(method=request.method, seed=request.seed)
     table = calibrate(request.model, chosen, options, progress)
-    path = request.out or request.model.parent / CALIBRATION_NAME
     save_table(path, table)
     return CalibrationRun(path, table, held_out)
 

@@ -80,6 +80,20 @@ def atomic_path(target: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def require_writable(target: Path) -> None:
+    """Refuse a place that cannot be written before the work for it begins, not after.
+
+    Raises:
+        EnvironmentProblem: The place cannot be written.
+    """
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=target.parent):
+            pass
+    except OSError as error:
+        raise output_problem(target, error) from error
+
+
 def write_bytes(target: Path, data: bytes) -> None:
     """Write a whole file atomically."""
     with atomic_path(target) as temporary:

@@ -48,7 +48,7 @@ def main() -> None:
         sys.exit(0)
     from edge_dsc.cli.app import app
 
-    app()
+    app(prog_name="edge-dsc")
 
 
 def overview() -> str:

@@ -49,13 +49,15 @@ def bench(
     from bench.report import KIND, save_report
     from edge_dsc.console import give, give_json, progress_bar, say
     from edge_dsc.measuring import default_report_path, measure_engines
+    from engines.files import require_writable
 
     chosen = choose_plan(
         plan.value, seconds=duration, iterations=iterations, warmup_seconds=warmup, seed=seed
     )
+    path = out or default_report_path()
+    require_writable(path)
     with progress_bar() as progress:
         report = measure_engines(engines, chosen, batch=batch, threads=threads, progress=progress)
-    path = out or default_report_path()
     save_report(path, report)
     say(f"report: {path}")
     if json:
