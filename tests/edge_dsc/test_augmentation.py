@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from edge_dsc.training.augmentation import Batches, augment_image, class_weights
+from edge_dsc.training.options import RECIPES
+
+STILL = replace(RECIPES["default"], rotation=0.0, zoom=0.0, shift=0.0, flip=False, batch=4)
+IMAGES = np.random.default_rng(0).integers(0, 256, (10, 24, 32, 1), dtype=np.uint8)
+
+
+def make_batches(seed: int = 0, **changes: object) -> Batches:
+    targets = np.array([0, 0, 0, 0, 0, 0, 1, 1, 1, 2])
+    return Batches(
+        pixels=IMAGES,
+        targets=targets,
+        weights=class_weights(targets, 3),
+        classes=3,
+        recipe=replace(STILL, **changes),
+        seed=seed,
+    )
+
+
+def test_without_ranges_the_image_stays() -> None:
+    assert np.array_equal(
+        augment_image(IMAGES[0, :, :, 0], STILL, np.random.default_rng(0)), IMAGES[0, :, :, 0]
+    )
+
+
+def test_a_flip_mirrors_left_to_right() -> None:
+    image = IMAGES[0, :, :, 0]
+    seen = {
+        augment_image(image, replace(STILL, flip=True), np.random.default_rng(seed)).tobytes()
+        for seed in range(20)
+    }
+    assert seen == {image.tobytes(), image[:, ::-1].tobytes()}
+
+
+def test_rotation_zoom_and_shift_stay_in_their_ranges() -> None:
+    image = np.zeros((201, 201), np.uint8)
+    image[100, 150] = 255  # 50 pixels right of the centre
+    recipe = replace(STILL, rotation=10.0, zoom=0.2, shift=0.05)
+    turns, reaches = [], []
+    for seed in range(200):
+        moved = augment_image(image, recipe, np.random.default_rng(seed)).astype(float)
+        y, x = np.indices(moved.shape)
+        at_x, at_y = (moved * x).sum() / moved.sum() - 100, (moved * y).sum() / moved.sum() - 100
+        turns.append(at_y)
+        reaches.append(at_x)
+    assert 10 < np.max(np.abs(turns)) < 60 * np.sin(np.radians(10)) + 201 * 0.05 + 1
+    assert 50 * 0.8 * 0.98 - 201 * 0.05 - 1 < np.min(reaches) < 40
+    assert 60 < np.max(reaches) < 50 * 1.2 + 201 * 0.05 + 1
+
+
+def test_an_epoch_shows_whole_batches_of_different_images() -> None:
+    batches = make_batches()
+    assert (batches.size, batches.steps) == (4, 2)
+    shown = list(batches.of_epoch(0))
+    assert [images.shape for images, _, _ in shown] == [(4, 24, 32, 1)] * 2
+    assert shown[0][0].dtype == np.float32
+    flat = {image.astype(np.uint8).tobytes(): index for index, image in enumerate(IMAGES)}
+    indices = [flat[image.astype(np.uint8).tobytes()] for images, _, _ in shown for image in images]
+    assert len(set(indices)) == 8
+    targets = np.concatenate([targets for _, targets, _ in shown])
+    weights = np.concatenate([weights for _, _, weights in shown])
+    assert np.array_equal(targets.argmax(axis=1), batches.targets[indices])
+    assert np.array_equal(weights, batches.weights[indices])
+
+
+def test_seed_and_epoch_decide_everything() -> None:
+    moving = {"rotation": 5.0, "zoom": 0.1, "flip": True}
+
+    def draw(seed: int, epoch: int) -> bytes:
+        return b"".join(images.tobytes() for images, _, _ in make_batches(seed, **moving).of_epoch(epoch))
+
+    assert draw(1, 2) == draw(1, 2)
+    assert len({draw(1, 2), draw(1, 3), draw(2, 2)}) == 3
+
+
+def test_fewer_images_than_a_batch() -> None:
+    batches = make_batches(batch=64)
+    assert (batches.size, batches.steps) == (10, 1)
+    assert [images.shape[0] for images, _, _ in batches.of_epoch(0)] == [10]
+
+
+def test_every_class_weighs_the_same() -> None:
+    targets = np.array([0, 0, 0, 0, 0, 0, 1, 1, 1, 2])
+    weights = class_weights(targets, 3)
+    assert weights.mean() == np.float32(1)
+    assert np.allclose([weights[targets == index].sum() for index in range(3)], 10 / 3)
