@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import cv2
 import numpy as np
 import onnx
 import pytest
@@ -18,29 +17,6 @@ from calibration.table import CalibrationTable
 from engines.contract import ModelContract
 
 Items = list[tuple[Path, str]]
-CLASSES = {"clear": 70, "diffuse": 50, "focal": 30}
-
-
-def write_texture(path: Path, seed: int) -> None:
-    """Smooth seeded noise, 64x64 pixels, with a few values that stand out."""
-    rng = np.random.default_rng(seed)
-    coarse = rng.integers(0, 200, (8, 8), dtype=np.uint8)
-    pixels = cv2.resize(coarse, (64, 64), interpolation=cv2.INTER_LINEAR)
-    pixels[rng.integers(0, 64), rng.integers(0, 64)] = 255
-    cv2.imwrite(str(path), pixels)
-
-
-@pytest.fixture(scope="session")
-def textures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of 150 different images in three unequal classes. Read only; copy before you change it."""
-    root = tmp_path_factory.mktemp("textures")
-    seed = 0
-    for label, count in CLASSES.items():
-        (root / label).mkdir()
-        for index in range(count):
-            write_texture(root / label / f"{index:03}.png", seed)
-            seed += 1
-    return root
 
 
 def items_of(root: Path) -> Items:
