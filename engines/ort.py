@@ -25,7 +25,7 @@ _LAYERS_SOURCE = "graph as ONNX Runtime runs it on this machine"
 _ERRORS_ONLY = 3  # log severity
 _INT8_NOTE = "INT8 may be slower than FP32 on a CPU: measure both with edge-dsc bench"
 _DEPTHWISE_NOTE = (
-    "INT8 depthwise convolutions are slower than FP32 ones on a CPU (1.5 times and more, measured on x86-64): "
+    "INT8 depthwise convolutions are slower than FP32 ones on a CPU (1.5 to 3 times, measured on x86-64): "
     "measure both with edge-dsc bench"
 )
 
@@ -177,9 +177,9 @@ def open_session(
     options.inter_op_num_threads = 1
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     options.log_severity_level = _ERRORS_ONLY
-    # Workers spin while a run goes on, which is what keeps its latency low, and sleep as soon as it is
-    # over: spinning on would take the cores from the threads that decode the next image.
-    options.add_session_config_entry("session.force_spinning_stop", "1")
+    # With more than one thread the workers would spin between and after runs, and take the cores from the
+    # threads that decode the next image: twice the CPU time on two busy cores, for a run that gains a tenth.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except failures as error:
