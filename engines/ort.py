@@ -59,9 +59,17 @@ class OnnxRuntime:
             EnvironmentProblem: ``onnxruntime`` is missing, or ``out`` cannot be written.
         """
         onnx = packages.load("onnx")
-        with tempfile.TemporaryDirectory() as folder:
-            portable = _optimise(model, Path(folder) / "portable.onnx", "ORT_ENABLE_EXTENDED")
-            running = _optimise(portable, Path(folder) / "running.onnx", "ORT_ENABLE_ALL")
+        try:
+            with (
+                tempfile.TemporaryDirectory() as folder
+            ):  # ONNX Runtime hands an optimised graph out as a file
+                portable = _optimise(model, Path(folder) / "portable.onnx", "ORT_ENABLE_EXTENDED")
+                running = _optimise(portable, Path(folder) / "running.onnx", "ORT_ENABLE_ALL")
+        except OSError as error:
+            raise EnvironmentProblem(
+                f"cannot write temporary files: {error}",
+                remedy="free some space, or set TMPDIR to another place",
+            ) from error
         layers = executed_layers(onnx.load_model_from_string(running))
         check_precision(layers, options)
         engine = parse_model(portable, str(out))

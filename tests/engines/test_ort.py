@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import platform
+import tempfile
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,7 +12,7 @@ import onnx
 import onnxruntime
 import pytest
 
-from engines.errors import AccuracyGateError, ArtefactError, BadInputError
+from engines.errors import AccuracyGateError, ArtefactError, BadInputError, EnvironmentProblem
 from engines.ort import RUNTIME, OrtRunner
 from engines.record import BatchRange, Precision
 from engines.runtimes import BuildOptions
@@ -199,3 +200,12 @@ def test_it_works_here() -> None:
     found = RUNTIME.availability()
     assert found.version == onnxruntime.__version__
     assert (found.no_build, found.no_run) == (None, None)
+
+
+def test_no_place_for_temporary_files(
+    tmp_path: Path, graph_in: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "absent"))
+    with pytest.raises(EnvironmentProblem, match="cannot write temporary files: .*No such file") as caught:
+        RUNTIME.build(graph_in("dsc", "fp32"), tmp_path / "a.engine", options("fp32", 9))
+    assert "TMPDIR" in caught.value.remedy
