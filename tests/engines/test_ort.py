@@ -206,6 +206,6 @@ def test_no_place_for_temporary_files(
     tmp_path: Path, graph_in: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "absent"))
-    with pytest.raises(EnvironmentProblem, match="cannot write temporary files: .*No such file") as caught:
+    with pytest.raises(EnvironmentProblem, match=r"cannot write temporary files: .*No such file") as caught:
         RUNTIME.build(graph_in("dsc", "fp32"), tmp_path / "a.engine", options("fp32", 9))
     assert "TMPDIR" in caught.value.remedy
