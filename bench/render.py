@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from bench.compare import Comparison
 from bench.report import Report
@@ -21,11 +21,16 @@ def render_comparison(comparison: Comparison, *, markdown: bool = False) -> str:
 
 def render_text(table: Table) -> str:
     """Return a table with aligned columns, without colour codes."""
-    rows = [table.header, *table.rows]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(table.header))]
+    rows = align_rows(table.header, table.rows, numeric=table.numeric)
+    return "\n".join([table.title, "", rows, *(f"* {note}" for note in table.notes)])
+
+
+def align_rows(header: Sequence[str], rows: Sequence[Sequence[str]], *, numeric: bool = True) -> str:
+    """Return a header, a rule and rows with aligned columns: the first flush left, numbers flush right."""
+    lines = [tuple(header), *map(tuple, rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
     rule = tuple("-" * width for width in widths)
-    lines = [_align(row, widths, table.numeric) for row in (table.header, rule, *table.rows)]
-    return "\n".join([table.title, "", *lines, *(f"* {note}" for note in table.notes)])
+    return "\n".join(_align(line, widths, numeric) for line in (lines[0], rule, *lines[1:]))
 
 
 def render_markdown(table: Table) -> str:

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 from bench.plan import Plan
 from bench.samples import checked, decode_samples, encode_samples
 from engines.errors import ArtefactError, EdgeDscError
-from engines.files import canonical_json, read_document, sha256_bytes, write_document
+from engines.files import read_sealed_document, write_sealed_document
 
 if TYPE_CHECKING:
     from bench.samples import Samples
 
 KIND = "edge-dsc/latency-report"
 SCHEMA_VERSION = 1
+_SEAL = "report_sha256"
 _MEASURE = "edge-dsc bench ENGINE..."
 
 
@@ -171,8 +172,7 @@ def save_report(path: Path, report: Report) -> None:
     Raises:
         EnvironmentProblem: The place cannot be written.
     """
-    body = report.to_dict()
-    write_document(path, KIND, SCHEMA_VERSION, {**body, "report_sha256": sha256_bytes(canonical_json(body))})
+    write_sealed_document(path, KIND, SCHEMA_VERSION, report.to_dict(), seal=_SEAL)
 
 
 def load_report(path: Path) -> Report:
@@ -181,13 +181,8 @@ def load_report(path: Path) -> Report:
     Raises:
         ArtefactError: Missing, truncated, edited, foreign, of a future version, or with impossible samples.
     """
-    body = read_document(path, KIND, SCHEMA_VERSION, renew=_MEASURE)
-    del body["kind"], body["schema_version"]
-    seal = body.pop("report_sha256", None)
-    report = Report.from_dict(body, source=str(path))
-    if seal != sha256_bytes(canonical_json(body)):
-        raise ArtefactError(f"{path} was edited after it was measured", remedy=f"measure again: {_MEASURE}")
-    return report
+    body = read_sealed_document(path, KIND, SCHEMA_VERSION, seal=_SEAL, renew=_MEASURE)
+    return Report.from_dict(body, source=str(path))
 
 
 def _unreadable(source: str, reason: str) -> ArtefactError:

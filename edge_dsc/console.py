@@ -6,7 +6,7 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from engines.runtimes import Progress
@@ -27,22 +27,6 @@ def give(text: str) -> None:
 def give_json(kind: str, body: Mapping[str, Any], *, schema_version: int = 1) -> None:
     """Print the one JSON object of a ``--json`` run: its kind, its schema version, then ``body``."""
     give(json.dumps({"kind": kind, "schema_version": schema_version, **body}, indent=1, allow_nan=False))
-
-
-def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Align a table for a terminal: the first column to the left, all others to the right."""
-    lines = [list(header), *[list(row) for row in rows]]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
-
-    def align(line: Sequence[str]) -> str:
-        first, *rest = line
-        cells = [
-            first.ljust(widths[0]),
-            *(cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)),
-        ]
-        return "  ".join(cells).rstrip()
-
-    return "\n".join([align(lines[0]), "  ".join("-" * width for width in widths), *map(align, lines[1:])])
 
 
 @contextlib.contextmanager

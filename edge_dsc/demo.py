@@ -30,7 +30,7 @@ from engines.graph import count_multiply_adds, load_model
 from engines.runtimes import Progress
 
 PER_CLASS = 110  # 63 % of three such classes are the 128 images and more that a calibration needs
-EPOCHS = 8
+RECIPE = "quick"
 SECONDS = 6.0  # measured time an engine
 
 _MARKER = ".edge-dsc-demo"
@@ -121,9 +121,9 @@ def run_demo(out: Path, *, seed: int, progress: Progress, say: Say) -> DemoResul
     notes: list[str] = []
     for arch in ARCHITECTURES:
         run = out / arch
-        say(f"2/8 $ edge-dsc train {data} --arch {arch} --epochs {EPOCHS} --out {run}")
+        say(f"2/8 $ edge-dsc train {data} --arch {arch} --recipe {RECIPE} --out {run}")
         options = TrainOptions(
-            data=data, out=run, architecture=arch, epochs=EPOCHS, seed=seed, overwrite=True
+            data=data, out=run, architecture=arch, recipe=RECIPE, seed=seed, overwrite=True
         )
         trained[arch] = train(options, progress=step_progress(arch, progress), reading=None)
         say(f"3/8 $ edge-dsc export {run}")

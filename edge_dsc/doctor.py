@@ -8,8 +8,8 @@ import platform
 from dataclasses import asdict
 from typing import Any
 
+from bench.render import align_rows
 from edge_dsc import __version__
-from edge_dsc.console import format_table
 from engines.errors import EdgeDscError
 from engines.packages import load
 from engines.runtimes import RUNTIME_NAMES, get_runtime
@@ -58,11 +58,11 @@ def format_examination(found: dict[str, Any]) -> str:
         [
             f"edge-dsc {found['edge_dsc']}, Python {found['python']}, {found['machine']}",
             "",
-            format_table(["package", "version"], packages),
+            align_rows(["package", "version"], packages, numeric=False),
             "",
             f"OpenCV: {found['opencv']}",
             "",
-            format_table(["runtime", "version", "builds here", "runs here"], runtimes),
+            align_rows(["runtime", "version", "builds here", "runs here"], runtimes, numeric=False),
         ]
     )
 

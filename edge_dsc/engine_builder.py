@@ -155,7 +155,7 @@ def _checked_table(request: BuildRequest) -> CalibrationTable | None:
             remedy=f"add --calib-data DIR, or first run edge-dsc calibrate {request.model} --calib-data DIR",
         )
     table = load_table(request.calibration)
-    check_table(table, request.model)
+    check_table(table, request.model, path=request.calibration)
     return table
 
 

@@ -8,19 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edge_dsc.console import format_table
 from edge_dsc.data import Sample, discover
 from edge_dsc.data.split import load_split
 from edge_dsc.folder_loop import Answer, classify_files
 from edge_dsc.metrics import Metrics, classification_metrics
 from edge_dsc.training.record import SPLIT_FILE
 from engines.errors import BadInputError, NotComparableError, UsageError
-from engines.files import write_document
 from engines.packages import load
 from engines.runtimes import Progress, Runner, open_engine
-
-EVALUATION_KIND = "edge-dsc/evaluation"
-EVALUATION_SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -222,48 +217,3 @@ def _agreement(
             assert mine.top is not None and other.top is not None
             flipped.append((str(mine.path), labels[other.top], labels[mine.top]))
     return Agreement(reference, images, images - len(flipped), largest, tuple(flipped))
-
-
-def save_evaluation(path: Path, result: Evaluation) -> None:
-    """Write an evaluation as a JSON document."""
-    write_document(path, EVALUATION_KIND, EVALUATION_SCHEMA_VERSION, result.to_dict())
-
-
-def format_evaluation(result: Evaluation) -> str:
-    """Return an evaluation as text: the metrics, the confusion matrix and the agreement."""
-    blocks = [
-        f"{result.engine}: {result.images} images, {len(result.skipped)} skipped",
-        format_metrics(result.metrics),
-    ]
-    if result.agreement is not None:
-        found = result.agreement
-        blocks.append(
-            f"against {found.reference}: same class for {found.same_top1} of {found.images} images"
-            f" ({found.same_top1 / found.images:.2%}), largest difference of a probability"
-            f" {found.largest_difference:.2g}"
-        )
-        blocks += [f"  {path}: {before} -> {after}" for path, before, after in found.flipped]
-    return "\n".join(blocks)
-
-
-def format_metrics(metrics: Metrics) -> str:
-    """Return metrics as text tables: a row a class, then the confusion matrix."""
-    classes = metrics.per_class.items()
-    rows = [[name, str(c.support), *_decimals(c.precision, c.recall, c.f1)] for name, c in classes]
-    rows.append(["macro", str(metrics.count), *_decimals(metrics.precision, metrics.recall, metrics.f1)])
-    confusion = [
-        [f"is {name}", *map(str, counts)]
-        for name, counts in zip(metrics.labels, metrics.confusion, strict=True)
-    ]
-    return "\n".join(
-        [
-            f"accuracy {metrics.accuracy:.2%}, loss {metrics.loss:.4f}",
-            format_table(["class", "images", "precision", "recall", "F1"], rows),
-            "",
-            format_table(["", *(f"called {name}" for name in metrics.labels)], confusion),
-        ]
-    )
-
-
-def _decimals(*values: float) -> list[str]:
-    return [f"{value:.3f}" for value in values]

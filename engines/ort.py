@@ -208,6 +208,11 @@ def _optimise(model: bytes, path: Path, level: str) -> bytes:
     try:
         ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except _failures(ort) as error:
+        if path.exists():  # the graph was read and optimised: what failed is writing it
+            raise EnvironmentProblem(
+                f"cannot write {path}: {_first_line(error)}",
+                remedy=f"free some space in {path.parent.parent}",
+            ) from error
         raise ArtefactError(
             f"onnxruntime cannot read the model: {_first_line(error)}",
             remedy="export it again: edge-dsc export RUN",

@@ -10,10 +10,11 @@ from typing import Any
 
 from engines.contract import ModelContract
 from engines.errors import ArtefactError
-from engines.files import canonical_json, read_document, sha256_bytes, sha256_file, write_document
+from engines.files import read_sealed_document, sha256_file, write_sealed_document
 
 KIND = "edge-dsc/engine-record"
 SCHEMA_VERSION = 1
+_SEAL = "record_sha256"
 SUFFIX = ".json"  # model.engine -> model.engine.json
 
 
@@ -140,9 +141,8 @@ def record_path(engine: Path) -> Path:
 
 def save_record(engine: Path, record: EngineRecord) -> Path:
     """Write the record beside its engine, sealed with a hash of its own content, and return its path."""
-    body = record.to_dict()
     path = record_path(engine)
-    write_document(path, KIND, SCHEMA_VERSION, {**body, "record_sha256": sha256_bytes(canonical_json(body))})
+    write_sealed_document(path, KIND, SCHEMA_VERSION, record.to_dict(), seal=_SEAL)
     return path
 
 
@@ -158,11 +158,8 @@ def load_record(engine: Path) -> EngineRecord:
     path = record_path(engine)
     if not path.is_file():
         raise ArtefactError(f"{engine} has no record beside it ({path.name})", remedy=_REBUILD)
-    body = read_document(path, KIND, SCHEMA_VERSION, renew=_REBUILD.partition(": ")[2])
-    del body["kind"], body["schema_version"]
-    seal = body.pop("record_sha256", None)
-    if seal != sha256_bytes(canonical_json(body)):
-        raise ArtefactError(f"{path} was edited after the build", remedy=_REBUILD)
+    renew = _REBUILD.partition(": ")[2]
+    body = read_sealed_document(path, KIND, SCHEMA_VERSION, seal=_SEAL, renew=renew)
     record = EngineRecord.from_dict(body, source=str(path))
     _check_engine(engine, record)
     return record

@@ -30,6 +30,6 @@ def open_reference(graph: ModelProto, record: EngineRecord, *, threads: int = 1)
     """
     name = f"graph of {record.engine}"
     session, failures = open_session(
-        graph.SerializeToString(), name, threads=threads, remedy=record.build_command
+        graph.SerializeToString(), name, threads=threads, remedy=f"rebuild it: {record.build_command}"
     )
     return OrtRunner(session, replace(record, engine=name), failures)

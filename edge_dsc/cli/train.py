@@ -23,6 +23,7 @@ class RecipeName(str, enum.Enum):
     """The names of edge_dsc.training.RECIPES."""
 
     DEFAULT = "default"
+    QUICK = "quick"
     PAPER = "paper"
 
 
@@ -47,7 +48,7 @@ def train(
 ) -> None:
     """Train a network on a folder of X-rays and measure it on the images held back."""
     from edge_dsc.console import give, give_json, progress_bar, say
-    from edge_dsc.evaluation import format_metrics
+    from edge_dsc.evaluation_report import format_metrics
     from edge_dsc.training import TrainOptions
     from edge_dsc.training import train as run_training
     from edge_dsc.training_report import step_progress

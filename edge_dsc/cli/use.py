@@ -57,8 +57,8 @@ def evaluate(
 ) -> None:
     """Measure how right an engine is on labelled images, and whether it agrees with another."""
     from edge_dsc.console import give, give_json, progress_bar, say
-    from edge_dsc.evaluation import EVALUATION_KIND, format_evaluation, save_evaluation
     from edge_dsc.evaluation import evaluate as run_evaluation
+    from edge_dsc.evaluation_report import KIND, format_evaluation, save_evaluation
     from edge_dsc.folder_loop import default_threads
 
     with progress_bar() as progress:
@@ -75,6 +75,6 @@ def evaluate(
     if out is not None:
         save_evaluation(out, result)
     if json:
-        give_json(EVALUATION_KIND, result.to_dict())
+        give_json(KIND, result.to_dict())
     else:
         give(format_evaluation(result))

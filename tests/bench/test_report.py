@@ -100,8 +100,8 @@ def test_impossible_reports_are_refused(
 @pytest.mark.parametrize(
     ("old", "new", "text"),
     [
-        ('"round": 1', '"round": 5', "was edited after it was measured"),
-        ('"cpu": "Cortex-A78AE"', '"cpu": "Cortex-X"', "was edited after it was measured"),
+        ('"round": 1', '"round": 5', "was edited after it was made"),
+        ('"cpu": "Cortex-A78AE"', '"cpu": "Cortex-X"', "was edited after it was made"),
         ('"schema_version": 1', '"schema_version": 2', "has schema version 2, this edge-dsc reads 1"),
         ("edge-dsc/latency-report", "edge-dsc/engine-record", "is not an edge-dsc/latency-report document"),
         ('"cores": 6', '"cores": NaN', "NaN is not a JSON number"),

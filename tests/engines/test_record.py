@@ -98,7 +98,7 @@ def test_an_edited_record_is_refused(engine: Path) -> None:
     document = json.loads(path.read_text())
     document["precision"] = "fp32"
     path.write_text(json.dumps(document))
-    assert "was edited after the build" in refusal(engine).what
+    assert "was edited after it was made" in refusal(engine).what
 
 
 def test_a_record_that_lacks_a_field_is_refused(engine: Path) -> None:

@@ -89,7 +89,7 @@ def test_engines_that_are_not_what_their_record_says(edge_dsc: Any, engine: Path
     record = engine.with_name(engine.name + ".json")
     sound = record.read_text()
     record.write_text(sound.replace('"fp32"', '"fp16"'))
-    refused(edge_dsc("infer", engine, textures), 4, "was edited after the build")
+    refused(edge_dsc("infer", engine, textures), 4, "was edited after it was made")
     record.write_text(sound)
     engine.write_bytes(engine.read_bytes()[:-1])
     refused(edge_dsc("bench", engine), 4, "bytes, its record says", "edge-dsc build-engine")
@@ -238,7 +238,9 @@ main()
 def test_reports_that_cannot_be_compared(edge_dsc: Any, engine: Path, tmp_path: Path) -> None:
     one, two = tmp_path / "one.json", tmp_path / "two.json"
     for path, batch in ((one, 1), (two, 2)):
-        edge_dsc("bench", engine, "--iterations", 40, "--warmup", 0, "--batch", batch, "--out", path)
+        assert edge_dsc(
+            "bench", engine, "--iterations", 40, "--warmup", 0, "--batch", batch, "--out", path
+        ).code in (0, 7)  # noise of this machine: the report is written all the same
     refused(edge_dsc("compare", one, two), 8, "batch is 1 and 2", "--allow batch")
     assert edge_dsc("compare", one, two, "--allow", "batch").code == 0
     refused(edge_dsc("compare", one), 8, "two engines are needed")
