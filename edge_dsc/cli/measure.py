@@ -9,6 +9,11 @@ from typing import Annotated, Optional
 import typer
 
 from edge_dsc.cli.options import Json, Out, Seed
+from edge_dsc.cli.run import INTERRUPTED
+
+Html = Annotated[
+    Optional[Path], typer.Option("--html", help="Write a page with plots too.", show_default=False)
+]
 
 
 class PlanName(str, enum.Enum):
@@ -41,12 +46,14 @@ def bench(
     threads: Annotated[int, typer.Option("--threads", min=1, help="CPU threads of one request.")] = 1,
     seed: Seed = 0,
     out: Out = None,
+    html: Html = None,
     json: Json = False,
 ) -> None:
     """Measure engines against each other, interleaved, and write a report with every sample."""
     from bench.plan import choose_plan
     from bench.render import render_report
     from bench.report import KIND, save_report
+    from bench.stability import require_stable
     from edge_dsc.console import give, give_json, progress_bar, say
     from edge_dsc.measuring import default_report_path, measure_engines
     from engines.files import require_writable
@@ -64,11 +71,20 @@ def bench(
         give_json(KIND, report.to_dict(), schema_version=report.schema_version)
     else:
         give(render_report(report))
+    if html is not None:
+        from edge_dsc.page import report_sections, save_page
+
+        save_page(html, "Latency report", report_sections(report))
+        say(f"page: {html}")
     if report.failed:
         say(
-            f"error: {len(report.failed)} of {len(report.subjects)} engines failed; the others are in the report"
+            f"error: {len(report.failed)} of {len(report.subjects)} engines failed; the report has the others"
         )
         raise typer.Exit(1)
+    if report.interrupted:
+        say("interrupted: the report has what was measured until then")
+        raise typer.Exit(INTERRUPTED)
+    require_stable(report)
 
 
 def compare(
@@ -95,6 +111,7 @@ def compare(
         Optional[Path],
         typer.Option("--out", help="Write the comparison as Markdown too.", show_default=False),
     ] = None,
+    html: Html = None,
     json: Json = False,
 ) -> None:
     """Compare two latency reports, or the engines within one; refuse what is not comparable."""
@@ -106,7 +123,11 @@ def compare(
 
     found = compare_files(reports, allow=allow or (), margin=margin / 100)
     if out is not None:
-        write_text(out, render_comparison(found, markdown=True) + "\n")
+        write_text(out, render_comparison(found, markdown=True))
+    if html is not None:
+        from edge_dsc.page import comparison_sections, save_page
+
+        save_page(html, "Comparison of latency reports", comparison_sections(found))
     if json:
         give_json("edge-dsc/comparison", comparison_to_dict(found))
     else:

@@ -138,7 +138,9 @@ def test_bench_and_compare(edge_dsc: Any, run: Path, tmp_path: Path) -> None:
     assert [subject["name"] for subject in done.json["subjects"]] == [e.stem for e in engines]
     within = edge_dsc("compare", report, "--json")
     assert [row["candidate"] for row in within.json["rows"]] == ["dsc-int8.onnxruntime"]
-    between = edge_dsc("compare", report, report, "--markdown", "--out", tmp_path / "c.md")
+    page = tmp_path / "c.html"
+    between = edge_dsc("compare", report, report, "--markdown", "--out", tmp_path / "c.md", "--html", page)
+    assert page.read_text().startswith("<!doctype html>")
     assert between.code == 0
     assert between.out.strip() == (tmp_path / "c.md").read_text().strip()
     assert between.out.count("1.000") >= 2
