@@ -7,6 +7,7 @@ Separable Convolution Network", JEEEMI 4(4), 2022, doi 10.35882/jeeemi.v4i4.255.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sys
 import warnings
@@ -40,6 +41,8 @@ def load_keras() -> Any:
     os.environ["KERAS_BACKEND"] = "tensorflow"
     with _silenced_stderr():
         load("tensorflow")
+        # It warns of retracing whenever several models predict in one process, as they do here.
+        logging.getLogger("tensorflow").setLevel(logging.ERROR)
         return load("keras")
 
 

@@ -44,9 +44,9 @@ def deployed_graph(architecture: str, seed: int = 0) -> onnx.ModelProto:
     ) -> str:
         w = weight(f"{name}.weight", outputs, inputs // group, kernel, kernel, scale=scale)
         pads = [kernel // 2] * 4
-        return add(
-            "Conv", x, w, bias(f"{name}.bias", outputs), group=group, pads=pads, kernel_shape=[kernel, kernel]
-        )
+        # A depthwise convolution has no bias: the pointwise one after it has.
+        b = [bias(f"{name}.bias", outputs)] if group == 1 else []
+        return add("Conv", x, w, *b, group=group, pads=pads, kernel_shape=[kernel, kernel])
 
     x = add("Cast", contract.input_name, to=TensorProto.FLOAT)
     x = add("Reshape", x, constant("planes", np.array([-1, 1, 224, 224], np.int64)))

@@ -107,7 +107,7 @@ def _draw_anatomy(label: str, rng: Generator) -> _Anatomy:
         side, turn, reach = rng.choice((-1.0, 1.0)), rng.uniform(0, 6.283), rng.uniform(0.1, 0.7)
         x = side * lung_x + lung_rx * reach * math.cos(turn)
         y = lung_y + lung_ry * reach * math.sin(turn)
-        lesions.append((float(x), float(y), float(rng.uniform(0.12, 0.22)), float(rng.uniform(45, 75))))
+        lesions.append((float(x), float(y), float(rng.uniform(0.12, 0.22)), float(rng.uniform(60, 95))))
     return _Anatomy(
         lung_x=lung_x,
         lung_y=lung_y,
@@ -116,7 +116,7 @@ def _draw_anatomy(label: str, rng: Generator) -> _Anatomy:
         heart=(rng.uniform(0.05, 0.16), rng.uniform(0.22, 0.38), rng.uniform(0.24, 0.36)),
         ribs=(int(rng.integers(7, 10)), rng.uniform(0.15, 0.45)),
         lesions=tuple(lesions),
-        net=float(rng.uniform(6, 12)) if label == "diffuse" else 0.0,
+        net=float(rng.uniform(12, 20)) if label == "diffuse" else 0.0,
     )
 
 
@@ -184,9 +184,9 @@ def _expose(picture: Array, rng: Generator) -> Array:
     """Vary contrast, brightness, gamma and noise as machines do: ``uint8 [H, W]``."""
     numpy = load("numpy")
     height, width = picture.shape
-    tone = numpy.clip(picture / 255, 0, 1) ** rng.uniform(0.75, 1.35)
-    tone = (tone - 0.5) * rng.uniform(0.7, 1.15) + 0.5 + rng.uniform(-0.10, 0.10)
-    noise = rng.standard_normal((height, width), dtype=numpy.float32) * rng.uniform(2, 9)
+    tone = numpy.clip(picture / 255, 0, 1) ** rng.uniform(0.85, 1.2)
+    tone = (tone - 0.5) * rng.uniform(0.8, 1.15) + 0.5 + rng.uniform(-0.10, 0.10)
+    noise = rng.standard_normal((height, width), dtype=numpy.float32) * rng.uniform(2, 7)
     return numpy.clip(tone * 255 + noise + 0.5, 0, 255).astype(numpy.uint8)
 
 

@@ -18,7 +18,7 @@ from edge_dsc.pictures import draw_confusion, draw_curves
 from edge_dsc.training import record as records
 from edge_dsc.training.augmentation import Batches, class_weights
 from edge_dsc.training.loop import fit_model, predict, seed_everything
-from edge_dsc.training.optimization import compile_model, start_dense
+from edge_dsc.training.optimization import compile_model, start_convolutions, start_dense
 from edge_dsc.training.options import Recipe, ReportProgress, TrainOptions
 from edge_dsc.training.state import FILE as STATE_FILE
 from edge_dsc.training.state import TrainState, load_state, save_state
@@ -86,6 +86,8 @@ def train(
     seed_everything(options.seed)
     model = build_network(options.architecture, len(images.split.labels))
     batches = _make_batches(images, recipe, options.seed)
+    if recipe.convolution_start:
+        start_convolutions(model, batches.pixels[:: max(1, len(batches.pixels) // 16)][:16])
     if recipe.dense_start:
         start_dense(model, options.seed)
     compile_model(model, recipe, batches.steps)

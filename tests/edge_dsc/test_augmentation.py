@@ -7,7 +7,7 @@ import numpy as np
 from edge_dsc.training.augmentation import Batches, augment_image, class_weights
 from edge_dsc.training.options import RECIPES
 
-STILL = replace(RECIPES["default"], rotation=0.0, zoom=0.0, shift=0.0, flip=False, batch=4)
+STILL = replace(RECIPES["default"]["dsc"], rotation=0.0, zoom=0.0, shift=0.0, flip=False, batch=4)
 IMAGES = np.random.default_rng(0).integers(0, 256, (10, 24, 32, 1), dtype=np.uint8)
 
 

@@ -14,8 +14,8 @@ DENSE = 6272 * 64 + 64 * 3
 DENSE_BIAS = 64 + 3
 BLOCK_PIXELS = 112 * 112 + 56 * 56 + 28 * 28
 PARAMETERS = {
-    # 3x3 stem with bias, then three times depthwise 3x3 and pointwise 1x1, each with bias
-    "dsc": 9 * 32 + 32 + 3 * (9 * 32 + 32 + 32 * 32 + 32) + DENSE + DENSE_BIAS,
+    # 3x3 stem with bias, then three times depthwise 3x3 without and pointwise 1x1 with bias
+    "dsc": 9 * 32 + 32 + 3 * (9 * 32 + 32 * 32 + 32) + DENSE + DENSE_BIAS,
     "cnn": 9 * 32 + 32 + 3 * (9 * 32 * 32 + 32) + DENSE + DENSE_BIAS,
 }
 MULTIPLY_ADDS = {
@@ -39,7 +39,7 @@ def test_counts_do_not_depend_on_the_precision(graph_in: Graphs, architecture: s
 
 
 def test_the_numbers_behind_the_formulas() -> None:
-    assert PARAMETERS == {"dsc": 406_115, "cnn": 429_731}
+    assert PARAMETERS == {"dsc": 406_019, "cnn": 429_731}
     assert MULTIPLY_ADDS == {"dsc": 36_453_056, "cnn": 166_584_512}
 
 

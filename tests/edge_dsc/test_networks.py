@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edge_dsc.networks import (
+    FEATURE_EXTRACTOR_PARAMETERS,
+    build_network,
+    feature_extractor_parameters,
+    load_network,
+    save_network,
+)
+from engines.errors import ArtefactError, UsageError
+
+DSC_LAYERS = {
+    "stem_pointwise": 96,
+    "stem_depthwise": 320,
+    "block1_separable": 1344,
+    "block1_norm": 64,
+    "block2_separable": 1344,
+    "block2_norm": 64,
+    "block3_separable": 1344,
+    "block3_norm": 64,
+}
+CNN_LAYERS = {"stem": 896, "block1_conv": 9248, "block2_conv": 9248, "block3_conv": 9248}
+HEAD = {"dense": 6272 * 64 + 64, "probabilities": 64 * 3 + 3}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "features", "layers"), [("dsc", 4640, DSC_LAYERS), ("cnn", 28640, CNN_LAYERS)]
+)
+def test_parameters_are_the_papers(architecture: str, features: int, layers: dict[str, int]) -> None:
+    model = build_network(architecture, 3)
+    counted = {
+        layer.name: sum(int(np.prod(weight.shape)) for weight in layer.trainable_weights)
+        for layer in model.layers
+        if layer.trainable_weights
+    }
+    assert counted == {**layers, **HEAD}
+    assert feature_extractor_parameters(model) == features == FEATURE_EXTRACTOR_PARAMETERS[architecture]
+    assert model.input_shape == (None, 224, 224, 1)
+    assert model.output_shape == (None, 3)
+
+
+def test_the_reduction_is_the_papers() -> None:
+    assert f"{1 - 4640 / 28640:.4%}" == "83.7989%"  # the paper prints 83.79 %
+
+
+def test_raw_pixels_go_in_and_probabilities_come_out() -> None:
+    model = build_network("cnn", 5)
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 224, 224, 1)).astype(np.float32)
+    answers = model.predict_on_batch(pixels)
+    assert answers.shape == (2, 5)
+    assert np.allclose(answers.sum(axis=1), 1, atol=1e-6)
+    stem = model.get_layer("stem")
+    assert stem.input.shape == (None, 224, 224, 3)
+    assert model.get_layer("scale").scale == 1 / 255
+
+
+def test_what_cannot_be_built_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"there is no network 'resnet' \(choose one of dsc, cnn\)"):
+        build_network("resnet", 3)
+    with pytest.raises(UsageError, match=r"a classifier of 1 classes \(give at least two class folders\)"):
+        build_network("dsc", 1)
+
+
+def test_a_network_is_saved_and_loaded(tmp_path: Path) -> None:
+    model = build_network("dsc", 3)
+    save_network(model, tmp_path / "model.keras")
+    loaded = load_network(tmp_path / "model.keras")
+    assert loaded.name == "dsc"
+    for one, other in zip(model.get_weights(), loaded.get_weights(), strict=True):
+        assert np.array_equal(one, other)
+
+
+def test_a_damaged_model_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "model.keras").write_bytes(b"PK\x03\x04 and then nothing")
+    with pytest.raises(ArtefactError, match=r"Keras cannot load .*model\.keras: .*train again"):
+        load_network(tmp_path / "model.keras")
+
+
+def test_a_lambda_layer_is_not_run(tmp_path: Path) -> None:
+    import keras
+
+    image = keras.layers.Input((2,))
+    model = keras.Model(image, keras.layers.Lambda(lambda x: x * 2, output_shape=(2,))(image))
+    save_network(model, tmp_path / "model.keras")
+    with pytest.raises(ArtefactError, match=r"Keras cannot load"):
+        load_network(tmp_path / "model.keras")
