@@ -89,7 +89,9 @@ def broken_rules(model: onnx.ModelProto, float_type: int) -> list[str]:
 def _weight_rules(
     node: onnx.NodeProto, producers: dict[str, onnx.NodeProto], stored: dict[str, onnx.TensorProto]
 ) -> list[str]:
-    pair = producers[producers[node.input[1]].input[0]]
+    pair = producers.get(producers[node.input[1]].input[0])
+    if pair is None:
+        return [f"{node.name}: weights stored as integers"]
     weight = numpy_helper.to_array(stored[pair.input[0]]).astype(np.float32)
     scale = numpy_helper.to_array(stored[pair.input[1]]).astype(np.float32)
     axis = {attribute.name: attribute.i for attribute in pair.attribute}["axis"]
