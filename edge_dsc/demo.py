@@ -15,7 +15,7 @@ from bench.report import Report, save_report
 from bench.tables import Table, report_ratios
 from edge_dsc.calibration_run import CalibrationRequest, run_calibration
 from edge_dsc.data import Sample
-from edge_dsc.data.phantoms import write_phantoms
+from edge_dsc.data.phantoms import CLASSES, write_phantoms
 from edge_dsc.demo_engines import DemoEngine, build_engines, measure_accuracy
 from edge_dsc.export import export_run
 from edge_dsc.folder_loop import default_threads
@@ -29,13 +29,28 @@ from engines.files import write_text
 from engines.graph import count_multiply_adds, load_model
 from engines.runtimes import Progress
 
-PER_CLASS = 110  # 63 % of three such classes are the 128 images and more that a calibration needs
-RECIPE = "quick"
-SECONDS = 6.0  # measured time an engine
-
 _MARKER = ".edge-dsc-demo"
 
 Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoPlan:
+    """How large a demo is.
+
+    Attributes:
+        per_class: Phantoms a class; 63 % of three classes are to be the 128 images that a calibration needs.
+        recipe: Training recipe.
+        epochs: Instead of the recipe's.
+        seconds: Measured time an engine.
+        seed: Seed of everything.
+    """
+
+    per_class: int = 110
+    recipe: str = "quick"
+    epochs: int | None = None
+    seconds: float = 6.0
+    seed: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +119,7 @@ class DemoResult:
         }
 
 
-def run_demo(out: Path, *, seed: int, progress: Progress, say: Say) -> DemoResult:
+def run_demo(out: Path, plan: DemoPlan, *, progress: Progress, say: Say) -> DemoResult:
     """Walk the whole line below ``out``; each step is announced with the command that does it alone.
 
     Raises:
@@ -114,22 +129,28 @@ def run_demo(out: Path, *, seed: int, progress: Progress, say: Say) -> DemoResul
 
     _clear(out)
     data = out / "phantoms"
-    say(f"1/8 drawing {3 * PER_CLASS} chest phantoms: {data}")
-    write_phantoms(data, PER_CLASS, seed, progress)
+    say(f"1/8 drawing {len(CLASSES) * plan.per_class} chest phantoms: {data}")
+    write_phantoms(data, plan.per_class, plan.seed, progress)
     trained: dict[str, TrainResult] = {}
     engines: list[DemoEngine] = []
     notes: list[str] = []
     for arch in ARCHITECTURES:
         run = out / arch
-        say(f"2/8 $ edge-dsc train {data} --arch {arch} --recipe {RECIPE} --out {run}")
+        say(f"2/8 $ edge-dsc train {data} --arch {arch} --recipe {plan.recipe} --out {run}")
         options = TrainOptions(
-            data=data, out=run, architecture=arch, recipe=RECIPE, seed=seed, overwrite=True
+            data=data,
+            out=run,
+            architecture=arch,
+            recipe=plan.recipe,
+            epochs=plan.epochs,
+            seed=plan.seed,
+            overwrite=True,
         )
         trained[arch] = train(options, progress=step_progress(arch, progress), reading=None)
         say(f"3/8 $ edge-dsc export {run}")
         model = export_run(run).path
         say(f"4/8 $ edge-dsc calibrate {run} --calib-data {data}")
-        table = run_calibration(CalibrationRequest(model=model, data=data, seed=seed), progress).path
+        table = run_calibration(CalibrationRequest(model=model, data=data, seed=plan.seed), progress).path
         say(f"5/8 $ edge-dsc build-engine {run} --fp32|--fp16|--int8 --backend ...")
         built, remarks = build_engines(model, table)
         engines += built
@@ -148,9 +169,11 @@ def run_demo(out: Path, *, seed: int, progress: Progress, say: Say) -> DemoResul
     say(f"    {summary.line()}")
     say(f"7/8 $ edge-dsc evaluate ENGINE {data} --split evaluation --split test")
     accuracies = [_accuracy(engine, trained, data) for engine in engines]
-    say(f"8/8 $ edge-dsc bench {' '.join(engine.path.name for engine in runnable)} --duration {SECONDS:g}")
-    plan = choose_plan(seconds=SECONDS, seed=seed)
-    report = measure_engines([engine.path for engine in runnable], plan, progress=progress)
+    say(
+        f"8/8 $ edge-dsc bench {' '.join(engine.path.name for engine in runnable)} --duration {plan.seconds:g}"
+    )
+    rounds = choose_plan(seconds=plan.seconds, seed=plan.seed)
+    report = measure_engines([engine.path for engine in runnable], rounds, progress=progress)
     save_report(out / "report.json", report)
     rows = tuple(
         _row(engine, trained[engine.network], accuracy, report)
