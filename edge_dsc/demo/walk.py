@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from bench.compare import Ratio
 from bench.plan import choose_plan
-from bench.render import render_text
 from bench.report import Report, save_report
-from bench.tables import Table, report_ratios
+from bench.tables import report_ratios
 from edge_dsc.calibration_run import CalibrationRequest, run_calibration
 from edge_dsc.data import Sample
 from edge_dsc.data.phantoms import CLASSES, write_phantoms
-from edge_dsc.demo_engines import DemoEngine, build_engines, measure_accuracy
+from edge_dsc.demo.engines import DemoEngine, build_engines, measure_accuracy
+from edge_dsc.demo.page import save_demo_page
+from edge_dsc.demo.rows import DemoResult, DemoRow
 from edge_dsc.export import export_run
 from edge_dsc.folder_loop import default_threads
 from edge_dsc.inference import infer_source
@@ -53,80 +52,12 @@ class DemoPlan:
     seed: int = 0
 
 
-@dataclass(frozen=True, kw_only=True)
-class DemoRow:
-    """One engine in the demo's table.
-
-    Attributes:
-        network: ``dsc`` or ``cnn``.
-        precision: ``fp32``, ``fp16`` or ``int8``.
-        runtime: What built it.
-        features: Trainable parameters of the feature extractor.
-        parameters: Trainable parameters in all.
-        multiply_adds: For one image, of the deployed graph.
-        engine_bytes: Size of the engine file.
-        accuracy: On evaluation and test phantoms.
-        accuracy_of: ``engine``, or ``graph`` where the engine cannot run here and ONNX Runtime ran its graph.
-        median_ms: Median latency, batch 1, one thread; None where the engine cannot run here.
-        low_ms: Lower end of its 95 % interval.
-        high_ms: Upper end.
-    """
-
-    network: str
-    precision: str
-    runtime: str
-    features: int
-    parameters: int
-    multiply_adds: int
-    engine_bytes: int
-    accuracy: float
-    accuracy_of: str
-    median_ms: float | None
-    low_ms: float | None
-    high_ms: float | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class DemoResult:
-    """What the demo made.
-
-    Attributes:
-        rows: One an engine.
-        notes: What could not be built here and why, and what the builders noted.
-        ratios: Latency ratios to the first engine, DSC in FP32.
-        page: The HTML page.
-        report: The latency report.
-    """
-
-    rows: tuple[DemoRow, ...]
-    notes: tuple[str, ...]
-    ratios: tuple[Ratio, ...]
-    page: Path
-    report: Path
-
-    def text(self) -> str:
-        """Return the table and where the rest is."""
-        table = render_text(demo_table(self.rows, self.notes))
-        return f"{table}\n\nlatency report: {self.report}\npage with the pictures: {self.page}"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return JSON-ready values."""
-        return {
-            "rows": [asdict(row) for row in self.rows],
-            "notes": list(self.notes),
-            "page": str(self.page),
-            "report": str(self.report),
-        }
-
-
 def run_demo(out: Path, plan: DemoPlan, *, progress: Progress, say: Say) -> DemoResult:
     """Walk the whole line below ``out``; each step is announced with the command that does it alone.
 
     Raises:
         EdgeDscError: As the steps do.
     """
-    from edge_dsc.demo_page import save_demo_page
-
     _clear(out)
     data = out / "phantoms"
     say(f"1/8 drawing {len(CLASSES) * plan.per_class} chest phantoms: {data}")
@@ -198,57 +129,6 @@ def _clear(out: Path) -> None:
     if out.is_dir():
         shutil.rmtree(out)
     write_text(marker, "edge-dsc demo: the next one replaces this folder\n")
-
-
-def demo_table(rows: tuple[DemoRow, ...], notes: tuple[str, ...]) -> Table:
-    """Return the demo's table: DSC against CNN, a row an engine."""
-    header = (
-        "network",
-        "precision",
-        "runtime",
-        "features",
-        "parameters",
-        "multiply-adds",
-        "file, kB",
-        "accuracy",
-        "latency, ms",
-        "95 % interval",
-    )
-    remarks = [
-        "features: trainable parameters of the feature extractor; latency: median, batch 1, one thread",
-        *(["(graph): the engine cannot run here; ONNX Runtime ran its graph"] if _has_graph(rows) else []),
-        *notes,
-    ]
-    return Table(
-        title="DSC against CNN on phantoms",
-        header=header,
-        rows=tuple(map(_cells, rows)),
-        notes=tuple(remarks),
-    )
-
-
-def _has_graph(rows: tuple[DemoRow, ...]) -> bool:
-    return any(row.accuracy_of == "graph" for row in rows)
-
-
-def _cells(row: DemoRow) -> tuple[str, ...]:
-    latency, interval = "needs a GPU", ""
-    if row.median_ms is not None:
-        latency = f"{row.median_ms:.3f}"
-        interval = f"{row.low_ms:.3f} to {row.high_ms:.3f}"
-    mark = " (graph)" if row.accuracy_of == "graph" else ""
-    return (
-        row.network,
-        row.precision,
-        row.runtime,
-        f"{row.features:,}",
-        f"{row.parameters:,}",
-        f"{row.multiply_adds / 1e6:.1f} M",
-        f"{row.engine_bytes / 1e3:,.0f}",
-        f"{row.accuracy:.1%}{mark}",
-        latency,
-        interval,
-    )
 
 
 def _accuracy(engine: DemoEngine, trained: dict[str, TrainResult], data: Path) -> float:
