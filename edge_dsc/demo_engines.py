@@ -18,6 +18,7 @@ from engines.reference import open_reference
 from engines.runtimes import RUNTIME_NAMES, get_runtime, open_engine
 
 BATCH = BatchRange(1, 8, 32)
+PRECISIONS = (Precision.FP32, Precision.FP16, Precision.INT8)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +63,7 @@ def build_engines(model: Path, table: Path) -> tuple[list[DemoEngine], list[str]
         if found.no_build is not None:
             notes.append(f"{name} left out: {found.no_build}")
             continue
-        for precision in Precision:
+        for precision in PRECISIONS:
             calibration = table if precision is Precision.INT8 else None
             request = BuildRequest(
                 model=model, precision=precision, runtime=name, batch=BATCH, calibration=calibration

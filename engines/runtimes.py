@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,12 +46,14 @@ class BuildResult:
         layers_source: Where that count comes from.
         platform: What the engine is tied to.
         notes: Warnings for the reader.
+        layer_types: The same count by the layer's name; empty where the runtime does not tell them apart.
     """
 
     layers: Mapping[str, int]
     layers_source: str
     platform: Mapping[str, str]
     notes: tuple[str, ...] = ()
+    layer_types: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -208,3 +211,33 @@ def check_precision(layers: Mapping[str, int], options: BuildOptions) -> None:
         f"asked for {options.required_layers} layers in {options.precision.name}, the engine would have {seen}",
         remedy="choose another precision or --backend; nothing was written",
     )
+
+
+def check_layers(result: BuildResult, wanted: Mapping[str, str]) -> None:
+    """Hold every layer of a build against the precision that it was to have.
+
+    Args:
+        result: What the build found.
+        wanted: Precision by the layer's name, such as ``{"stem": "INT8"}``; other layers are free.
+
+    Raises:
+        AccuracyGateError: A layer runs in another precision, or there are fewer layers in it than wanted.
+    """
+    if result.layer_types:
+        wrong = [
+            f"{name} in {result.layer_types.get(name, 'none that is told')}, not {kind}"
+            for name, kind in wanted.items()
+            if result.layer_types.get(name) != kind
+        ]
+    else:
+        asked = Counter(wanted.values())
+        wrong = [
+            f"{result.layers.get(kind, 0)} layers in {kind}, not {count}"
+            for kind, count in sorted(asked.items())
+            if result.layers.get(kind, 0) < count
+        ]
+    if wrong:
+        raise AccuracyGateError(
+            f"the engine would run {'; '.join(wrong)} ({result.layers_source})",
+            remedy="choose another precision or --backend; nothing was written",
+        )

@@ -80,7 +80,9 @@ def _make_adam(rate: Any, slow: list[Any], share: float) -> Any:
     if share == 1.0:
         return keras.optimizers.Adam(rate)
 
-    class AdamWithSlowLayer(keras.optimizers.Adam):  # type: ignore[misc]
+    adam: Any = keras.optimizers.Adam
+
+    class AdamWithSlowLayer(adam):  # type: ignore[misc]
         """Adam that moves the variables in ``slow`` at a share of the learning rate."""
 
         def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:

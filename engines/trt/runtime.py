@@ -70,6 +70,7 @@ class TensorRtRuntime:
             layers_source=plan.layers_source,
             platform=self._platform(gpu),
             notes=plan.notes,
+            layer_types=plan.layer_types,
         )
 
     def open_runner(self, engine: Path, record: EngineRecord, *, threads: int = 1) -> TrtRunner:
