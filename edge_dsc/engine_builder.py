@@ -10,10 +10,10 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from calibration.layers import find_layers, quantizable_layers
 from calibration.table import CalibrationTable, check_table, load_table
 from edge_dsc import __version__
 from edge_dsc.accuracy_gate import Candidate, GateOptions, run_gate
+from edge_dsc.deployment_graph import graph_in_precision, graph_precision, wanted_layers
 from engines.errors import UsageError
 from engines.files import atomic_path, sha256_file
 from engines.record import BatchRange, EngineRecord, Precision, save_record
@@ -88,7 +88,7 @@ def build_engine(request: BuildRequest, progress: Progress | None = None) -> Bui
     """
     plan = _plan(request)
     options = BuildOptions(
-        precision=request.precision,
+        precision=graph_precision(request.precision, plan.wanted, plan.runtime),
         required_layers=min(1, len(plan.wanted)),  # check_layers holds each by its name
         batch=request.batch,
         workspace_mib=request.workspace_mib,
@@ -130,40 +130,11 @@ def _plan(request: BuildRequest) -> _Plan:
         model_sha256=sha256_file(request.model),
         contract=contract,
         table=table,
-        graph=graph_in_precision(model, request.precision, table, signed=runtime.signed_activations),
+        graph=graph_in_precision(model, request.precision, table, runtime),
         wanted=wanted_layers(model, request.precision),
         out=request.out
         or default_engine_path(request.model, contract.architecture, request.precision, runtime),
     )
-
-
-def wanted_layers(model: Any, precision: Precision) -> dict[str, str]:
-    """Name the layers that must run in a precision: every one with weights; in INT8 all but the last."""
-    layers = quantizable_layers(model) if precision is Precision.INT8 else find_layers(model)
-    return {layer.name: precision.name for layer in layers}
-
-
-def graph_in_precision(
-    model: Any, precision: Precision, table: CalibrationTable | None, *, signed: bool
-) -> Any:
-    """Return the ONNX graph that holds the precision: as it is, cast to FP16, or with Q/DQ pairs.
-
-    Args:
-        model: The FP32 ``onnx.ModelProto``; it is not changed.
-        precision: What the graph shall hold.
-        table: The calibration table, for INT8.
-        signed: Whether the runtime wants signed activations.
-    """
-    if precision is Precision.FP16:
-        from engines.graph import cast_to_fp16
-
-        return cast_to_fp16(model)
-    if precision is Precision.INT8:
-        from calibration.qdq import quantize
-
-        assert table is not None, "an INT8 build has a table: _checked_table saw to it"
-        return quantize(model, table, signed_activations=signed)
-    return model
 
 
 def default_engine_path(model: Path, architecture: str, precision: Precision, runtime: Runtime) -> Path:

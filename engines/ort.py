@@ -50,6 +50,10 @@ class OnnxRuntime:
         reason = None if version else "onnxruntime is not installed"
         return Availability(version, reason, reason)
 
+    def rest_in_half(self) -> bool:
+        """Say no: a CPU has no FP16 layers."""
+        return False
+
     def build(self, model: bytes, out: Path, options: BuildOptions) -> BuildResult:
         """Optimise a model, prove the precision it will run in here, and write it.
 

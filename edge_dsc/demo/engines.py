@@ -8,7 +8,8 @@ from typing import Any
 
 from calibration.table import load_table
 from edge_dsc.data import Sample
-from edge_dsc.engine_builder import BuildRequest, build_engine, graph_in_precision
+from edge_dsc.deployment_graph import graph_in_precision
+from edge_dsc.engine_builder import BuildRequest, build_engine
 from edge_dsc.evaluation import evaluate_runner
 from edge_dsc.folder_loop import default_threads
 from engines.errors import AccuracyGateError
@@ -95,4 +96,4 @@ def _graph(engine: DemoEngine) -> Any:
     table = load_table(engine.table) if engine.precision is Precision.INT8 else None
     runtime = get_runtime(engine.record.runtime)
     model = load_model(engine.model)
-    return graph_in_precision(model, engine.precision, table, signed=runtime.signed_activations)
+    return graph_in_precision(model, engine.precision, table, runtime)

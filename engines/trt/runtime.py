@@ -12,6 +12,7 @@ from engines.errors import ArtefactError, EnvironmentProblem
 from engines.files import write_bytes
 from engines.record import EngineRecord
 from engines.runtimes import Availability, BuildOptions, BuildResult
+from engines.trt import versions
 from engines.trt.build import build_plan
 from engines.trt.driver import Gpu, find_gpu
 from engines.trt.run import TrtRunner
@@ -50,6 +51,14 @@ class TensorRtRuntime:
         if gpu and not packages.is_installed("pycuda"):
             no_run = "pycuda is not installed"
         return Availability(version, None if gpu or self.builds_on_cpu else reason, no_run)
+
+    def rest_in_half(self) -> bool:
+        """Say whether this release takes the precision from the graph's own types, so that FP16 must be in them.
+
+        Raises:
+            EnvironmentProblem: The package is missing.
+        """
+        return versions.is_strongly_typed(packages.load(self.package))
 
     def build(self, model: bytes, out: Path, options: BuildOptions) -> BuildResult:
         """Build an engine file from a serialised ONNX model that is already in the wanted precision.

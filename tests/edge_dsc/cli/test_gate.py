@@ -173,8 +173,8 @@ def test_a_layer_silently_left_in_fp32(
     if backend != "onnxruntime":
         pytest.importorskip("tensorrt_rtx")
 
-    def forgetful(model: Any, precision: Any, table: Any, *, signed: bool) -> Any:
-        return quantize(model, table, signed_activations=signed, float_layers=("Conv_6",))
+    def forgetful(model: Any, precision: Any, table: Any, runtime: Any, **more: Any) -> Any:
+        return quantize(model, table, signed_activations=runtime.signed_activations, float_layers=("Conv_6",))
 
     before = files(run)
     monkeypatch.setattr(engine_builder, "graph_in_precision", forgetful)
