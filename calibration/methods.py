@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from engines.errors import UsageError
 
 METHODS = ("entropy", "minmax", "percentile")
+QAT_METHOD = "qat"  # ranges that quantisation-aware fine-tuning learnt; no calibration finds them
 DEFAULT_METHOD = "entropy"
 MINIMUM_IMAGES = 128
 DEFAULT_IMAGES = 256
