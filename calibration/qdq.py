@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
+from calibration.equalize import scale_channels
 from calibration.layers import (
     WEIGHTED_OPS,
     Layer,
@@ -61,13 +62,12 @@ def quantize(
     """
     onnx = load("onnx")
     _check_opset(model)
-    graph = onnx.ModelProto()
-    graph.CopyFrom(model)
+    graph = scale_channels(model, table.channel_factors)
     layers = _chosen_layers(graph, float_layers)
     if not signed_activations:
         _merge_dense_bias(graph)
     metadata = {entry.key: entry.value for entry in model.metadata_props}
-    quantizer = _quantizer(graph, layers, _ranges(graph, table), signed=signed_activations)
+    quantizer = _quantizer(graph, layers, activation_ranges(graph, table), signed=signed_activations)
     if not signed_activations:
         # A pair at the input of a float layer, too: it ends the integer part of the graph, and without it
         # onnxruntime runs the layer before in floating point.
@@ -106,8 +106,12 @@ def _chosen_layers(model: Model, float_layers: Collection[str]) -> tuple[Layer, 
     return chosen
 
 
-def _ranges(model: Model, table: CalibrationTable) -> dict[str, tuple[float, float]]:
-    """Range of every layer's input; the image's pixels have the range of their type."""
+def activation_ranges(model: Model, table: CalibrationTable) -> dict[str, tuple[float, float]]:
+    """Return the range of every layer's input; the image's pixels have the range of their type.
+
+    Raises:
+        ArtefactError: The table has none for a layer's input.
+    """
     pixels = raw_pixel_tensors(model)
     missing = [layer for layer in find_layers(model) if layer.input not in table.ranges]
     if missing:
