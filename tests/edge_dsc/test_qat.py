@@ -195,9 +195,7 @@ def test_the_way_there_and_back_keeps_the_weights(pixels: np.ndarray) -> None:
 
 def test_the_same_seed_gives_the_same_network(tuned: Tuned, tmp_path: Path) -> None:
     again = fine_tune(
-        QatOptions(
-            data=tuned.options.data, run=tuned.options.run, out=tmp_path / "again", epochs=1, seed=3
-        )
+        QatOptions(data=tuned.options.data, run=tuned.options.run, out=tmp_path / "again", epochs=1, seed=3)
     )
     # Not the bytes: the graph names the hash of model.keras, a zip file with the time in it.
     assert load_model(again.onnx).graph == load_model(tuned.result.onnx).graph
