@@ -15,7 +15,7 @@ from edge_dsc.folder_loop import default_threads
 from edge_dsc.training.record import SPLIT_FILE
 from engines.errors import AccuracyGateError, BadInputError, UsageError
 from engines.files import canonical_json, sha256_bytes
-from engines.record import EngineRecord
+from engines.record import EngineRecord, Precision
 from engines.reference import open_reference
 from engines.runtimes import Progress, Runner, Runtime
 from engines.validation import Validation
@@ -174,4 +174,5 @@ def _remedy(candidate: Candidate) -> str:
     if candidate.table is None:
         return "build with --fp32, or allow more with --max-drop"
     method = "minmax" if candidate.table.method != "minmax" else "entropy"
-    return f"try --calib-method {method}, --precision mixed or train --qat RUN, or allow more with --max-drop"
+    mixed = "" if candidate.record.precision is Precision.MIXED else ", --precision mixed"
+    return f"try --calib-method {method}{mixed} or train --qat RUN, or allow more with --max-drop"

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from edge_dsc.networks import DROPOUT, load_keras
+from edge_dsc.networks import load_keras
 from engines.packages import load
 
 Array = Any
@@ -49,8 +49,6 @@ def quantized_network(deployed: Model, images: Array) -> Model:
             x = type(layer).from_config(layer.get_config())(x)
             continue
         first, last = layer is deployed.layers[1], layer is deployed.layers[-1]
-        if last:
-            x = keras.layers.Dropout(DROPOUT, name="dropout")(x)
         x = rounding(start=starts[layer.name], learn=not first, name=f"{layer.name}_range")(x)
         if first:
             # The stem's kernel holds the scale 1/255; at that size no learning rate would fit it and the others.

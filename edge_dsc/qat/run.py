@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from edge_dsc.export import export_run
 from edge_dsc.export.folding import fold_network
 from edge_dsc.networks import load_network
 from edge_dsc.qat.network import deployed_weights, learnt_ranges, quantized_network
+from edge_dsc.training.augmentation import Batches
 from edge_dsc.training.completion import RunImages, TrainResult, finish_run
 from edge_dsc.training.loop import fit_model, seed_everything
 from edge_dsc.training.optimization import compile_model
@@ -32,6 +34,7 @@ from engines.graph import load_model
 from engines.packages import load
 from engines.runtimes import Progress
 
+Array = Any
 Model = Any
 
 EPOCHS = 5
@@ -76,13 +79,34 @@ class QatResult:
     table: Path
 
 
+@dataclass(frozen=True, kw_only=True)
+class TaughtBatches(Batches):
+    """Training images whose targets are the answers of the network that is to be followed, not their labels.
+
+    INT8 shall answer as FP32 does; labels would move the network elsewhere, and its answers with it.
+    Source: Hinton, Vinyals and Dean, Distilling the Knowledge in a Neural Network, arXiv 1503.02531 (2015); for
+    quantised networks Mishra and Marr, Apprentice, ICLR 2018.
+
+    Attributes:
+        teacher: The FP32 network in its deployed form.
+    """
+
+    teacher: Model
+
+    def of_epoch(self, epoch: int) -> Iterator[tuple[Array, Array, Array]]:
+        """Yield an epoch's batches, see :meth:`Batches.of_epoch`, with probabilities as targets."""
+        for images, _, weights in super().of_epoch(epoch):
+            yield images, self.teacher.predict_on_batch(images), weights
+
+
 def fine_tune(
     options: QatOptions, *, progress: ReportProgress | None = None, reading: Progress | None = None
 ) -> QatResult:
     """Fine-tune a trained network for INT8 and write a run folder that needs no calibration.
 
-    The graph that is trained is the one that is deployed: folded, with every rounding of the signed INT8 graph. The
-    new folder holds the same split, the deployed network as ``model.keras``, ``model.onnx`` and a calibration table
+    The graph that is trained is the one that is deployed: folded, with every rounding of the signed INT8 graph. It
+    is trained to answer as the trained run does in FP32. The new folder holds the same split, the deployed network
+    as ``model.keras``, ``model.onnx`` and a calibration table
     with the method ``qat``. Same run, images, seed and machine: same weights.
 
     Raises:
@@ -103,12 +127,14 @@ def fine_tune(
     stride = max(1, len(batches.pixels) // _RANGE_IMAGES)
     model = quantized_network(deployed, batches.pixels[::stride][:_RANGE_IMAGES])
     compile_model(model, recipe, batches.steps)
+    batches = TaughtBatches(**vars(batches), teacher=deployed)
     state = TrainState(settings={"recipe": recipe.to_dict()})
     started = time.monotonic()
     interrupted = fit_model(
         model, batches, images.pixels["validation"], state, save=lambda state: None, progress=progress
     )
-    deployed_weights(model, deployed)
+    tuned = fold_network(load_network(options.run / MODEL_FILE))
+    deployed_weights(model, tuned)
     trained = finish_run(
         settings,
         model,
@@ -116,12 +142,12 @@ def fine_tune(
         state,
         interrupted=interrupted,
         seconds=time.monotonic() - started,
-        deployed=deployed,
+        deployed=tuned,
         parent_sha256=parent.model_sha256,
     )
     onnx = export_run(options.out, data=options.data).path
     table = options.out / CALIBRATION_NAME
-    save_table(table, _table(onnx, list(learnt_ranges(model, deployed).values()), images.split, options))
+    save_table(table, _table(onnx, list(learnt_ranges(model, tuned).values()), images.split, options))
     return QatResult(trained=trained, onnx=onnx, table=table)
 
 
@@ -152,6 +178,7 @@ def _recipe(parent: TrainingRecord, epochs: int) -> Recipe:
         epochs=epochs,
         learning_rate=base.learning_rate * RATE_SHARE,
         warmup=0,
+        label_smoothing=0.0,
         dense_start=False,
         convolution_start=False,
     )
