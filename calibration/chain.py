@@ -72,19 +72,18 @@ class Chain:
         self._model = model
         self._input = model.graph.input[0].name
         self._cuts = [layer.input for layer in self.layers] + [_logits(model)]
-        self._head = _session(_cut(model, self._input, self._cuts[0]))
-        self._float = [self._piece(index, quantized=None) for index in range(len(self.layers))]
-        weights = [_rounded_weight(model, layer) for layer in self.layers]
-        self._float_weight = [
-            self._piece(index, quantized=None, pair=True) for index in range(len(self.layers))
+        sources = [self._input, *self._cuts[:-1]]
+        self._graphs = [
+            _cut(model, source, target) for source, target in zip(sources, self._cuts, strict=True)
         ]
-        self._int8 = [
-            self._piece(index, quantized=weights[index], pair=True) for index in range(len(self.layers) - 1)
-        ]
+        self._opened: dict[tuple[int, bool, bool], Any] = {}
 
     def start(self, pixels: Array) -> Array:
         """Return the first layer's input for ``uint8 [N, height, width, 1]``."""
-        return self._head.run(None, {self._input: pixels})[0]
+        key = (-1, False, False)
+        if key not in self._opened:
+            self._opened[key] = _session(self._graphs[0])
+        return self._opened[key].run(None, {self._input: pixels})[0]
 
     def step(self, index: int, values: Array, grid: Grid | None, *, int8: bool) -> Array:
         """Run one layer and what follows it up to the next layer's input; the last one gives the logits.
@@ -97,10 +96,10 @@ class Chain:
         """
         name = self._cuts[index]
         if grid is None:
-            return self._float[index].run(None, {name: values})[0]
+            return self._piece(index, int8=int8, pair=False).run(None, {name: values})[0]
         numpy = load("numpy")
         zero = numpy.array(grid.zero_point, numpy.int8 if grid.signed else numpy.uint8)
-        session = self._int8[index] if int8 else self._float_weight[index]
+        session = self._piece(index, int8=int8, pair=True)
         scale = numpy.array(grid.scale, numpy.float32)
         return session.run(None, {name: values, "edge.scale": scale, "edge.zero": zero})[0]
 
@@ -131,16 +130,21 @@ class Chain:
         """Return what a layer's input is rounded to: an unsigned graph has a pair before float layers, too."""
         return grids[index] if int8 or not self.signed else None
 
-    def _piece(self, index: int, *, quantized: Array | None, pair: bool = False) -> Any:
-        graph = _cut(self._model, self._cuts[index], self._cuts[index + 1])
-        if quantized is not None:
-            onnx = load("onnx")
-            for tensor in graph.graph.initializer:
-                if tensor.name == self.layers[index].weight:
-                    tensor.CopyFrom(onnx.numpy_helper.from_array(quantized, tensor.name))
-        if pair:
-            _add_pair(graph, self._cuts[index], self.layers[index], signed=self.signed)
-        return _session(graph)
+    def _piece(self, index: int, *, int8: bool, pair: bool) -> Any:
+        """Return the session of one layer, opened when it is first needed."""
+        key = (index, int8, pair)
+        if key not in self._opened:
+            layer = self.layers[index]
+            graph = load("onnx").ModelProto()
+            graph.CopyFrom(self._graphs[index + 1])
+            for tensor in graph.graph.initializer if int8 else ():
+                if tensor.name == layer.weight:
+                    rounded = _rounded_weight(self._model, layer)
+                    tensor.CopyFrom(load("onnx").numpy_helper.from_array(rounded, tensor.name))
+            if pair:
+                _add_pair(graph, self._cuts[index], layer, signed=self.signed)
+            self._opened[key] = _session(graph)
+        return self._opened[key]
 
 
 def _logits(model: Model) -> str:

@@ -9,9 +9,8 @@ from typing import Any
 
 from calibration.chain import Chain, Grid, grid_of
 from calibration.costs import LayerCost, predict_costs
-from calibration.equalize import scale_channels
 from calibration.layers import Layer
-from calibration.qdq import activation_ranges
+from calibration.qdq import activation_ranges, prepare
 from calibration.table import CalibrationTable
 from engines.errors import AccuracyGateError, BadInputError, UsageError
 from engines.packages import load
@@ -125,7 +124,7 @@ def search(
         raise BadInputError(
             f"{len(pixels)} images with {len(labels)} labels to search on", remedy="give labelled images"
         )
-    model = scale_channels(model, table.channel_factors)
+    model = prepare(model, table, signed=signed)
     chain = Chain(model, signed=signed)
     layers = [layer for layer in chain.layers if not layer.last]
     if len(layers) > MOST_LAYERS:

@@ -16,6 +16,7 @@ DEFAULT_RUN = Path("runs/dsc")
 class CalibMethod(str, enum.Enum):
     """How ranges are chosen; the names of calibration.methods.METHODS."""
 
+    MSE = "mse"
     ENTROPY = "entropy"
     MINMAX = "minmax"
     PERCENTILE = "percentile"
@@ -77,7 +78,7 @@ def export(
 def calibrate(
     calib_data: CalibData,
     model: Model = DEFAULT_RUN,
-    calib_method: Method = CalibMethod.ENTROPY,
+    calib_method: Method = CalibMethod.MSE,
     calib_images: CalibImages = 256,
     seed: Seed = 0,
     out: Out = None,
@@ -131,7 +132,7 @@ def build_engine(
             "--calibration", help="A calibration table; default: the one beside MODEL.", show_default=False
         ),
     ] = None,
-    calib_method: Method = CalibMethod.ENTROPY,
+    calib_method: Method = CalibMethod.MSE,
     calib_images: CalibImages = 256,
     layers: Annotated[
         Optional[Path],
