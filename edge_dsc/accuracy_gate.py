@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from calibration.methods import DEFAULT_METHOD
 from calibration.table import CalibrationTable
 from edge_dsc.data import Sample, discover
 from edge_dsc.data.split import load_split
@@ -173,6 +174,6 @@ def _name(candidate: Candidate) -> str:
 def _remedy(candidate: Candidate) -> str:
     if candidate.table is None:
         return "build with --fp32, or allow more with --max-drop"
-    method = "minmax" if candidate.table.method != "minmax" else "entropy"
+    method = DEFAULT_METHOD if candidate.table.method != DEFAULT_METHOD else "entropy"
     mixed = "" if candidate.record.precision is Precision.MIXED else ", --precision mixed"
     return f"try --calib-method {method}{mixed} or train --qat RUN, or allow more with --max-drop"

@@ -1,8 +1,9 @@
 """The deployed network with every rounding of its INT8 graph in it, trainable.
 
 What is rounded, and how, is what :func:`calibration.qdq.quantize` writes for signed activations: the input of every
-layer with weights per tensor, symmetric; its weights per output channel, symmetric; no bias. The last Dense computes
-in floating point; its input is rounded all the same, because the unsigned graph does so.
+layer with weights per tensor, symmetric; its weights per output channel, symmetric; no bias. Pixels are whole numbers
+that both kinds of graph hold exactly. The last Dense computes in floating point; its input is rounded all the same,
+because the unsigned graph does so.
 
 Rounding has no gradient, so the gradient passes it as if it were not there; what is cut off gives its gradient to the
 range. Source: Bengio, Leonard and Courville, arXiv 1308.3432 (2013), for the straight-through estimator; Esser et al.,
@@ -21,6 +22,7 @@ Model = Any
 Layer = Any
 
 PIXELS = 255.0
+MIDDLE = 128 / PIXELS  # of the stem's input, which is scaled
 LEVELS = 127.0  # positive levels of int8; a scale is the largest magnitude over this
 _SMALLEST = 1e-12  # scale of a channel of zeros
 # Adam moves every variable by about its learning rate a step, and a range must move by percents, not by 1e-4.
@@ -38,7 +40,7 @@ def quantized_network(deployed: Model, images: Array) -> Model:
 
     Returns:
         A ``keras.Model`` of the same input and output: float32 raw grey in, probabilities out. Layers with weights
-        keep their names; the layer that rounds the input of ``X`` is ``X_range``.
+        keep their names; the layer that rounds the input of ``X`` is ``X_range``, and the stem has none.
     """
     keras = load_keras()
     rounding, weighted = _layer_classes(keras)
@@ -49,11 +51,16 @@ def quantized_network(deployed: Model, images: Array) -> Model:
             x = type(layer).from_config(layer.get_config())(x)
             continue
         first, last = layer is deployed.layers[1], layer is deployed.layers[-1]
-        x = rounding(start=starts[layer.name], learn=not first, name=f"{layer.name}_range")(x)
-        if first:
+        if not first:
+            x = rounding(start=starts[layer.name], name=f"{layer.name}_range")(x)
+        else:
             # The stem's kernel holds the scale 1/255; at that size no learning rate would fit it and the others.
             x = keras.layers.Rescaling(1 / PIXELS, name="scale")(x)
-        new = type(layer).from_config(layer.get_config()) if last else weighted(layer, name=layer.name)
+        new = (
+            type(layer).from_config(layer.get_config())
+            if last
+            else weighted(layer, middle=MIDDLE if first else 0.0, name=layer.name)
+        )
         x = new(x)
         values = layer.get_weights()
         new.set_weights([values[0] * PIXELS, *values[1:]] if first else values)
@@ -74,9 +81,9 @@ def learnt_ranges(quantized: Model, deployed: Model) -> dict[str, tuple[float, f
 
     A tensor that ReLU left without negative values has 0 as its lowest: an unsigned graph spends all levels on it.
     """
-    found = {}
+    found = {deployed.layers[1].name: (0.0, PIXELS)}
     negative = False
-    for layer in weighted_layers(deployed):
+    for layer in weighted_layers(deployed)[1:]:
         highest = float(quantized.get_layer(f"{layer.name}_range").current())
         found[layer.name] = (-highest if negative else 0.0, highest)
         negative = layer.activation.__name__ == "linear"
@@ -115,13 +122,13 @@ def _layer_classes(keras: Any) -> tuple[Any, Any]:
     class Rounding(base):  # type: ignore[misc]
         """Round a tensor to 256 levels, symmetric about zero, over a range that is learnt."""
 
-        def __init__(self, *, start: float, learn: bool, name: str) -> None:
+        def __init__(self, *, start: float, name: str) -> None:
             super().__init__(name=name)
-            self._start, self._learn = start, learn
+            self._start = start
 
         def build(self, shape: Any) -> None:
             """Make the range's variable: the logarithm of its size against the start."""
-            self.moved = self.add_weight(shape=(), initializer="zeros", trainable=self._learn, name="moved")
+            self.moved = self.add_weight(shape=(), initializer="zeros", name="moved")
 
         def current(self) -> Any:
             """Return the range's upper end."""
@@ -135,8 +142,9 @@ def _layer_classes(keras: Any) -> tuple[Any, Any]:
     class RoundedWeights(base):  # type: ignore[misc]
         """A convolution or dense layer that computes with its weights rounded per output channel."""
 
-        def __init__(self, layer: Layer, *, name: str) -> None:
+        def __init__(self, layer: Layer, *, middle: float, name: str) -> None:
             super().__init__(name=name)
+            self._middle = middle
             self._kind = type(layer).__name__
             self._shapes = [tuple(weight.shape) for weight in layer.weights]
             self._activation = layer.activation
@@ -161,6 +169,9 @@ def _layer_classes(keras: Any) -> tuple[Any, Any]:
                 outputs = ops.depthwise_conv(inputs, kernel, padding="same")
             else:
                 outputs = ops.conv(inputs, kernel, padding="same")
+                # calibration.centering: the signed graph subtracts the middle from the pixels and gives it back
+                # through the bias with float kernels, and so without their rounding.
+                outputs = outputs + self._middle * ops.sum(self.kernel - kernel, axis=self._within)
             return self._activation(outputs if self.bias is None else outputs + self.bias)
 
     return Rounding, RoundedWeights

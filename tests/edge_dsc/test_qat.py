@@ -99,7 +99,7 @@ def test_weights_move_a_little(tuned: Tuned) -> None:
 
 @pytest.mark.parametrize("architecture", ["dsc", "cnn"])
 def test_everything_learns(architecture: str, pixels: np.ndarray) -> None:
-    """Every weight, bias and range but that of the pixels gets a gradient through the roundings."""
+    """Every weight, bias and range gets a gradient through the roundings."""
     keras = load_keras()
     keras.utils.set_random_seed(1)
     import tensorflow
@@ -110,7 +110,8 @@ def test_everything_learns(architecture: str, pixels: np.ndarray) -> None:
     variables = model.trainable_variables
     for variable, gradient in zip(variables, tape.gradient(loss, [v.value for v in variables]), strict=True):
         assert float(tensorflow.reduce_max(tensorflow.abs(gradient))) > 0, variable.path
-    assert [v.path for v in model.non_trainable_variables if "moved" in v.path] == ["stem_range/moved"]
+    assert not model.non_trainable_variables
+    assert "stem_range" not in {layer.name for layer in model.layers}  # pixels are whole numbers
 
 
 @pytest.mark.parametrize("architecture", ["dsc", "cnn"])
@@ -136,12 +137,17 @@ def test_the_trained_graph_is_the_deployed_one(
         images=(),
         versions={},
     )
-    ours = np.asarray(quantized(pixels.astype(np.float32), training=False))
+    keras = load_keras()
+    hidden = keras.Model(quantized.input, quantized.get_layer("dense").output)
+    kernel, bias = quantized.get_layer("probabilities").get_weights()
+    # The last layer's input is rounded in the unsigned graph only.
+    logits = np.asarray(hidden(pixels.astype(np.float32), training=False)) @ kernel + bias
+    ours = np.exp(logits - logits.max(axis=1, keepdims=True))
+    ours /= ours.sum(axis=1, keepdims=True)
     exact = np.asarray(deployed(pixels.astype(np.float32), training=False))
     theirs = answers_of(quantize(model, table, signed_activations=True), pixels)
-    rounding = np.abs(ours - exact).max()
-    # Keras rounds the last layer's input too, and float sums in another order flip single roundings.
-    assert np.abs(ours - theirs).max() < max(0.5 * rounding, 2e-3)
+    # Float sums in another order flip single roundings; what INT8 does to the answers is far more than that.
+    assert np.abs(ours - theirs).max() < 0.05 * np.abs(theirs - exact).max() + 1e-5
 
 
 def test_rounding_is_symmetric_saturating_and_learns() -> None:
@@ -149,7 +155,7 @@ def test_rounding_is_symmetric_saturating_and_learns() -> None:
     from edge_dsc.qat.network import _layer_classes
 
     rounding, _ = _layer_classes(keras)
-    layer = rounding(start=1.27, learn=True, name="r")
+    layer = rounding(start=1.27, name="r")
     values = np.array([[-5.0, -1.28, -0.014, 0.0, 0.014, 0.016, 1.27, 5.0]], np.float32)
     found = np.asarray(layer(values))
     np.testing.assert_allclose(found, [[-1.28, -1.28, -0.01, 0, 0.01, 0.02, 1.27, 1.27]], atol=1e-6)
@@ -174,7 +180,7 @@ def test_weights_are_rounded_per_output_channel() -> None:
     kernel[1, 1, :, 0] = [127.0, 0.127]  # scales 1 and 0.001
     kernel[0, 0, :, 0] = [0.4, 0.0004]  # both round to nothing
     source.set_weights([kernel])
-    layer = weighted(source, name="rounded")
+    layer = weighted(source, middle=0.0, name="rounded")
     ones = np.ones((1, 4, 4, 2), np.float32)
     layer(ones)
     layer.set_weights([kernel])
