@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from bench.bootstrap import Interval, block_medians, paired_ratio, sample_median, unpaired_ratio
+from bench.control import Control, find_controls
 from bench.report import Report, SubjectReport
 from bench.stability import unstable_subjects
 from bench.statistics import MARGIN, Verdict, judge
-from engines.errors import LatencyRegressionError, NotComparableError, UsageError
+from engines.errors import LatencyRegressionError, NotComparableError, UnstableError, UsageError
 
 ENVIRONMENT_KEYS = ("machine", "architecture", "cpu", "cores", "cpu_limit", "gpu")
 SUBJECT_KEYS = ("batch", "threads", "switches")
@@ -54,6 +55,7 @@ class Comparison:
         only_candidate: Names that only the candidate report measured.
         allowed: Conditions of the reports that differ and were allowed to.
         cautions: What makes the ground unfirm: unstable subjects, interrupted reports.
+        controls: What was measured twice, judged by the margin of the rows.
     """
 
     rows: tuple[Ratio, ...]
@@ -61,6 +63,7 @@ class Comparison:
     only_candidate: tuple[str, ...] = ()
     allowed: tuple[str, ...] = ()
     cautions: tuple[str, ...] = ()
+    controls: tuple[Control, ...] = ()
 
 
 def compare_subjects(
@@ -114,7 +117,9 @@ def compare_within(
         for name in names
         if name != against
     )
-    return Comparison(rows=rows, cautions=_cautions(report, ""))
+    return Comparison(
+        rows=rows, cautions=_cautions(report, ""), controls=find_controls(report, margin=margin, seed=seed)
+    )
 
 
 def compare_reports(
@@ -159,7 +164,23 @@ def compare_reports(
         only_candidate=tuple(name for name in right if name not in left),
         allowed=allowed,
         cautions=(*_cautions(baseline, "baseline: "), *_cautions(candidate, "candidate: ")),
+        controls=tuple(
+            control
+            for report in (baseline, candidate)
+            for control in find_controls(report, margin=margin, seed=seed)
+        ),
     )
+
+
+def require_fit_controls(comparison: Comparison) -> None:
+    """Fail where a subject differs from itself: what the machine did then shows in every ratio.
+
+    Raises:
+        UnstableError: Names every such control.
+    """
+    lines = [control.words() for control in comparison.controls if control.differs]
+    if lines:
+        raise UnstableError("; ".join(lines), remedy="quieten the machine, fix its clocks, and measure again")
 
 
 def regressions(rows: Collection[Ratio], percent: float) -> tuple[Ratio, ...]:

@@ -36,11 +36,13 @@ class Subject:
         name: Its name in the report, unique.
         call: One request, from the input being there to the answer being there.
         description: What it is, as JSON values: precision, runtime, batch, threads, hashes, switches.
+        control_of: The subject that this one is, measured a second time.
     """
 
     name: str
     call: Callable[[], object]
     description: Mapping[str, Any] = field(default_factory=dict)
+    control_of: str | None = None
 
 
 @dataclass
@@ -61,6 +63,7 @@ class _State:
             warmup=self.warmup,
             refused=self.refused,
             error=self.error,
+            control_of=self.subject.control_of,
         )
 
 

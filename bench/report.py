@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from bench.samples import Samples
 
 KIND = "edge-dsc/latency-report"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 2: controls
 _SEAL = "report_sha256"
 _MEASURE = "edge-dsc bench ENGINE..."
 
@@ -75,6 +75,7 @@ class SubjectReport:
         warmup: Its warm-up.
         refused: Samples refused because the clock jumped backwards, those of dropped blocks included.
         error: Why it was not measured to the end, or None.
+        control_of: The subject that this one is, measured a second time; None for all others.
     """
 
     name: str
@@ -83,6 +84,7 @@ class SubjectReport:
     warmup: WarmUp = field(default_factory=WarmUp)
     refused: int = 0
     error: str | None = None
+    control_of: str | None = None
 
     @property
     def samples_ns(self) -> Samples:
@@ -117,8 +119,15 @@ class Report:
 
     @property
     def measured(self) -> tuple[SubjectReport, ...]:
-        """The subjects that have samples."""
-        return tuple(subject for subject in self.subjects if subject.blocks)
+        """The subjects that have samples, controls left out."""
+        return tuple(subject for subject in self.subjects if subject.blocks and subject.control_of is None)
+
+    @property
+    def controls(self) -> tuple[SubjectReport, ...]:
+        """The subjects that are another one, measured a second time, and have samples."""
+        return tuple(
+            subject for subject in self.subjects if subject.blocks and subject.control_of is not None
+        )
 
     @property
     def failed(self) -> tuple[SubjectReport, ...]:
@@ -161,6 +170,11 @@ class Report:
         names = [subject.name for subject in report.subjects]
         if len(set(names)) != len(names):
             raise _unreadable(source, "two subjects have the same name")
+        for control in report.controls:
+            if control.control_of not in names:
+                raise _unreadable(
+                    source, f"{control.name!r} controls {control.control_of!r}, which is not there"
+                )
         if not report.measured and not report.failed:
             raise _unreadable(source, "it holds no measured subject")
         return report
@@ -181,8 +195,15 @@ def load_report(path: Path) -> Report:
     Raises:
         ArtefactError: Missing, truncated, edited, foreign, of a future version, or with impossible samples.
     """
-    body = read_sealed_document(path, KIND, SCHEMA_VERSION, seal=_SEAL, renew=_MEASURE)
+    body = read_sealed_document(
+        path, KIND, SCHEMA_VERSION, seal=_SEAL, renew=_MEASURE, older={1: _from_version_1}
+    )
     return Report.from_dict(body, source=str(path))
+
+
+def _from_version_1(body: dict[str, Any]) -> dict[str, Any]:
+    """Version 1 knew no controls; what it lacks has a default."""
+    return body
 
 
 def _unreadable(source: str, reason: str) -> ArtefactError:

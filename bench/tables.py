@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench.compare import Comparison, Ratio, compare_subjects
+from bench.control import find_controls
 from bench.report import Report, SubjectReport
 from bench.stability import unstable_subjects
 from bench.statistics import PERCENTILES, Summary, Verdict, summarise
@@ -68,7 +69,7 @@ def report_ratios(
     """Compare every subject with the baseline, the first by default.
 
     Returns:
-        The ratios, and a line for each subject that cannot be compared: why.
+        The ratios, and a line for each control and for each subject that cannot be compared: why.
     """
     names = [subject.name for subject in report.measured]
     against = baseline if baseline is not None else names[0]
@@ -81,14 +82,14 @@ def report_ratios(
             except (NotComparableError, UnstableError) as error:
                 what = error.what.removeprefix(f"{name}: ")
                 notes.append(f"{name}: {what}")
-    return tuple(ratios), tuple(notes)
+    return tuple(ratios), (*notes, *(control.words() for control in find_controls(report)))
 
 
 def latency_table(report: Report) -> Table:
     """Return the latencies of all subjects, in milliseconds."""
     percentiles = tuple(f"p{percentile:g}" for percentile in PERCENTILES)
     header = ("engine", "samples", "median", "95 % interval", "mean", *percentiles, "min", "max")
-    rows = tuple(_latency_row(subject) for subject in report.subjects)
+    rows = tuple(_latency_row(subject) for subject in report.subjects if subject.control_of is None)
     return Table(
         title=f"Latency, ms ({_plan_words(report)})", header=header, rows=rows, notes=_cautions(report)
     )
@@ -119,7 +120,8 @@ def ratio_table(ratios: Sequence[Ratio], *, title: str = "Compared", notes: Sequ
 def comparison_table(comparison: Comparison) -> Table:
     """Return the comparison of two reports."""
     table = ratio_table(comparison.rows, title="Compared")
-    notes = [*table.notes, *comparison.cautions]
+    controls = (control.words() for control in comparison.controls)
+    notes = [*table.notes, *dict.fromkeys((*comparison.cautions, *controls))]
     if comparison.allowed:
         notes.append(f"allowed to differ: {', '.join(comparison.allowed)}")
     if comparison.only_baseline:

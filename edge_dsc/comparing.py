@@ -42,6 +42,10 @@ def comparison_to_dict(found: Comparison) -> dict[str, Any]:
         "only_candidate": list(found.only_candidate),
         "allowed": list(found.allowed),
         "cautions": list(found.cautions),
+        "controls": [
+            {**vars(control), "ratio": dict(vars(control.ratio)), "verdict": control.verdict.value}
+            for control in found.controls
+        ],
     }
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 
+from bench.control import control_subject
 from bench.measure import Subject, measure
 from bench.plan import Plan
 from bench.report import Report
@@ -21,6 +22,7 @@ def measure_engines(
     *,
     batch: int = 1,
     threads: int = 1,
+    control: bool = True,
     progress: Progress | None = None,
 ) -> Report:
     """Measure engines against each other: interleaved, each with the same input.
@@ -33,6 +35,7 @@ def measure_engines(
         plan: How long and in which order.
         batch: Images a request.
         threads: CPU threads of one request, where the runtime uses any.
+        control: Measure the first of several engines a second time: a difference is the machine's.
         progress: Called with (phase, done, total).
 
     Raises:
@@ -46,6 +49,8 @@ def measure_engines(
         subjects = [
             _subject(name, runner, batch, threads) for name, runner in zip(names, runners, strict=True)
         ]
+        if control and len(subjects) > 1:
+            subjects.append(control_subject(subjects[0]))
         return measure(subjects, plan, progress=progress)
 
 

@@ -44,6 +44,10 @@ def bench(
     ] = None,
     batch: Annotated[int, typer.Option("--batch", min=1, help="Images a request.")] = 1,
     threads: Annotated[int, typer.Option("--threads", min=1, help="CPU threads of one request.")] = 1,
+    control: Annotated[
+        bool,
+        typer.Option("--control/--no-control", help="Measure the baseline twice: it must not differ."),
+    ] = True,
     seed: Seed = 0,
     out: Out = None,
     html: Html = None,
@@ -64,7 +68,9 @@ def bench(
     path = out or default_report_path()
     require_writable(path)
     with progress_bar() as progress:
-        report = measure_engines(engines, chosen, batch=batch, threads=threads, progress=progress)
+        report = measure_engines(
+            engines, chosen, batch=batch, threads=threads, control=control, progress=progress
+        )
     save_report(path, report)
     say(f"report: {path}")
     if json:
@@ -115,7 +121,7 @@ def compare(
     json: Json = False,
 ) -> None:
     """Compare two latency reports, or the engines within one; refuse what is not comparable."""
-    from bench.compare import require_no_regression
+    from bench.compare import require_fit_controls, require_no_regression
     from bench.render import render_comparison
     from edge_dsc.comparing import compare_files, comparison_to_dict
     from edge_dsc.console import give, give_json
@@ -132,5 +138,6 @@ def compare(
         give_json("edge-dsc/comparison", comparison_to_dict(found))
     else:
         give(render_comparison(found, markdown=markdown))
+    require_fit_controls(found)
     if fail_if_slower is not None:
         require_no_regression(found.rows, fail_if_slower)

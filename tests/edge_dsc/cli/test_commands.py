@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from bench.statistics import Verdict
 from edge_dsc import __version__
 from edge_dsc.cli import COMMANDS, main
 from edge_dsc.cli.build import Backend, CalibMethod
@@ -112,6 +113,7 @@ def test_evaluate_against_itself_agrees(edge_dsc: Any, engine: Path, textures: P
 @pytest.fixture
 def calm(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let no noise of this machine end a measurement with exit code 7."""
+    monkeypatch.setattr("bench.control.judge", lambda *_: Verdict.NO_DIFFERENCE)
     monkeypatch.setattr("bench.stability.UNSTABLE_SPREAD", float("inf"))
 
 
@@ -126,6 +128,24 @@ def test_an_unstable_measurement_is_kept_and_said(
     assert (tmp_path / "report.json").is_file()
 
 
+def test_a_control_that_differs_ends_bench_and_compare_with_7(
+    edge_dsc: Any, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bench.control.judge", lambda *_: Verdict.SLOWER)
+    engines = [run / f"dsc-{precision}.onnxruntime.engine" for precision in ("fp32", "int8")]
+    short = ("--iterations", 20, "--warmup", 0)
+    report = tmp_path / "report.json"
+    done = edge_dsc("bench", *engines, *short, "--out", report)
+    assert done.code == 7 and "differs from itself" in done.err
+    for reports in ([report], [report, report]):
+        done = edge_dsc("compare", *reports, "--fail-if-slower", 0)
+        assert done.code == 7 and "measured twice, ratio" in done.err
+    monkeypatch.setattr("bench.stability.UNSTABLE_SPREAD", float("inf"))
+    done = edge_dsc("bench", *engines, *short, "--no-control", "--out", report, "--json")
+    assert done.code == 0 and len(done.json["subjects"]) == 2
+    assert edge_dsc("compare", report, "--json").json["controls"] == []
+
+
 @pytest.mark.usefixtures("calm")
 def test_bench_and_compare(edge_dsc: Any, run: Path, tmp_path: Path) -> None:
     engines = [run / f"dsc-{precision}.onnxruntime.engine" for precision in ("fp32", "int8")]
@@ -135,7 +155,8 @@ def test_bench_and_compare(edge_dsc: Any, run: Path, tmp_path: Path) -> None:
     written = json.loads(report.read_text())
     del written["report_sha256"]
     assert done.json == written
-    assert [subject["name"] for subject in done.json["subjects"]] == [e.stem for e in engines]
+    names = [subject["name"] for subject in done.json["subjects"]]
+    assert names == [*(e.stem for e in engines), f"{engines[0].stem} (control)"]
     within = edge_dsc("compare", report, "--json")
     assert [row["candidate"] for row in within.json["rows"]] == ["dsc-int8.onnxruntime"]
     page = tmp_path / "c.html"
