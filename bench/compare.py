@@ -9,6 +9,7 @@ from typing import Any
 from bench.bootstrap import Interval, block_medians, paired_ratio, sample_median, unpaired_ratio
 from bench.control import Control, find_controls
 from bench.report import Report, SubjectReport
+from bench.signed_rank import signed_rank_chance
 from bench.stability import unstable_subjects
 from bench.statistics import MARGIN, Verdict, judge
 from engines.errors import LatencyRegressionError, NotComparableError, UnstableError, UsageError
@@ -30,6 +31,7 @@ class Ratio:
         ratio: Candidate / baseline with its 95 % interval; below 1 is faster.
         verdict: What that shows.
         margin: The margin it was judged by.
+        p_value: Wilcoxon's signed-rank test over the rounds: the chance of such ranks from equals; None unpaired.
         paired: Whether the ratio was taken within rounds (one report) or of the two medians (two reports).
         allowed: Conditions that differ and were allowed to: the ratio is not of the engines alone.
     """
@@ -41,6 +43,7 @@ class Ratio:
     ratio: Interval
     verdict: Verdict
     margin: float = MARGIN
+    p_value: float | None = None
     paired: bool = False
     allowed: tuple[str, ...] = ()
 
@@ -86,8 +89,10 @@ def compare_subjects(
     allowed = _check_conditions(
         _subject_conditions(below), _subject_conditions(above), allow, f"{candidate}: "
     )
-    ratio = paired_ratio(block_medians(below), block_medians(above), seed=seed)
-    return replace(_judged(below, above, ratio, allowed, margin), paired=True)
+    medians = block_medians(below), block_medians(above)
+    ratio = paired_ratio(*medians, seed=seed)
+    chance = signed_rank_chance(*medians)
+    return replace(_judged(below, above, ratio, allowed, margin), paired=True, p_value=chance)
 
 
 def compare_within(

@@ -10,7 +10,7 @@ from bench.compare import Comparison, Ratio, compare_subjects
 from bench.control import find_controls
 from bench.report import Report, SubjectReport
 from bench.stability import unstable_subjects
-from bench.statistics import PERCENTILES, Summary, Verdict, summarise
+from bench.statistics import PERCENTILES, Summary, Verdict, summarise, summarise_tails
 from engines.errors import NotComparableError, UnstableError
 
 TOO_SMALL = "n too small"
@@ -49,13 +49,13 @@ class Table:
 
 
 def report_tables(report: Report, *, baseline: str | None = None) -> tuple[Table, ...]:
-    """Return the tables of a report: latencies, ratios to one subject, the machine.
+    """Return the tables of a report: latencies, bounds of their tails, ratios to one subject, the machine.
 
     Args:
         report: The report.
         baseline: The subject that the others are compared with; the first one by default.
     """
-    tables = [latency_table(report)]
+    tables = [latency_table(report), tail_table(report)]
     if len(report.measured) > 1:
         ratios, notes = report_ratios(report, baseline=baseline)
         tables.append(ratio_table(ratios, notes=notes))
@@ -95,9 +95,24 @@ def latency_table(report: Report) -> Table:
     )
 
 
+def tail_table(report: Report) -> Table:
+    """Return what bounds the tail of each subject, in milliseconds."""
+    rows = []
+    for subject in report.measured:
+        tails = summarise_tails(subject).values()
+        cells = (TOO_SMALL if tail is None else f"{milliseconds(tail.bound)}" for tail in tails)
+        rows.append((subject.name, *cells))
+    return Table(
+        title="Bounds of the tail, ms: the true percentile is below, with 99 % confidence",
+        header=("engine", *(f"p{percentile:g} below" for percentile in PERCENTILES)),
+        rows=tuple(rows),
+        notes=("the early-stopping rule of MLPerf: so many slow calls would have been seen otherwise",),
+    )
+
+
 def ratio_table(ratios: Sequence[Ratio], *, title: str = "Compared", notes: Sequence[str] = ()) -> Table:
     """Return ratios of latencies with their verdicts."""
-    header = ("engine", "against", "median, ms", "was, ms", "ratio", "95 % interval", "verdict")
+    header = ("engine", "against", "median, ms", "was, ms", "ratio", "95 % interval", "p", "verdict")
     rows = tuple(
         (
             ratio.candidate,
@@ -106,6 +121,7 @@ def ratio_table(ratios: Sequence[Ratio], *, title: str = "Compared", notes: Sequ
             milliseconds(ratio.baseline_ns),
             f"{ratio.ratio.value:.3f}",
             f"{ratio.ratio.low:.3f} to {ratio.ratio.high:.3f}",
+            chance_words(ratio.p_value),
             verdict_words(ratio),
         )
         for ratio in ratios
@@ -113,6 +129,7 @@ def ratio_table(ratios: Sequence[Ratio], *, title: str = "Compared", notes: Sequ
     lines = [f"faster or slower: the whole interval is beyond {ratios[0].margin * 100:g} %"] if ratios else []
     if any(ratio.paired for ratio in ratios):
         lines.append("ratio: the median over the rounds of the ratio within a round")
+        lines.append("p: Wilcoxon's signed-rank test over the rounds, of no difference at all")
     lines += [f"{ratio.candidate}: {', '.join(ratio.allowed)} differ" for ratio in ratios if ratio.allowed]
     return Table(title=title, header=header, rows=rows, notes=(*lines, *notes))
 
@@ -139,6 +156,13 @@ def environment_table(report: Report) -> Table:
         if start or end:
             rows.append((_ENVIRONMENT_NAMES.get(key, key), start, "" if end == start else end))
     return Table(title="Machine", header=("", "start", "end"), rows=tuple(rows), numeric=False)
+
+
+def chance_words(chance: float | None) -> str:
+    """Say a chance: three decimals, or that it is below them."""
+    if chance is None:
+        return "-"
+    return "<0.001" if chance < 0.001 else f"{chance:.3f}"
 
 
 def verdict_words(ratio: Ratio) -> str:

@@ -18,6 +18,7 @@ from bench.tables import (
     milliseconds,
     ratio_table,
     report_ratios,
+    tail_table,
 )
 from edge_dsc.page_plots import distribution_plot, ratio_plot
 from edge_dsc.page_style import CSS
@@ -115,7 +116,7 @@ def make_page(title: str, sections: Sequence[Section], *, summary: str = "") -> 
 
 def report_sections(report: Report, *, baseline: str | None = None) -> tuple[Section, ...]:
     """Return the sections of a latency report: distribution, ratios to the baseline, machine."""
-    sections = [Section("Latency", (latency_table(report), LatencyPlot(report)))]
+    sections = [Section("Latency", (latency_table(report), tail_table(report), LatencyPlot(report)))]
     if len(report.measured) > 1:
         ratios, notes = report_ratios(report, baseline=baseline)
         sections.append(Section("Compared", (RatioPlot(ratios), ratio_table(ratios, notes=notes))))
