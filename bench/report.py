@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from bench.samples import Samples
 
 KIND = "edge-dsc/latency-report"
-SCHEMA_VERSION = 2  # 2: controls
+SCHEMA_VERSION = 2  # 2: controls, storage
 _SEAL = "report_sha256"
 _MEASURE = "edge-dsc bench ENGINE..."
 
@@ -65,6 +65,19 @@ class WarmUp:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Storage:
+    """How the samples of a report are kept.
+
+    Attributes:
+        in_order: Whether each block has its samples in the order of the calls; else they ascend.
+        significant_bits: What each sample is rounded to; None where every nanosecond is kept.
+    """
+
+    in_order: bool = True
+    significant_bits: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class SubjectReport:
     """What was measured of one subject.
 
@@ -106,6 +119,7 @@ class Report:
         environment_end: The machine at the end.
         created: UTC time of the start, ISO 8601.
         interrupted: Whether the user stopped it; what was measured until then is here.
+        storage: How the samples are kept.
         schema_version: Version of this description.
     """
 
@@ -115,6 +129,7 @@ class Report:
     environment_end: Mapping[str, Any]
     created: str
     interrupted: bool = False
+    storage: Storage = field(default_factory=Storage)
     schema_version: int = SCHEMA_VERSION
 
     @property
@@ -140,6 +155,7 @@ class Report:
             "created": self.created,
             "interrupted": self.interrupted,
             "plan": self.plan.to_dict(),
+            "storage": dict(vars(self.storage)),
             "environment": dict(self.environment),
             "environment_end": dict(self.environment_end),
             "subjects": [_subject_to_dict(subject) for subject in self.subjects],
@@ -160,6 +176,7 @@ class Report:
                 environment_end=dict(values["environment_end"]),
                 created=str(values["created"]),
                 interrupted=bool(values["interrupted"]),
+                storage=Storage(**values["storage"]),
             )
         except KeyError as error:
             raise _unreadable(source, f"{error} is missing") from error
@@ -202,8 +219,8 @@ def load_report(path: Path) -> Report:
 
 
 def _from_version_1(body: dict[str, Any]) -> dict[str, Any]:
-    """Version 1 knew no controls; what it lacks has a default."""
-    return body
+    """Version 1 kept every sample as it was, and knew no controls."""
+    return {**body, "storage": dict(vars(Storage()))}
 
 
 def _unreadable(source: str, reason: str) -> ArtefactError:

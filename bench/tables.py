@@ -216,6 +216,9 @@ def _cautions(report: Report) -> tuple[str, ...]:
     notes = []
     if report.interrupted:
         notes.append("interrupted: this is what was measured until then")
+    bits = report.storage.significant_bits
+    if bits is not None:
+        notes.append(f"every call is kept, rounded to {bits} significant bits ({50 / 2 ** (bits - 1):.2g} %)")
     for subject in report.subjects:
         if subject.error is not None:
             notes.append(f"{subject.name} failed: {subject.error}")

@@ -54,6 +54,7 @@ def bench(
     json: Json = False,
 ) -> None:
     """Measure engines against each other, interleaved, and write a report with every sample."""
+    from bench.compact import compact_report
     from bench.plan import choose_plan
     from bench.render import render_report
     from bench.report import KIND, save_report
@@ -71,6 +72,7 @@ def bench(
         report = measure_engines(
             engines, chosen, batch=batch, threads=threads, control=control, progress=progress
         )
+    report = compact_report(report)
     save_report(path, report)
     say(f"report: {path}")
     if json:

@@ -57,11 +57,12 @@ def test_the_document_says_what_it_is(saved: Path) -> None:
 
 
 def test_a_report_of_version_1_loads(saved: Path) -> None:
-    """As the first release wrote it: no controls."""
+    """As the first release wrote it: no storage, no controls."""
     expected = load_report(saved)
     body = json.loads(saved.read_text())
     for key in ("kind", "schema_version", "report_sha256"):
         del body[key]
+    del body["storage"]
     for subject in body["subjects"]:
         del subject["control_of"]
     write_document(saved, KIND, 1, {**body, "report_sha256": sha256_bytes(canonical_json(body))})
@@ -94,6 +95,7 @@ def _block(body: dict[str, Any], value: object) -> None:
         (lambda body: body["subjects"].clear(), "no measured subject"),
         (lambda body: body["subjects"][1].update(control_of="x"), "'dsc' controls 'x', which is not there"),
         (lambda body: body.pop("plan"), "'plan' is missing"),
+        (lambda body: body.update(storage={"in_order": True, "x": 1}), "no readable latency report"),
         (lambda body: body["plan"].update(seconds=-1), "the duration is -1 s"),
         (lambda body: body["plan"].update(seconds="long"), "no readable latency report"),
         (lambda body: body.update(subjects=None), "no readable latency report"),
