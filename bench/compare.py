@@ -77,8 +77,18 @@ def compare_subjects(
     allow: Collection[str] = (),
     margin: float = MARGIN,
     seed: int = 0,
+    test: bool = True,
 ) -> Ratio:
     """Compare two subjects of one report, round by round.
+
+    Args:
+        report: The report.
+        baseline: The subject that is compared with.
+        candidate: The subject that is judged.
+        allow: Keys that may differ; the result is marked.
+        margin: The smallest difference worth a word, as a fraction.
+        seed: Seed of the bootstrap.
+        test: Make Wilcoxon's test too; without it SciPy's statistics, a second of imports, are not loaded.
 
     Raises:
         UsageError: The report has no such subject.
@@ -86,12 +96,10 @@ def compare_subjects(
         UnstableError: Too few rounds.
     """
     below, above = _find_subject(report, baseline), _find_subject(report, candidate)
-    allowed = _check_conditions(
-        _subject_conditions(below), _subject_conditions(above), allow, f"{candidate}: "
-    )
+    allowed = check_conditions(subject_conditions(below), subject_conditions(above), allow, f"{candidate}: ")
     medians = block_medians(below), block_medians(above)
     ratio = paired_ratio(*medians, seed=seed)
-    chance = signed_rank_chance(*medians)
+    chance = signed_rank_chance(*medians) if test else None
     return replace(_judged(below, above, ratio, allowed, margin), paired=True, p_value=chance)
 
 
@@ -156,11 +164,11 @@ def compare_reports(
             f"no name in common: {', '.join(left) or 'nothing'} against {', '.join(right) or 'nothing'}",
             remedy="measure the same engines in both reports",
         )
-    allowed = _check_conditions(_report_conditions(baseline), _report_conditions(candidate), allow, "")
+    allowed = check_conditions(_report_conditions(baseline), _report_conditions(candidate), allow, "")
     rows = []
     for name in common:
-        conditions = _subject_conditions(left[name]), _subject_conditions(right[name])
-        differing = _check_conditions(*conditions, allow, f"{name}: ")
+        conditions = subject_conditions(left[name]), subject_conditions(right[name])
+        differing = check_conditions(*conditions, allow, f"{name}: ")
         ratio = unpaired_ratio(left[name], right[name], seed=seed)
         rows.append(_judged(left[name], right[name], ratio, differing, margin))
     return Comparison(
@@ -177,13 +185,13 @@ def compare_reports(
     )
 
 
-def require_fit_controls(comparison: Comparison) -> None:
+def require_fit_controls(controls: Collection[Control]) -> None:
     """Fail where a subject differs from itself: what the machine did then shows in every ratio.
 
     Raises:
         UnstableError: Names every such control.
     """
-    lines = [control.words() for control in comparison.controls if control.differs]
+    lines = [control.words() for control in controls if control.differs]
     if lines:
         raise UnstableError("; ".join(lines), remedy="quieten the machine, fix its clocks, and measure again")
 
@@ -232,7 +240,8 @@ def _report_conditions(report: Report) -> dict[str, Any]:
     return {**conditions, "scenario": report.plan.scenario}
 
 
-def _subject_conditions(subject: SubjectReport) -> dict[str, Any]:
+def subject_conditions(subject: SubjectReport) -> dict[str, Any]:
+    """Return what must be equal for the latencies of two subjects to be comparable, by key."""
     conditions: dict[str, Any] = {}
     for key in SUBJECT_KEYS:
         value = subject.description.get(key)
@@ -243,9 +252,14 @@ def _subject_conditions(subject: SubjectReport) -> dict[str, Any]:
     return conditions
 
 
-def _check_conditions(
+def check_conditions(
     left: Mapping[str, Any], right: Mapping[str, Any], allow: Collection[str], prefix: str
 ) -> tuple[str, ...]:
+    """Return the keys that differ and are allowed to.
+
+    Raises:
+        NotComparableError: Others differ; its text begins with ``prefix`` and names them.
+    """
     keys = [key for key in {**left, **right} if left.get(key) != right.get(key)]
     refused = [key for key in keys if key not in allow and key.partition(".")[0] not in allow]
     if refused:

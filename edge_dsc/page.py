@@ -9,6 +9,8 @@ from html import escape
 from pathlib import Path
 
 from bench.compare import Comparison, Ratio
+from bench.fleet import Fleet
+from bench.fleet_tables import fleet_tables
 from bench.report import Report
 from bench.tables import (
     Table,
@@ -124,8 +126,10 @@ def report_sections(report: Report, *, baseline: str | None = None) -> tuple[Sec
     return tuple(sections)
 
 
-def comparison_sections(comparison: Comparison) -> tuple[Section, ...]:
-    """Return the sections of a comparison of two reports."""
+def comparison_sections(comparison: Comparison | Fleet) -> tuple[Section, ...]:
+    """Return the sections of a comparison of two reports, or of many."""
+    if isinstance(comparison, Fleet):
+        return (Section("Fleet", fleet_tables(comparison)),)
     return (Section("Compared", (RatioPlot(comparison.rows), comparison_table(comparison))),)
 
 

@@ -97,7 +97,11 @@ def bench(
 
 def compare(
     reports: Annotated[
-        list[Path], typer.Argument(help="One report, or a baseline and a candidate.", show_default=False)
+        list[Path],
+        typer.Argument(
+            help="One report; a baseline and a candidate; or three and more: device by engine.",
+            show_default=False,
+        ),
     ],
     allow: Annotated[
         Optional[list[str]],
@@ -122,13 +126,19 @@ def compare(
     html: Html = None,
     json: Json = False,
 ) -> None:
-    """Compare two latency reports, or the engines within one; refuse what is not comparable."""
-    from bench.compare import require_fit_controls, require_no_regression
+    """Compare the engines of one latency report, two reports, or many; refuse what is not comparable."""
+    from bench.compare import Comparison, require_fit_controls, require_no_regression
     from bench.render import render_comparison
     from edge_dsc.comparing import compare_files, comparison_to_dict
     from edge_dsc.console import give, give_json
+    from engines.errors import UsageError
     from engines.files import write_text
 
+    if fail_if_slower is not None and len(reports) > 2:
+        raise UsageError(
+            f"--fail-if-slower with {len(reports)} reports",
+            remedy="give one report, or a baseline and a candidate",
+        )
     found = compare_files(reports, allow=allow or (), margin=margin / 100)
     if out is not None:
         write_text(out, render_comparison(found, markdown=True))
@@ -137,9 +147,10 @@ def compare(
 
         save_page(html, "Comparison of latency reports", comparison_sections(found))
     if json:
-        give_json("edge-dsc/comparison", comparison_to_dict(found))
+        kind = "edge-dsc/comparison" if isinstance(found, Comparison) else "edge-dsc/fleet"
+        give_json(kind, comparison_to_dict(found))
     else:
         give(render_comparison(found, markdown=markdown))
-    require_fit_controls(found)
-    if fail_if_slower is not None:
+    require_fit_controls(found.controls)
+    if fail_if_slower is not None and isinstance(found, Comparison):
         require_no_regression(found.rows, fail_if_slower)

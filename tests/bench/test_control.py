@@ -54,7 +54,7 @@ def test_a_control_is_hidden_from_the_tables_and_its_ratio_is_told(
         assert f"* {line}" in text.splitlines()
         assert "cnn (control)" not in text
     assert unstable_subjects(made) == ()
-    require_fit_controls(compare_within(made))
+    require_fit_controls(compare_within(made).controls)
 
 
 def test_a_control_that_differs_makes_everything_unstable(controlled: Callable[..., Report]) -> None:
@@ -65,7 +65,7 @@ def test_a_control_that_differs_makes_everything_unstable(controlled: Callable[.
         require_stable(made)
     for comparison in (compare_within(made), compare_reports(made, controlled(1000))):
         with pytest.raises(UnstableError) as caught:
-            require_fit_controls(comparison)
+            require_fit_controls(comparison.controls)
         assert caught.value.what.startswith(line)
         assert caught.value.remedy == "quieten the machine, fix its clocks, and measure again"
     assert render_comparison(compare_within(made)).count("differs from itself") == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +167,14 @@ def test_bench_and_compare(edge_dsc: Any, run: Path, tmp_path: Path) -> None:
     assert between.out.strip() == (tmp_path / "c.md").read_text().strip()
     assert between.out.count("1.000") >= 2
     assert edge_dsc("compare", report, report, "--fail-if-slower", 5).code == 0
+    copies = [report, tmp_path / "two.json", tmp_path / "three.json"]
+    for copy in copies[1:]:
+        shutil.copy(report, copy)
+    fleet = edge_dsc("compare", *copies, "--json", "--html", page)
+    assert (fleet.code, fleet.json["kind"]) == (0, "edge-dsc/fleet")
+    assert fleet.json["engines"] == [e.stem for e in engines]
+    assert [device["source"] for device in fleet.json["devices"]] == ["report", "two", "three"]
+    assert "Ratio to dsc-fp32.onnxruntime on the same device" in page.read_text()
 
 
 def test_inspect_knows_every_file(edge_dsc: Any, run: Path, tmp_path: Path) -> None:
