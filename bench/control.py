@@ -44,7 +44,7 @@ class Control:
 
 def control_subject(subject: Subject) -> Subject:
     """Return the same subject once more, as its own control."""
-    return replace(subject, name=f"{subject.name} (control)", control_of=subject.name)
+    return replace(subject, name=f"{subject.name} (control)", control_of=subject.name, stages=None)
 
 
 def find_controls(report: Report, *, margin: float = MARGIN, seed: int = 0) -> tuple[Control, ...]:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 Clock = Callable[[], int]
 _JUMPS_PER_BLOCK = 10  # a clock that jumps more often than this ends the block
 _WARMUP_BLOCKS = 8  # blocks in the shortest warm-up
+_STAGE_CALLS = 5  # after each block
 _NEVER = sys.maxsize
 
 
@@ -37,12 +38,15 @@ class Subject:
         call: One request, from the input being there to the answer being there.
         description: What it is, as JSON values: precision, runtime, batch, threads, hashes, switches.
         control_of: The subject that this one is, measured a second time.
+        stages: One request that tells the nanoseconds of its stages. It is called a few times after each block,
+            never among the samples, because telling stages costs time.
     """
 
     name: str
     call: Callable[[], object]
     description: Mapping[str, Any] = field(default_factory=dict)
     control_of: str | None = None
+    stages: Callable[[], Mapping[str, int]] | None = None
 
 
 @dataclass
@@ -141,9 +145,19 @@ def _measure_block(state: _State, index: int, block: Block, lead_in: int, clock:
     samples, refused = _time_block(call, block, clock)
     state.refused += refused
     if samples:
+        stages = _time_stages(state.subject.stages)
         state.blocks.append(
-            BlockSamples(round=index, start_ns=start - origin, samples_ns=samples, refused=refused)
+            BlockSamples(
+                round=index, start_ns=start - origin, samples_ns=samples, refused=refused, stages_ns=stages
+            )
         )
+
+
+def _time_stages(stages: Callable[[], Mapping[str, int]] | None) -> dict[str, float]:
+    if stages is None:
+        return {}
+    told = [stages() for _ in range(_STAGE_CALLS)]
+    return {stage: float(statistics.median(times[stage] for times in told)) for stage in told[0]}
 
 
 def _time_block(call: Callable[[], object], block: Block, clock: Clock) -> tuple[Samples, int]:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from bench.samples import Samples
 
 KIND = "edge-dsc/latency-report"
-SCHEMA_VERSION = 2  # 2: controls, storage
+SCHEMA_VERSION = 2  # 2: controls, storage, stages
 _SEAL = "report_sha256"
 _MEASURE = "edge-dsc bench ENGINE..."
 
@@ -31,12 +31,15 @@ class BlockSamples:
         start_ns: When it began, nanoseconds since the first block of the report.
         samples_ns: Latency of each call in nanoseconds, ``int64 [calls]``, in the order of the calls.
         refused: Samples that were left out because the clock jumped backwards in them.
+        stages_ns: Stage such as ``h2d`` -> its median time in nanoseconds, of calls beside the samples or of the
+            same ones; empty where nothing tells stages.
     """
 
     round: int
     start_ns: int
     samples_ns: Samples
     refused: int = 0
+    stages_ns: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Check the samples.
@@ -47,6 +50,9 @@ class BlockSamples:
         checked(self.samples_ns)
         if self.round < 0 or self.refused < 0:
             raise ValueError(f"round {self.round} with {self.refused} refused samples cannot be")
+        for stage, value in self.stages_ns.items():
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
+                raise ValueError(f"stage {stage!r} took {value!r} ns")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,7 +236,10 @@ def _unreadable(source: str, reason: str) -> ArtefactError:
 
 
 def _subject_to_dict(subject: SubjectReport) -> dict[str, Any]:
-    blocks = [{**vars(block), "samples_ns": encode_samples(block.samples_ns)} for block in subject.blocks]
+    blocks = [
+        {**vars(block), "samples_ns": encode_samples(block.samples_ns), "stages_ns": dict(block.stages_ns)}
+        for block in subject.blocks
+    ]
     return {
         **vars(subject),
         "description": dict(subject.description),

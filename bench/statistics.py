@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import enum
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -92,6 +93,17 @@ def summarise_tails(subject: SubjectReport) -> dict[float, Tail | None]:
 
 def _tails(ordered: Array) -> dict[float, Tail | None]:
     return {percentile: tail(ordered, percentile) for percentile in PERCENTILES}
+
+
+def stage_medians(subject: SubjectReport) -> dict[str, float]:
+    """Return stage -> the median over the blocks of its median time in a block, nanoseconds."""
+    stages = dict.fromkeys(stage for block in subject.blocks for stage in block.stages_ns)
+    return {
+        stage: statistics.median(
+            block.stages_ns[stage] for block in subject.blocks if stage in block.stages_ns
+        )
+        for stage in stages
+    }
 
 
 def tail(ordered: Array, percentile: float) -> Tail | None:

@@ -10,7 +10,7 @@ from bench.compare import Comparison, Ratio, compare_subjects
 from bench.control import find_controls
 from bench.report import Report, SubjectReport
 from bench.stability import unstable_subjects
-from bench.statistics import PERCENTILES, Summary, Verdict, summarise, summarise_tails
+from bench.statistics import PERCENTILES, Summary, Verdict, stage_medians, summarise, summarise_tails
 from engines.errors import NotComparableError, UnstableError
 
 TOO_SMALL = "n too small"
@@ -56,6 +56,7 @@ def report_tables(report: Report, *, baseline: str | None = None) -> tuple[Table
         baseline: The subject that the others are compared with; the first one by default.
     """
     tables = [latency_table(report), tail_table(report)]
+    tables += [stage_table(report)] if has_stages(report) else []
     if len(report.measured) > 1:
         ratios, notes = report_ratios(report, baseline=baseline)
         tables.append(ratio_table(ratios, notes=notes))
@@ -108,6 +109,22 @@ def tail_table(report: Report) -> Table:
         rows=tuple(rows),
         notes=("the early-stopping rule of MLPerf: so many slow calls would have been seen otherwise",),
     )
+
+
+def has_stages(report: Report) -> bool:
+    """Say whether any subject tells the times of its stages."""
+    return any(block.stages_ns for subject in report.measured for block in subject.blocks)
+
+
+def stage_table(report: Report) -> Table:
+    """Return the time of each stage, in milliseconds: the median over the blocks of the blocks' medians."""
+    found = {subject.name: stage_medians(subject) for subject in report.measured}
+    stages = tuple(dict.fromkeys(stage for medians in found.values() for stage in medians))
+    rows = tuple(
+        (name, *(milliseconds(medians[stage]) if stage in medians else "-" for stage in stages))
+        for name, medians in found.items()
+    )
+    return Table(title="Stages, median ms", header=("engine", *stages), rows=rows)
 
 
 def ratio_table(ratios: Sequence[Ratio], *, title: str = "Compared", notes: Sequence[str] = ()) -> Table:

@@ -16,10 +16,12 @@ from bench.tables import (
     Table,
     comparison_table,
     environment_table,
+    has_stages,
     latency_table,
     milliseconds,
     ratio_table,
     report_ratios,
+    stage_table,
     tail_table,
 )
 from edge_dsc.page_plots import distribution_plot, ratio_plot
@@ -119,6 +121,8 @@ def make_page(title: str, sections: Sequence[Section], *, summary: str = "") -> 
 def report_sections(report: Report, *, baseline: str | None = None) -> tuple[Section, ...]:
     """Return the sections of a latency report: distribution, ratios to the baseline, machine."""
     sections = [Section("Latency", (latency_table(report), tail_table(report), LatencyPlot(report)))]
+    if has_stages(report):
+        sections.append(Section("Stages", (stage_table(report),)))
     if len(report.measured) > 1:
         ratios, notes = report_ratios(report, baseline=baseline)
         sections.append(Section("Compared", (RatioPlot(ratios), ratio_table(ratios, notes=notes))))

@@ -154,3 +154,35 @@ def compare(
     require_fit_controls(found.controls)
     if fail_if_slower is not None and isinstance(found, Comparison):
         require_no_regression(found.rows, fail_if_slower)
+
+
+def import_times(
+    times: Annotated[
+        Path, typer.Argument(help="A file that trtexec --exportTimes wrote.", show_default=False)
+    ],
+    name: Annotated[
+        Optional[str],
+        typer.Option("--name", help="Name of the engine; default: the file's.", show_default=False),
+    ] = None,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Images a request.")] = 1,
+    this_machine: Annotated[
+        bool, typer.Option("--this-machine", help="The times were taken on this machine.")
+    ] = False,
+    out: Out = None,
+    json: Json = False,
+) -> None:
+    """Turn the times that trtexec exported into a latency report, for compare."""
+    from bench.compact import compact_report
+    from bench.render import render_report
+    from bench.report import KIND, save_report
+    from bench.trtexec import import_trtexec
+    from edge_dsc.console import give, give_json, say
+
+    path = out or times.with_name(f"{times.stem}.report.json")
+    report = compact_report(import_trtexec(times, name=name, batch=batch, this_machine=this_machine))
+    save_report(path, report)
+    say(f"report: {path}")
+    if json:
+        give_json(KIND, report.to_dict(), schema_version=report.schema_version)
+    else:
+        give(render_report(report))

@@ -54,6 +54,19 @@ def test_rounds_are_interleaved_in_the_seeded_order(clock: Any) -> None:
     assert all(len(subject.samples_ns) == 40 for subject in report.subjects)
 
 
+def test_stages_are_told_by_calls_beside_the_samples(clock: Any) -> None:
+    told = iter(range(1, 100))
+    stages = lambda: {"execute": next(told) * 10, "d2h": 7}  # noqa: E731
+    subject = Subject(name="a", call=clock.takes(MS), stages=stages)
+    report = run([subject], Plan(iterations=4, rounds=2, **COLD), clock)
+    (measured,) = report.subjects
+    assert [dict(block.stages_ns) for block in measured.blocks] == [
+        {"execute": 30, "d2h": 7},
+        {"execute": 80, "d2h": 7},
+    ]
+    assert list(measured.samples_ns) == [MS] * 4
+
+
 def test_lead_in_calls_are_not_counted(clock: Any) -> None:
     call = clock.takes(50 * MS, 40 * MS, MS, MS)
     report = run(

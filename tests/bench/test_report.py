@@ -57,7 +57,7 @@ def test_the_document_says_what_it_is(saved: Path) -> None:
 
 
 def test_a_report_of_version_1_loads(saved: Path) -> None:
-    """As the first release wrote it: no storage, no controls."""
+    """As the first release wrote it: no storage, controls and stages."""
     expected = load_report(saved)
     body = json.loads(saved.read_text())
     for key in ("kind", "schema_version", "report_sha256"):
@@ -65,6 +65,8 @@ def test_a_report_of_version_1_loads(saved: Path) -> None:
     del body["storage"]
     for subject in body["subjects"]:
         del subject["control_of"]
+        for block in subject["blocks"]:
+            del block["stages_ns"]
     write_document(saved, KIND, 1, {**body, "report_sha256": sha256_bytes(canonical_json(body))})
     assert load_report(saved) == expected
 
@@ -90,6 +92,10 @@ def _block(body: dict[str, Any], value: object) -> None:
         (lambda body: _block(body, [1.5]), "subject 'cnn': sample 1.5 is not a whole number"),
         (lambda body: body["subjects"][0]["blocks"][0].pop("samples_ns"), "'samples_ns' is missing"),
         (lambda body: body["subjects"][0]["blocks"][0].update(round=-1), "round -1"),
+        (
+            lambda body: body["subjects"][0]["blocks"][0].update(stages_ns={"h2d": -1}),
+            "stage 'h2d' took -1 ns",
+        ),
         (lambda body: body["subjects"][0].update(colour="red"), "colour"),
         (lambda body: body["subjects"].append(body["subjects"][0]), "two subjects have the same name"),
         (lambda body: body["subjects"].clear(), "no measured subject"),

@@ -177,6 +177,21 @@ def test_bench_and_compare(edge_dsc: Any, run: Path, tmp_path: Path) -> None:
     assert "Ratio to dsc-fp32.onnxruntime on the same device" in page.read_text()
 
 
+def test_import_times(edge_dsc: Any, tmp_path: Path) -> None:
+    times = tmp_path / "a.json"
+    entry = {"startEnqMs": 1, "h2dMs": 0.1, "computeMs": 0.8, "d2hMs": 0.1, "latencyMs": 1}
+    times.write_text(json.dumps([entry] * 100))
+    done = edge_dsc("import-times", times, "--name", "mine", "--json")
+    assert done.code == 0, done.err
+    assert done.json["subjects"][0]["name"] == "mine"
+    report = tmp_path / "a.report.json"
+    assert edge_dsc("compare", report, report, "--json").json["rows"][0]["ratio"]["value"] == 1
+    assert "execute" in edge_dsc("import-times", times, "--out", tmp_path / "b.json").out
+    times.write_text("[]")
+    done = edge_dsc("import-times", times)
+    assert done.code == 9 and "holds no times of trtexec" in done.err
+
+
 def test_inspect_knows_every_file(edge_dsc: Any, run: Path, tmp_path: Path) -> None:
     engine = run / "dsc-int8.onnxruntime.engine"
     expected = {
