@@ -8,13 +8,14 @@ from typing import Any
 
 from bench.bootstrap import Interval, block_medians, paired_ratio, sample_median, unpaired_ratio
 from bench.control import Control, find_controls
+from bench.machine_state import throttling
 from bench.report import Report, SubjectReport
 from bench.signed_rank import signed_rank_chance
 from bench.stability import unstable_subjects
 from bench.statistics import MARGIN, Verdict, judge
 from engines.errors import LatencyRegressionError, NotComparableError, UnstableError, UsageError
 
-ENVIRONMENT_KEYS = ("machine", "architecture", "cpu", "cores", "cpu_limit", "gpu")
+ENVIRONMENT_KEYS = ("machine", "architecture", "cpu", "cores", "cpu_limit", "gpu", "power_mode")
 SUBJECT_KEYS = ("batch", "threads", "switches")
 _MEASURE_BOTH = "measure both the same way, or allow it with"
 
@@ -224,7 +225,8 @@ def require_no_regression(rows: Collection[Ratio], percent: float) -> None:
 
 def _cautions(report: Report, prefix: str) -> tuple[str, ...]:
     interrupted = ("the measurement was interrupted",) if report.interrupted else ()
-    return tuple(prefix + line for line in (*interrupted, *unstable_subjects(report)))
+    lines = (*interrupted, *throttling(report.states), *unstable_subjects(report))
+    return tuple(prefix + line for line in lines)
 
 
 def _find_subject(report: Report, name: str) -> SubjectReport:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from bench.bootstrap import sample_median
 from bench.compare import Ratio, check_conditions, compare_subjects, subject_conditions
 from bench.control import Control, find_controls
+from bench.machine_state import throttling
 from bench.report import Report
 from bench.stability import unstable_subjects
 from bench.statistics import MARGIN
@@ -110,7 +111,7 @@ def _device(
         source=source,
         medians_ns={engine: sample_median(subject) for engine, subject in measured.items()},
         ratios=ratios,
-        cautions=(*cautions, *unstable_subjects(report)),
+        cautions=(*cautions, *throttling(report.states), *unstable_subjects(report)),
         controls=find_controls(report, margin=margin, seed=seed),
     )
 

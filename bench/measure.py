@@ -14,6 +14,7 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from bench.environment import environment
+from bench.machine_state import read_state
 from bench.plan import Block, Plan
 from bench.report import BlockSamples, Report, SubjectReport, WarmUp
 from engines.errors import UsageError
@@ -78,6 +79,7 @@ def measure(
     clock: Clock = time.perf_counter_ns,
     progress: Progress | None = None,
     read_environment: Callable[[], Mapping[str, Any]] = environment,
+    read_machine: Callable[[], Mapping[str, Any]] = read_state,
 ) -> Report:
     """Warm every subject up, then measure all of them in interleaved rounds.
 
@@ -87,6 +89,7 @@ def measure(
         clock: Monotonic time in nanoseconds.
         progress: Called with ("warm-up" or "measure", done, total).
         read_environment: Describes the machine; asked at the start and at the end.
+        read_machine: Tells what changes while the machine works; asked after each round, outside all timing.
 
     Returns:
         The report. A subject whose call raises keeps its blocks so far and carries the error; an
@@ -107,8 +110,11 @@ def measure(
             state.warmup = _warm_up(state.subject.call, plan, clock)
     report_progress("warm-up", len(states), len(states))
     interrupted = False
+    seen: list[Mapping[str, Any]] = []
     try:
-        _run_rounds(states, plan, clock, report_progress)
+        _run_rounds(
+            states, plan, clock, report_progress, lambda at: seen.append({"at_ns": at, **read_machine()})
+        )
     except KeyboardInterrupt:
         if not any(state.blocks for state in states):
             raise
@@ -120,11 +126,15 @@ def measure(
         environment_end=read_environment(),
         created=created,
         interrupted=interrupted,
+        states=tuple(seen),
     )
 
 
-def _run_rounds(states: list[_State], plan: Plan, clock: Clock, progress: Progress) -> None:
+def _run_rounds(
+    states: list[_State], plan: Plan, clock: Clock, progress: Progress, note: Callable[[int], None]
+) -> None:
     origin = clock()
+    note(0)
     blocks = plan.blocks()
     total = len(blocks) * len(states)
     for index, (block, order) in enumerate(zip(blocks, plan.orders(len(states)), strict=True)):
@@ -134,6 +144,7 @@ def _run_rounds(states: list[_State], plan: Plan, clock: Clock, progress: Progre
             if state.error is None:
                 with _recorded_error(state):
                     _measure_block(state, index, block, plan.lead_in, clock, origin)
+        note(clock() - origin)
     progress("measure", total, total)
 
 

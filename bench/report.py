@@ -94,6 +94,7 @@ class SubjectReport:
         warmup: Its warm-up.
         refused: Samples refused because the clock jumped backwards, those of dropped blocks included.
         error: Why it was not measured to the end, or None.
+        passes: What passes of their own found, as JSON values by name: ``power``, ``memory``, ``limits``.
         control_of: The subject that this one is, measured a second time; None for all others.
     """
 
@@ -104,6 +105,7 @@ class SubjectReport:
     refused: int = 0
     error: str | None = None
     control_of: str | None = None
+    passes: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def samples_ns(self) -> Samples:
@@ -126,6 +128,8 @@ class Report:
         created: UTC time of the start, ISO 8601.
         interrupted: Whether the user stopped it; what was measured until then is here.
         storage: How the samples are kept.
+        states: What the machine did: :func:`bench.machine_state.read_state` after each round, with ``at_ns``,
+            nanoseconds since the first block.
         schema_version: Version of this description.
     """
 
@@ -136,6 +140,7 @@ class Report:
     created: str
     interrupted: bool = False
     storage: Storage = field(default_factory=Storage)
+    states: tuple[Mapping[str, Any], ...] = ()
     schema_version: int = SCHEMA_VERSION
 
     @property
@@ -162,6 +167,7 @@ class Report:
             "interrupted": self.interrupted,
             "plan": self.plan.to_dict(),
             "storage": dict(vars(self.storage)),
+            "states": [dict(state) for state in self.states],
             "environment": dict(self.environment),
             "environment_end": dict(self.environment_end),
             "subjects": [_subject_to_dict(subject) for subject in self.subjects],
@@ -183,6 +189,7 @@ class Report:
                 created=str(values["created"]),
                 interrupted=bool(values["interrupted"]),
                 storage=Storage(**values["storage"]),
+                states=tuple(dict(state) for state in values["states"]),
             )
         except KeyError as error:
             raise _unreadable(source, f"{error} is missing") from error
@@ -226,7 +233,7 @@ def load_report(path: Path) -> Report:
 
 def _from_version_1(body: dict[str, Any]) -> dict[str, Any]:
     """Version 1 kept every sample as it was, and knew no controls."""
-    return {**body, "storage": dict(vars(Storage()))}
+    return {**body, "storage": dict(vars(Storage())), "states": []}
 
 
 def _unreadable(source: str, reason: str) -> ArtefactError:
@@ -243,6 +250,7 @@ def _subject_to_dict(subject: SubjectReport) -> dict[str, Any]:
     return {
         **vars(subject),
         "description": dict(subject.description),
+        "passes": dict(subject.passes),
         "warmup": dict(vars(subject.warmup)),
         "blocks": blocks,
     }

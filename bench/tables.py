@@ -8,6 +8,7 @@ from typing import Any
 
 from bench.compare import Comparison, Ratio, compare_subjects
 from bench.control import find_controls
+from bench.machine_state import throttling
 from bench.report import Report, SubjectReport
 from bench.stability import unstable_subjects
 from bench.statistics import PERCENTILES, Summary, Verdict, stage_medians, summarise, summarise_tails
@@ -22,6 +23,11 @@ _ENVIRONMENT_NAMES = {
     "gpu_driver": "GPU driver",
     "os": "OS",
     "l4t": "L4T",
+    "jetpack": "JetPack",
+    "power_mode": "power mode (nvpmodel)",
+    "clocks_fixed": "clocks fixed",
+    "gpu_mhz": "GPU, MHz",
+    "nvml": "NVML",
     "frequency_mhz": "frequency, MHz",
     "memory_gib": "memory, GiB",
     "memory_limit_gib": "memory limit, GiB",
@@ -243,12 +249,15 @@ def _cautions(report: Report) -> tuple[str, ...]:
             notes.append(f"{subject.name}: {subject.refused} samples refused, the clock jumped backwards")
         if subject.blocks and not subject.warmup.stable and report.plan.warmup_seconds:
             notes.append(f"{subject.name}: the warm-up ended before the median came to rest")
+    notes += throttling(report.states)
     return (*notes, *(f"unstable: {line}" for line in unstable_subjects(report)))
 
 
 def _words(value: Any) -> str:
     if value is None:
         return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {_words(item)}" for name, item in value.items())
     if isinstance(value, list | tuple):

@@ -62,9 +62,9 @@ def test_a_report_of_version_1_loads(saved: Path) -> None:
     body = json.loads(saved.read_text())
     for key in ("kind", "schema_version", "report_sha256"):
         del body[key]
-    del body["storage"]
+    del body["storage"], body["states"]
     for subject in body["subjects"]:
-        del subject["control_of"]
+        del subject["control_of"], subject["passes"]
         for block in subject["blocks"]:
             del block["stages_ns"]
     write_document(saved, KIND, 1, {**body, "report_sha256": sha256_bytes(canonical_json(body))})
