@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from bench.compare import Comparison, Ratio, compare_subjects
 from bench.control import find_controls
 from bench.machine_state import throttling
+from bench.pass_tables import pass_tables
 from bench.report import Report, SubjectReport
 from bench.stability import unstable_subjects
 from bench.statistics import PERCENTILES, Summary, Verdict, stage_medians, summarise, summarise_tails
+from bench.table import Table as Table
+from bench.table import milliseconds as milliseconds
 from engines.errors import NotComparableError, UnstableError
 
 TOO_SMALL = "n too small"
@@ -35,25 +37,6 @@ _ENVIRONMENT_NAMES = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Table:
-    """A table of text.
-
-    Attributes:
-        title: What it shows.
-        header: Column names; the first column is text, the others are numbers where ``numeric``.
-        rows: Cells, one tuple a row, as many as the header has.
-        notes: Lines below it.
-        numeric: Whether all columns but the first are set flush right.
-    """
-
-    title: str
-    header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    notes: tuple[str, ...] = ()
-    numeric: bool = True
-
-
 def report_tables(report: Report, *, baseline: str | None = None) -> tuple[Table, ...]:
     """Return the tables of a report: latencies, bounds of their tails, ratios to one subject, the machine.
 
@@ -63,6 +46,7 @@ def report_tables(report: Report, *, baseline: str | None = None) -> tuple[Table
     """
     tables = [latency_table(report), tail_table(report)]
     tables += [stage_table(report)] if has_stages(report) else []
+    tables += pass_tables(report)
     if len(report.measured) > 1:
         ratios, notes = report_ratios(report, baseline=baseline)
         tables.append(ratio_table(ratios, notes=notes))
@@ -195,16 +179,6 @@ def verdict_words(ratio: Ratio) -> str:
     if ratio.verdict is Verdict.SLOWER:
         return f"{ratio.ratio.value:.2f} times slower"
     return str(ratio.verdict.value)
-
-
-def milliseconds(nanoseconds: float) -> str:
-    """Return a time in milliseconds with four significant digits or more."""
-    value = nanoseconds / 1e6
-    if value < 0.1:
-        return f"{value:.5f}"
-    if value < 10:
-        return f"{value:.3f}"
-    return f"{value:.2f}" if value < 100 else f"{value:.1f}"
 
 
 def _latency_row(subject: SubjectReport) -> tuple[str, ...]:

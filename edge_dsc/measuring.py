@@ -10,10 +10,12 @@ from pathlib import Path
 from bench.control import control_subject
 from bench.measure import Subject, measure
 from bench.plan import Plan
+from bench.power import find_rails
 from bench.report import Report
+from edge_dsc.passes import add_pass, memory_pass, power_pass
 from engines.errors import UsageError
 from engines.packages import load
-from engines.runtimes import Progress, Runner, open_engine
+from engines.runtimes import Array, Progress, Runner, open_engine
 
 
 def measure_engines(
@@ -23,6 +25,8 @@ def measure_engines(
     batch: int = 1,
     threads: int = 1,
     control: bool = True,
+    power_seconds: float = 0.0,
+    memory: bool = False,
     progress: Progress | None = None,
 ) -> Report:
     """Measure engines against each other: interleaved, each with the same input.
@@ -36,6 +40,8 @@ def measure_engines(
         batch: Images a request.
         threads: CPU threads of one request, where the runtime uses any.
         control: Measure the first of several engines a second time: a difference is the machine's.
+        power_seconds: Time of a power pass of each engine, and as long idle before it; 0 leaves it out.
+        memory: Measure the peak of memory too, each engine in a process of its own.
         progress: Called with (phase, done, total).
 
     Raises:
@@ -51,7 +57,19 @@ def measure_engines(
         ]
         if control and len(subjects) > 1:
             subjects.append(control_subject(subjects[0]))
-        return measure(subjects, plan, progress=progress)
+        report = measure(subjects, plan, progress=progress)
+        if power_seconds:
+            rails = find_rails()
+            if rails:
+                found = power_pass(subjects[: len(names)], rails, seconds=power_seconds)
+                report = add_pass(report, "power", found)
+    if memory:
+        probed = {
+            name: memory_pass(engine, batch=batch, threads=threads)
+            for name, engine in zip(names, engines, strict=True)
+        }
+        report = add_pass(report, "memory", {name: found for name, found in probed.items() if found})
+    return report
 
 
 def _subject(name: str, runner: Runner, batch: int, threads: int) -> Subject:
@@ -61,10 +79,7 @@ def _subject(name: str, runner: Runner, batch: int, threads: int) -> Subject:
             f"{record.engine} takes batches of {record.batch.smallest} to {record.batch.largest}, not {batch}",
             remedy="give another --batch, or build the engine for it",
         )
-    # Noise of a fixed seed: the time of these networks does not depend on what is in the picture.
-    pixels = (
-        load("numpy").random.default_rng(0).integers(0, 256, (batch, *record.contract.input_shape), "uint8")
-    )
+    pixels = input_noise(runner, batch)
     description = {
         "architecture": record.contract.architecture,
         "precision": record.precision.value,
@@ -78,6 +93,15 @@ def _subject(name: str, runner: Runner, batch: int, threads: int) -> Subject:
         "switches": {"transfers": True},
     }
     return Subject(name=name, call=lambda: runner.run(pixels), description=description)
+
+
+def input_noise(runner: Runner, batch: int) -> Array:
+    """Return noise of a fixed seed, ``uint8 [batch, height, width, 1]``.
+
+    The time of these networks does not depend on what is in the picture.
+    """
+    shape = (batch, *runner.record.contract.input_shape)
+    return load("numpy").random.default_rng(0).integers(0, 256, shape, "uint8")
 
 
 def subject_names(engines: Sequence[Path]) -> list[str]:

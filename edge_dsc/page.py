@@ -11,6 +11,7 @@ from pathlib import Path
 from bench.compare import Comparison, Ratio
 from bench.fleet import Fleet
 from bench.fleet_tables import fleet_tables
+from bench.pass_tables import pass_tables
 from bench.report import Report
 from bench.tables import (
     Table,
@@ -126,6 +127,9 @@ def report_sections(report: Report, *, baseline: str | None = None) -> tuple[Sec
     if len(report.measured) > 1:
         ratios, notes = report_ratios(report, baseline=baseline)
         sections.append(Section("Compared", (RatioPlot(ratios), ratio_table(ratios, notes=notes))))
+    tables = pass_tables(report)
+    if tables:
+        sections.append(Section("Passes of their own", tables))
     sections.append(Section("Machine", (environment_table(report),)))
     return tuple(sections)
 

@@ -48,6 +48,10 @@ def bench(
         bool,
         typer.Option("--control/--no-control", help="Measure the baseline twice: it must not differ."),
     ] = True,
+    power: Annotated[
+        float, typer.Option("--power", min=0, help="Seconds of a power pass of each engine; 0: none.")
+    ] = 0.0,
+    memory: Annotated[bool, typer.Option("--memory", help="Measure the peak of memory too.")] = False,
     seed: Seed = 0,
     out: Out = None,
     html: Html = None,
@@ -70,8 +74,17 @@ def bench(
     require_writable(path)
     with progress_bar() as progress:
         report = measure_engines(
-            engines, chosen, batch=batch, threads=threads, control=control, progress=progress
+            engines,
+            chosen,
+            batch=batch,
+            threads=threads,
+            control=control,
+            power_seconds=power,
+            memory=memory,
+            progress=progress,
         )
+    if power and not any("power" in subject.passes for subject in report.subjects):
+        say("power: no rail can be read here (INA3221, RAPL, NVML)")
     report = compact_report(report)
     save_report(path, report)
     say(f"report: {path}")

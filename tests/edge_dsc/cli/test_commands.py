@@ -192,6 +192,26 @@ def test_import_times(edge_dsc: Any, tmp_path: Path) -> None:
     assert done.code == 9 and "holds no times of trtexec" in done.err
 
 
+@pytest.mark.usefixtures("calm")
+def test_bench_measures_memory_and_power_in_passes_of_their_own(
+    edge_dsc: Any, engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from bench.power import Rail
+
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parents[3]))
+    monkeypatch.setattr("edge_dsc.measuring.find_rails", lambda: (Rail(name="VDD_IN", watts=lambda: 5.0),))
+    short = ("--iterations", 20, "--warmup", 0, "--out", tmp_path / "r.json", "--json")
+    done = edge_dsc("bench", engine, *short, "--memory", "--power", 0.05)
+    assert done.code == 0, done.err
+    (subject,) = done.json["subjects"]
+    memory = subject["passes"]["memory"]
+    assert memory["host_peak_bytes"] > memory["host_before_bytes"] > 10 << 20
+    assert [power["rail"] for power in subject["passes"]["power"]] == ["VDD_IN"]
+    monkeypatch.setattr("edge_dsc.measuring.find_rails", tuple)
+    done = edge_dsc("bench", engine, *short, "--power", 0.05)
+    assert done.code == 0 and "no rail can be read here" in done.err
+
+
 def test_inspect_knows_every_file(edge_dsc: Any, run: Path, tmp_path: Path) -> None:
     engine = run / "dsc-int8.onnxruntime.engine"
     expected = {
