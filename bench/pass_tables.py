@@ -2,15 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from bench.bootstrap import sample_median
 from bench.report import Report
-from bench.table import Table
+from bench.table import Table, milliseconds
 
 _MIB = 1 << 20
 
 
+@dataclass(frozen=True)
+class Roof:
+    """The best that a machine could do with some work.
+
+    Attributes:
+        intensity: Multiply-adds a byte.
+        nanoseconds: The shortest time: all multiply-adds, or all bytes, at the ceiling's rate.
+        bound: Which of the two takes longer: ``compute`` or ``memory``.
+    """
+
+    intensity: float
+    nanoseconds: float
+    bound: str
+
+    @classmethod
+    def of(cls, limits: Mapping[str, float]) -> Roof:
+        """Derive it from a subject's pass ``limits``."""
+        compute = limits["multiply_adds"] / limits["multiply_adds_per_s"] * 1e9
+        memory = limits["bytes"] / limits["bytes_per_s"] * 1e9
+        bound = "compute" if compute >= memory else "memory"
+        return cls(limits["multiply_adds"] / limits["bytes"], max(compute, memory), bound)
+
+
 def pass_tables(report: Report) -> tuple[Table, ...]:
     """Return a table for each kind of pass that the report holds."""
-    return tuple(table for table in (_power_table(report), _memory_table(report)) if table.rows)
+    return tuple(
+        table for table in (_limits_table(report), _power_table(report), _memory_table(report)) if table.rows
+    )
 
 
 def _power_table(report: Report) -> Table:
@@ -32,6 +61,49 @@ def _power_table(report: Report) -> Table:
         rows=rows,
         notes=("energy of a request: (busy - idle) / throughput, of this rail alone",),
     )
+
+
+def _limits_table(report: Report) -> Table:
+    rows = []
+    peak: dict[str, float] = {}
+    for subject in report.measured:
+        found = subject.passes.get("limits")
+        if found:
+            roof = Roof.of(found)
+            median = sample_median(subject)
+            peak = found
+            rows.append(
+                (
+                    subject.name,
+                    f"{found['multiply_adds'] / 1e6:,.1f}",
+                    f"{found['bytes'] / 1e6:,.2f}",
+                    f"{roof.intensity:.1f}",
+                    roof.bound,
+                    milliseconds(roof.nanoseconds),
+                    milliseconds(median),
+                    f"{roof.nanoseconds / median:.0%}",
+                )
+            )
+    header = (
+        "engine",
+        "M multiply-adds",
+        "MB moved",
+        "per byte",
+        "bound by",
+        "roof, ms",
+        "median, ms",
+        "of roof",
+    )
+    notes = (
+        (
+            f"ceilings measured here: {peak['multiply_adds_per_s'] / 1e9:.1f} G multiply-adds/s (FP32 matrix product), "
+            f"{peak['bytes_per_s'] / 1e9:.1f} GB/s (copy)",
+            "moved: input, output and weights of each layer, none kept in a cache; INT8 may pass an FP32 ceiling",
+        )
+        if peak
+        else ()
+    )
+    return Table(title="Limits of the machine (roofline)", header=header, rows=tuple(rows), notes=notes)
 
 
 def _memory_table(report: Report) -> Table:

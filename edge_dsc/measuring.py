@@ -6,15 +6,18 @@ import contextlib
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 from bench.control import control_subject
 from bench.measure import Subject, measure
 from bench.plan import Plan
 from bench.power import find_rails
 from bench.report import Report
+from edge_dsc.limits import limits_pass, measure_ceilings
 from edge_dsc.passes import add_pass, memory_pass, power_pass
 from engines.errors import UsageError
 from engines.packages import load
+from engines.record import load_record
 from engines.runtimes import Array, Progress, Runner, open_engine
 
 
@@ -27,6 +30,7 @@ def measure_engines(
     control: bool = True,
     power_seconds: float = 0.0,
     memory: bool = False,
+    limits: bool = False,
     progress: Progress | None = None,
 ) -> Report:
     """Measure engines against each other: interleaved, each with the same input.
@@ -42,6 +46,7 @@ def measure_engines(
         control: Measure the first of several engines a second time: a difference is the machine's.
         power_seconds: Time of a power pass of each engine, and as long idle before it; 0 leaves it out.
         memory: Measure the peak of memory too, each engine in a process of its own.
+        limits: Measure the processor's ceilings and count the work of each engine that runs on it.
         progress: Called with (phase, done, total).
 
     Raises:
@@ -63,6 +68,8 @@ def measure_engines(
             if rails:
                 found = power_pass(subjects[: len(names)], rails, seconds=power_seconds)
                 report = add_pass(report, "power", found)
+    if limits:
+        report = add_pass(report, "limits", _limits(names, engines, batch, threads))
     if memory:
         probed = {
             name: memory_pass(engine, batch=batch, threads=threads)
@@ -70,6 +77,19 @@ def measure_engines(
         }
         report = add_pass(report, "memory", {name: found for name, found in probed.items() if found})
     return report
+
+
+def _limits(names: Sequence[str], engines: Sequence[Path], batch: int, threads: int) -> dict[str, Any]:
+    """Only for engines on the processor: its ceilings say nothing of a GPU."""
+    records = {name: (engine, load_record(engine)) for name, engine in zip(names, engines, strict=True)}
+    here = {name: pair for name, pair in records.items() if pair[1].runtime == "onnxruntime"}
+    if not here:
+        return {}
+    ceilings = measure_ceilings(threads)
+    found = {
+        name: limits_pass(engine, record, ceilings, batch=batch) for name, (engine, record) in here.items()
+    }
+    return {name: limits for name, limits in found.items() if limits}
 
 
 def _subject(name: str, runner: Runner, batch: int, threads: int) -> Subject:

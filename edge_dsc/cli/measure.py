@@ -52,6 +52,9 @@ def bench(
         float, typer.Option("--power", min=0, help="Seconds of a power pass of each engine; 0: none.")
     ] = 0.0,
     memory: Annotated[bool, typer.Option("--memory", help="Measure the peak of memory too.")] = False,
+    limits: Annotated[
+        bool, typer.Option("--limits", help="Hold CPU engines against the machine's own ceilings.")
+    ] = False,
     seed: Seed = 0,
     out: Out = None,
     html: Html = None,
@@ -81,6 +84,7 @@ def bench(
             control=control,
             power_seconds=power,
             memory=memory,
+            limits=limits,
             progress=progress,
         )
     if power and not any("power" in subject.passes for subject in report.subjects):
