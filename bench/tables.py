@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
+from bench.bootstrap import block_medians
 from bench.compare import Comparison, Ratio, compare_subjects
 from bench.control import find_controls
 from bench.machine_state import throttling
@@ -115,6 +118,19 @@ def stage_table(report: Report) -> Table:
         for name, medians in found.items()
     )
     return Table(title="Stages, median ms", header=("engine", *stages), rows=rows)
+
+
+def drift_table(report: Report) -> Table:
+    """Return the median of the blocks in each quarter of the run, in milliseconds."""
+    rows = []
+    for subject in report.measured:
+        medians = list(block_medians(subject).values())
+        edges = [len(medians) * quarter // 4 for quarter in range(5)]
+        parts = (medians[first:last] for first, last in pairwise(edges))
+        cells = (milliseconds(statistics.median(part)) if part else "-" for part in parts)
+        rows.append((subject.name, *cells))
+    header = ("engine", "first quarter", "second", "third", "last")
+    return Table(title="Median of the blocks by quarter of the run, ms", header=header, rows=tuple(rows))
 
 
 def ratio_table(ratios: Sequence[Ratio], *, title: str = "Compared", notes: Sequence[str] = ()) -> Table:

@@ -45,6 +45,11 @@ svg text.value { fill: var(--ink); }
 .axis { stroke: var(--soft); stroke-width: 1; }
 .band { fill: var(--band); }
 .series { fill: none; stroke-width: 2; stroke-linejoin: round; }
+.series.roof { stroke: var(--soft); }
+.fill.c0, .dot.c0 { fill: var(--s0); } .fill.c1, .dot.c1 { fill: var(--s1); } .fill.c2, .dot.c2 { fill: var(--s2); }
+.fill.c3, .dot.c3 { fill: var(--s3); } .fill.c4, .dot.c4 { fill: var(--s4); } .fill.c5, .dot.c5 { fill: var(--s5); }
+.fill { stroke: none !important; }
+.throttled { fill: var(--s1); opacity: .25; }
 .mark { fill: var(--s0); }
 .bar { stroke: var(--s0); stroke-width: 2.5; }
 .c0 { stroke: var(--s0); } .c1 { stroke: var(--s1); } .c2 { stroke: var(--s2); }

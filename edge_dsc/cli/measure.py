@@ -58,6 +58,12 @@ def bench(
     seed: Seed = 0,
     out: Out = None,
     html: Html = None,
+    evaluation: Annotated[
+        Optional[list[Path]],
+        typer.Option(
+            "--evaluation", help="What evaluate --out wrote, for the page. Repeatable.", show_default=False
+        ),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Measure engines against each other, interleaved, and write a report with every sample."""
@@ -67,6 +73,7 @@ def bench(
     from bench.report import KIND, save_report
     from bench.stability import require_stable
     from edge_dsc.console import give, give_json, progress_bar, say
+    from edge_dsc.evaluation_report import read_accuracies
     from edge_dsc.measuring import default_report_path, measure_engines
     from engines.files import require_writable
 
@@ -99,7 +106,8 @@ def bench(
     if html is not None:
         from edge_dsc.page import report_sections, save_page
 
-        save_page(html, "Latency report", report_sections(report))
+        accuracies = read_accuracies(evaluation or ())
+        save_page(html, "Latency report", report_sections(report, accuracies=accuracies))
         say(f"page: {html}")
     if report.failed:
         say(
