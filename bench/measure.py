@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
+from bench.arrivals import time_arrivals
 from bench.environment import environment
 from bench.machine_state import read_state
 from bench.plan import Block, Plan
@@ -143,23 +144,32 @@ def _run_rounds(
             state = states[which]
             if state.error is None:
                 with _recorded_error(state):
-                    _measure_block(state, index, block, plan.lead_in, clock, origin)
+                    _measure_block(state, index, block, plan, clock, origin)
         note(clock() - origin)
     progress("measure", total, total)
 
 
-def _measure_block(state: _State, index: int, block: Block, lead_in: int, clock: Clock, origin: int) -> None:
+def _measure_block(state: _State, index: int, block: Block, plan: Plan, clock: Clock, origin: int) -> None:
     call = state.subject.call
-    for _ in range(lead_in):
+    for _ in range(plan.lead_in):
         call()
-    start = clock()
-    samples, refused = _time_block(call, block, clock)
+    start, dropped = clock(), 0
+    if plan.fps is None:
+        samples, refused = _time_block(call, block, clock)
+    else:
+        with _no_garbage_collection():
+            samples, dropped, refused = time_arrivals(call, block, plan.fps, clock=clock)
     state.refused += refused
     if samples:
         stages = _time_stages(state.subject.stages)
         state.blocks.append(
             BlockSamples(
-                round=index, start_ns=start - origin, samples_ns=samples, refused=refused, stages_ns=stages
+                round=index,
+                start_ns=start - origin,
+                samples_ns=samples,
+                refused=refused,
+                stages_ns=stages,
+                dropped=dropped,
             )
         )
 

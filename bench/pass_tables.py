@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from bench.bootstrap import sample_median
 from bench.report import Report
 from bench.table import Table, milliseconds
+from engines.packages import load
 
 _MIB = 1 << 20
 
@@ -39,6 +40,50 @@ def pass_tables(report: Report) -> tuple[Table, ...]:
     """Return a table for each kind of pass that the report holds."""
     return tuple(
         table for table in (_limits_table(report), _power_table(report), _memory_table(report)) if table.rows
+    )
+
+
+def scenario_tables(report: Report) -> tuple[Table, ...]:
+    """Return what a scenario asks for beside latencies: drops and misses of a camera, throughput of a pile."""
+    return tuple(table for table in (_camera_table(report), _throughput_table(report)) if table.rows)
+
+
+def _camera_table(report: Report) -> Table:
+    np = load("numpy")
+    rows = []
+    fps = report.plan.fps
+    for subject in report.measured if fps else ():
+        answered = len(subject.samples_ns)
+        late = int((np.frombuffer(subject.samples_ns, dtype=np.int64) > 1e9 / (fps or 1)).sum())
+        dropped = sum(block.dropped for block in subject.blocks)
+        cells = (
+            f"{dropped:,}",
+            f"{dropped / (answered + dropped):.2%}",
+            f"{late:,}",
+            f"{late / answered:.2%}",
+        )
+        rows.append((subject.name, f"{answered + dropped:,}", *cells))
+    return Table(
+        title=f"Frames at {fps:g} fps" if fps else "",
+        header=("engine", "arrived", "dropped", "of arrived", "late", "of answered"),
+        rows=tuple(rows),
+        notes=("dropped: a newer frame had come; late: answered after the next frame had come",),
+    )
+
+
+def _throughput_table(report: Report) -> Table:
+    told = [subject for subject in report.measured if "engine_batch" in subject.description]
+    rows = tuple(
+        (
+            subject.name,
+            str(subject.description["engine_batch"]),
+            str(subject.description["concurrency"]),
+            f"{subject.description['batch'] / sample_median(subject) * 1e9:,.1f}",
+        )
+        for subject in told
+    )
+    return Table(
+        title="Throughput of a pile of images", header=("engine", "batch", "threads", "images/s"), rows=rows
     )
 
 

@@ -33,6 +33,7 @@ class BlockSamples:
         refused: Samples that were left out because the clock jumped backwards in them.
         stages_ns: Stage such as ``h2d`` -> its median time in nanoseconds, of calls beside the samples or of the
             same ones; empty where nothing tells stages.
+        dropped: Requests that arrived at a fixed rate and were dropped because a newer one had come.
     """
 
     round: int
@@ -40,6 +41,7 @@ class BlockSamples:
     samples_ns: Samples
     refused: int = 0
     stages_ns: Mapping[str, float] = field(default_factory=dict)
+    dropped: int = 0
 
     def __post_init__(self) -> None:
         """Check the samples.
@@ -48,7 +50,7 @@ class BlockSamples:
             ValueError: None, or a negative one, or a number that cannot be.
         """
         checked(self.samples_ns)
-        if self.round < 0 or self.refused < 0:
+        if self.round < 0 or self.refused < 0 or self.dropped < 0:
             raise ValueError(f"round {self.round} with {self.refused} refused samples cannot be")
         for stage, value in self.stages_ns.items():
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):

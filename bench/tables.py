@@ -11,7 +11,7 @@ from bench.bootstrap import block_medians
 from bench.compare import Comparison, Ratio, compare_subjects
 from bench.control import find_controls
 from bench.machine_state import throttling
-from bench.pass_tables import pass_tables
+from bench.pass_tables import pass_tables, scenario_tables
 from bench.report import Report, SubjectReport
 from bench.stability import unstable_subjects
 from bench.statistics import PERCENTILES, Summary, Verdict, stage_medians, summarise, summarise_tails
@@ -48,6 +48,7 @@ def report_tables(report: Report, *, baseline: str | None = None) -> tuple[Table
         baseline: The subject that the others are compared with; the first one by default.
     """
     tables = [latency_table(report), tail_table(report)]
+    tables += scenario_tables(report)
     tables += [stage_table(report)] if has_stages(report) else []
     tables += pass_tables(report)
     if len(report.measured) > 1:

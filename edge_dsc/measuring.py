@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -15,92 +16,108 @@ from bench.power import find_rails
 from bench.report import Report
 from edge_dsc.limits import limits_pass, measure_ceilings
 from edge_dsc.passes import add_pass, memory_pass, power_pass
+from edge_dsc.scenarios import folder_subject, offline_subjects
 from engines.errors import UsageError
 from engines.packages import load
 from engines.record import load_record
 from engines.runtimes import Array, Progress, Runner, open_engine
 
 
-def measure_engines(
-    engines: Sequence[Path],
-    plan: Plan,
-    *,
-    batch: int = 1,
-    threads: int = 1,
-    control: bool = True,
-    power_seconds: float = 0.0,
-    memory: bool = False,
-    limits: bool = False,
-    progress: Progress | None = None,
-) -> Report:
-    """Measure engines against each other: interleaved, each with the same input.
+@dataclass(frozen=True, kw_only=True)
+class BenchOptions:
+    """What a measurement of engines is like, beside its plan.
 
-    The request that is timed begins with ``uint8 [batch, height, width, 1]`` in memory and ends with the
-    probabilities in memory: decoding is left out, copies to and from a GPU are not.
-
-    Args:
-        engines: Engine files.
-        plan: How long and in which order.
+    Attributes:
         batch: Images a request.
         threads: CPU threads of one request, where the runtime uses any.
         control: Measure the first of several engines a second time: a difference is the machine's.
         power_seconds: Time of a power pass of each engine, and as long idle before it; 0 leaves it out.
         memory: Measure the peak of memory too, each engine in a process of its own.
         limits: Measure the processor's ceilings and count the work of each engine that runs on it.
+        folder: Image files instead of pixels in memory: each request reads, decodes and resizes one.
+        offline: Images of a pile that is there at once, instead of single requests.
+    """
+
+    batch: int = 1
+    threads: int = 1
+    control: bool = True
+    power_seconds: float = 0.0
+    memory: bool = False
+    limits: bool = False
+    folder: str | None = None
+    offline: int | None = None
+
+
+def measure_engines(
+    engines: Sequence[Path],
+    plan: Plan,
+    options: BenchOptions | None = None,
+    *,
+    progress: Progress | None = None,
+) -> Report:
+    """Measure engines against each other: interleaved, each with the same input.
+
+    The request that is timed begins with ``uint8 [batch, height, width, 1]`` in memory and ends with the
+    probabilities in memory: decoding is left out, copies to and from a GPU are not. With a folder it begins
+    with a file's name.
+
+    Args:
+        engines: Engine files.
+        plan: How long and in which order.
+        options: What else; the defaults of :class:`BenchOptions`.
         progress: Called with (phase, done, total).
 
     Raises:
         UsageError: The batch is outside an engine's range.
         ArtefactError: An engine is refused.
         EnvironmentProblem: A runtime does not work here.
+        BadInputError: The folder holds no image that can be read.
     """
+    chosen = options or BenchOptions()
     names = subject_names(engines)
     with contextlib.ExitStack() as stack:
-        runners = [stack.enter_context(open_engine(engine, threads=threads)) for engine in engines]
+        runners = [stack.enter_context(open_engine(engine, threads=chosen.threads)) for engine in engines]
         subjects = [
-            _subject(name, runner, batch, threads) for name, runner in zip(names, runners, strict=True)
+            subject
+            for name, runner in zip(names, runners, strict=True)
+            for subject in _subjects(name, runner, chosen, stack)
         ]
-        if control and len(subjects) > 1:
-            subjects.append(control_subject(subjects[0]))
-        report = measure(subjects, plan, progress=progress)
-        if power_seconds:
-            rails = find_rails()
-            if rails:
-                found = power_pass(subjects[: len(names)], rails, seconds=power_seconds)
-                report = add_pass(report, "power", found)
-    if limits:
-        report = add_pass(report, "limits", _limits(names, engines, batch, threads))
-    if memory:
-        probed = {
-            name: memory_pass(engine, batch=batch, threads=threads)
+        controls = [control_subject(subjects[0])] if chosen.control and len(subjects) > 1 else []
+        report = measure([*subjects, *controls], plan, progress=progress)
+        rails = find_rails() if chosen.power_seconds else ()
+        if rails:
+            report = add_pass(report, "power", power_pass(subjects, rails, seconds=chosen.power_seconds))
+    if chosen.limits:
+        report = add_pass(report, "limits", _limits(names, engines, chosen))
+    if chosen.memory:
+        found = {
+            name: memory_pass(engine, batch=chosen.batch, threads=chosen.threads)
             for name, engine in zip(names, engines, strict=True)
         }
-        report = add_pass(report, "memory", {name: found for name, found in probed.items() if found})
+        report = add_pass(report, "memory", {name: memory for name, memory in found.items() if memory})
     return report
 
 
-def _limits(names: Sequence[str], engines: Sequence[Path], batch: int, threads: int) -> dict[str, Any]:
-    """Only for engines on the processor: its ceilings say nothing of a GPU."""
-    records = {name: (engine, load_record(engine)) for name, engine in zip(names, engines, strict=True)}
-    here = {name: pair for name, pair in records.items() if pair[1].runtime == "onnxruntime"}
-    if not here:
-        return {}
-    ceilings = measure_ceilings(threads)
-    found = {
-        name: limits_pass(engine, record, ceilings, batch=batch) for name, (engine, record) in here.items()
-    }
-    return {name: limits for name, limits in found.items() if limits}
-
-
-def _subject(name: str, runner: Runner, batch: int, threads: int) -> Subject:
+def _subjects(name: str, runner: Runner, options: BenchOptions, stack: contextlib.ExitStack) -> list[Subject]:
+    description = _describe(runner, options)
+    if options.folder is not None:
+        return [folder_subject(name, runner, options.folder, description)]
+    if options.offline is not None:
+        return offline_subjects(name, runner, options.offline, description, stack)
     record = runner.record
-    if not record.batch.smallest <= batch <= record.batch.largest:
+    if not record.batch.smallest <= options.batch <= record.batch.largest:
         raise UsageError(
-            f"{record.engine} takes batches of {record.batch.smallest} to {record.batch.largest}, not {batch}",
+            f"{record.engine} takes batches of {record.batch.smallest} to {record.batch.largest}, "
+            f"not {options.batch}",
             remedy="give another --batch, or build the engine for it",
         )
-    pixels = input_noise(runner, batch)
-    description = {
+    pixels = input_noise(runner, options.batch)
+    return [Subject(name=name, call=lambda: runner.run(pixels), description=description)]
+
+
+def _describe(runner: Runner, options: BenchOptions) -> dict[str, Any]:
+    record = runner.record
+    return {
         "architecture": record.contract.architecture,
         "precision": record.precision.value,
         "runtime": record.runtime,
@@ -108,11 +125,24 @@ def _subject(name: str, runner: Runner, batch: int, threads: int) -> Subject:
         "engine_sha256": record.engine_sha256,
         "onnx_sha256": record.onnx_sha256,
         "layers": dict(record.layers),
-        "batch": batch,
-        "threads": threads,
+        "batch": options.batch,
+        "threads": options.threads,
         "switches": {"transfers": True},
     }
-    return Subject(name=name, call=lambda: runner.run(pixels), description=description)
+
+
+def _limits(names: Sequence[str], engines: Sequence[Path], options: BenchOptions) -> dict[str, Any]:
+    """Only for engines on the processor: its ceilings say nothing of a GPU."""
+    records = {name: (engine, load_record(engine)) for name, engine in zip(names, engines, strict=True)}
+    here = {name: pair for name, pair in records.items() if pair[1].runtime == "onnxruntime"}
+    if not here:
+        return {}
+    ceilings = measure_ceilings(options.threads)
+    found = {
+        name: limits_pass(engine, record, ceilings, batch=options.batch)
+        for name, (engine, record) in here.items()
+    }
+    return {name: limits for name, limits in found.items() if limits}
 
 
 def input_noise(runner: Runner, batch: int) -> Array:

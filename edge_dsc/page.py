@@ -12,7 +12,7 @@ from bench.bootstrap import sample_median
 from bench.compare import Comparison, Ratio
 from bench.fleet import Fleet
 from bench.fleet_tables import fleet_tables
-from bench.pass_tables import pass_tables
+from bench.pass_tables import pass_tables, scenario_tables
 from bench.report import Report
 from bench.tables import (
     Table,
@@ -145,7 +145,12 @@ def report_sections(
         baseline: The subject that the others are compared with; the first one by default.
         accuracies: Engine name -> accuracy, 0 to 1, where it is known.
     """
-    sections = [Section("Latency", (latency_table(report), tail_table(report), LatencyPlot(report)))]
+    sections = [
+        Section(
+            "Latency",
+            (latency_table(report), *scenario_tables(report), tail_table(report), LatencyPlot(report)),
+        )
+    ]
     if has_stages(report):
         plot = Drawing(stage_plot(report), "Stages of a request, one bar an engine.")
         sections.append(Section("Stages", (stage_table(report), plot)))

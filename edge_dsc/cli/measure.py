@@ -48,6 +48,18 @@ def bench(
         bool,
         typer.Option("--control/--no-control", help="Measure the baseline twice: it must not differ."),
     ] = True,
+    fps: Annotated[
+        Optional[float],
+        typer.Option("--fps", help="Requests arrive at this rate, as a camera's frames.", show_default=False),
+    ] = None,
+    folder: Annotated[
+        Optional[str],
+        typer.Option("--folder", help="Requests are the image files of a folder.", show_default=False),
+    ] = None,
+    offline: Annotated[
+        Optional[int],
+        typer.Option("--offline", min=1, help="Requests are piles of so many images.", show_default=False),
+    ] = None,
     power: Annotated[
         float, typer.Option("--power", min=0, help="Seconds of a power pass of each engine; 0: none.")
     ] = 0.0,
@@ -74,26 +86,38 @@ def bench(
     from bench.stability import require_stable
     from edge_dsc.console import give, give_json, progress_bar, say
     from edge_dsc.evaluation_report import read_accuracies
-    from edge_dsc.measuring import default_report_path, measure_engines
+    from edge_dsc.measuring import BenchOptions, default_report_path, measure_engines
+    from edge_dsc.scenarios import FOLDER, OFFLINE
+    from engines.errors import UsageError
     from engines.files import require_writable
 
+    if sum(given is not None for given in (fps, folder, offline)) > 1:
+        raise UsageError("--fps, --folder and --offline exclude each other", remedy="give one of them")
+    scenario = FOLDER if folder is not None else OFFLINE if offline is not None else None
     chosen = choose_plan(
-        plan.value, seconds=duration, iterations=iterations, warmup_seconds=warmup, seed=seed
+        plan.value,
+        seconds=duration,
+        iterations=iterations,
+        warmup_seconds=warmup,
+        seed=seed,
+        scenario=scenario,
+        fps=fps,
+    )
+    options = BenchOptions(
+        batch=batch,
+        threads=threads,
+        control=control,
+        power_seconds=power,
+        memory=memory,
+        limits=limits,
+        folder=folder,
+        offline=offline,
     )
     path = out or default_report_path()
     require_writable(path)
+    accuracies = read_accuracies(evaluation or ())
     with progress_bar() as progress:
-        report = measure_engines(
-            engines,
-            chosen,
-            batch=batch,
-            threads=threads,
-            control=control,
-            power_seconds=power,
-            memory=memory,
-            limits=limits,
-            progress=progress,
-        )
+        report = measure_engines(engines, chosen, options, progress=progress)
     if power and not any("power" in subject.passes for subject in report.subjects):
         say("power: no rail can be read here (INA3221, RAPL, NVML)")
     report = compact_report(report)
@@ -106,7 +130,6 @@ def bench(
     if html is not None:
         from edge_dsc.page import report_sections, save_page
 
-        accuracies = read_accuracies(evaluation or ())
         save_page(html, "Latency report", report_sections(report, accuracies=accuracies))
         say(f"page: {html}")
     if report.failed:

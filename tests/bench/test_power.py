@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -73,11 +74,21 @@ def test_joules_are_above_the_idle_machine() -> None:
 def test_a_pass_reads_idle_first_and_then_busy() -> None:
     state = {"watts": 3.0, "now": 0}
 
+    seen = threading.Event()
+
     def call() -> None:
         state["watts"] = 7.0
+        seen.clear()
+        assert seen.wait(10)
         state["now"] += 10**9
 
-    rails = [Rail(name="a", watts=lambda: state["watts"]), Rail(name="dead", watts=lambda: None)]
+    def watts() -> float:
+        value = state["watts"]
+        if value == 7.0:
+            seen.set()
+        return value
+
+    rails = [Rail(name="a", watts=watts), Rail(name="dead", watts=lambda: None)]
 
     def pause(seconds: float) -> Any:
         return None

@@ -215,6 +215,34 @@ def test_bench_measures_memory_and_power_in_passes_of_their_own(
     assert done.code == 0 and "no rail can be read here" in done.err
 
 
+@pytest.mark.usefixtures("calm")
+def test_bench_in_every_scenario(edge_dsc: Any, engine: Path, textures: Path, tmp_path: Path) -> None:
+    short = ("--iterations", 20, "--warmup", 0, "--out", tmp_path / "r.json", "--json")
+    camera = edge_dsc("bench", engine, *short, "--fps", 2000)
+    assert camera.json["plan"]["scenario"] == "camera of 2000 fps"
+    assert "Frames at 2000 fps" in edge_dsc("bench", engine, *short[:-1], "--fps", 2000).out
+    folder = edge_dsc("bench", engine, *short, "--folder", textures / "focal")
+    (subject,) = folder.json["subjects"]
+    assert (folder.json["plan"]["scenario"], subject["description"]["images"]) == ("folder", 30)
+    assert set(subject["blocks"][0]["stages_ns"]) == {"decode", "execute"}
+    pile = edge_dsc("bench", engine, *short, "--offline", 8)
+    names = [subject["name"] for subject in pile.json["subjects"]]
+    assert names[0] == f"{engine.stem} b1 c1" and f"{engine.stem} b4 c1" in names
+    assert {subject["description"]["batch"] for subject in pile.json["subjects"]} == {8}
+
+
+def test_scenarios_that_cannot_be(edge_dsc: Any, engine: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_text("no picture")
+    for words, code, *arguments in (
+        ("exclude each other", 2, "--fps", 30, "--offline", 8),
+        ("the rate is -1.0 fps", 2, "--fps", -1),
+        ("none of 1 files is an image", 9, "--folder", tmp_path),
+        ("no file, folder or glob", 9, "--folder", tmp_path / "none"),
+    ):
+        done = edge_dsc("bench", engine, "--iterations", 5, "--out", tmp_path / "r.json", *arguments)
+        assert (done.code, words in done.err) == (code, True), done.err
+
+
 def test_inspect_knows_every_file(edge_dsc: Any, run: Path, tmp_path: Path) -> None:
     engine = run / "dsc-int8.onnxruntime.engine"
     expected = {
