@@ -17,6 +17,7 @@ from bench.stability import unstable_subjects
 from bench.statistics import PERCENTILES, Summary, Verdict, stage_medians, summarise, summarise_tails
 from bench.table import Table as Table
 from bench.table import milliseconds as milliseconds
+from bench.variance import build_spreads
 from engines.errors import NotComparableError, UnstableError
 
 TOO_SMALL = "n too small"
@@ -50,6 +51,7 @@ def report_tables(report: Report, *, baseline: str | None = None) -> tuple[Table
     tables = [latency_table(report), tail_table(report)]
     tables += scenario_tables(report)
     tables += [stage_table(report)] if has_stages(report) else []
+    tables += [build_table(report)] if build_spreads(report) else []
     tables += pass_tables(report)
     if len(report.measured) > 1:
         ratios, notes = report_ratios(report, baseline=baseline)
@@ -119,6 +121,27 @@ def stage_table(report: Report) -> Table:
         for name, medians in found.items()
     )
     return Table(title="Stages, median ms", header=("engine", *stages), rows=rows)
+
+
+def build_table(report: Report) -> Table:
+    """Return how much builds of one engine differ, apart from how much one build varies."""
+    rows = tuple(
+        (
+            spread.engine,
+            str(spread.builds),
+            f"{spread.within:.2%}",
+            f"{spread.between:.2%}",
+            f"{spread.slowest:.3f}",
+            chance_words(spread.chance),
+        )
+        for spread in build_spreads(report)
+    )
+    return Table(
+        title="Spread within a build and between builds",
+        header=("engine", "builds", "within", "between", "slowest / fastest", "p"),
+        rows=rows,
+        notes=("standard deviations of block medians, rounds taken out; p: of equal builds, by an F test",),
+    )
 
 
 def drift_table(report: Report) -> Table:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,10 @@ from bench.measure import Subject, measure
 from bench.plan import Plan
 from bench.power import find_rails
 from bench.report import Report
+from bench.variance import BUILD_OF
 from edge_dsc.limits import limits_pass, measure_ceilings
 from edge_dsc.passes import add_pass, memory_pass, power_pass
+from edge_dsc.rebuild import rebuild_engine
 from edge_dsc.scenarios import folder_subject, offline_subjects
 from engines.errors import UsageError
 from engines.packages import load
@@ -36,6 +39,7 @@ class BenchOptions:
         limits: Measure the processor's ceilings and count the work of each engine that runs on it.
         folder: Image files instead of pixels in memory: each request reads, decodes and resizes one.
         offline: Images of a pile that is there at once, instead of single requests.
+        builds: Builds of each engine: itself, and the others made anew as its record says.
     """
 
     batch: int = 1
@@ -46,6 +50,7 @@ class BenchOptions:
     limits: bool = False
     folder: str | None = None
     offline: int | None = None
+    builds: int = 1
 
 
 def measure_engines(
@@ -76,12 +81,16 @@ def measure_engines(
     chosen = options or BenchOptions()
     names = subject_names(engines)
     with contextlib.ExitStack() as stack:
-        runners = [stack.enter_context(open_engine(engine, threads=chosen.threads)) for engine in engines]
-        subjects = [
-            subject
-            for name, runner in zip(names, runners, strict=True)
-            for subject in _subjects(name, runner, chosen, stack)
-        ]
+        subjects = []
+        for name, engine in zip(names, engines, strict=True):
+            for number, build in enumerate(_builds(engine, chosen.builds, stack), start=1):
+                runner = stack.enter_context(open_engine(build, threads=chosen.threads))
+                label = name if number == 1 else f"{name} (build {number})"
+                told = {BUILD_OF: name} if chosen.builds > 1 else {}
+                subjects += [
+                    replace(subject, description={**subject.description, **told})
+                    for subject in _subjects(label, runner, chosen, stack)
+                ]
         controls = [control_subject(subjects[0])] if chosen.control and len(subjects) > 1 else []
         report = measure([*subjects, *controls], plan, progress=progress)
         rails = find_rails() if chosen.power_seconds else ()
@@ -96,6 +105,14 @@ def measure_engines(
         }
         report = add_pass(report, "memory", {name: memory for name, memory in found.items() if memory})
     return report
+
+
+def _builds(engine: Path, count: int, stack: contextlib.ExitStack) -> list[Path]:
+    found = [engine]
+    for _ in range(count - 1):
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="edge-dsc-build-"))
+        found.append(rebuild_engine(engine, Path(folder)))
+    return found
 
 
 def _subjects(name: str, runner: Runner, options: BenchOptions, stack: contextlib.ExitStack) -> list[Subject]:

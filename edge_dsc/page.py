@@ -16,6 +16,7 @@ from bench.pass_tables import pass_tables, scenario_tables
 from bench.report import Report
 from bench.tables import (
     Table,
+    build_table,
     comparison_table,
     drift_table,
     environment_table,
@@ -27,6 +28,7 @@ from bench.tables import (
     stage_table,
     tail_table,
 )
+from bench.variance import build_spreads
 from edge_dsc.page_plots import distribution_plot, ratio_plot
 from edge_dsc.page_series import accuracy_plot, roofline_plot, stage_plot, time_plot
 from edge_dsc.page_style import CSS
@@ -157,10 +159,10 @@ def report_sections(
     if len(report.measured) > 1:
         ratios, notes = report_ratios(report, baseline=baseline)
         sections.append(Section("Compared", (RatioPlot(ratios), ratio_table(ratios, notes=notes))))
-    tables = pass_tables(report)
+    tables = (*([build_table(report)] if build_spreads(report) else []), *pass_tables(report))
     if tables:
         roof = Drawing(roofline_plot(report), "Each engine below the roof that was measured on this machine.")
-        sections.append(Section("Limits, power, memory", (*tables, roof)))
+        sections.append(Section("Builds, limits, power, memory", (*tables, roof)))
     if accuracies:
         sections.append(Section("Accuracy against latency", _accuracy_parts(report, accuracies)))
     over_time = Drawing(

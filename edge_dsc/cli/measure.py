@@ -60,6 +60,9 @@ def bench(
         Optional[int],
         typer.Option("--offline", min=1, help="Requests are piles of so many images.", show_default=False),
     ] = None,
+    builds: Annotated[
+        int, typer.Option("--builds", min=1, help="Build each engine so often, and tell the builds apart.")
+    ] = 1,
     power: Annotated[
         float, typer.Option("--power", min=0, help="Seconds of a power pass of each engine; 0: none.")
     ] = 0.0,
@@ -112,6 +115,7 @@ def bench(
         limits=limits,
         folder=folder,
         offline=offline,
+        builds=builds,
     )
     path = out or default_report_path()
     require_writable(path)

@@ -243,6 +243,26 @@ def test_scenarios_that_cannot_be(edge_dsc: Any, engine: Path, tmp_path: Path) -
         assert (done.code, words in done.err) == (code, True), done.err
 
 
+@pytest.mark.usefixtures("calm")
+def test_bench_tells_builds_apart(
+    edge_dsc: Any, engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parents[3]))
+    built = edge_dsc("build-engine", engine.parent, "--fp32", "--backend", "onnxruntime")
+    assert built.code == 0, built.err
+    short = ("--iterations", 20, "--warmup", 0, "--out", tmp_path / "r.json")
+    done = edge_dsc("bench", engine, "--builds", 2, *short)
+    assert done.code == 0, done.err
+    assert "Spread within a build and between builds" in done.out
+    subjects = json.loads((tmp_path / "r.json").read_text())["subjects"]
+    names = [engine.stem, f"{engine.stem} (build 2)", f"{engine.stem} (control)"]
+    assert [subject["name"] for subject in subjects] == names
+    assert subjects[1]["description"]["build_of"] == engine.stem
+    (engine.parent / "model.onnx").unlink()
+    done = edge_dsc("bench", engine, "--builds", 2, *short)
+    assert done.code == 3 and "again" in done.err and "where it was first built" in done.err
+
+
 def test_inspect_knows_every_file(edge_dsc: Any, run: Path, tmp_path: Path) -> None:
     engine = run / "dsc-int8.onnxruntime.engine"
     expected = {
