@@ -137,9 +137,9 @@ def bench(
         save_page(html, "Latency report", report_sections(report, accuracies=accuracies))
         say(f"page: {html}")
     if report.failed:
-        say(
-            f"error: {len(report.failed)} of {len(report.subjects)} engines failed; the report has the others"
-        )
+        count = sum(subject.control_of is None for subject in report.subjects)
+        failed = sum(subject.control_of is None for subject in report.failed)
+        say(f"error: {failed} of {count} engines failed; the report has the others")
         raise typer.Exit(1)
     if report.interrupted:
         say("interrupted: the report has what was measured until then")
