@@ -141,11 +141,18 @@ def _scatter(
     parts: list[str], points: Mapping[str, tuple[float, float]], across: LogAxis, up: LogAxis, words: str
 ) -> str:
     for index, (x, y) in enumerate(points.values()):
-        centre = f'cx="{across.place(x):.1f}" cy="{up.place(y):.1f}"'
-        parts.append(f'<circle class="dot {series_class(index)}" {centre} r="5"/>')
+        left, top = across.place(x), up.place(y)
+        parts.append(f'<circle class="dot {series_class(index)}" cx="{left:.1f}" cy="{top:.1f}" r="5"/>')
+        below = 4 + (-9, 9)[index % 2]  # two engines of one kind often lie close
+        parts.append(f'<text class="value" x="{left + 8:.1f}" y="{top + below:.1f}">{index + 1}</text>')
     middle = (LEFT + _END) / 2
     parts.append(f'<text x="{middle}" y="{_BOTTOM + 38}" text-anchor="middle">{words}</text>')
-    return key_list(list(points)) + draw_svg(parts, _BOTTOM + 46, words)
+    return _numbered(points) + draw_svg(parts, _BOTTOM + 46, words)
+
+
+def _numbered(points: Mapping[str, tuple[float, float]]) -> str:
+    items = "".join(f"<li>{number} {escape(name)}</li>" for number, name in enumerate(points, start=1))
+    return f'<ul class="legend">{items}</ul>'
 
 
 def _throttled(report: Report, place: Callable[[float], float]) -> str:
