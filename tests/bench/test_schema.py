@@ -16,7 +16,7 @@ from bench.compact import compact_report
 from bench.control import control_subject
 from bench.measure import Subject, measure
 from bench.plan import Plan
-from bench.report import SCHEMA_VERSION, Report, save_report
+from bench.report import SCHEMA_VERSION, Report, load_report, save_report
 
 
 @pytest.fixture(scope="module")
@@ -71,3 +71,12 @@ def test_what_is_no_report_does_not_fit(
     body = written(measured, tmp_path)
     spoil(body)
     assert list(schema.iter_errors(body))
+
+
+KEPT = sorted((Path(__file__).resolve().parents[2] / "bench/reports").glob("*.json"))
+
+
+@pytest.mark.parametrize("path", KEPT, ids=lambda path: path.stem)
+def test_the_reports_kept_in_the_repository_load_and_fit(schema: Any, path: Path) -> None:
+    assert list(schema.iter_errors(json.loads(path.read_text()))) == []
+    assert load_report(path).measured
