@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
-from types import TracebackType
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType, TracebackType
 from typing import Any
 
 from engines import packages
@@ -13,10 +13,11 @@ from engines.batches import BatchCheck
 from engines.errors import ArtefactError, EnvironmentProblem
 from engines.record import EngineRecord
 from engines.runtimes import Array
+from engines.tickets import DirectSubmission
 from engines.trt.log import first_error, make_logger
 
 
-class TrtRunner:
+class TrtRunner(DirectSubmission):
     """A loaded TensorRT engine with its buffers, bound to the thread that opened it.
 
     The device's primary context is retained for the runner's life and current only while one of its methods
@@ -28,6 +29,7 @@ class TrtRunner:
     """
 
     thread_safe = False
+    description: Mapping[str, str] = MappingProxyType({"execution": "enqueue", "memory": "device"})
 
     def __init__(self, trt: Any, cuda: Any, plan: bytes, record: EngineRecord) -> None:
         """Load an engine on the first GPU.
