@@ -25,6 +25,15 @@ class Gpu:
     compute_capability: str
 
 
+def load_driver() -> ctypes.CDLL:
+    """Return the CUDA driver's library.
+
+    Raises:
+        OSError: There is none.
+    """
+    return ctypes.CDLL(_LIBRARY)
+
+
 def find_gpu() -> tuple[Gpu | None, str]:
     """Look for a GPU.
 
@@ -32,7 +41,7 @@ def find_gpu() -> tuple[Gpu | None, str]:
         The first GPU and an empty text, or None and the reason why none can be used.
     """
     try:
-        cuda = ctypes.CDLL(_LIBRARY)
+        cuda = load_driver()
     except OSError:
         return None, f"no CUDA driver: {_LIBRARY} not found"
     status = cuda.cuInit(0)

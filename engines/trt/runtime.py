@@ -90,7 +90,7 @@ class TensorRtRuntime:
         if gpu is None:
             raise EnvironmentProblem(f"{self.name} cannot run here: {reason}", remedy=_NO_GPU)
         trt, cuda = packages.load(self.package), packages.load("pycuda.driver")
-        return TrtRunner(trt, cuda, read_engine(engine, record), record)
+        return TrtRunner(trt, cuda, read_engine(engine, record), record, options, place=engine)
 
     def _platform(self, gpu: Gpu | None) -> dict[str, str]:
         """What an engine is tied to."""

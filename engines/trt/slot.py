@@ -1,0 +1,251 @@
+"""One batch in flight: a stream, buffers, and for every batch size in use an execution context with its graph."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from engines import packages
+from engines.errors import EnvironmentProblem
+from engines.record import EngineRecord
+from engines.runtimes import RunnerOptions
+from engines.trt import versions
+from engines.trt.capture import CudaGraph, GraphError, capture_graph
+from engines.trt.faults import Faults
+from engines.trt.loaded import LoadedEngine
+from engines.trt.memory import BUFFERS
+
+Array = Any
+
+# Batch sizes with a graph at a time, for each slot: the full batch and the rest at the end of a folder. More would
+# cost device memory, because every context has activations of its own.
+SIZES = 2
+_NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: no waiting for the default stream. Source: cuda.h, CUstream_flags
+STAGES = ("h2d", "execute", "d2h")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """What the slots of a runner share.
+
+    Attributes:
+        cuda: The module ``pycuda.driver``.
+        driver: The CUDA driver library for graphs; None enqueues.
+        engine: The loaded engine.
+        record: Its record.
+        options: How to run it.
+        faults: Words the failures.
+    """
+
+    cuda: Any
+    driver: Any
+    engine: LoadedEngine
+    record: EngineRecord
+    options: RunnerOptions
+    faults: Faults
+
+
+class _Prepared:
+    """An execution context whose input shape is set, and its graph once there is one."""
+
+    def __init__(self, execution: Any) -> None:
+        self.execution = execution
+        self.graph: CudaGraph | None = None
+        self.refusal = ""  # why there is no graph
+        self.uses = 0
+
+
+class Slot:
+    """Answers one batch at a time; the GPU's context must be current in every call."""
+
+    def __init__(self, parts: Parts, memory: str, frees: contextlib.ExitStack) -> None:
+        """Allocate everything; what fails half-way is freed by the stack.
+
+        Args:
+            parts: What the slots share.
+            memory: ``device`` or ``mapped``.
+            frees: Takes what must be freed, while the context is current.
+
+        Raises:
+            EnvironmentProblem: TensorRT gives no execution context, or does not take the buffers.
+        """
+        self._parts = parts
+        cuda = parts.cuda
+        self.stream = cuda.Stream(_NON_BLOCKING)
+        frees.callback(setattr, self, "stream", None)
+        self.buffers = BUFFERS[memory](cuda, parts.record, frees)
+        self._events = [cuda.Event(_event_flags(cuda, parts.options)) for _ in range(4)]
+        frees.callback(self._events.clear)
+        self._prepared: OrderedDict[int, _Prepared] = OrderedDict()
+        self._spare: list[Any] = []  # contexts without a shape
+        self._alone = False  # whether TensorRT refused a second context
+        frees.callback(self._release)
+        self._spare.append(self._new_execution())
+
+    def warm(self, size: int) -> None:
+        """Answer a black batch twice: lazy initialisation happens here, and the graph is captured."""
+        numpy = packages.load("numpy")
+        batch = numpy.zeros((size, *self._parts.record.contract.input_shape), numpy.uint8)
+        for _ in range(2):
+            self.enqueue(batch)
+            self.wait(size)
+
+    def enqueue(self, batch: Array) -> None:
+        """Copy a batch into the slot's own memory and enqueue all of its work.
+
+        Raises:
+            EnvironmentProblem: TensorRT or CUDA refuses; nothing of the batch is left on the stream.
+        """
+        size = len(batch)
+        try:
+            self.buffers.host_input[:size] = batch
+            prepared = self._prepare(size)
+            if self._parts.options.time_stages:
+                self._enqueue_timed(prepared, size)
+            elif prepared.graph is not None:
+                prepared.graph.launch(self.stream.handle)
+            else:
+                self._enqueue_all(prepared, size)
+            self._events[3].record(self.stream)
+        except BaseException:
+            with contextlib.suppress(self._parts.cuda.Error):
+                self.stream.synchronize()
+            raise
+
+    def wait(self, size: int) -> Array:
+        """Wait for the batch and return its answers: ``float32 [size, classes]``, the caller's own."""
+        self._events[3].synchronize()
+        return self.buffers.host_output[:size].copy()
+
+    def stages_ns(self) -> dict[str, int]:
+        """Return the time that each stage of the batch just waited for took on the device, nanoseconds."""
+        pairs = zip(self._events, self._events[1:], strict=False)
+        times = (round(end.time_since(start) * 1e6) for start, end in pairs)  # CUDA tells milliseconds
+        return dict(zip(STAGES, times, strict=True))
+
+    def execution_words(self) -> str:
+        """Say how the batch size used last is executed."""
+        if not self._prepared:
+            return "not run yet"
+        prepared = next(reversed(self._prepared.values()))
+        if prepared.graph is None:
+            return f"enqueue ({prepared.refusal})" if prepared.refusal else "enqueue"
+        return "CUDA graph of the execution" if self._parts.options.time_stages else "CUDA graph"
+
+    def _enqueue_all(self, prepared: _Prepared, size: int) -> None:
+        self.buffers.copy_in(size, self.stream)
+        self._execute(prepared)
+        self.buffers.copy_out(size, self.stream)
+
+    def _enqueue_timed(self, prepared: _Prepared, size: int) -> None:
+        """The same work with an event after each stage; a graph holds the execution alone."""
+        self._events[0].record(self.stream)
+        self.buffers.copy_in(size, self.stream)
+        self._events[1].record(self.stream)
+        if prepared.graph is not None:
+            prepared.graph.launch(self.stream.handle)
+        else:
+            self._execute(prepared)
+        self._events[2].record(self.stream)
+        self.buffers.copy_out(size, self.stream)
+
+    def _execute(self, prepared: _Prepared) -> None:
+        execution = prepared.execution
+        if not execution.execute_async_v3(self.stream.handle):
+            raise self._parts.faults.problem("run", "execute_async_v3 gives False")
+
+    def _prepare(self, size: int) -> _Prepared:
+        """Return the context for a batch size; from its second use on with a graph.
+
+        The first use is a plain enqueue: TensorRT finishes what a new shape needs there, which cannot be captured.
+        """
+        prepared = self._prepared.get(size)
+        if prepared is None:
+            prepared = _Prepared(self._shaped_execution(size))
+            self._prepared[size] = prepared
+        self._prepared.move_to_end(size)
+        prepared.uses += 1
+        if prepared.uses == 2 and self._parts.driver is not None:
+            self._capture(prepared, size)
+        return prepared
+
+    def _capture(self, prepared: _Prepared, size: int) -> None:
+        """Give a context its graph, or note why it has none and go on enqueueing."""
+        faults, handle = self._parts.faults, self.stream.handle
+        work: Callable[[], None]
+        if self._parts.options.time_stages:
+            work = lambda: self._execute(prepared)  # noqa: E731
+        else:
+            work = lambda: self._enqueue_all(prepared, size)  # noqa: E731
+        self.stream.synchronize()
+        if not versions.is_capturable(prepared.execution, handle):
+            prepared.refusal = "no CUDA graph: the engine cannot be captured"
+            return
+        try:
+            prepared.graph = capture_graph(self._parts.driver, handle, work)
+        except (GraphError, self._parts.cuda.Error) as error:
+            prepared.refusal = f"no CUDA graph: {error}"
+        except EnvironmentProblem as error:
+            prepared.refusal = f"no CUDA graph: {error.what}"
+        faults.forget()
+
+    def _shaped_execution(self, size: int) -> Any:
+        """Return a context with the shape set; a context that a graph was captured from is never reshaped."""
+        execution = self._free_execution()
+        contract = self._parts.record.contract
+        if not execution.set_input_shape(contract.input_name, (size, *contract.input_shape)):
+            self._spare.append(execution)
+            raise self._parts.faults.problem("run", f"set_input_shape refuses a batch of {size}")
+        return execution
+
+    def _free_execution(self) -> Any:
+        if self._spare:
+            return self._spare.pop()
+        limit = SIZES if self._parts.driver is not None and not self._alone else 1
+        if len(self._prepared) < limit:
+            try:
+                return self._new_execution()
+            except EnvironmentProblem:
+                self._alone = (
+                    True  # one context for all sizes: the graph is captured anew when the size changes
+                )
+        _, oldest = self._prepared.popitem(last=False)
+        if oldest.graph is not None:
+            self.stream.synchronize()
+            oldest.graph.destroy()
+        return oldest.execution
+
+    def _new_execution(self) -> Any:
+        parts = self._parts
+        execution = parts.engine.create_execution(self.stream.handle)
+        if execution is None:
+            raise parts.faults.problem("open", "no execution context")
+        contract = parts.record.contract
+        for name, address in (
+            (contract.input_name, self.buffers.input_address),
+            (contract.output_name, self.buffers.output_address),
+        ):
+            if not execution.set_tensor_address(name, address):
+                raise parts.faults.problem("open", f"set_tensor_address refuses {name}")
+        return execution
+
+    def _release(self) -> None:
+        """Let the stream finish, then drop graphs before the contexts that they were captured from."""
+        with contextlib.ExitStack() as all_of_it:
+            all_of_it.callback(self._spare.clear)
+            all_of_it.callback(self._prepared.clear)
+            for prepared in self._prepared.values():
+                if prepared.graph is not None:
+                    all_of_it.callback(prepared.graph.destroy)
+            all_of_it.callback(self.stream.synchronize)
+
+
+def _event_flags(cuda: Any, options: RunnerOptions) -> int:
+    flags = cuda.event_flags
+    return int(
+        (flags.BLOCKING_SYNC if options.blocking_wait else flags.DEFAULT)
+        | (flags.DEFAULT if options.time_stages else flags.DISABLE_TIMING)
+    )
