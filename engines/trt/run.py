@@ -215,6 +215,10 @@ class TrtRunner:
         self.slots = len(self._free)
         self._words.setdefault("slots", str(self.slots))
         self._faults.forget()
+        self._keep_cache()
+        self._frees.callback(self._keep_cache)
+
+    def _keep_cache(self) -> None:
         if self._loaded.cache is not None:
             self._loaded.cache.save()
 

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
 import pytest
 from double_cuda import DoubleCuda, DoubleDriver
 from double_tensorrt import RELEASES, DoubleTensorRt
+from onnx import TensorProto, helper, numpy_helper
 
+from engines.contract import ModelContract
+from engines.files import sha256_bytes
 from engines.record import BatchRange, EngineRecord, Precision
-from engines.runtimes import BuildOptions, BuildResult, RunnerOptions
+from engines.runtimes import BuildOptions, RunnerOptions
 from engines.trt import run
 from engines.trt.build import build_plan
 from engines.trt.run import TrtRunner
@@ -24,7 +30,8 @@ BATCH = BatchRange(1, 4, 8)
 def cuda() -> Iterator[DoubleCuda]:
     double = DoubleCuda()
     yield double
-    gc.collect()  # what a failed test's traceback kept alive goes before the next test
+    if not double.idle:
+        gc.collect()  # what a failed test kept alive goes before the next test
 
 
 @pytest.fixture
@@ -44,19 +51,51 @@ def trt(release: str, cuda: DoubleCuda) -> DoubleTensorRt:
     return DoubleTensorRt(release, cuda)
 
 
-@pytest.fixture
-def build(graph_in: Callable[..., bytes]) -> Callable[..., bytes]:
-    """``build(trt, "dsc", "fp32")``: the plan of a network, built by our own builder on a double."""
+@pytest.fixture(scope="session")
+def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A graph with the deployed network's ends and next to nothing between: what is tested is the loop."""
+    contract = ModelContract(labels=("clear", "focal", "diffuse"), architecture="dsc")
+    rng = np.random.default_rng(5)
+    constants = {
+        "planes": np.array([-1, 1, 224, 224], np.int64),
+        "flat": np.array([-1, 49], np.int64),
+        "weight": (rng.standard_normal((49, 3)) / 300).astype(np.float32),
+    }
+    nodes = [
+        helper.make_node("Cast", [contract.input_name], ["a"], to=TensorProto.FLOAT),
+        helper.make_node("Reshape", ["a", "planes"], ["b"]),
+        helper.make_node("AveragePool", ["b"], ["c"], kernel_shape=[32, 32], strides=[32, 32]),
+        helper.make_node("Reshape", ["c", "flat"], ["d"]),
+        helper.make_node("MatMul", ["d", "weight"], ["e"]),
+        helper.make_node("Softmax", ["e"], [contract.output_name], axis=1),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "small",
+        [helper.make_tensor_value_info(contract.input_name, TensorProto.UINT8, ["N", 224, 224, 1])],
+        [helper.make_tensor_value_info(contract.output_name, TensorProto.FLOAT, ["N", 3])],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    helper.set_model_props(model, contract.to_metadata())
+    path = tmp_path_factory.mktemp("small") / "small.onnx"
+    onnx.save(model, path)
+    return path
 
-    def make(
-        trt: Any, architecture: str = "dsc", precision: str = "fp32", batch: BatchRange = BATCH
-    ) -> bytes:
-        options = BuildOptions(precision=Precision(precision), batch=batch)
-        needs_gpu = trt.__version__.startswith("8.")  # a weakly typed build is proven by its inspector
+
+@pytest.fixture(scope="session")
+def plans(small_model: Path) -> Callable[[str], bytes]:
+    """``plans(release)``: the small model, built by our own builder on a double of that release."""
+
+    @functools.cache
+    def build(release: str) -> bytes:
+        trt = DoubleTensorRt(release, DoubleCuda())
+        options = BuildOptions(precision=Precision.FP32, batch=BATCH)
+        needs_gpu = release.startswith("8")  # a weakly typed build is proven by its inspector
         with current(trt._cuda):
-            return bytes(build_plan(trt, graph_in(architecture, precision), options, has_gpu=needs_gpu).data)
+            return bytes(build_plan(trt, small_model.read_bytes(), options, has_gpu=needs_gpu).data)
 
-    return make
+    return build
 
 
 class current:
@@ -78,17 +117,32 @@ class current:
 
 
 @pytest.fixture
-def plan(trt: DoubleTensorRt, build: Callable[..., bytes]) -> bytes:
-    return build(trt)
+def plan(release: str, plans: Callable[[str], bytes]) -> bytes:
+    return plans(release)
 
 
 @pytest.fixture
-def record(
-    trt: DoubleTensorRt, deployed_models: dict[str, Path], record_of: Callable[..., EngineRecord]
-) -> EngineRecord:
-    result = BuildResult(layers={"FP32": 9}, layers_source="", platform={})
-    runtime = trt.__name__.replace("_", "-")
-    return record_of(deployed_models["dsc"], "dsc", "fp32", result, BATCH, runtime=runtime)
+def record(release: str, plan: bytes) -> EngineRecord:
+    return EngineRecord(
+        engine="dsc.engine",
+        engine_sha256=sha256_bytes(plan),
+        engine_bytes=len(plan),
+        runtime="tensorrt-rtx" if release == "rtx" else "tensorrt",
+        runtime_version=release,
+        platform={},
+        precision=Precision.FP32,
+        batch=BATCH,
+        contract=ModelContract(labels=("clear", "focal", "diffuse"), architecture="dsc"),
+        onnx="small.onnx",
+        onnx_sha256="0" * 64,
+        calibration_sha256=None,
+        layers={"FP32": 1},
+        layers_source="",
+        build_seconds=0.1,
+        build_command="edge-dsc build-engine model.onnx",
+        edge_dsc="0.1.0",
+        created="2026-01-01T00:00:00+00:00",
+    )
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import pytest
+from double_tensorrt import session_of
 
 from engines.errors import ArtefactError, BadInputError, EnvironmentProblem
 from engines.tickets import answer_batches
@@ -19,10 +19,8 @@ Open = Callable[..., TrtRunner]
 
 
 @pytest.fixture
-def expected(deployed_models: dict[str, Path]) -> Callable[[np.ndarray], np.ndarray]:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    plain = onnxruntime.InferenceSession(deployed_models["dsc"], options, providers=["CPUExecutionProvider"])
+def expected(small_model: Path) -> Callable[[np.ndarray], np.ndarray]:
+    plain = session_of(small_model.read_bytes())
     return lambda batch: plain.run(None, {"image": batch})[0]
 
 
@@ -86,7 +84,7 @@ def test_no_more_tickets_than_slots(open_runner: Open, pixels: Any) -> None:
     with open_runner(slots=2) as runner:
         first = runner.submit(pixels(1))
         runner.submit(pixels(1))
-        with pytest.raises(RuntimeError, match=r"all 2 slots of dsc\.onnx are in flight: collect a ticket"):
+        with pytest.raises(RuntimeError, match=r"all 2 slots of dsc\.engine are in flight: collect a ticket"):
             runner.submit(pixels(1))
         runner.collect(first)
         runner.submit(pixels(1))
@@ -153,7 +151,7 @@ def test_closing_with_batches_in_flight(open_runner: Open, cuda: Any, pixels: An
     ticket = runner.submit(pixels(1))
     runner.close()
     assert cuda.idle
-    with pytest.raises(ValueError, match=r"the runner of dsc\.onnx is closed"):
+    with pytest.raises(ValueError, match=r"the runner of dsc\.engine is closed"):
         runner.collect(ticket)
 
 
@@ -282,7 +280,7 @@ class TestRefusals:
             open_runner()
         runtime = trt.__name__.replace("_", "-")
         assert caught.value.what == (
-            f"{runtime} refuses dsc.onnx: the engine plan file is not compatible with this version of TensorRT"
+            f"{runtime} refuses dsc.engine: the engine plan file is not compatible with this version of TensorRT"
         )
         assert caught.value.remedy == "rebuild it: edge-dsc build-engine model.onnx"
         assert cuda.idle
@@ -324,7 +322,9 @@ class TestRefusals:
         self, open_runner: Open, trt: Any, cuda: Any, call: str
     ) -> None:
         trt.fail[call] = f"{call} says why"
-        with pytest.raises(EnvironmentProblem, match=rf"dsc\.onnx: .*; first error logged: {call} says why"):
+        with pytest.raises(
+            EnvironmentProblem, match=rf"dsc\.engine: .*; first error logged: {call} says why"
+        ):
             open_runner()
         assert cuda.idle
 
@@ -376,7 +376,7 @@ class TestFaults:
                 assert runner.slots == 3  # the call is not made so often
                 cuda.fail.clear()
         except EnvironmentProblem as error:
-            assert f"dsc.onnx: {call} failed: out of memory" in error.what
+            assert f"dsc.engine: {call} failed: out of memory" in error.what
             assert "use a smaller batch" in error.remedy
         cuda.fail.clear()
         assert cuda.idle
@@ -397,7 +397,9 @@ class TestFaults:
         with open_runner(graph=False) as runner:
             cuda.fail[call] = 0
             for _ in range(3):
-                with pytest.raises(EnvironmentProblem, match=f"cannot run dsc.onnx: {call} failed") as caught:
+                with pytest.raises(
+                    EnvironmentProblem, match=f"cannot run dsc.engine: {call} failed"
+                ) as caught:
                     runner.run(pixels(1))
             assert "edge-dsc doctor" in caught.value.remedy
             cuda.fail.clear()
@@ -409,11 +411,11 @@ class TestFaults:
         tickets = [runner.submit(pixels(4)) for _ in range(2)]
         cuda.fail_on_device["execute"] = "cuStreamSynchronize failed: an illegal memory access"
         for ticket in tickets:  # the error stays: the device is lost for this process
-            with pytest.raises(EnvironmentProblem, match=r"cannot run dsc\.onnx: .*illegal memory access"):
+            with pytest.raises(EnvironmentProblem, match=r"cannot run dsc\.engine: .*illegal memory access"):
                 runner.collect(ticket)
         with pytest.raises(EnvironmentProblem, match="illegal memory access"):
             runner.run(pixels(4))
-        with pytest.raises(EnvironmentProblem, match=r"cannot close dsc\.onnx: .*illegal memory access"):
+        with pytest.raises(EnvironmentProblem, match=r"cannot close dsc\.engine: .*illegal memory access"):
             runner.close()
         assert (cuda.retained, cuda.stack()) == (0, [])
         runner.close()
@@ -423,7 +425,7 @@ class TestFaults:
     ) -> None:
         runner = open_runner()
         cuda.fail["free"] = 0
-        with pytest.raises(EnvironmentProblem, match=r"cannot close dsc\.onnx: free failed"):
+        with pytest.raises(EnvironmentProblem, match=r"cannot close dsc\.engine: free failed"):
             runner.close()
         assert (cuda.retained, cuda.stack()) == (0, [])
 
@@ -438,7 +440,7 @@ class TestFaults:
             ):
                 error = in_thread(action)
                 assert isinstance(error, RuntimeError)
-                assert str(error) == "the runner of dsc.onnx belongs to the thread that opened it"
+                assert str(error) == "the runner of dsc.engine belongs to the thread that opened it"
             assert runner.collect(ticket).shape == (1, 3)
 
     def test_two_loops_in_one_process(self, open_runner: Open, cuda: Any, pixels: Any, expected: Any) -> None:
