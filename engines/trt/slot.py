@@ -111,13 +111,16 @@ class Slot:
                 self._enqueue_all(prepared, size)
             self._events[3].record(self.stream)
         except BaseException:
-            with contextlib.suppress(self._parts.cuda.Error):
-                self.stream.synchronize()
+            self._drain()
             raise
 
     def wait(self, size: int) -> Array:
         """Wait for the batch and return its answers: ``float32 [size, classes]``, the caller's own."""
-        self._events[3].synchronize()
+        try:
+            self._events[3].synchronize()
+        except BaseException:  # Ctrl-C too
+            self._drain()
+            raise
         return self.buffers.host_output[:size].copy()
 
     def stages_ns(self) -> dict[str, int]:
@@ -134,6 +137,11 @@ class Slot:
         if prepared.graph is None:
             return f"enqueue ({prepared.refusal})" if prepared.refusal else "enqueue"
         return "CUDA graph of the execution" if self._parts.options.time_stages else "CUDA graph"
+
+    def _drain(self) -> None:
+        """Leave nothing of a failed batch on the stream: the buffers are about to be used again."""
+        with contextlib.suppress(self._parts.cuda.Error):
+            self.stream.synchronize()
 
     def _enqueue_all(self, prepared: _Prepared, size: int) -> None:
         self.buffers.copy_in(size, self.stream)

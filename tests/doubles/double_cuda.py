@@ -9,6 +9,7 @@ contexts are gone. What CUDA itself refuses raises :class:`Error`, and ``fail`` 
 from __future__ import annotations
 
 import ctypes
+import gc
 import itertools
 import json
 import threading
@@ -424,3 +425,21 @@ class DoubleDriver:
             raise Misuse("a graph is destroyed while it runs")
         self.cuda.log.append("destroy graph")
         return 0
+
+
+class current:
+    """A context for what a builder loads to inspect; on a GPU the CUDA runtime brings its own."""
+
+    def __init__(self, cuda: DoubleCuda) -> None:
+        self.cuda = cuda
+
+    def __enter__(self) -> None:
+        self.cuda.init()
+        self.context = self.cuda.Device(0).retain_primary_context()
+        self.context.push()
+
+    def __exit__(self, *_: object) -> None:
+        gc.collect()
+        self.context.pop()
+        self.context.detach()
+        self.cuda.log.clear()

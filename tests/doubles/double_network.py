@@ -42,7 +42,8 @@ def read_network(trt: Any, model: bytes) -> SimpleNamespace:
     element = {tensor.name: tensor.data_type for tensor in graph.initializer}
     for value in (*graph.input, *graph.output, *graph.value_info):
         element[value.name] = value.type.tensor_type.elem_type
-    if graph.node[0].op_type != "Cast":
+    takers = {node.op_type for node in graph.node if graph.input[0].name in node.input}
+    if takers != {"Cast"}:
         raise ValueError("a UINT8 input must be cast first")
 
     def tensor(name: str) -> SimpleNamespace:

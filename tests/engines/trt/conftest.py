@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from double_cuda import DoubleCuda, DoubleDriver
+from double_cuda import DoubleCuda, DoubleDriver, current
 from double_tensorrt import RELEASES, DoubleTensorRt
 from onnx import TensorProto, helper, numpy_helper
 
@@ -96,24 +96,6 @@ def plans(small_model: Path) -> Callable[[str], bytes]:
             return bytes(build_plan(trt, small_model.read_bytes(), options, has_gpu=needs_gpu).data)
 
     return build
-
-
-class current:
-    """A context for what a builder loads to inspect."""
-
-    def __init__(self, cuda: DoubleCuda) -> None:
-        self.cuda = cuda
-
-    def __enter__(self) -> None:
-        self.cuda.init()
-        self.context = self.cuda.Device(0).retain_primary_context()
-        self.context.push()
-
-    def __exit__(self, *_: object) -> None:
-        gc.collect()
-        self.context.pop()
-        self.context.detach()
-        self.cuda.log.clear()
 
 
 @pytest.fixture

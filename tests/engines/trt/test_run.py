@@ -338,13 +338,14 @@ class TestRefusals:
             runner.run(pixels(2))
 
     def test_a_size_that_is_refused_leaves_the_runner_usable(
-        self, open_runner: Open, trt: Any, pixels: Any, expected: Any
+        self, open_runner: Open, trt: Any, cuda: Any, pixels: Any, expected: Any
     ) -> None:
         with open_runner() as runner:
             trt.fail["set_input_shape"] = "no"
             for _ in range(3):
                 with pytest.raises(EnvironmentProblem, match="set_input_shape refuses a batch of 2"):
                     runner.run(pixels(2))
+            assert "drop execution" not in cuda.log  # the context waits for a shape that it takes
             trt.fail.clear()
             np.testing.assert_array_equal(runner.run(pixels(2)), expected(pixels(2)))
 
@@ -403,6 +404,8 @@ class TestFaults:
                     runner.run(pixels(1))
             assert "edge-dsc doctor" in caught.value.remedy
             cuda.fail.clear()
+            runner.collect(runner.submit(pixels(1)))
+            assert all(stream.is_done() for stream in cuda.streams())  # nothing of a failed batch waits
             np.testing.assert_array_equal(runner.run(pixels(1)), expected(pixels(1)))
         assert cuda.idle
 
