@@ -16,8 +16,8 @@ from engines.errors import EnvironmentProblem
 from engines.record import EngineRecord
 from engines.runtimes import DEFAULT_OPTIONS, Array, RunnerOptions
 from engines.tickets import Ticket
+from engines.trt import driver as cuda_driver
 from engines.trt.capture import missing_functions
-from engines.trt.driver import load_driver
 from engines.trt.faults import Faults
 from engines.trt.loaded import LoadedEngine
 from engines.trt.log import make_logger
@@ -241,7 +241,7 @@ class TrtRunner:
     def _graph_driver(self) -> Any:
         """Return the driver library for graphs, or None and note why there are none."""
         try:
-            driver = load_driver()
+            driver = cuda_driver.load_driver()
         except OSError as error:
             self._words["execution"] = f"enqueue (no CUDA graph: {error})"
             return None

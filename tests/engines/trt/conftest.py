@@ -19,7 +19,7 @@ from engines.contract import ModelContract
 from engines.files import sha256_bytes
 from engines.record import BatchRange, EngineRecord, Precision
 from engines.runtimes import BuildOptions, RunnerOptions
-from engines.trt import run
+from engines.trt import driver as cuda_driver
 from engines.trt.build import build_plan
 from engines.trt.run import TrtRunner
 
@@ -37,7 +37,7 @@ def cuda() -> Iterator[DoubleCuda]:
 @pytest.fixture
 def driver(cuda: DoubleCuda, monkeypatch: pytest.MonkeyPatch) -> DoubleDriver:
     double = DoubleDriver(cuda)
-    monkeypatch.setattr(run, "load_driver", lambda: double)
+    monkeypatch.setattr(cuda_driver, "load_driver", lambda: double)
     return double
 
 

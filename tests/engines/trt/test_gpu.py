@@ -7,6 +7,9 @@ The same tests: what the doubles pass is the code's logic, what a GPU passes is 
 from __future__ import annotations
 
 import gc
+import json
+import runpy
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -214,3 +217,30 @@ def test_an_engine_that_is_replaced_while_it_is_opened(
         opened(engine)
     assert caught.value.remedy == "run the command again"
     assert sha256_bytes(read(engine)) != sha256_bytes(replaced(engine))
+
+
+@pytest.mark.parametrize("switch", [[], ["--no-graph"]])
+def test_the_measuring_script(
+    engine_of: Callable,
+    textures: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    switch: list[str],
+) -> None:
+    out, engine = tmp_path / "stages.json", engine_of()
+    script = str(Path(__file__).parents[3] / "bench" / "scripts" / "gpu_stages.py")
+    sizes = ["--blocks", "2", "--calls", "3", "--batch", "2"]
+    arguments = [script, str(engine), "--images", str(textures / "focal"), *sizes, "--out", str(out), *switch]
+    monkeypatch.setattr(sys, "argv", arguments)
+    runpy.run_path(script, run_name="__main__")
+    report = json.loads(out.read_text())
+    assert report["kind"] == "edge-dsc/gpu-stages"
+    assert list(report["stages_us"]) == ["decode", "preprocess", "h2d", "execute", "d2h"]
+    assert report["stages_us"]["execute"]["count"] == 6
+    assert report["stages_us"]["execute"]["p99"] is None
+    assert report["latency"]["ratio"]["median"] > 0
+    assert report["latency"]["largest_difference"] < 1e-6
+    assert report["latency"]["runner"]["execution"] == ("enqueue" if switch else "CUDA graph")
+    assert min(report["images_per_second"].values()) > 0
+    assert json.loads(capsys.readouterr().out)["batch"] == 2

@@ -12,7 +12,7 @@ from double_tensorrt import session_of
 
 from engines.errors import ArtefactError, BadInputError, EnvironmentProblem
 from engines.tickets import answer_batches
-from engines.trt import run
+from engines.trt import driver as cuda_driver
 from engines.trt.run import TrtRunner
 
 Open = Callable[..., TrtRunner]
@@ -259,7 +259,7 @@ class TestGraphs:
     def test_a_driver_without_graphs(
         self, open_runner: Open, driver: Any, monkeypatch: pytest.MonkeyPatch, pixels: Any
     ) -> None:
-        monkeypatch.setattr(run, "load_driver", lambda: object())
+        monkeypatch.setattr(cuda_driver, "load_driver", lambda: object())
         with open_runner() as runner:
             runner.run(pixels(1))
             assert runner.description["execution"] == "enqueue"
