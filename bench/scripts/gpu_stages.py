@@ -134,7 +134,7 @@ def open_bare(engine: Path, record: EngineRecord, size: int, *, graph: bool) -> 
     context = cuda.Device(0).retain_primary_context()
     context.push()
     with contextlib.ExitStack() as frees:
-        frees.callback(context.detach)
+        frees.callback(cuda_driver.release_context, cuda_driver.load_driver(), context)
         frees.callback(context.pop)
         contract = record.contract
         parts = SimpleNamespace(runtime=trt.Runtime(make_logger(trt)))

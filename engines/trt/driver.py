@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import sys
 from dataclasses import dataclass
+from typing import Any
 
 # Source: cuda.h, CUdevice_attribute
 _MAJOR = 75  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR
@@ -32,6 +33,32 @@ def load_driver() -> ctypes.CDLL:
         OSError: There is none.
     """
     return ctypes.CDLL(_LIBRARY)
+
+
+def release_context(driver: Any, context: Any) -> None:
+    """Detach a primary context of pycuda's and leave the thread's stack of contexts as it was.
+
+    To detach a context that is not current, pycuda (up to 2026.1 at least) pushes it and trusts that this takes
+    it off the stack again. That holds for contexts that were created; releasing a primary one never pops it, so
+    the thread would be left with a context that is gone.
+
+    Args:
+        driver: The CUDA driver library; None where it has none for us.
+        context: From ``retain_primary_context``, not current.
+    """
+    before = _current_context(driver)
+    try:
+        context.detach()
+    finally:
+        if _current_context(driver) != before:
+            driver.cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))
+
+
+def _current_context(driver: Any) -> int | None:
+    current = ctypes.c_void_p()
+    if driver is None or driver.cuCtxGetCurrent(ctypes.byref(current)) != 0:
+        return None
+    return current.value
 
 
 def find_gpu() -> tuple[Gpu | None, str]:

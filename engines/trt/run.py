@@ -79,6 +79,7 @@ class TrtRunner:
         self._closed = False
         self._frees = contextlib.ExitStack()  # what must happen while the context is current, last first
         self._device_context: Any = None
+        self._driver = self._load_driver()
         try:
             with self._faults.told("open"):
                 cuda.init()
@@ -170,7 +171,7 @@ class TrtRunner:
                 self._frees.close()
         finally:
             with self._faults.told("close"):
-                self._device_context.detach()
+                cuda_driver.release_context(self._driver, self._device_context)
             self._device_context = None
             self._free.clear()
             self._busy.clear()
@@ -190,10 +191,11 @@ class TrtRunner:
         logger = self._faults.logger
         self._loaded = LoadedEngine(trt, logger, plan, self.record, self._faults, place)
         self._loaded.register(self._frees)
-        self._words["execution"] = "enqueue, as asked"
+        driver, no_graph = self._graph_driver()
         parts = Parts(
             cuda=self._cuda,
-            driver=self._graph_driver() if self._options.graph else None,
+            driver=driver,
+            no_graph=no_graph,
             engine=self._loaded,
             record=self.record,
             options=self._options,
@@ -238,18 +240,23 @@ class TrtRunner:
         self._words["memory"] = f"{chosen}: measured at batch {best}, {measured}"
         return chosen
 
-    def _graph_driver(self) -> Any:
-        """Return the driver library for graphs, or None and note why there are none."""
+    def _load_driver(self) -> Any:
+        """Return the CUDA driver library; pycuda has it loaded already.
+
+        Raises:
+            EnvironmentProblem: There is none under its usual name.
+        """
         try:
-            driver = cuda_driver.load_driver()
+            return cuda_driver.load_driver()
         except OSError as error:
-            self._words["execution"] = f"enqueue (no CUDA graph: {error})"
-            return None
-        missing = missing_functions(driver)
-        if missing:
-            self._words["execution"] = f"enqueue (no CUDA graph: the driver lacks {missing})"
-            return None
-        return driver
+            raise self._faults.problem("open", str(error)) from error
+
+    def _graph_driver(self) -> tuple[Any, str]:
+        """Return the driver library for graphs, or None and why there are none."""
+        if not self._options.graph:
+            return None, "as asked"
+        missing = missing_functions(self._driver)
+        return (None, f"the driver lacks {missing}") if missing else (self._driver, "")
 
     @contextlib.contextmanager
     def _current(self, action: str) -> Iterator[None]:

@@ -34,6 +34,7 @@ class Parts:
     Attributes:
         cuda: The module ``pycuda.driver``.
         driver: The CUDA driver library for graphs; None enqueues.
+        no_graph: Why there is none.
         engine: The loaded engine.
         record: Its record.
         options: How to run it.
@@ -42,6 +43,7 @@ class Parts:
 
     cuda: Any
     driver: Any
+    no_graph: str
     engine: LoadedEngine
     record: EngineRecord
     options: RunnerOptions
@@ -130,12 +132,13 @@ class Slot:
         return dict(zip(STAGES, times, strict=True))
 
     def execution_words(self) -> str:
-        """Say how the batch size used last is executed."""
-        if not self._prepared:
-            return "not run yet"
-        prepared = next(reversed(self._prepared.values()))
-        if prepared.graph is None:
-            return f"enqueue ({prepared.refusal})" if prepared.refusal else "enqueue"
+        """Say how batches are executed: those of the best size, where that one is in use."""
+        prepared = self._prepared.get(self._parts.record.batch.best)
+        if self._parts.driver is None:
+            return f"enqueue (no CUDA graph: {self._parts.no_graph})"
+        if prepared is None or prepared.graph is None:
+            refusal = prepared.refusal if prepared else "another batch size has it"
+            return f"enqueue (no CUDA graph: {refusal})"
         return "CUDA graph of the execution" if self._parts.options.time_stages else "CUDA graph"
 
     def _drain(self) -> None:
@@ -190,14 +193,14 @@ class Slot:
             work = lambda: self._enqueue_all(prepared, size)  # noqa: E731
         self.stream.synchronize()
         if not versions.is_capturable(prepared.execution, handle):
-            prepared.refusal = "no CUDA graph: the engine cannot be captured"
+            prepared.refusal = "the engine cannot be captured"
             return
         try:
             prepared.graph = capture_graph(self._parts.driver, handle, work)
         except (GraphError, self._parts.cuda.Error) as error:
-            prepared.refusal = f"no CUDA graph: {error}"
+            prepared.refusal = str(error)
         except EnvironmentProblem as error:
-            prepared.refusal = f"no CUDA graph: {error.what}"
+            prepared.refusal = error.what
         faults.forget()
 
     def _shaped_execution(self, size: int) -> Any:
@@ -220,7 +223,9 @@ class Slot:
                 self._alone = (
                     True  # one context for all sizes: the graph is captured anew when the size changes
                 )
-        _, oldest = self._prepared.popitem(last=False)
+        best = self._parts.record.batch.best
+        size = next((size for size in self._prepared if size != best), best)  # the best one goes last
+        oldest = self._prepared.pop(size)
         if oldest.graph is not None:
             self.stream.synchronize()
             oldest.graph.destroy()

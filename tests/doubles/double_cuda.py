@@ -185,6 +185,10 @@ class Context:
         if not self.alive:
             raise Misuse("a context is detached twice")
         self.alive = False
+        if self not in self.cuda.stack():
+            self.cuda.stack().append(
+                self
+            )  # as pycuda 2026.1 does: releasing a primary context does not pop it
         self.cuda.retained -= 1
         self.cuda.log.append("detach")
         failing = bool(self.cuda.sick or self.cuda.fail)  # nothing can be freed then
@@ -370,6 +374,15 @@ class DoubleDriver:
         out._obj.value = names[status.value]
         return 0
 
+    def cuCtxGetCurrent(self, out: Any) -> int:
+        stack = self.cuda.stack()
+        out._obj.value = id(stack[-1]) if stack else None
+        return 0
+
+    def cuCtxPopCurrent_v2(self, out: Any) -> int:
+        self.cuda.stack().pop()
+        return 0
+
     def cuStreamBeginCapture_v2(self, stream: ctypes.c_void_p, mode: ctypes.c_int) -> int:
         self.cuda.need_context("cuStreamBeginCapture")
         if mode.value != 1:
@@ -440,6 +453,6 @@ class current:
 
     def __exit__(self, *_: object) -> None:
         gc.collect()
-        self.context.pop()
         self.context.detach()
+        self.context.pop()
         self.cuda.log.clear()

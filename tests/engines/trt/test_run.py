@@ -133,6 +133,7 @@ def test_memory_is_allocated_once_and_freed_in_order(open_runner: Open, cuda: An
     runner.close()
     assert cuda.log == [
         "destroy graph",
+        "destroy graph",
         "drop execution",
         "drop execution",
         "free device",
@@ -177,7 +178,7 @@ def test_what_it_says_of_itself(open_runner: Open, trt: Any) -> None:
     assert cache == ("not kept" if trt.__name__ == "tensorrt_rtx" else None)
     assert runner.description["execution"] == "CUDA graph"  # still told after closing
     with open_runner(graph=False, memory="mapped", slots=1) as runner:
-        assert runner.description["execution"] == "enqueue"
+        assert runner.description["execution"] == "enqueue (no CUDA graph: as asked)"
         assert runner.description["memory"] == "mapped, as asked"
     with open_runner(time_stages=True) as runner:
         assert runner.description["execution"] == "CUDA graph of the execution"
@@ -259,10 +260,34 @@ class TestGraphs:
     def test_a_driver_without_graphs(
         self, open_runner: Open, driver: Any, monkeypatch: pytest.MonkeyPatch, pixels: Any
     ) -> None:
-        monkeypatch.setattr(cuda_driver, "load_driver", lambda: object())
+        for name in ("cuGraphLaunch", "cuStreamEndCapture"):
+            monkeypatch.delattr(type(driver), name)
         with open_runner() as runner:
             runner.run(pixels(1))
-            assert runner.description["execution"] == "enqueue"
+            assert runner.description["execution"] == (
+                "enqueue (no CUDA graph: the driver lacks cuStreamEndCapture, cuGraphLaunch)"
+            )
+
+    def test_a_driver_under_another_name(
+        self, open_runner: Open, cuda: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def missing() -> None:
+            raise OSError("libcuda.so.1: cannot open shared object file")
+
+        open_runner().close()  # the fixture's driver is in place
+        monkeypatch.setattr(cuda_driver, "load_driver", missing)
+        with pytest.raises(EnvironmentProblem, match=r"cannot open dsc\.engine: libcuda\.so\.1: cannot open"):
+            open_runner()
+        assert cuda.idle
+
+    def test_the_best_size_keeps_its_graph(self, open_runner: Open, cuda: Any, pixels: Any) -> None:
+        with open_runner(slots=1) as runner:
+            for count in (1, 1, 2, 2, 3, 3):
+                runner.run(pixels(count))
+            before = cuda.launches
+            runner.run(pixels(4))
+            assert cuda.launches == before + 1
+            assert runner.description["execution"] == "CUDA graph"
 
     def test_a_launch_that_fails_is_told(self, open_runner: Open, driver: Any, pixels: Any) -> None:
         with open_runner() as runner:
