@@ -163,8 +163,7 @@ def open_bare(engine: Path, record: EngineRecord, size: int, *, graph: bool) -> 
         if graph:
             captured = capture_graph(cuda_driver.load_driver(), stream.handle, enqueue)
             frees.callback(captured.destroy)
-            handle = stream.handle
-            launch = lambda: captured.launch(handle)  # noqa: E731
+            launch = captured.launch
         frees.callback(stream.synchronize)
 
         def answer(batch: Any) -> Any:

@@ -25,18 +25,22 @@ class GraphError(Exception):
 class CudaGraph:
     """A captured and instantiated graph: one launch replays all the work, at the addresses it was captured with."""
 
-    def __init__(self, driver: Any, handle: ctypes.c_void_p) -> None:
-        """Take over an instantiated graph."""
+    def __init__(self, driver: Any, handle: ctypes.c_void_p, stream: ctypes.c_void_p) -> None:
+        """Take over an instantiated graph and the stream that it was captured on."""
         self._driver = driver
         self._handle: ctypes.c_void_p | None = handle
+        self._stream = stream
+        self._launch = driver.cuGraphLaunch  # looked up once: this is the call of every batch
 
-    def launch(self, stream_handle: int) -> None:
-        """Enqueue the whole graph on a stream.
+    def launch(self) -> None:
+        """Enqueue the whole graph on its stream.
 
         Raises:
             GraphError: The driver refuses.
         """
-        _call(self._driver, "cuGraphLaunch", self._handle, ctypes.c_void_p(stream_handle))
+        status = self._launch(self._handle, self._stream)
+        if status != 0:
+            raise GraphError(f"cuGraphLaunch failed: {_describe(self._driver, status)}")
 
     def destroy(self) -> None:
         """Free the graph; it must not be running. A second call does nothing.
@@ -83,7 +87,7 @@ def capture_graph(driver: Any, stream_handle: int, work: Callable[[], None]) -> 
         _call(driver, "cuGraphInstantiateWithFlags", ctypes.byref(executable), graph, ctypes.c_ulonglong(0))
     finally:
         driver.cuGraphDestroy(graph)
-    return CudaGraph(driver, executable)
+    return CudaGraph(driver, executable, stream)
 
 
 def _call(driver: Any, name: str, *arguments: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from types import TracebackType
 from typing import Any
 
 from engines.errors import ArtefactError, EnvironmentProblem
@@ -72,3 +73,49 @@ class Faults:
             yield
         except (self._cuda.Error, GraphError) as error:
             raise self.problem(action, str(error)) from error
+
+    def current(self, context: Any, action: str) -> CurrentContext:
+        """Return a block in which a context is current and CUDA's errors become ours; it can be entered again."""
+        return CurrentContext(self, context, action, (self._cuda.Error, GraphError))
+
+
+class CurrentContext:
+    """Makes the device's context current for a block.
+
+    A class, because it is entered for every batch: a generator would cost microseconds each time.
+    """
+
+    def __init__(
+        self, faults: Faults, context: Any, action: str, failures: tuple[type[Exception], ...]
+    ) -> None:
+        """Remember what to do; see :meth:`Faults.current`."""
+        self._faults = faults
+        self._action = action
+        self._failures = failures
+        self._push, self._pop = context.push, context.pop
+
+    def __enter__(self) -> None:
+        """Push the context.
+
+        Raises:
+            EnvironmentProblem: CUDA refuses.
+        """
+        try:
+            self._push()
+        except self._failures as error:
+            raise self._faults.problem(self._action, str(error)) from error
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Pop it.
+
+        Raises:
+            EnvironmentProblem: CUDA failed in the block, or refuses.
+        """
+        try:
+            self._pop()
+        except self._failures as failure:
+            raise self._faults.problem(self._action, str(failure)) from (error or failure)
+        if isinstance(error, self._failures):
+            raise self._faults.problem(self._action, str(error)) from error

@@ -6,7 +6,7 @@ import contextlib
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -85,7 +85,8 @@ class TrtRunner:
                 cuda.init()
                 device = cuda.Device(0)
                 self._device_context = device.retain_primary_context()
-            with self._current("open"):
+            self._running = self._faults.current(self._device_context, "run")
+            with self._faults.current(self._device_context, "open"):
                 self._open(trt, plan, place, device, clock)
         except BaseException:
             with contextlib.suppress(EnvironmentProblem):  # the first failure is the one to tell
@@ -105,7 +106,12 @@ class TrtRunner:
 
     def run(self, batch: Array) -> Array:
         """Classify a batch; returns when the device has answered. Arguments and errors as for submit and collect."""
-        return self.collect(self.submit(batch))
+        self._check_usable()
+        self._check(batch)
+        slot = self._free_slot()
+        with self._running:
+            slot.enqueue(batch)
+            return slot.wait(len(batch))
 
     def submit(self, batch: Array) -> Ticket:
         """Copy a batch and enqueue its work; returns before the device has done it.
@@ -121,14 +127,12 @@ class TrtRunner:
         """
         self._check_usable()
         self._check(batch)
-        if not self._free:
-            raise RuntimeError(
-                f"all {self.slots} slots of {self.record.engine} are in flight: collect a ticket"
-            )
-        with self._current("run"):
-            self._free[0].enqueue(batch)
+        slot = self._free_slot()
+        with self._running:
+            slot.enqueue(batch)
+        self._free.remove(slot)
         ticket = Ticket(self)
-        self._busy[ticket] = (self._free.pop(0), len(batch))
+        self._busy[ticket] = (slot, len(batch))
         return ticket
 
     def collect(self, ticket: Ticket) -> Array:
@@ -146,7 +150,7 @@ class TrtRunner:
         ticket.take(self)
         slot, size = self._busy.pop(ticket)
         self._free.append(slot)
-        with self._current("run"):
+        with self._running:
             answers = slot.wait(size)
             if self._options.time_stages:
                 ticket.stages_ns = slot.stages_ns()
@@ -167,7 +171,7 @@ class TrtRunner:
         if self._device_context is None:
             return
         try:
-            with self._current("close"):
+            with self._faults.current(self._device_context, "close"):
                 self._frees.close()
         finally:
             with self._faults.told("close"):
@@ -258,15 +262,12 @@ class TrtRunner:
         missing = missing_functions(self._driver)
         return (None, f"the driver lacks {missing}") if missing else (self._driver, "")
 
-    @contextlib.contextmanager
-    def _current(self, action: str) -> Iterator[None]:
-        """Make the device's context current for a block, and turn CUDA's errors into ours."""
-        with self._faults.told(action):
-            self._device_context.push()
-            try:
-                yield
-            finally:
-                self._device_context.pop()
+    def _free_slot(self) -> Slot:
+        if not self._free:
+            raise RuntimeError(
+                f"all {self.slots} slots of {self.record.engine} are in flight: collect a ticket"
+            )
+        return self._free[0]
 
     def _check_owner(self) -> None:
         if threading.get_ident() != self._owner:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections import OrderedDict
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,8 +78,13 @@ class Slot:
         self.stream = cuda.Stream(_NON_BLOCKING)
         frees.callback(setattr, self, "stream", None)
         self.buffers = BUFFERS[memory](cuda, parts.record, frees)
-        self._events = [cuda.Event(_event_flags(cuda, parts.options)) for _ in range(4)]
+        self._timed = parts.options.time_stages
+        # Without them the stream itself is waited for: nothing but this slot's batch is on it.
+        needed = 4 if self._timed else 1 if parts.options.blocking_wait else 0
+        self._events = [cuda.Event(_event_flags(cuda, parts.options)) for _ in range(needed)]
         frees.callback(self._events.clear)
+        self._last_size = 0
+        self._last_graph: CudaGraph | None = None
         self._prepared: OrderedDict[int, _Prepared] = OrderedDict()
         self._spare: list[Any] = []  # contexts without a shape
         self._alone = False  # whether TensorRT refused a second context
@@ -104,14 +108,12 @@ class Slot:
         size = len(batch)
         try:
             self.buffers.host_input[:size] = batch
-            prepared = self._prepare(size)
-            if self._parts.options.time_stages:
-                self._enqueue_timed(prepared, size)
-            elif prepared.graph is not None:
-                prepared.graph.launch(self.stream.handle)
+            if size == self._last_size and self._last_graph is not None:
+                self._last_graph.launch()
             else:
-                self._enqueue_all(prepared, size)
-            self._events[3].record(self.stream)
+                self._enqueue_prepared(self._prepare(size), size)
+            if self._events:
+                self._events[-1].record(self.stream)
         except BaseException:
             self._drain()
             raise
@@ -119,7 +121,7 @@ class Slot:
     def wait(self, size: int) -> Array:
         """Wait for the batch and return its answers: ``float32 [size, classes]``, the caller's own."""
         try:
-            self._events[3].synchronize()
+            (self._events[-1] if self._events else self.stream).synchronize()
         except BaseException:  # Ctrl-C too
             self._drain()
             raise
@@ -139,12 +141,25 @@ class Slot:
         if prepared is None or prepared.graph is None:
             refusal = prepared.refusal if prepared else "another batch size has it"
             return f"enqueue (no CUDA graph: {refusal})"
-        return "CUDA graph of the execution" if self._parts.options.time_stages else "CUDA graph"
+        return "CUDA graph of the execution" if self._timed else "CUDA graph"
 
     def _drain(self) -> None:
         """Leave nothing of a failed batch on the stream: the buffers are about to be used again."""
         with contextlib.suppress(self._parts.cuda.Error):
             self.stream.synchronize()
+
+    def _enqueue_prepared(self, prepared: _Prepared, size: int) -> None:
+        if self._timed:
+            self._enqueue_timed(prepared, size)
+            return
+        self._last_size, self._last_graph = (
+            size,
+            prepared.graph,
+        )  # the short way for the next batch of this size
+        if prepared.graph is not None:
+            prepared.graph.launch()
+        else:
+            self._enqueue_all(prepared, size)
 
     def _enqueue_all(self, prepared: _Prepared, size: int) -> None:
         self.buffers.copy_in(size, self.stream)
@@ -157,7 +172,7 @@ class Slot:
         self.buffers.copy_in(size, self.stream)
         self._events[1].record(self.stream)
         if prepared.graph is not None:
-            prepared.graph.launch(self.stream.handle)
+            prepared.graph.launch()
         else:
             self._execute(prepared)
         self._events[2].record(self.stream)
@@ -186,22 +201,26 @@ class Slot:
     def _capture(self, prepared: _Prepared, size: int) -> None:
         """Give a context its graph, or note why it has none and go on enqueueing."""
         faults, handle = self._parts.faults, self.stream.handle
-        work: Callable[[], None]
-        if self._parts.options.time_stages:
-            work = lambda: self._execute(prepared)  # noqa: E731
-        else:
-            work = lambda: self._enqueue_all(prepared, size)  # noqa: E731
         self.stream.synchronize()
         if not versions.is_capturable(prepared.execution, handle):
             prepared.refusal = "the engine cannot be captured"
             return
         try:
-            prepared.graph = capture_graph(self._parts.driver, handle, work)
+            prepared.graph = capture_graph(
+                self._parts.driver, handle, lambda: self._enqueue_captured(prepared, size)
+            )
         except (GraphError, self._parts.cuda.Error) as error:
             prepared.refusal = str(error)
         except EnvironmentProblem as error:
             prepared.refusal = error.what
         faults.forget()
+
+    def _enqueue_captured(self, prepared: _Prepared, size: int) -> None:
+        """Enqueue what a graph replays: everything, or the execution alone where the copies are timed."""
+        if self._timed:
+            self._execute(prepared)
+        else:
+            self._enqueue_all(prepared, size)
 
     def _shaped_execution(self, size: int) -> Any:
         """Return a context with the shape set; a context that a graph was captured from is never reshaped."""
@@ -227,6 +246,7 @@ class Slot:
         size = next((size for size in self._prepared if size != best), best)  # the best one goes last
         oldest = self._prepared.pop(size)
         if oldest.graph is not None:
+            self._last_graph = None
             self.stream.synchronize()
             oldest.graph.destroy()
         return oldest.execution
@@ -248,6 +268,7 @@ class Slot:
     def _release(self) -> None:
         """Let the stream finish, then drop graphs before the contexts that they were captured from."""
         with contextlib.ExitStack() as all_of_it:
+            self._last_graph = None
             all_of_it.callback(self._spare.clear)
             all_of_it.callback(self._prepared.clear)
             for prepared in self._prepared.values():

@@ -37,7 +37,7 @@ def test_the_order_of_calls() -> None:
     driver = Driver()
     graph = capture_graph(driver, HANDLE, lambda: driver.calls.append("work"))
     assert isinstance(graph, CudaGraph)
-    graph.launch(HANDLE)
+    graph.launch()
     graph.destroy()
     assert driver.calls == [
         "cuStreamBeginCapture_v2",

@@ -166,7 +166,7 @@ class TestGraphs:
         graph = self.captured(device, driver)
         expected = device.host_out.copy()
         device.host_out[:] = 0
-        graph.launch(device.stream.handle)
+        graph.launch()
         device.stream.synchronize()
         np.testing.assert_array_equal(device.host_out, expected)
         graph.destroy()
@@ -188,20 +188,20 @@ class TestGraphs:
         graph = self.captured(device, driver)
         device.memory_in.free()
         with pytest.raises(Misuse, match="nothing is allocated"):
-            graph.launch(device.stream.handle)
+            graph.launch()
 
     def test_a_graph_whose_context_changed_or_went(self, device: Device, driver: DoubleDriver) -> None:
         graph = self.captured(device, driver)
         device.execution.set_input_shape("image", (1, 224, 224, 1))
         with pytest.raises(Misuse, match="was changed"):
-            graph.launch(device.stream.handle)
+            graph.launch()
         device.execution = None
         with pytest.raises(Misuse, match="is gone"):
-            graph.launch(device.stream.handle)
+            graph.launch()
 
     def test_destroying_a_graph_that_runs(self, device: Device, driver: DoubleDriver) -> None:
         graph = self.captured(device, driver)
-        graph.launch(device.stream.handle)
+        graph.launch()
         with pytest.raises(Misuse, match="destroyed while it runs"):
             graph.destroy()
 

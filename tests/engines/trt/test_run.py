@@ -205,7 +205,9 @@ def test_sleeping_instead_of_spinning(open_runner: Open, cuda: Any, monkeypatch:
     monkeypatch.setattr(cuda, "Event", lambda flag: flags.append(flag) or make(flag))
     open_runner(slots=1, blocking_wait=True).close()
     open_runner(slots=1).close()
-    assert flags == [3] * 4 + [2] * 4
+    open_runner(slots=1, time_stages=True).close()
+    open_runner(slots=1, time_stages=True, blocking_wait=True).close()
+    assert flags == [3] + [0] * 4 + [1] * 4
 
 
 class TestGraphs:
@@ -417,10 +419,10 @@ class TestFaults:
         assert cuda.idle
 
     @pytest.mark.parametrize(
-        "call", ["memcpy_htod_async", "memcpy_dtoh_async", "record", "event synchronize"]
+        "call", ["memcpy_htod_async", "memcpy_dtoh_async", "synchronize", "record", "event synchronize"]
     )
     def test_while_running(self, open_runner: Open, cuda: Any, pixels: Any, expected: Any, call: str) -> None:
-        with open_runner(graph=False) as runner:
+        with open_runner(graph=False, blocking_wait="event" in call or call == "record") as runner:
             cuda.fail[call] = 0
             for _ in range(3):
                 with pytest.raises(
