@@ -19,7 +19,7 @@ from edge_dsc.data.phantoms import write_phantoms
 from edge_dsc.demo_engines import DemoEngine, build_engines, measure_accuracy
 from edge_dsc.export import export_run
 from edge_dsc.folder_loop import default_threads
-from edge_dsc.inference import infer_source
+from edge_dsc.inference import InferRequest, infer_source
 from edge_dsc.measuring import measure_engines
 from edge_dsc.networks import ARCHITECTURES
 from edge_dsc.training import TrainOptions, TrainResult, train
@@ -137,14 +137,8 @@ def run_demo(out: Path, *, seed: int, progress: Progress, say: Say) -> DemoResul
     runnable = [engine for engine in engines if engine.no_run is None]
     first = runnable[0].path
     say(f"6/8 $ edge-dsc infer {first} {data} --out {out / 'results.csv'}")
-    summary = infer_source(
-        first,
-        str(data),
-        out=out / "results.csv",
-        threads=default_threads(),
-        keep_rows=False,
-        progress=progress,
-    )
+    request = InferRequest(engine=first, source=str(data), out=out / "results.csv", threads=default_threads())
+    summary = infer_source(request, progress=progress)
     say(f"    {summary.line()}")
     say(f"7/8 $ edge-dsc evaluate ENGINE {data} --split evaluation --split test")
     accuracies = [_accuracy(engine, trained, data) for engine in engines]

@@ -23,7 +23,7 @@ COMMANDS = {
     "export": Command("build", "export", "Export a trained network as ONNX, proven equal to Keras"),
     "calibrate": Command("build", "calibrate", "Find the activation ranges for INT8 over real images"),
     "build-engine": Command("build", "build_engine", "Build an FP32, FP16 or INT8 engine"),
-    "infer": Command("use", "infer", "Classify an image, a folder or a glob"),
+    "infer": Command("use", "infer", "Classify images, a folder, a video or a camera"),
     "evaluate": Command("use", "evaluate", "Measure accuracy, and agreement with another engine"),
     "bench": Command("measure", "bench", "Measure the latency of engines against each other"),
     "compare": Command("measure", "compare", "Compare latency reports"),

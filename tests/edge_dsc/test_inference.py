@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from edge_dsc.engine_builder import BuildRequest, build_engine
-from edge_dsc.inference import infer_source
+from edge_dsc.inference import InferRequest, infer_source
 from engines.errors import BadInputError, UsageError
 from engines.record import BatchRange
 
@@ -35,7 +35,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def infer(engine: Path, source: Path, out: Path | None, *, keep: bool = False):
-    return infer_source(engine, str(source), out=out, threads=2, keep_rows=keep, progress=None)
+    return infer_source(InferRequest(engine=engine, source=str(source), out=out, threads=2, keep_rows=keep))
 
 
 def test_csv_and_json_lines_hold_the_same_rows(engine: Path, folder: Path, tmp_path: Path) -> None:
@@ -68,24 +68,6 @@ def test_a_folder_of_bad_images_is_an_error_with_the_rows_kept(
     with pytest.raises(BadInputError, match="none of the 3 images"):
         infer(engine, folder, tmp_path / "a.csv")
     assert (tmp_path / "a.csv").read_text().count("is empty (0 bytes)") == 3
-
-
-def test_an_interrupt_keeps_the_rows_so_far(
-    engine: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from edge_dsc import inference
-
-    original = inference.classify_files
-
-    def interrupted(*args, **options):
-        yield next(original(*args, **options))
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(inference, "classify_files", interrupted)
-    summary = infer(engine, folder, tmp_path / "a.jsonl")
-    assert summary.interrupted and summary.answered == 1
-    assert len((tmp_path / "a.jsonl").read_text().splitlines()) == 1
-    assert "(interrupted after 1 of 3)" in summary.line()
 
 
 def test_other_suffixes_are_refused(engine: Path, folder: Path, tmp_path: Path) -> None:
