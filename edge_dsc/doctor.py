@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import importlib.util
 import platform
 from dataclasses import asdict
 from typing import Any
@@ -11,7 +9,7 @@ from typing import Any
 from bench.render import align_rows
 from edge_dsc import __version__
 from engines.errors import EdgeDscError
-from engines.packages import load
+from engines.packages import installed_version, load
 from engines.runtimes import RUNTIME_NAMES, get_runtime
 
 # Distribution names by import name; several distributions give the same import.
@@ -31,7 +29,7 @@ _PACKAGES = {
 
 
 def examine() -> dict[str, Any]:
-    """Look at this installation and this machine; never raises, imports only OpenCV and NumPy.
+    """Look at this installation and this machine; never raises, imports little more than OpenCV.
 
     Returns:
         JSON-ready: ``edge_dsc``, ``python``, ``machine``, ``packages`` (version, or None where missing),
@@ -41,7 +39,9 @@ def examine() -> dict[str, Any]:
         "edge_dsc": __version__,
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}",
-        "packages": {name: _version(name, distributions) for name, distributions in _PACKAGES.items()},
+        "packages": {
+            name: installed_version(name, *distributions) for name, distributions in _PACKAGES.items()
+        },
         "opencv": _opencv(),
         "runtimes": {name: asdict(get_runtime(name).availability()) for name in RUNTIME_NAMES},
     }
@@ -65,20 +65,6 @@ def format_examination(found: dict[str, Any]) -> str:
             align_rows(["runtime", "version", "builds here", "runs here"], runtimes, numeric=False),
         ]
     )
-
-
-def _version(name: str, distributions: tuple[str, ...]) -> str | None:
-    try:
-        if importlib.util.find_spec(name) is None:
-            return None
-    except (ImportError, ValueError):
-        return None
-    for distribution in distributions:
-        try:
-            return importlib.metadata.version(distribution)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return "present, version unknown"  # such as JetPack's OpenCV, which is no pip package
 
 
 def _opencv() -> str:

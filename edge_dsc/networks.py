@@ -40,7 +40,12 @@ def load_keras() -> Any:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ["KERAS_BACKEND"] = "tensorflow"
     with _silenced_stderr():
-        load("tensorflow")
+        tensorflow = load("tensorflow")
+        # Two operations at once finish in any order, and with oneDNN that changes the last bits of a sum,
+        # whatever enable_op_determinism says (TensorFlow 2.21; seen in the second step). One operation still
+        # uses every core. Must come before TensorFlow's first operation; a host program's choice stands.
+        with contextlib.suppress(RuntimeError):
+            tensorflow.config.threading.set_inter_op_parallelism_threads(1)
         # It warns of retracing whenever several models predict in one process, as they do here.
         logging.getLogger("tensorflow").setLevel(logging.ERROR)
         return load("keras")

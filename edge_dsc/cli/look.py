@@ -48,10 +48,10 @@ def demo(
 ) -> None:
     """Walk the whole line on procedural chest phantoms: train, export, calibrate, build, classify, measure."""
     from edge_dsc.console import give, give_json, progress_bar, say
-    from edge_dsc.demo import run_demo
+    from edge_dsc.demo import DemoPlan, run_demo
 
     with progress_bar() as progress:
-        result = run_demo(out, seed=seed, progress=progress, say=say)
+        result = run_demo(out, DemoPlan(seed=seed), progress=progress, say=say)
     if json:
         give_json("edge-dsc/demo-result", result.to_dict())
     else:

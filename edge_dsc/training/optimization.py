@@ -80,7 +80,7 @@ def _make_adam(rate: Any, slow: list[Any], share: float) -> Any:
     if share == 1.0:
         return keras.optimizers.Adam(rate)
 
-    class AdamWithSlowLayer(keras.optimizers.Adam):  # type: ignore[misc]
+    class AdamWithSlowLayer(keras.optimizers.Adam):  # type: ignore[misc, name-defined]
         """Adam that moves the variables in ``slow`` at a share of the learning rate."""
 
         def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:

@@ -71,7 +71,7 @@ def load_state(path: Path) -> TrainState:
     """
     numpy = load("numpy")
     try:
-        with numpy.load(path, allow_pickle=False) as stored:
+        with numpy.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:
             header = json.loads(stored["header"].tobytes())
             if header["schema_version"] != SCHEMA_VERSION:
                 raise ValueError(f"schema version {header['schema_version']}")

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from bench.report import Report
-from edge_dsc.demo import demo_table
+from edge_dsc.demo.rows import DemoResult, demo_table
 from edge_dsc.page import Picture, Section, report_sections, save_page
 from edge_dsc.training import TrainResult
 from engines.images import decode_grey, read_bytes, resize_to
 from engines.packages import load
-
-if TYPE_CHECKING:
-    from edge_dsc.demo import DemoResult
 
 _TILES = 4  # phantoms a class on the contact sheet
 _TILE = 180  # pixels a side
