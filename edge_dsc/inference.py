@@ -19,6 +19,7 @@ from edge_dsc.sinks.resume import written_paths
 from edge_dsc.sinks.rows import RowSink, check_rows_path, row_of
 from edge_dsc.sources.uri import SourceKind, SourceSpec, parse_source
 from engines.errors import BadInputError, UsageError
+from engines.images import quiet_decoder
 from engines.runtimes import Progress, Runner, open_engine
 
 
@@ -57,7 +58,7 @@ class InferSummary:
     Attributes:
         engine: The engine file.
         source: The source as named, without password.
-        kind: ``files``, ``list``, ``video`` or ``live``.
+        source_kind: ``files``, ``list``, ``video`` or ``live``.
         images: Images in the source, or frames that a video tells; None where nobody can count them.
         resumed: Images that an earlier run had answered.
         answered: Images that got an answer.
@@ -75,7 +76,7 @@ class InferSummary:
 
     engine: str
     source: str
-    kind: str
+    source_kind: str
     images: int | None
     resumed: int
     answered: int
@@ -97,7 +98,7 @@ class InferSummary:
     def line(self) -> str:
         """Return one line for the terminal."""
         done = self.answered + self.failed
-        frames = self.kind in (SourceKind.VIDEO.value, SourceKind.LIVE.value)
+        frames = self.source_kind in (SourceKind.VIDEO.value, SourceKind.LIVE.value)
         parts = [f"{self.answered} {'frames' if frames else 'images'} classified"]
         if self.failed:
             parts.append(f"{self.failed} could not be read")
@@ -141,6 +142,7 @@ def infer_source(
     """
     spec = parse_source(request.source)
     _check(request, spec)
+    quiet_decoder()
     stop = stop or Stop()
     with contextlib.ExitStack() as stack:
         feed = open_feed(spec, _feed_options(request), say)
@@ -150,12 +152,15 @@ def infer_source(
         labels = runner.record.contract.labels
         written = _resume(request, feed, labels, stop)
         sinks: list[Sink] = []
-        if request.out or not request.keep_rows:
-            sinks.append(RowSink(request.out, labels, spec.kind, append=request.resume))
-            stack.callback(sinks[0].close)
         for sink in open_sinks(request.outputs, runner.record, spec, stop, say):
             stack.callback(sink.close)
             sinks.append(sink)
+        if (
+            request.out or not request.keep_rows
+        ):  # last: an old file of results goes only when all else is ready
+            rows = RowSink(request.out, labels, spec.kind, append=request.resume)
+            stack.callback(rows.close)
+            sinks.insert(0, rows)
         tally = _Tally(labels, spec.kind, keep_rows=request.keep_rows)
         total = feed.total - written if feed.total is not None else None
         if request.limit is not None:
@@ -266,7 +271,7 @@ def _summary(
     return InferSummary(
         engine=str(request.engine),
         source=spec.name,
-        kind=spec.kind.value,
+        source_kind=spec.kind.value,
         images=feed.total,
         resumed=written,
         answered=tally.answered,

@@ -229,5 +229,6 @@ def _undecodable(data: bytes, name: str) -> ImageError:
 
 
 def quiet_decoder() -> None:
-    """Keep OpenCV's own complaints off the terminal: each bad image already gets one line of ours."""
+    """Keep OpenCV's and FFmpeg's own complaints off the terminal: each bad image already gets one line of ours."""
     os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # AV_LOG_QUIET
