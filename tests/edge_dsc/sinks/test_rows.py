@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from pathlib import Path
 
@@ -30,7 +31,7 @@ def test_each_row_is_in_the_file_at_once(tmp_path: Path) -> None:
         assert out.read_text().count("\n") == first.count("\n") + 1
         sink.write(Answer(Path("b,\n.png"), None, "bad"))
         sink.close()
-    rows = list(csv.reader((tmp_path / "a.csv").open(newline="")))
+    rows = list(csv.reader(io.StringIO((tmp_path / "a.csv").read_text(), newline="")))
     assert rows[1:] == [["a.png", "light", "0.75", "0.25", "0.75", ""], ["b,\n.png", "", "", "", "", "bad"]]
     lines = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
     assert lines[0] == {
