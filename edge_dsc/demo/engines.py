@@ -70,9 +70,9 @@ def build_engines(model: Path, table: Path) -> tuple[list[DemoEngine], list[str]
             try:
                 built = build_engine(request)
             except AccuracyGateError as error:
-                notes.append(f"{name} in {precision.value} left out: {error.what}")
+                notes.append(f"{name} in {precision.value} left out of {model.parent.name}: {error.what}")
                 continue
-            notes += built.record.notes
+            notes += [f"{built.path.stem}: {note}" for note in built.record.notes]
             engines.append(
                 DemoEngine(
                     path=built.path, model=model, table=table, record=built.record, no_run=found.no_run

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench.plan import choose_plan
@@ -52,6 +52,76 @@ class DemoPlan:
     seed: int = 0
 
 
+@dataclass
+class _Walk:
+    """A demo on its way: where it writes, what it tells, and what it has made."""
+
+    out: Path
+    plan: DemoPlan
+    progress: Progress
+    say: Say
+    trained: dict[str, TrainResult] = field(default_factory=dict)
+    engines: list[DemoEngine] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def data(self) -> Path:
+        return self.out / "phantoms"
+
+    def draw(self) -> None:
+        count = len(CLASSES) * self.plan.per_class
+        self.say(f"1/8 drawing {count} chest phantoms: {self.data}")
+        write_phantoms(self.data, self.plan.per_class, self.plan.seed, self.progress)
+
+    def train(self, arch: str) -> None:
+        run, recipe = self.out / arch, self.plan.recipe
+        self.say(f"2/8 $ edge-dsc train {self.data} --arch {arch} --recipe {recipe} --out {run}")
+        options = TrainOptions(
+            data=self.data,
+            out=run,
+            architecture=arch,
+            recipe=recipe,
+            epochs=self.plan.epochs,
+            seed=self.plan.seed,
+        )
+        self.trained[arch] = train(options, progress=step_progress(arch, self.progress))
+
+    def build(self, arch: str) -> None:
+        run = self.out / arch
+        self.say(f"3/8 $ edge-dsc export {run}")
+        model = export_run(run).path
+        self.say(f"4/8 $ edge-dsc calibrate {run} --calib-data {self.data}")
+        request = CalibrationRequest(model=model, data=self.data, seed=self.plan.seed)
+        table = run_calibration(request, self.progress).path
+        self.say(f"5/8 $ edge-dsc build-engine {run} --fp32|--fp16|--int8 --backend ...")
+        engines, notes = build_engines(model, table)
+        self.engines += engines
+        self.notes += notes
+
+    def classify(self) -> None:
+        engine, results = self.runnable[0], self.out / "results.csv"
+        self.say(f"6/8 $ edge-dsc infer {engine} {self.data} --out {results}")
+        request = InferRequest(engine=engine, source=str(self.data), out=results, threads=default_threads())
+        summary = infer_source(request, progress=self.progress)
+        self.say(f"    {summary.line()}")
+
+    def evaluate(self) -> list[float]:
+        self.say(f"7/8 $ edge-dsc evaluate ENGINE {self.data} --split evaluation --split test")
+        return [_accuracy(engine, self.trained, self.data) for engine in self.engines]
+
+    def measure(self) -> Report:
+        names = " ".join(engine.name for engine in self.runnable)
+        self.say(f"8/8 $ edge-dsc bench {names} --duration {self.plan.seconds:g}")
+        rounds = choose_plan(seconds=self.plan.seconds, seed=self.plan.seed)
+        report = measure_engines(self.runnable, rounds, progress=self.progress)
+        save_report(self.out / "report.json", report)
+        return report
+
+    @property
+    def runnable(self) -> list[Path]:
+        return [engine.path for engine in self.engines if engine.no_run is None]
+
+
 def run_demo(out: Path, plan: DemoPlan, *, progress: Progress, say: Say) -> DemoResult:
     """Walk the whole line below ``out``; each step is announced with the command that does it alone.
 
@@ -59,59 +129,26 @@ def run_demo(out: Path, plan: DemoPlan, *, progress: Progress, say: Say) -> Demo
         EdgeDscError: As the steps do.
     """
     _clear(out)
-    data = out / "phantoms"
-    say(f"1/8 drawing {len(CLASSES) * plan.per_class} chest phantoms: {data}")
-    write_phantoms(data, plan.per_class, plan.seed, progress)
-    trained: dict[str, TrainResult] = {}
-    engines: list[DemoEngine] = []
-    notes: list[str] = []
+    walk = _Walk(out, plan, progress, say)
+    walk.draw()
     for arch in ARCHITECTURES:
-        run = out / arch
-        say(f"2/8 $ edge-dsc train {data} --arch {arch} --recipe {plan.recipe} --out {run}")
-        options = TrainOptions(
-            data=data,
-            out=run,
-            architecture=arch,
-            recipe=plan.recipe,
-            epochs=plan.epochs,
-            seed=plan.seed,
-            overwrite=True,
-        )
-        trained[arch] = train(options, progress=step_progress(arch, progress), reading=None)
-        say(f"3/8 $ edge-dsc export {run}")
-        model = export_run(run).path
-        say(f"4/8 $ edge-dsc calibrate {run} --calib-data {data}")
-        table = run_calibration(CalibrationRequest(model=model, data=data, seed=plan.seed), progress).path
-        say(f"5/8 $ edge-dsc build-engine {run} --fp32|--fp16|--int8 --backend ...")
-        built, remarks = build_engines(model, table)
-        engines += built
-        notes += remarks
-    runnable = [engine for engine in engines if engine.no_run is None]
-    first = runnable[0].path
-    say(f"6/8 $ edge-dsc infer {first} {data} --out {out / 'results.csv'}")
-    request = InferRequest(engine=first, source=str(data), out=out / "results.csv", threads=default_threads())
-    summary = infer_source(request, progress=progress)
-    say(f"    {summary.line()}")
-    say(f"7/8 $ edge-dsc evaluate ENGINE {data} --split evaluation --split test")
-    accuracies = [_accuracy(engine, trained, data) for engine in engines]
-    say(
-        f"8/8 $ edge-dsc bench {' '.join(engine.path.name for engine in runnable)} --duration {plan.seconds:g}"
-    )
-    rounds = choose_plan(seconds=plan.seconds, seed=plan.seed)
-    report = measure_engines([engine.path for engine in runnable], rounds, progress=progress)
-    save_report(out / "report.json", report)
+        walk.train(arch)
+        walk.build(arch)
+    walk.classify()
+    accuracies = walk.evaluate()
+    report = walk.measure()
     rows = tuple(
-        _row(engine, trained[engine.network], accuracy, report)
-        for engine, accuracy in zip(engines, accuracies, strict=True)
+        _row(engine, walk.trained[engine.network], accuracy, report)
+        for engine, accuracy in zip(walk.engines, accuracies, strict=True)
     )
     result = DemoResult(
         rows=rows,
-        notes=tuple(dict.fromkeys(notes)),
+        notes=tuple(dict.fromkeys(walk.notes)),
         ratios=report_ratios(report)[0],
         page=out / "demo.html",
         report=out / "report.json",
     )
-    save_demo_page(result, report, trained, data)
+    save_demo_page(result, report, walk.trained, walk.data)
     return result
 
 

@@ -140,7 +140,7 @@ def test_a_difference_is_refused_and_nothing_written(
         model = fold(trained)
         layer = model.get_layer("probabilities")
         kernel, bias = layer.get_weights()
-        layer.set_weights([kernel, [*bias, 0, 0, 0.0001]])
+        layer.set_weights([kernel, bias + np.array([0, 0, 1e-4], np.float32)])
         return model
 
     monkeypatch.setattr(export_module, "fold_network", fold_badly)
