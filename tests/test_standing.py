@@ -21,6 +21,7 @@ HEAVY = (
     "tensorrt",
     "tensorrt_rtx",
     "pycuda",
+    "pydicom",
 )
 BLOCKER = f"""
 import sys

@@ -44,7 +44,7 @@ def draw_answer(picture: Array, answer: Answer, labels: Sequence[str]) -> Array:
     text = caption_of(answer, labels).encode("ascii", "replace").decode()
     scale, thickness = band / 34, max(1, round(band / 24))
     wide = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, thickness)[0][0]
-    scale *= min(1.0, (width - band // 2) / max(wide, 1))
+    scale *= min(1.0, (width - band) / max(wide, 1))
     at = (band // 4, height + round(band * 0.68))
     cv2.putText(drawn, text, at, cv2.FONT_HERSHEY_SIMPLEX, scale, (255, 255, 255), thickness, cv2.LINE_AA)
     return drawn

@@ -10,7 +10,7 @@ from edge_dsc.page_style import CSS
 _STYLE = (
     CSS
     + """
-main { max-width: 76rem; padding-top: 1.25rem; }
+main, footer { max-width: 76rem; } main { padding-top: 1.25rem; } footer { margin-top: 1.5rem; }
 .live { display: grid; grid-template-columns: minmax(0, 3fr) minmax(17rem, 2fr); gap: 1.75rem; align-items: start; }
 .live img { display: block; width: 100%; max-height: 82vh; object-fit: contain; background: #000; border-radius: 6px;
   min-height: 12rem; }

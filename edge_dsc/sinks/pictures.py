@@ -11,6 +11,7 @@ from typing import Any
 from edge_dsc.loop.answers import Answer
 from edge_dsc.sinks.drawing import draw_answer
 from edge_dsc.sources.uri import VIDEO_SUFFIXES, SourceKind
+from engines.dicom import is_dicom
 from engines.errors import EnvironmentProblem, UsageError
 from engines.files import output_problem, write_bytes
 from engines.images import Array
@@ -193,7 +194,7 @@ def refuse_inside(folder: Path, source: Path | None, option: str) -> None:
 def _is_dicom(path: Path) -> bool:
     try:
         with path.open("rb") as stream:
-            return stream.read(132)[128:] == b"DICM"
+            return is_dicom(stream.read(132))
     except OSError as error:
         if error.errno == errno.ENOENT:  # deleted since it was read
             return True
