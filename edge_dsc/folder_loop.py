@@ -46,8 +46,8 @@ def read_files(
         The path, and ``uint8 [height, width, 1]`` or why there is none.
     """
 
-    def read(path: Path) -> tuple[Path, Array | ImageError]:
-        return path, prepare_file(path, contract).pixels
+    def read(group: list[Path]) -> list[tuple[Path, Array | ImageError]]:
+        return [(path, prepare_file(path, contract).pixels) for path in group]
 
     yield from ordered_map(read, paths, threads=threads)
 

@@ -31,12 +31,19 @@ def classify(
         runner: The engine.
         threads: Preparing threads.
     """
+
+    def prepare_all(group: list[_Item]) -> list[Prepared]:
+        return [prepare(item) for item in group]
+
+    def answer_all(group: list[_Item]) -> list[Answer]:
+        return [answer_group([prepared], runner)[0] for prepared in prepare_all(group)]
+
     if runner.thread_safe and runner.record.batch.smallest == 1:
-        yield from ordered_map(lambda item: answer_group([prepare(item)], runner)[0], items, threads=threads)
+        yield from ordered_map(answer_all, items, threads=threads)
         return
-    prepared = ordered_map(prepare, items, threads=threads)
-    while group := list(itertools.islice(prepared, runner.record.batch.best)):
-        yield from answer_group(group, runner)
+    found = ordered_map(prepare_all, items, threads=threads)
+    while batch := list(itertools.islice(found, runner.record.batch.best)):
+        yield from answer_group(batch, runner)
 
 
 def answer_group(group: Sequence[Prepared], runner: Runner) -> list[Answer]:
