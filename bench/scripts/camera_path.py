@@ -57,8 +57,7 @@ def main() -> None:
     with open_engine(options.engine) as runner:
 
         def ours(pixels: Any) -> None:
-            frame = Frame(index=0, pixels=pixels, captured=time.monotonic())
-            answer_group([prepare_video_frame(frame, "camera", runner.record.contract)], runner)
+            answer_group([prepare_video_frame(_frame(pixels), "camera", runner.record.contract)], runner)
 
         seen = _in_turns({"naive": naive, "ours": ours}, picture, options.frames)
         for name, (wall, cpu) in seen.items():
@@ -66,8 +65,12 @@ def main() -> None:
         wall, cpu = (seen["ours"][i] / seen["naive"][i] for i in (0, 1))
         print(f"ours takes {wall:.2f} of the naive path's time, {cpu:.2f} of its processor time")  # noqa: T201
         stages, looped = _loop_cost(runner, picture, options.frames)
-        added = looped / stages - 1
-        print(f"stages {stages:.3f} ms, loop {looped:.3f} ms: the loop adds {added:.1%}")  # noqa: T201
+        for what, index in (("wall", 0), ("processor", 1)):
+            added = looped[index] / stages[index] - 1
+            print(  # noqa: T201
+                f"{what} time: stages {stages[index]:.3f} ms, loop {looped[index]:.3f} ms, "
+                f"the loop adds {added:.1%}"
+            )
         _print_ages(runner, picture, options)
 
 
@@ -112,28 +115,26 @@ def _in_turns(
     }
 
 
-def _loop_cost(runner: Runner, picture: Any, frames: int) -> tuple[float, float]:
-    """Return the median of the stages' sum and of the loop's period, ms a frame."""
+def _loop_cost(runner: Runner, picture: Any, frames: int) -> list[tuple[float, float]]:
+    """Return the stages' sum and the whole loop's time a frame: medians of wall and processor time, ms."""
     contract = runner.record.contract
-    stages, periods = [], []
     with tempfile.TemporaryDirectory() as folder:
         rows = RowSink(Path(folder, "rows.csv"), contract.labels, SourceKind.LIVE)
-        for index in range(frames):
-            start = time.perf_counter()
-            prepared = prepare_video_frame(_frame(index, picture), "camera", contract)
-            runner.run(prepared.pixels[None])
-            stages.append(time.perf_counter() - start)
-            start = time.perf_counter()
-            prepared = prepare_video_frame(_frame(index, picture), "camera", contract)
-            for answer in answer_group([prepared], runner):
+
+        def stages(pixels: Any) -> None:
+            runner.run(prepare_video_frame(_frame(pixels), "camera", contract).pixels[None])
+
+        def loop(pixels: Any) -> None:
+            for answer in answer_group([prepare_video_frame(_frame(pixels), "camera", contract)], runner):
                 rows.write(answer)
-            periods.append(time.perf_counter() - start)
+
+        seen = _in_turns({"stages": stages, "loop": loop}, picture, frames)
         rows.close()
-    return 1e3 * statistics.median(stages), 1e3 * statistics.median(periods)
+    return [seen["stages"], seen["loop"]]
 
 
-def _frame(index: int, picture: Any) -> Frame:
-    return Frame(index=index, pixels=picture, captured=time.monotonic())
+def _frame(pixels: Any) -> Frame:
+    return Frame(index=0, pixels=pixels, captured=time.monotonic())
 
 
 class _Camera:
