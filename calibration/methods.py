@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from engines.errors import UsageError
 
-METHODS = ("entropy", "minmax", "percentile")
-DEFAULT_METHOD = "entropy"
+METHODS = ("mse", "entropy", "minmax", "percentile")
+DEFAULT_METHOD = "mse"
 MINIMUM_IMAGES = 128
 DEFAULT_IMAGES = 256
 DEFAULT_SEED = 0

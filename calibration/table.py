@@ -54,6 +54,8 @@ class CalibrationTable:
         images: The images, sorted.
         skipped: The images that could not be read, sorted.
         versions: Versions of the packages that the ranges depend on.
+        channel_factors: Tensors whose channels are multiplied by factors before they are quantised, with one
+            positive factor a channel (:mod:`calibration.equalize`); their ranges are of the tensors after that.
     """
 
     method: str
@@ -65,6 +67,7 @@ class CalibrationTable:
     images: tuple[CalibrationImage, ...]
     skipped: tuple[SkippedImage, ...] = field(default=())
     versions: Mapping[str, str]
+    channel_factors: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the table as JSON-ready values, sorted."""
@@ -76,6 +79,9 @@ class CalibrationTable:
             "preprocess_sha256": self.preprocess_sha256,
             "versions": dict(sorted(self.versions.items())),
             "ranges": {name: list(self.ranges[name]) for name in sorted(self.ranges)},
+            "channel_factors": {
+                name: list(self.channel_factors[name]) for name in sorted(self.channel_factors)
+            },
             "images": [
                 asdict(image) for image in sorted(self.images, key=lambda image: (image.label, image.name))
             ],
@@ -95,6 +101,10 @@ class CalibrationTable:
                     **values,
                     "ranges": {
                         name: (float(low), float(high)) for name, (low, high) in values["ranges"].items()
+                    },
+                    "channel_factors": {
+                        name: tuple(float(factor) for factor in factors)
+                        for name, factors in values.get("channel_factors", {}).items()
                     },
                     "images": tuple(CalibrationImage(**image) for image in values["images"]),
                     "skipped": tuple(SkippedImage(**image) for image in values["skipped"]),
@@ -172,6 +182,9 @@ def _nonsense(table: CalibrationTable) -> str | None:
     for name, (low, high) in table.ranges.items():
         if not (math.isfinite(low) and math.isfinite(high) and low < high):
             return f"holds no range for {name}: {low}..{high}"
+    for name, factors in table.channel_factors.items():
+        if not factors or not all(math.isfinite(factor) and factor > 0 for factor in factors):
+            return f"holds senseless channel factors for {name}"
     if not table.ranges:
         return "holds no ranges"
     if len(table.images) < MINIMUM_IMAGES:

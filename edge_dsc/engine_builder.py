@@ -5,17 +5,19 @@ from __future__ import annotations
 import os
 import shlex
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from calibration.table import CalibrationTable, check_table, load_table
 from edge_dsc import __version__
+from edge_dsc.accuracy_gate import Candidate, GateOptions, run_gate
+from edge_dsc.deployment_graph import graph_in_precision, graph_precision, wanted_layers
 from engines.errors import UsageError
 from engines.files import atomic_path, sha256_file
 from engines.record import BatchRange, EngineRecord, Precision, save_record
-from engines.runtimes import BuildOptions, BuildResult, Progress, Runtime, check_precision, choose_runtime
+from engines.runtimes import BuildOptions, BuildResult, Progress, Runtime, check_layers, choose_runtime
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +32,7 @@ class BuildRequest:
         calibration: The calibration table, for INT8.
         out: The engine file; None puts it beside the model as ``ARCHITECTURE-PRECISION.RUNTIME.engine``.
         workspace_mib: Scratch memory for the builder, MiB.
+        gate: The accuracy gate that the engine must pass; None ships it unmeasured.
     """
 
     model: Path
@@ -39,6 +42,7 @@ class BuildRequest:
     calibration: Path | None = None
     out: Path | None = None
     workspace_mib: int = 1024
+    gate: GateOptions | None = None
 
 
 @dataclass(frozen=True)
@@ -56,80 +60,81 @@ class BuiltEngine:
     chosen: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Plan:
+    """All that a build needs, checked."""
+
+    request: BuildRequest
+    runtime: Runtime
+    chosen: str
+    model: Any
+    model_sha256: str
+    contract: Any
+    table: CalibrationTable | None
+    graph: Any
+    wanted: dict[str, str]
+    out: Path
+
+
 def build_engine(request: BuildRequest, progress: Progress | None = None) -> BuiltEngine:
     """Build an engine and write it with its record.
 
     Raises:
         UsageError: INT8 without a calibration table.
         ArtefactError: A model that is not ours, or a table of another model.
-        AccuracyGateError: The engine would not run in the precision asked for; nothing is written.
+        AccuracyGateError: The engine would not run in the precision asked for, or it loses more accuracy than its
+            gate allows; nothing is written, and an older engine stays as it is.
         EnvironmentProblem: The runtime cannot build here.
     """
-    from engines.graph import contract_of, load_model, weighted_layers
-
-    model = load_model(request.model)
-    contract = contract_of(model, str(request.model))
-    model_sha256 = sha256_file(request.model)
-    runtime, chosen = choose_runtime(request.runtime)
-    table = _checked_table(request)
-    graph = graph_in_precision(model, request.precision, table, signed=runtime.signed_activations)
-    required = weighted_layers(graph).get(request.precision.name, 0)
+    plan = _plan(request)
     options = BuildOptions(
-        precision=request.precision,
-        required_layers=max(1, required),
+        precision=graph_precision(request.precision, plan.wanted, plan.runtime),
+        required_layers=min(1, len(plan.wanted)),  # check_layers holds each by its name
         batch=request.batch,
         workspace_mib=request.workspace_mib,
         progress=progress,
     )
-    out = request.out or default_engine_path(request.model, contract.architecture, request.precision, runtime)
-    with atomic_path(out) as temporary:
+    with atomic_path(plan.out) as temporary:
         started = time.perf_counter()
-        result = runtime.build(graph.SerializeToString(), temporary, options)
+        result = plan.runtime.build(plan.graph.SerializeToString(), temporary, options)
         seconds = time.perf_counter() - started
-        check_precision(result.layers, options)
-        record = EngineRecord(
-            engine=out.name,
-            engine_sha256=sha256_file(temporary),
-            engine_bytes=temporary.stat().st_size,
-            runtime=runtime.name,
-            runtime_version=runtime.availability().version or "",
-            precision=request.precision,
-            batch=request.batch,
-            contract=contract,
-            onnx=os.path.relpath(request.model, out.parent),
-            onnx_sha256=model_sha256,
-            calibration_sha256=sha256_file(request.calibration) if table and request.calibration else None,
-            build_seconds=round(seconds, 3),
-            build_command=build_command(request, runtime, out),
-            edge_dsc=__version__,
-            created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            **_result_fields(result),
-        )
-    save_record(out, record)
-    return BuiltEngine(out, record, chosen)
+        check_layers(result, plan.wanted)
+        record = _record(plan, result, temporary, seconds)
+        if request.gate is not None:
+            candidate = Candidate(
+                path=temporary,
+                record=record,
+                runtime=plan.runtime,
+                model=plan.model,
+                model_path=request.model,
+                graph=plan.graph,
+                table=plan.table,
+            )
+            record = replace(record, validation=run_gate(candidate, request.gate, progress))
+    save_record(plan.out, record)
+    return BuiltEngine(plan.out, record, plan.chosen)
 
 
-def graph_in_precision(
-    model: Any, precision: Precision, table: CalibrationTable | None, *, signed: bool
-) -> Any:
-    """Return the ONNX graph that holds the precision: as it is, cast to FP16, or with Q/DQ pairs.
+def _plan(request: BuildRequest) -> _Plan:
+    from engines.graph import contract_of, load_model
 
-    Args:
-        model: The FP32 ``onnx.ModelProto``; it is not changed.
-        precision: What the graph shall hold.
-        table: The calibration table, for INT8.
-        signed: Whether the runtime wants signed activations.
-    """
-    if precision is Precision.FP16:
-        from engines.graph import cast_to_fp16
-
-        return cast_to_fp16(model)
-    if precision is Precision.INT8:
-        from calibration.qdq import quantize
-
-        assert table is not None, "an INT8 build has a table: _checked_table saw to it"
-        return quantize(model, table, signed_activations=signed)
-    return model
+    model = load_model(request.model)
+    contract = contract_of(model, str(request.model))
+    runtime, chosen = choose_runtime(request.runtime)
+    table = _checked_table(request)
+    return _Plan(
+        request=request,
+        runtime=runtime,
+        chosen=chosen,
+        model=model,
+        model_sha256=sha256_file(request.model),
+        contract=contract,
+        table=table,
+        graph=graph_in_precision(model, request.precision, table, runtime),
+        wanted=wanted_layers(model, request.precision),
+        out=request.out
+        or default_engine_path(request.model, contract.architecture, request.precision, runtime),
+    )
 
 
 def default_engine_path(model: Path, architecture: str, precision: Precision, runtime: Runtime) -> Path:
@@ -143,6 +148,8 @@ def build_command(request: BuildRequest, runtime: Runtime, out: Path) -> str:
     words += ["--backend", runtime.name, "--batch", str(request.batch)]
     if request.precision is Precision.INT8:
         words += ["--calibration", str(request.calibration)]
+    if request.gate is not None:
+        words += ["--validate", str(request.gate.data), "--max-drop", f"{request.gate.max_drop:g}"]
     return shlex.join([*words, "--out", str(out)])
 
 
@@ -159,10 +166,27 @@ def _checked_table(request: BuildRequest) -> CalibrationTable | None:
     return table
 
 
-def _result_fields(result: BuildResult) -> dict[str, Any]:
-    return {
-        "layers": dict(result.layers),
-        "layers_source": result.layers_source,
-        "platform": dict(result.platform),
-        "notes": tuple(result.notes),
-    }
+def _record(plan: _Plan, result: BuildResult, engine: Path, seconds: float) -> EngineRecord:
+    request = plan.request
+    return EngineRecord(
+        engine=plan.out.name,
+        engine_sha256=sha256_file(engine),
+        engine_bytes=engine.stat().st_size,
+        runtime=plan.runtime.name,
+        runtime_version=plan.runtime.availability().version or "",
+        platform=dict(result.platform),
+        precision=request.precision,
+        batch=request.batch,
+        contract=plan.contract,
+        onnx=os.path.relpath(request.model, plan.out.parent),
+        onnx_sha256=plan.model_sha256,
+        calibration_sha256=sha256_file(request.calibration) if plan.table and request.calibration else None,
+        layers=dict(result.layers),
+        layers_source=result.layers_source,
+        layer_types=dict(result.layer_types),
+        build_seconds=round(seconds, 3),
+        build_command=build_command(request, plan.runtime, plan.out),
+        edge_dsc=__version__,
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        notes=tuple(result.notes),
+    )

@@ -122,12 +122,30 @@ def build_engine(
     workspace: Annotated[
         int, typer.Option("--workspace", min=1, help="Scratch memory for the builder, MiB.")
     ] = 1024,
+    validate: Annotated[
+        Optional[Path],
+        typer.Option(
+            "--validate",
+            help="Labelled X-rays to hold the engine against FP32 on; beyond the budget nothing is shipped.",
+            show_default=False,
+        ),
+    ] = None,
+    max_drop: Annotated[
+        Optional[float],
+        typer.Option(
+            "--max-drop",
+            min=0,
+            max=100,
+            help="With --validate: accuracy that may be lost, percentage points; default 0.5.",
+            show_default=False,
+        ),
+    ] = None,
     out: Out = None,
     json: Json = False,
 ) -> None:
     """Build an engine in FP32, FP16 or INT8 and write the record that proves what it is."""
     from edge_dsc.calibration_run import CALIBRATION_NAME, CalibrationRequest, run_calibration
-    from edge_dsc.cli.parse import parse_batch, parse_precision
+    from edge_dsc.cli.parse import parse_batch, parse_gate, parse_precision
     from edge_dsc.console import give, give_json, progress_bar, say
     from edge_dsc.engine_builder import BuildRequest
     from edge_dsc.engine_builder import build_engine as build
@@ -138,6 +156,7 @@ def build_engine(
     path = model_of(model)
     precision = parse_precision(fp32=fp32, fp16=fp16, int8=int8)
     batch_range = parse_batch(batch)
+    gate = parse_gate(validate, max_drop)
     if precision is not Precision.INT8 and (calib_data or calibration):
         raise UsageError(f"calibration has no use in {precision.value}", remedy="add --int8")
     if calib_data and calibration:
@@ -162,6 +181,7 @@ def build_engine(
                 calibration=calibration,
                 out=out,
                 workspace_mib=workspace,
+                gate=gate,
             ),
             progress,
         )

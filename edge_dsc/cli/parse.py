@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 from engines.errors import UsageError
 from engines.record import BatchRange, Precision
+
+if TYPE_CHECKING:
+    from edge_dsc.accuracy_gate import GateOptions
 
 
 def parse_batch(text: str) -> BatchRange:
@@ -38,3 +44,18 @@ def parse_precision(*, fp32: bool, fp16: bool, int8: bool) -> Precision:
             remedy="build one engine a precision",
         )
     return asked[0] if asked else Precision.FP32
+
+
+def parse_gate(validate: Path | None, max_drop: float | None) -> GateOptions | None:
+    """Return the accuracy gate that was asked for, or None.
+
+    Raises:
+        UsageError: A budget without images.
+    """
+    from edge_dsc.accuracy_gate import DEFAULT_MAX_DROP, GateOptions
+
+    if validate is None:
+        if max_drop is not None:
+            raise UsageError("--max-drop needs images to measure the drop on", remedy="add --validate DIR")
+        return None
+    return GateOptions(data=validate, max_drop=DEFAULT_MAX_DROP if max_drop is None else max_drop)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +12,7 @@ from edge_dsc.networks import load_keras
 from edge_dsc.training.augmentation import Batches
 from edge_dsc.training.options import ReportProgress, TrainProgress
 from edge_dsc.training.state import TrainState
+from engines.errors import EdgeDscError
 from engines.packages import load
 
 Array = Any
@@ -48,6 +50,7 @@ def fit_model(
         True where Ctrl-C ended it early.
 
     Raises:
+        EdgeDscError: The loss is no number any more.
         KeyboardInterrupt: Stopped before the first epoch was done: there is nothing to keep.
     """
     if state.epoch:
@@ -105,6 +108,11 @@ def _train_epoch(
         model.reset_metrics()
         figures = model.train_on_batch(images, targets, sample_weight=weights, return_dict=True)
         sums = {name: value + float(figures[name]) for name, value in sums.items()}  # a step's own figures
+        if not math.isfinite(sums["loss"]):
+            raise EdgeDscError(
+                f"training diverged: the loss is {figures['loss']} in epoch {state.epoch + 1}, step {step}",
+                remedy="train with another --seed or --recipe; the last whole epoch is kept",
+            )
         seconds_left = clock.step()
         if progress:
             progress(

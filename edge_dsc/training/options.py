@@ -58,7 +58,7 @@ class Recipe:
 
 _DEFAULT = Recipe(
     name="default",
-    epochs=50,
+    epochs=90,
     batch=16,
     learning_rate=3e-3,
     warmup=1,

@@ -19,7 +19,7 @@ from edge_dsc.training.optimization import compile_model, start_convolutions, st
 from edge_dsc.training.options import RECIPES
 from edge_dsc.training.record import load_training_record
 from edge_dsc.training.state import TrainState, load_state, save_state
-from engines.errors import ArtefactError, BadInputError, UsageError
+from engines.errors import ArtefactError, BadInputError, EdgeDscError, UsageError
 from engines.files import read_document, sha256_file
 
 
@@ -136,6 +136,20 @@ def test_ctrl_c_keeps_the_best_weights_and_resume_goes_on_bit_for_bit(
     assert resumed.record.history == dsc_run.result.record.history
     assert equal(weights_of(options.out), weights_of(dsc_run.result.run))
     assert not (options.out / "state.npz").exists()
+
+
+def test_training_that_diverges_says_so(
+    dsc_run: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = replace(RECIPES["quick"]["dsc"], learning_rate=float("inf"), warmup=0, cosine=False)
+    monkeypatch.setitem(RECIPES["quick"], "dsc", recipe)
+    options = replace(dsc_run.options, out=tmp_path / "run", recipe="quick")
+    with pytest.raises(
+        EdgeDscError, match=r"training diverged: the loss is nan in epoch 1, step \d+"
+    ) as caught:
+        train(options)
+    assert "--seed" in caught.value.remedy
+    assert not (tmp_path / "run" / "training.json").exists()
 
 
 def test_ctrl_c_before_the_first_epoch_leaves_nothing(dsc_run: object, tmp_path: Path) -> None:
