@@ -122,7 +122,8 @@ def _loop_cost(runner: Runner, picture: Any, frames: int) -> list[tuple[float, f
         rows = RowSink(Path(folder, "rows.csv"), contract.labels, SourceKind.LIVE)
 
         def stages(pixels: Any) -> None:
-            runner.run(prepare_video_frame(_frame(pixels), "camera", contract).pixels[None])
+            inputs: Any = prepare_video_frame(_frame(pixels), "camera", contract).pixels
+            runner.run(inputs[None])
 
         def loop(pixels: Any) -> None:
             for answer in answer_group([prepare_video_frame(_frame(pixels), "camera", contract)], runner):
