@@ -18,6 +18,7 @@ from engines.images import Array
 from engines.packages import load
 
 _VIDEO_FPS = 25.0
+_LIVE_PAUSE_S = 1.0
 _CODECS = {".avi": "MJPG", ".mp4": "mp4v", ".mkv": "mp4v", ".mov": "mp4v"}
 
 
@@ -105,7 +106,7 @@ class UnsureFolder:
     """Keeps pictures whose best class stays under a threshold, unannotated, for labelling.
 
     Image files are copied as they are; frames, and DICOM files, whose headers name the patient, are kept as the
-    grey or colour picture, PNG.
+    grey or colour picture, PNG. Of a camera at most one frame a second is kept: the next one shows the same.
     """
 
     def __init__(self, folder: Path, threshold: float, source: Path | None) -> None:
@@ -121,6 +122,7 @@ class UnsureFolder:
         refuse_inside(folder, source, "--save-unsure")
         self._folder, self._threshold, self._source = folder, threshold, source
         self.kept = 0
+        self._next = float("-inf")
 
     def write(self, answer: Answer) -> None:
         """Keep one picture if its answer is unsure.
@@ -130,6 +132,10 @@ class UnsureFolder:
         """
         if answer.probabilities is None or max(answer.probabilities) >= self._threshold:
             return
+        if answer.frame is not None and answer.frame.seconds is None:
+            if answer.frame.captured < self._next:
+                return
+            self._next = answer.frame.captured + _LIVE_PAUSE_S
         if answer.frame is None and not _is_dicom(Path(answer.path)):
             target = self._folder / picture_name(answer, self._source, "")
             try:

@@ -120,6 +120,15 @@ def test_unsure_pictures_are_kept_as_they_are(tmp_path: Path) -> None:
     assert sink.kept == 3
 
 
+def test_of_a_camera_one_unsure_frame_a_second_is_kept(tmp_path: Path) -> None:
+    sink = UnsureFolder(tmp_path, 0.8, None)
+    for index in range(35):
+        moment = Frame(index=index, pixels=None, captured=100 + index / 10)
+        sink.write(Answer("cam", (0.5, 0.5), frame=moment, picture=PICTURE))
+    kept = sorted(path.name for path in tmp_path.iterdir())
+    assert kept == [f"frame-{index:08}.png" for index in (0, 10, 20, 30)]
+
+
 def test_a_full_disk_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = tmp_path / "a.png"
     cv2.imwrite(str(source), PICTURE)
