@@ -72,13 +72,17 @@ class Chain:
         self._model = model
         self._input = model.graph.input[0].name
         self._cuts = [layer.input for layer in self.layers] + [_logits(model)]
+        sources = [self._input, *self._cuts[:-1]]
+        self._graphs = [
+            _cut(model, source, target) for source, target in zip(sources, self._cuts, strict=True)
+        ]
         self._opened: dict[tuple[int, bool, bool], Any] = {}
 
     def start(self, pixels: Array) -> Array:
         """Return the first layer's input for ``uint8 [N, height, width, 1]``."""
         key = (-1, False, False)
         if key not in self._opened:
-            self._opened[key] = _session(_cut(self._model, self._input, self._cuts[0]))
+            self._opened[key] = _session(self._graphs[0])
         return self._opened[key].run(None, {self._input: pixels})[0]
 
     def step(self, index: int, values: Array, grid: Grid | None, *, int8: bool) -> Array:
@@ -131,7 +135,8 @@ class Chain:
         key = (index, int8, pair)
         if key not in self._opened:
             layer = self.layers[index]
-            graph = _cut(self._model, self._cuts[index], self._cuts[index + 1])
+            graph = load("onnx").ModelProto()
+            graph.CopyFrom(self._graphs[index + 1])
             for tensor in graph.graph.initializer if int8 else ():
                 if tensor.name == layer.weight:
                     rounded = _rounded_weight(self._model, layer)

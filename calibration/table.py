@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from calibration.methods import DEFAULT_METHOD, METHODS, MINIMUM_IMAGES
+from calibration.methods import DEFAULT_METHOD, METHODS, MINIMUM_IMAGES, QAT_METHOD
 from engines.contract import ModelContract
 from engines.errors import ArtefactError
 from engines.files import read_sealed_document, sha256_file, write_sealed_document
@@ -44,7 +44,8 @@ class CalibrationTable:
     The same inputs give the same bytes.
 
     Attributes:
-        method: How the ranges were found: one of :data:`calibration.methods.METHODS`.
+        method: How the ranges were found: one of :data:`calibration.methods.METHODS`, or ``qat`` where
+            quantisation-aware fine-tuning learnt them with the weights; then the images are those of the training.
         parameters: The method's own settings, such as ``{"percentile": 99.99, "histogram_bins": 2048}``.
         seed: The seed that chose the images.
         ranges: ``(lowest, highest)`` of each tensor, float32 values in the tensor's own unit, as found;
@@ -146,7 +147,8 @@ def check_table(table: CalibrationTable, model: Path, *, path: Path | None = Non
     Raises:
         ArtefactError: The table is of another model, of other weights, or of another preprocess.
     """
-    remedy = f"calibrate again: {calibrate_command(model=model, method=table.method, out=path)}"
+    method = DEFAULT_METHOD if table.method == QAT_METHOD else table.method
+    remedy = f"calibrate again: {calibrate_command(model=model, method=method, out=path)}"
     contract: ModelContract = contract_of(load_model(model), str(model))
     if table.preprocess_sha256 != contract.preprocess_sha256:
         raise ArtefactError(
@@ -177,7 +179,7 @@ def _renew(source: str) -> str:
 
 def _nonsense(table: CalibrationTable) -> str | None:
     """Say what in a table cannot be true, or None."""
-    if table.method not in METHODS:
+    if table.method not in (*METHODS, QAT_METHOD):
         return f"names the unknown method {table.method!r}"
     for name, (low, high) in table.ranges.items():
         if not (math.isfinite(low) and math.isfinite(high) and low < high):
@@ -187,6 +189,6 @@ def _nonsense(table: CalibrationTable) -> str | None:
             return f"holds senseless channel factors for {name}"
     if not table.ranges:
         return "holds no ranges"
-    if len(table.images) < MINIMUM_IMAGES:
+    if len(table.images) < MINIMUM_IMAGES and table.method != QAT_METHOD:
         return f"was made on {len(table.images)} images, at least {MINIMUM_IMAGES} are needed"
     return None

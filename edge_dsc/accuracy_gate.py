@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from calibration.methods import DEFAULT_METHOD
 from calibration.table import CalibrationTable
 from edge_dsc.data import Sample, discover
 from edge_dsc.data.split import load_split
@@ -15,7 +16,7 @@ from edge_dsc.folder_loop import default_threads
 from edge_dsc.training.record import SPLIT_FILE
 from engines.errors import AccuracyGateError, BadInputError, UsageError
 from engines.files import canonical_json, sha256_bytes
-from engines.record import EngineRecord
+from engines.record import EngineRecord, Precision
 from engines.reference import open_reference
 from engines.runtimes import Progress, Runner, Runtime
 from engines.validation import Validation
@@ -60,7 +61,8 @@ class Candidate:
         model: The FP32 model.
         model_path: Where that lies; a split stands beside it.
         graph: The graph that the engine was built from.
-        table: The calibration table, for INT8.
+        table: The calibration table, for INT8 and mixed.
+        searched: Hashes of images that chose the layers of a mixed engine, and so cannot judge it.
     """
 
     path: Path
@@ -70,6 +72,7 @@ class Candidate:
     model_path: Path
     graph: Model
     table: CalibrationTable | None
+    searched: frozenset[str] = frozenset()
 
 
 def run_gate(candidate: Candidate, options: GateOptions, progress: Progress | None = None) -> Validation:
@@ -82,7 +85,9 @@ def run_gate(candidate: Candidate, options: GateOptions, progress: Progress | No
         AccuracyGateError: Accuracy falls beyond the budget; its details hold the table.
         BadInputError: No image is left to validate on, or the folder knows other classes.
     """
-    samples, which = validation_samples(options.data, candidate.model_path, candidate.table)
+    samples, which = validation_samples(
+        options.data, candidate.model_path, candidate.table, searched=candidate.searched
+    )
     named = candidate.record.renamed("FP32")
     with open_reference(candidate.model, named) as reference:
         # open_reference calls it a graph of its engine; here it is the model itself.
@@ -117,7 +122,9 @@ def run_gate(candidate: Candidate, options: GateOptions, progress: Progress | No
     return found
 
 
-def validation_samples(data: Path, model: Path, table: CalibrationTable | None) -> tuple[list[Sample], str]:
+def validation_samples(
+    data: Path, model: Path, table: CalibrationTable | None, *, searched: frozenset[str] = frozenset()
+) -> tuple[list[Sample], str]:
     """Choose the images of a folder that can judge an engine.
 
     Where the model's split stands beside it and the folder holds its images, these are the parts evaluation and
@@ -131,7 +138,7 @@ def validation_samples(data: Path, model: Path, table: CalibrationTable | None) 
         BadInputError: None is left.
     """
     samples = discover(data).samples
-    seen = {image.sha256 for image in table.images} if table else set()
+    seen = ({image.sha256 for image in table.images} if table else set()) | searched
     split_file = model.parent / SPLIT_FILE
     if split_file.is_file():
         split = load_split(split_file)
@@ -167,5 +174,6 @@ def _name(candidate: Candidate) -> str:
 def _remedy(candidate: Candidate) -> str:
     if candidate.table is None:
         return "build with --fp32, or allow more with --max-drop"
-    method = "minmax" if candidate.table.method != "minmax" else "entropy"
-    return f"try --calib-method {method}, --precision mixed or train --qat RUN, or allow more with --max-drop"
+    method = DEFAULT_METHOD if candidate.table.method != DEFAULT_METHOD else "entropy"
+    mixed = "" if candidate.record.precision is Precision.MIXED else ", --precision mixed"
+    return f"try --calib-method {method}{mixed} or train --qat RUN, or allow more with --max-drop"

@@ -14,10 +14,13 @@ from calibration.table import CalibrationTable, check_table, load_table
 from edge_dsc import __version__
 from edge_dsc.accuracy_gate import Candidate, GateOptions, run_gate
 from edge_dsc.deployment_graph import graph_in_precision, graph_precision, wanted_layers
+from edge_dsc.mixed import Assignment, MixedQuestion, assign_layers
 from engines.errors import UsageError
 from engines.files import atomic_path, sha256_file
 from engines.record import BatchRange, EngineRecord, Precision, save_record
 from engines.runtimes import BuildOptions, BuildResult, Progress, Runtime, check_layers, choose_runtime
+
+_CALIBRATED = {Precision.INT8: "INT8", Precision.MIXED: "mixed precision"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +35,8 @@ class BuildRequest:
         calibration: The calibration table, for INT8.
         out: The engine file; None puts it beside the model as ``ARCHITECTURE-PRECISION.RUNTIME.engine``.
         workspace_mib: Scratch memory for the builder, MiB.
-        gate: The accuracy gate that the engine must pass; None ships it unmeasured.
+        gate: The accuracy gate that the engine must pass; None ships it unmeasured. Mixed needs one.
+        layers: For mixed: an engine whose assignment of layers to take instead of searching one.
     """
 
     model: Path
@@ -43,6 +47,7 @@ class BuildRequest:
     out: Path | None = None
     workspace_mib: int = 1024
     gate: GateOptions | None = None
+    layers: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,7 @@ class _Plan:
     graph: Any
     wanted: dict[str, str]
     out: Path
+    assignment: Assignment | None
 
 
 def build_engine(request: BuildRequest, progress: Progress | None = None) -> BuiltEngine:
@@ -86,7 +92,7 @@ def build_engine(request: BuildRequest, progress: Progress | None = None) -> Bui
             gate allows; nothing is written, and an older engine stays as it is.
         EnvironmentProblem: The runtime cannot build here.
     """
-    plan = _plan(request)
+    plan = _plan(request, progress)
     options = BuildOptions(
         precision=graph_precision(request.precision, plan.wanted, plan.runtime),
         required_layers=min(1, len(plan.wanted)),  # check_layers holds each by its name
@@ -109,32 +115,61 @@ def build_engine(request: BuildRequest, progress: Progress | None = None) -> Bui
                 model_path=request.model,
                 graph=plan.graph,
                 table=plan.table,
+                searched=plan.assignment.searched if plan.assignment else frozenset(),
             )
             record = replace(record, validation=run_gate(candidate, request.gate, progress))
     save_record(plan.out, record)
     return BuiltEngine(plan.out, record, plan.chosen)
 
 
-def _plan(request: BuildRequest) -> _Plan:
+def _plan(request: BuildRequest, progress: Progress | None) -> _Plan:
     from engines.graph import contract_of, load_model
 
     model = load_model(request.model)
     contract = contract_of(model, str(request.model))
     runtime, chosen = choose_runtime(request.runtime)
     table = _checked_table(request)
+    model_sha256 = sha256_file(request.model)
+    out = request.out or default_engine_path(request.model, contract.architecture, request.precision, runtime)
+    assignment = None
+    if request.precision is Precision.MIXED:
+        assert table is not None and request.calibration is not None
+        gate = _mixed_gate(request)
+        question = MixedQuestion(
+            model=model,
+            model_path=request.model,
+            onnx_sha256=model_sha256,
+            contract=contract,
+            table=table,
+            calibration_sha256=sha256_file(request.calibration),
+            data=gate.data,
+            max_drop=gate.max_drop,
+            runtime=runtime.name,
+            signed=runtime.signed_activations,
+        )
+        assignment = assign_layers(question, out, request.layers, progress)
+    float_layers = assignment.float_layers if assignment else ()
     return _Plan(
         request=request,
         runtime=runtime,
         chosen=chosen,
         model=model,
-        model_sha256=sha256_file(request.model),
+        model_sha256=model_sha256,
         contract=contract,
         table=table,
-        graph=graph_in_precision(model, request.precision, table, runtime),
-        wanted=wanted_layers(model, request.precision),
-        out=request.out
-        or default_engine_path(request.model, contract.architecture, request.precision, runtime),
+        graph=graph_in_precision(model, request.precision, table, runtime, float_layers=float_layers),
+        wanted=wanted_layers(model, request.precision, float_layers),
+        out=out,
+        assignment=assignment,
     )
+
+
+def _mixed_gate(request: BuildRequest) -> GateOptions:
+    if request.gate is None:
+        raise UsageError(
+            "mixed precision is searched and judged on labelled images", remedy="add --validate DIR"
+        )
+    return request.gate
 
 
 def default_engine_path(model: Path, architecture: str, precision: Precision, runtime: Runtime) -> Path:
@@ -144,21 +179,23 @@ def default_engine_path(model: Path, architecture: str, precision: Precision, ru
 
 def build_command(request: BuildRequest, runtime: Runtime, out: Path) -> str:
     """Return the command line that builds this engine again."""
-    words = ["edge-dsc", "build-engine", str(request.model), f"--{request.precision.value}"]
+    words = ["edge-dsc", "build-engine", str(request.model), "--precision", request.precision.value]
     words += ["--backend", runtime.name, "--batch", str(request.batch)]
-    if request.precision is Precision.INT8:
+    if request.precision in _CALIBRATED:
         words += ["--calibration", str(request.calibration)]
+    if request.layers is not None:
+        words += ["--layers", str(request.layers)]
     if request.gate is not None:
         words += ["--validate", str(request.gate.data), "--max-drop", f"{request.gate.max_drop:g}"]
     return shlex.join([*words, "--out", str(out)])
 
 
 def _checked_table(request: BuildRequest) -> CalibrationTable | None:
-    if request.precision is not Precision.INT8:
+    if request.precision not in _CALIBRATED:
         return None
     if request.calibration is None:
         raise UsageError(
-            "INT8 needs calibration over real images",
+            f"{_CALIBRATED[request.precision]} needs calibration over real images",
             remedy=f"add --calib-data DIR, or first run edge-dsc calibrate {request.model} --calib-data DIR",
         )
     table = load_table(request.calibration)
@@ -188,5 +225,6 @@ def _record(plan: _Plan, result: BuildResult, engine: Path, seconds: float) -> E
         build_command=build_command(request, plan.runtime, plan.out),
         edge_dsc=__version__,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        notes=tuple(result.notes),
+        float_layers=plan.assignment.float_layers if plan.assignment else (),
+        notes=(*result.notes, *((plan.assignment.origin,) if plan.assignment else ())),
     )

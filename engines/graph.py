@@ -48,8 +48,9 @@ _PASS_THROUGH = frozenset({"Cast", "Identity", "Transpose", "Reshape", "Quantize
 def count_parameters(model: ModelProto) -> int:
     """Return how many numbers the graph's layers hold: weights and biases.
 
-    Scales and zero points of a Q/DQ graph, and the shapes that Reshape takes, do not count, so the FP32, FP16
-    and INT8 graphs of one network give the same number.
+    Scales and zero points of a Q/DQ graph, the shapes that Reshape takes and single constants (the one that
+    centres the pixels of a signed INT8 graph) do not count, so the FP32, FP16 and INT8 graphs of one network
+    give the same number.
     """
     types = packages.load("onnx").TensorProto
     sizes = {}
@@ -63,7 +64,7 @@ def count_parameters(model: ModelProto) -> int:
                 continue
             if quantisation or sizes[name][0] in (types.FLOAT, types.FLOAT16):
                 counted.add(name)
-    return sum(sizes[name][1] for name in counted)
+    return sum(sizes[name][1] for name in counted if sizes[name][1] > 1)
 
 
 def count_multiply_adds(model: ModelProto) -> int:

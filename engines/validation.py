@@ -122,7 +122,7 @@ class Validation:
     @property
     def drop(self) -> float:
         """How far accuracy fell, percentage points; negative where it rose."""
-        return -100 * self.agreement.accuracy.difference
+        return 0.0 - 100 * self.agreement.accuracy.difference
 
     @property
     def passed(self) -> bool:

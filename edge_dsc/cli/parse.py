@@ -29,18 +29,22 @@ def parse_batch(text: str) -> BatchRange:
         raise UsageError(f"--batch {text!r} is no batch range", remedy=remedy) from error
 
 
-def parse_precision(*, fp32: bool, fp16: bool, int8: bool) -> Precision:
-    """Return the one precision that was asked for; FP32 without a flag.
+def parse_precision(*, precision: str | None, fp32: bool, fp16: bool, int8: bool) -> Precision:
+    """Return the one precision that was asked for, by name or by flag; FP32 without either.
 
     Raises:
-        UsageError: More than one flag.
+        UsageError: More than one.
     """
     asked = [
         p for p, flag in ((Precision.FP32, fp32), (Precision.FP16, fp16), (Precision.INT8, int8)) if flag
     ]
-    if len(asked) > 1:
+    words = [f"--{p.value}" for p in asked]
+    if precision is not None:
+        asked.append(Precision(precision))
+        words.append(f"--precision {precision}")
+    if len(set(asked)) > 1:
         raise UsageError(
-            f"{' and '.join('--' + p.value for p in asked)} exclude each other",
+            f"{' and '.join(words)} exclude each other",
             remedy="build one engine a precision",
         )
     return asked[0] if asked else Precision.FP32

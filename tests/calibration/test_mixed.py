@@ -106,6 +106,11 @@ def test_a_budget_that_nothing_keeps_is_an_accuracy_gate(monkeypatch: pytest.Mon
         AccuracyGateError, match=r"none of 2 mixes .* at most 5 points \(all INT8 loses 10.00\)"
     ):
         mixed._choose([int8, half, none], int8, none, 5.0, 100)
+    # Of two that lose nothing in sum, the one that changes fewer answers, though it costs more.
+    lucky = dataclasses.replace(mix(("b",), 100, 1.5), same_top1=90)
+    steady = dataclasses.replace(mix(("c",), 100, 2.5), same_top1=99)
+    assert mixed._choose([int8, lucky, steady, none], int8, none, 0.5, 100) is steady
+    assert mixed._choose([int8, lucky, steady, none], int8, none, 10.0, 100).same_top1 == 90
     # Where INT8 answers more images right than the mix, the mix is no improvement.
     assert mixed._choose([mix((), 95, 2.5), half, none], mix((), 95, 2.5), none, 6.0, 100).correct == 95
 

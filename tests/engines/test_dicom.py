@@ -126,7 +126,8 @@ def test_without_a_window_the_values_that_are_there_fill_the_range() -> None:
 
 
 def test_bits_above_those_stored_are_no_part_of_the_picture() -> None:
-    with_overlay = RAMP | 0x8000
+    with_overlay = RAMP.copy()
+    with_overlay[::2] |= 0x8000
     assert (decode_dicom(dicom(with_overlay)) == decode_dicom(dicom(RAMP))).all()
 
 
@@ -210,6 +211,15 @@ def test_a_syntax_that_nobody_decodes_says_what_to_install(monkeypatch: pytest.M
     monkeypatch.setattr(decoder, "_available", {})
     with pytest.raises(ImageError, match=r"JPEG 2000 .*cannot be decoded here .*edge-dsc\[dicom\]"):
         decode_dicom(data)
+
+
+def test_who_the_patient_is_is_not_even_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    read = pydicom.dcmread
+    seen: list[Any] = []
+    monkeypatch.setattr(pydicom, "dcmread", lambda *a, **k: seen.append(read(*a, **k)) or seen[-1])
+    decode_dicom(dicom(RAMP))
+    assert "PixelData" in seen[0]
+    assert not [element.keyword for element in seen[0] if element.keyword.startswith("Patient")]
 
 
 def test_nothing_of_the_patient_is_said(

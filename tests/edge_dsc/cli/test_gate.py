@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -244,3 +245,112 @@ def test_evaluate_shows_the_paired_figures(edge_dsc: Any, run: Path, int8: Path,
     agreement = edge_dsc("evaluate", int8, answered, "--reference", reference, "--json").json["agreement"]
     assert agreement["accuracy"]["reference"] == 1.0
     assert agreement["lost"] == len(agreement["flipped"])
+
+
+def mixed_record(run: Path, backend: str = "onnxruntime") -> EngineRecord:
+    return load_record(run / f"dsc-mixed.{backend}.engine")
+
+
+@pytest.fixture
+def two_float_layers(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Let the search leave two layers in floating point; its calls are counted by the images they got."""
+    calls: list[int] = []
+
+    def search(model: Any, table: Any, pixels: Any, labels: Any, **more: Any) -> Any:
+        calls.append(len(labels))
+        return SimpleNamespace(float_layers=("Conv_6", "MatMul_18"), text="mixed precision: as searched")
+
+    monkeypatch.setattr("edge_dsc.mixed.search", search)
+    return calls
+
+
+def test_mixed_searches_and_is_judged_on_other_images(edge_dsc: Any, run: Path, answered: Path) -> None:
+    mixed = ("--precision", "mixed", "--validate", answered, "--max-drop", 10)
+    done = edge_dsc("build-engine", run, *mixed, *ORT)
+    assert done.code == 0, done.err
+    record = mixed_record(run)
+    assert record.precision.value == "mixed"
+    assert any("of 256 mixes tried on 45 images" in note for note in record.notes)
+    assert record.validation is not None and record.validation.agreement.images == 45
+    assert record.validation.images == f"all of {answered} but 45 that the model has seen"
+    left = {name for name, kind in record.layer_types.items() if kind == "FP32"}
+    assert left == {*record.float_layers, "MatMul_21"}
+    assert "--precision mixed" in record.build_command
+
+
+@pytest.mark.parametrize(("backend", "kind"), [("onnxruntime", "FP32"), ("tensorrt-rtx", "FP16")])
+def test_a_layer_left_in_float_runs_in_float(
+    edge_dsc: Any, run: Path, answered: Path, backend: str, kind: str, two_float_layers: list[int]
+) -> None:
+    if backend != "onnxruntime":
+        pytest.importorskip("tensorrt_rtx")
+    mixed = ("--precision", "mixed", "--validate", answered, "--max-drop", 50, "--backend", backend)
+    done = edge_dsc("build-engine", run, *mixed)
+    assert done.code == 0, done.err
+    record = mixed_record(run, backend)
+    assert record.float_layers == ("Conv_6", "MatMul_18")
+    others = {name for name, found in record.layer_types.items() if found == kind}
+    assert others == {"Conv_6", "MatMul_18", "MatMul_21"}
+    assert record.layers == {"INT8": 6, kind: 3}
+
+
+def test_the_next_build_repeats_the_assignment(
+    edge_dsc: Any, run: Path, answered: Path, two_float_layers: list[int]
+) -> None:
+    mixed = ("--precision", "mixed", "--validate", answered, *ORT)
+    assert edge_dsc("build-engine", run, *mixed, "--max-drop", 50).code == 0
+    first = (run / "dsc-mixed.onnxruntime.engine").read_bytes()
+    done = edge_dsc("build-engine", run, *mixed, "--max-drop", 50)
+    assert two_float_layers == [45]
+    assert "Conv_6, MatMul_18 in floating point, as in the engine before" in done.out
+    assert (run / "dsc-mixed.onnxruntime.engine").read_bytes() == first
+    other = run / "other.engine"
+    layers = ("--layers", run / "dsc-mixed.onnxruntime.engine", "--out", other)
+    assert edge_dsc("build-engine", run, *mixed, "--max-drop", 60, *layers).code == 0
+    assert two_float_layers == [45]
+    assert load_record(other).float_layers == ("Conv_6", "MatMul_18")
+    assert edge_dsc("build-engine", run, *mixed, "--max-drop", 60).code == 0
+    assert two_float_layers == [45, 45]  # another budget is another question
+
+
+def test_a_mixed_engine_beyond_the_budget_is_not_shipped(
+    edge_dsc: Any, run: Path, answered: Path, two_float_layers: list[int]
+) -> None:
+    clip_ranges(run, 0.05)
+    before = files(run)
+    refused(
+        edge_dsc("build-engine", run, "--precision", "mixed", "--validate", answered, *ORT), 5, "MIXED loses"
+    )
+    assert files(run) == before
+
+
+def test_a_layer_that_should_be_float_but_is_not(
+    edge_dsc: Any, run: Path, answered: Path, two_float_layers: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What ONNX Runtime's own optimiser would do to them, were it let."""
+    monkeypatch.setattr("engines.ort._DISABLED", ())
+    before = files(run)
+    done = edge_dsc("build-engine", run, "--precision", "mixed", "--validate", answered, *ORT)
+    refused(done, 5, "the engine would run Conv_6 in INT8, not float")
+    assert files(run) == before
+
+
+def test_precision_by_name_and_by_flag(edge_dsc: Any, run: Path, answered: Path) -> None:
+    done = edge_dsc("build-engine", run, "--precision", "int8", "--int8", *ORT, "--json")
+    assert done.json["record"]["precision"] == "int8"
+    refused(
+        edge_dsc("build-engine", run, "--precision", "mixed", "--int8", *ORT),
+        2,
+        "--int8 and --precision mixed exclude each other",
+    )
+    refused(edge_dsc("build-engine", run, "--precision", "mixed", *ORT), 2, "mixed", "--validate DIR")
+    refused(
+        edge_dsc("build-engine", run, "--int8", "--layers", run / "dsc-int8.onnxruntime.engine", *ORT),
+        2,
+        "--layers has no use in int8",
+    )
+    engine = ("--layers", run / "dsc-int8.onnxruntime.engine")
+    mixed = ("--precision", "mixed", "--validate", answered, *ORT)
+    refused(edge_dsc("build-engine", run, *mixed, *engine), 2, "is in int8: it has no assignment of layers")
+    (run / "calibration.json").unlink()
+    refused(edge_dsc("build-engine", run, *mixed), 2, "mixed precision needs calibration", "--calib-data DIR")
