@@ -23,6 +23,7 @@ HEAVY = (
     "tensorrt",
     "tensorrt_rtx",
     "pycuda",
+    "pydicom",
 )
 BLOCKER = f"""
 import sys
