@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from engines.errors import UsageError
 
-METHODS = ("entropy", "minmax", "percentile")
-DEFAULT_METHOD = "entropy"
+METHODS = ("mse", "entropy", "minmax", "percentile")
+QAT_METHOD = "qat"  # ranges that quantisation-aware fine-tuning learnt; no calibration finds them
+DEFAULT_METHOD = "mse"
 MINIMUM_IMAGES = 128
 DEFAULT_IMAGES = 256
 DEFAULT_SEED = 0

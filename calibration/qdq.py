@@ -5,7 +5,8 @@ themselves (per output channel, symmetric), never the bias as an activation, and
 softmax in floating point. Pairs stand at a layer's input only, so convolution, bias and ReLU stay fusible and
 pooling commutes.
 
-- Signed, for TensorRT: symmetric int8 activations, zero point 0, weights as float -> Q -> DQ, bias in float.
+- Signed, for TensorRT: symmetric int8 activations, zero point 0, weights as float -> Q -> DQ, bias in float;
+  pixels are centred first, so that int8 holds them exactly (:mod:`calibration.centering`).
 - Unsigned, for onnxruntime on a CPU: uint8 activations with a zero point, weights stored in int8, bias in
   int32, Dense as Gemm and a pair behind its ReLU: that is what onnxruntime fuses into QLinearConv and QGemm.
 """
@@ -15,6 +16,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
+from calibration.centering import CENTRED_RANGE, SUFFIX, center_pixels
+from calibration.equalize import scale_channels
 from calibration.layers import (
     WEIGHTED_OPS,
     Layer,
@@ -61,13 +64,12 @@ def quantize(
     """
     onnx = load("onnx")
     _check_opset(model)
-    graph = onnx.ModelProto()
-    graph.CopyFrom(model)
+    graph = prepare(model, table, signed=signed_activations)
     layers = _chosen_layers(graph, float_layers)
     if not signed_activations:
         _merge_dense_bias(graph)
     metadata = {entry.key: entry.value for entry in model.metadata_props}
-    quantizer = _quantizer(graph, layers, _ranges(graph, table), signed=signed_activations)
+    quantizer = _quantizer(graph, layers, activation_ranges(graph, table), signed=signed_activations)
     if not signed_activations:
         # A pair at the input of a float layer, too: it ends the integer part of the graph, and without it
         # onnxruntime runs the layer before in floating point.
@@ -81,6 +83,16 @@ def quantize(
     _check_quantized(quantized, layers)
     onnx.checker.check_model(quantized)
     return quantized
+
+
+def prepare(model: Model, table: CalibrationTable, *, signed: bool) -> Model:
+    """Return the same network in the form that is quantised: channels scaled and, for a signed grid, pixels centred.
+
+    Raises:
+        ArtefactError: The table's channel factors are of another network.
+    """
+    scaled = scale_channels(model, table.channel_factors)
+    return center_pixels(scaled) if signed else scaled
 
 
 def _check_opset(model: Model) -> None:
@@ -106,17 +118,26 @@ def _chosen_layers(model: Model, float_layers: Collection[str]) -> tuple[Layer, 
     return chosen
 
 
-def _ranges(model: Model, table: CalibrationTable) -> dict[str, tuple[float, float]]:
-    """Range of every layer's input; the image's pixels have the range of their type."""
+def activation_ranges(model: Model, table: CalibrationTable) -> dict[str, tuple[float, float]]:
+    """Return the range of every layer's input; the image's pixels have the range of their type.
+
+    Raises:
+        ArtefactError: The table has none for a layer's input.
+    """
     pixels = raw_pixel_tensors(model)
-    missing = [layer for layer in find_layers(model) if layer.input not in table.ranges]
+    missing = [
+        layer
+        for layer in find_layers(model)
+        if layer.input not in table.ranges and not layer.input.endswith(SUFFIX)
+    ]
     if missing:
         raise ArtefactError(
             f"the calibration table has no range for {missing[0].input}, the input of {missing[0].name}",
             remedy=f"calibrate this model: {calibrate_command(method=table.method)}",
         )
     names = {layer.input for layer in find_layers(model)}
-    return {name: PIXEL_RANGE if name in pixels else table.ranges[name] for name in names}
+    pixel_ranges = {name: CENTRED_RANGE if name.endswith(SUFFIX) else PIXEL_RANGE for name in pixels}
+    return {name: pixel_ranges.get(name) or table.ranges[name] for name in names}
 
 
 def _quantizer(

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from calibration.methods import DEFAULT_METHOD, METHODS, MINIMUM_IMAGES
+from calibration.methods import DEFAULT_METHOD, METHODS, MINIMUM_IMAGES, QAT_METHOD
 from engines.contract import ModelContract
 from engines.errors import ArtefactError
 from engines.files import read_sealed_document, sha256_file, write_sealed_document
@@ -44,7 +44,8 @@ class CalibrationTable:
     The same inputs give the same bytes.
 
     Attributes:
-        method: How the ranges were found: one of :data:`calibration.methods.METHODS`.
+        method: How the ranges were found: one of :data:`calibration.methods.METHODS`, or ``qat`` where
+            quantisation-aware fine-tuning learnt them with the weights; then the images are those of the training.
         parameters: The method's own settings, such as ``{"percentile": 99.99, "histogram_bins": 2048}``.
         seed: The seed that chose the images.
         ranges: ``(lowest, highest)`` of each tensor, float32 values in the tensor's own unit, as found;
@@ -54,6 +55,8 @@ class CalibrationTable:
         images: The images, sorted.
         skipped: The images that could not be read, sorted.
         versions: Versions of the packages that the ranges depend on.
+        channel_factors: Tensors whose channels are multiplied by factors before they are quantised, with one
+            positive factor a channel (:mod:`calibration.equalize`); their ranges are of the tensors after that.
     """
 
     method: str
@@ -65,6 +68,7 @@ class CalibrationTable:
     images: tuple[CalibrationImage, ...]
     skipped: tuple[SkippedImage, ...] = field(default=())
     versions: Mapping[str, str]
+    channel_factors: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the table as JSON-ready values, sorted."""
@@ -76,6 +80,9 @@ class CalibrationTable:
             "preprocess_sha256": self.preprocess_sha256,
             "versions": dict(sorted(self.versions.items())),
             "ranges": {name: list(self.ranges[name]) for name in sorted(self.ranges)},
+            "channel_factors": {
+                name: list(self.channel_factors[name]) for name in sorted(self.channel_factors)
+            },
             "images": [
                 asdict(image) for image in sorted(self.images, key=lambda image: (image.label, image.name))
             ],
@@ -95,6 +102,10 @@ class CalibrationTable:
                     **values,
                     "ranges": {
                         name: (float(low), float(high)) for name, (low, high) in values["ranges"].items()
+                    },
+                    "channel_factors": {
+                        name: tuple(float(factor) for factor in factors)
+                        for name, factors in values.get("channel_factors", {}).items()
                     },
                     "images": tuple(CalibrationImage(**image) for image in values["images"]),
                     "skipped": tuple(SkippedImage(**image) for image in values["skipped"]),
@@ -136,7 +147,8 @@ def check_table(table: CalibrationTable, model: Path, *, path: Path | None = Non
     Raises:
         ArtefactError: The table is of another model, of other weights, or of another preprocess.
     """
-    remedy = f"calibrate again: {calibrate_command(model=model, method=table.method, out=path)}"
+    method = DEFAULT_METHOD if table.method == QAT_METHOD else table.method
+    remedy = f"calibrate again: {calibrate_command(model=model, method=method, out=path)}"
     contract: ModelContract = contract_of(load_model(model), str(model))
     if table.preprocess_sha256 != contract.preprocess_sha256:
         raise ArtefactError(
@@ -167,13 +179,16 @@ def _renew(source: str) -> str:
 
 def _nonsense(table: CalibrationTable) -> str | None:
     """Say what in a table cannot be true, or None."""
-    if table.method not in METHODS:
+    if table.method not in (*METHODS, QAT_METHOD):
         return f"names the unknown method {table.method!r}"
     for name, (low, high) in table.ranges.items():
         if not (math.isfinite(low) and math.isfinite(high) and low < high):
             return f"holds no range for {name}: {low}..{high}"
+    for name, factors in table.channel_factors.items():
+        if not factors or not all(math.isfinite(factor) and factor > 0 for factor in factors):
+            return f"holds senseless channel factors for {name}"
     if not table.ranges:
         return "holds no ranges"
-    if len(table.images) < MINIMUM_IMAGES:
+    if len(table.images) < MINIMUM_IMAGES and table.method != QAT_METHOD:
         return f"was made on {len(table.images)} images, at least {MINIMUM_IMAGES} are needed"
     return None

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from calibration.collect import CalibrationOptions, calibrate
+from calibration.methods import DEFAULT_METHOD
 from calibration.select import select_images
 from calibration.table import CalibrationTable, save_table
 from edge_dsc.data import discover
@@ -32,7 +33,7 @@ class CalibrationRequest:
 
     model: Path
     data: Path
-    method: str = "entropy"
+    method: str = DEFAULT_METHOD
     images: int = 256
     seed: int = 0
     out: Path | None = None

@@ -5,17 +5,22 @@ from __future__ import annotations
 import os
 import shlex
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from calibration.table import CalibrationTable, check_table, load_table
 from edge_dsc import __version__
+from edge_dsc.accuracy_gate import Candidate, GateOptions, run_gate
+from edge_dsc.deployment_graph import graph_in_precision, graph_precision, wanted_layers
+from edge_dsc.mixed import Assignment, MixedQuestion, assign_layers
 from engines.errors import UsageError
 from engines.files import atomic_path, sha256_file
 from engines.record import BatchRange, EngineRecord, Precision, save_record
-from engines.runtimes import BuildOptions, BuildResult, Progress, Runtime, check_precision, choose_runtime
+from engines.runtimes import BuildOptions, BuildResult, Progress, Runtime, check_layers, choose_runtime
+
+_CALIBRATED = {Precision.INT8: "INT8", Precision.MIXED: "mixed precision"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +35,8 @@ class BuildRequest:
         calibration: The calibration table, for INT8.
         out: The engine file; None puts it beside the model as ``ARCHITECTURE-PRECISION.RUNTIME.engine``.
         workspace_mib: Scratch memory for the builder, MiB.
+        gate: The accuracy gate that the engine must pass; None ships it unmeasured. Mixed needs one.
+        layers: For mixed: an engine whose assignment of layers to take instead of searching one.
     """
 
     model: Path
@@ -39,6 +46,8 @@ class BuildRequest:
     calibration: Path | None = None
     out: Path | None = None
     workspace_mib: int = 1024
+    gate: GateOptions | None = None
+    layers: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -56,80 +65,111 @@ class BuiltEngine:
     chosen: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Plan:
+    """All that a build needs, checked."""
+
+    request: BuildRequest
+    runtime: Runtime
+    chosen: str
+    model: Any
+    model_sha256: str
+    contract: Any
+    table: CalibrationTable | None
+    graph: Any
+    wanted: dict[str, str]
+    out: Path
+    assignment: Assignment | None
+
+
 def build_engine(request: BuildRequest, progress: Progress | None = None) -> BuiltEngine:
     """Build an engine and write it with its record.
 
     Raises:
         UsageError: INT8 without a calibration table.
         ArtefactError: A model that is not ours, or a table of another model.
-        AccuracyGateError: The engine would not run in the precision asked for; nothing is written.
+        AccuracyGateError: The engine would not run in the precision asked for, or it loses more accuracy than its
+            gate allows; nothing is written, and an older engine stays as it is.
         EnvironmentProblem: The runtime cannot build here.
     """
-    from engines.graph import contract_of, load_model, weighted_layers
-
-    model = load_model(request.model)
-    contract = contract_of(model, str(request.model))
-    model_sha256 = sha256_file(request.model)
-    runtime, chosen = choose_runtime(request.runtime)
-    table = _checked_table(request)
-    graph = graph_in_precision(model, request.precision, table, signed=runtime.signed_activations)
-    required = weighted_layers(graph).get(request.precision.name, 0)
+    plan = _plan(request, progress)
     options = BuildOptions(
-        precision=request.precision,
-        required_layers=max(1, required),
+        precision=graph_precision(request.precision, plan.wanted, plan.runtime),
+        required_layers=min(1, len(plan.wanted)),  # check_layers holds each by its name
         batch=request.batch,
         workspace_mib=request.workspace_mib,
         progress=progress,
     )
-    out = request.out or default_engine_path(request.model, contract.architecture, request.precision, runtime)
-    with atomic_path(out) as temporary:
+    with atomic_path(plan.out) as temporary:
         started = time.perf_counter()
-        result = runtime.build(graph.SerializeToString(), temporary, options)
+        result = plan.runtime.build(plan.graph.SerializeToString(), temporary, options)
         seconds = time.perf_counter() - started
-        check_precision(result.layers, options)
-        record = EngineRecord(
-            engine=out.name,
-            engine_sha256=sha256_file(temporary),
-            engine_bytes=temporary.stat().st_size,
-            runtime=runtime.name,
-            runtime_version=runtime.availability().version or "",
-            precision=request.precision,
-            batch=request.batch,
-            contract=contract,
-            onnx=os.path.relpath(request.model, out.parent),
+        check_layers(result, plan.wanted)
+        record = _record(plan, result, temporary, seconds)
+        if request.gate is not None:
+            candidate = Candidate(
+                path=temporary,
+                record=record,
+                runtime=plan.runtime,
+                model=plan.model,
+                model_path=request.model,
+                graph=plan.graph,
+                table=plan.table,
+                searched=plan.assignment.searched if plan.assignment else frozenset(),
+            )
+            record = replace(record, validation=run_gate(candidate, request.gate, progress))
+    save_record(plan.out, record)
+    return BuiltEngine(plan.out, record, plan.chosen)
+
+
+def _plan(request: BuildRequest, progress: Progress | None) -> _Plan:
+    from engines.graph import contract_of, load_model
+
+    model = load_model(request.model)
+    contract = contract_of(model, str(request.model))
+    runtime, chosen = choose_runtime(request.runtime)
+    table = _checked_table(request)
+    model_sha256 = sha256_file(request.model)
+    out = request.out or default_engine_path(request.model, contract.architecture, request.precision, runtime)
+    assignment = None
+    if request.precision is Precision.MIXED:
+        assert table is not None and request.calibration is not None
+        gate = _mixed_gate(request)
+        question = MixedQuestion(
+            model=model,
+            model_path=request.model,
             onnx_sha256=model_sha256,
-            calibration_sha256=sha256_file(request.calibration) if table and request.calibration else None,
-            build_seconds=round(seconds, 3),
-            build_command=build_command(request, runtime, out),
-            edge_dsc=__version__,
-            created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            **_result_fields(result),
+            contract=contract,
+            table=table,
+            calibration_sha256=sha256_file(request.calibration),
+            data=gate.data,
+            max_drop=gate.max_drop,
+            runtime=runtime.name,
+            signed=runtime.signed_activations,
         )
-    save_record(out, record)
-    return BuiltEngine(out, record, chosen)
+        assignment = assign_layers(question, out, request.layers, progress)
+    float_layers = assignment.float_layers if assignment else ()
+    return _Plan(
+        request=request,
+        runtime=runtime,
+        chosen=chosen,
+        model=model,
+        model_sha256=model_sha256,
+        contract=contract,
+        table=table,
+        graph=graph_in_precision(model, request.precision, table, runtime, float_layers=float_layers),
+        wanted=wanted_layers(model, request.precision, float_layers),
+        out=out,
+        assignment=assignment,
+    )
 
 
-def graph_in_precision(
-    model: Any, precision: Precision, table: CalibrationTable | None, *, signed: bool
-) -> Any:
-    """Return the ONNX graph that holds the precision: as it is, cast to FP16, or with Q/DQ pairs.
-
-    Args:
-        model: The FP32 ``onnx.ModelProto``; it is not changed.
-        precision: What the graph shall hold.
-        table: The calibration table, for INT8.
-        signed: Whether the runtime wants signed activations.
-    """
-    if precision is Precision.FP16:
-        from engines.graph import cast_to_fp16
-
-        return cast_to_fp16(model)
-    if precision is Precision.INT8:
-        from calibration.qdq import quantize
-
-        assert table is not None, "an INT8 build has a table: _checked_table saw to it"
-        return quantize(model, table, signed_activations=signed)
-    return model
+def _mixed_gate(request: BuildRequest) -> GateOptions:
+    if request.gate is None:
+        raise UsageError(
+            "mixed precision is searched and judged on labelled images", remedy="add --validate DIR"
+        )
+    return request.gate
 
 
 def default_engine_path(model: Path, architecture: str, precision: Precision, runtime: Runtime) -> Path:
@@ -139,19 +179,23 @@ def default_engine_path(model: Path, architecture: str, precision: Precision, ru
 
 def build_command(request: BuildRequest, runtime: Runtime, out: Path) -> str:
     """Return the command line that builds this engine again."""
-    words = ["edge-dsc", "build-engine", str(request.model), f"--{request.precision.value}"]
+    words = ["edge-dsc", "build-engine", str(request.model), "--precision", request.precision.value]
     words += ["--backend", runtime.name, "--batch", str(request.batch)]
-    if request.precision is Precision.INT8:
+    if request.precision in _CALIBRATED:
         words += ["--calibration", str(request.calibration)]
+    if request.layers is not None:
+        words += ["--layers", str(request.layers)]
+    if request.gate is not None:
+        words += ["--validate", str(request.gate.data), "--max-drop", f"{request.gate.max_drop:g}"]
     return shlex.join([*words, "--out", str(out)])
 
 
 def _checked_table(request: BuildRequest) -> CalibrationTable | None:
-    if request.precision is not Precision.INT8:
+    if request.precision not in _CALIBRATED:
         return None
     if request.calibration is None:
         raise UsageError(
-            "INT8 needs calibration over real images",
+            f"{_CALIBRATED[request.precision]} needs calibration over real images",
             remedy=f"add --calib-data DIR, or first run edge-dsc calibrate {request.model} --calib-data DIR",
         )
     table = load_table(request.calibration)
@@ -159,10 +203,28 @@ def _checked_table(request: BuildRequest) -> CalibrationTable | None:
     return table
 
 
-def _result_fields(result: BuildResult) -> dict[str, Any]:
-    return {
-        "layers": dict(result.layers),
-        "layers_source": result.layers_source,
-        "platform": dict(result.platform),
-        "notes": tuple(result.notes),
-    }
+def _record(plan: _Plan, result: BuildResult, engine: Path, seconds: float) -> EngineRecord:
+    request = plan.request
+    return EngineRecord(
+        engine=plan.out.name,
+        engine_sha256=sha256_file(engine),
+        engine_bytes=engine.stat().st_size,
+        runtime=plan.runtime.name,
+        runtime_version=plan.runtime.availability().version or "",
+        platform=dict(result.platform),
+        precision=request.precision,
+        batch=request.batch,
+        contract=plan.contract,
+        onnx=os.path.relpath(request.model, plan.out.parent),
+        onnx_sha256=plan.model_sha256,
+        calibration_sha256=sha256_file(request.calibration) if plan.table and request.calibration else None,
+        layers=dict(result.layers),
+        layers_source=result.layers_source,
+        layer_types=dict(result.layer_types),
+        build_seconds=round(seconds, 3),
+        build_command=build_command(request, plan.runtime, plan.out),
+        edge_dsc=__version__,
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        float_layers=plan.assignment.float_layers if plan.assignment else (),
+        notes=(*result.notes, *((plan.assignment.origin,) if plan.assignment else ())),
+    )

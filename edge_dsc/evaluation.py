@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edge_dsc.agreement import compare_answers
 from edge_dsc.data import Sample, discover
 from edge_dsc.data.split import load_split
 from edge_dsc.folder_loop import Answer, classify_files
@@ -16,25 +17,7 @@ from edge_dsc.training.record import SPLIT_FILE
 from engines.errors import BadInputError, NotComparableError, UsageError
 from engines.packages import load
 from engines.runtimes import Progress, Runner, open_engine
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """How one engine's answers differ from a reference's on the same images.
-
-    Attributes:
-        reference: The reference engine's file name.
-        images: Images that both answered.
-        same_top1: Of these, how many got the same most probable class.
-        largest_difference: Largest absolute difference of any probability.
-        flipped: Images whose top class differs: (path, class by the reference, class by this engine).
-    """
-
-    reference: str
-    images: int
-    same_top1: int
-    largest_difference: float
-    flipped: tuple[tuple[str, str, str], ...]
+from engines.validation import Agreement
 
 
 @dataclass(frozen=True)
@@ -57,15 +40,12 @@ class Evaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values."""
-        agreement = None
-        if self.agreement is not None:
-            agreement = {**vars(self.agreement), "flipped": [list(row) for row in self.agreement.flipped]}
         return {
             "engine": self.engine,
             "images": self.images,
             "skipped": [list(row) for row in self.skipped],
             "metrics": self.metrics.to_dict(),
-            "agreement": agreement,
+            "agreement": None if self.agreement is None else self.agreement.to_dict(),
         }
 
 
@@ -127,7 +107,7 @@ def evaluate_runner(
     answers = _answers(paths, runner, threads, progress)
     agreement = None
     if reference is not None and others is not None:
-        agreement = _agreement(reference.record.engine, answers, others, contract.labels)
+        agreement = _agreement(reference.record.engine, samples, answers, others, contract.labels)
     return _summarise(name, samples, answers, contract.labels, agreement)
 
 
@@ -201,19 +181,27 @@ def _summarise(
 
 
 def _agreement(
-    reference: str, answers: Sequence[Answer], others: Sequence[Answer], labels: Sequence[str]
-) -> Agreement:
-    flipped = []
-    largest = 0.0
-    images = 0
-    for mine, other in zip(answers, others, strict=True):
-        if mine.probabilities is None or other.probabilities is None:
-            continue
-        images += 1
-        largest = max(
-            largest, *(abs(a - b) for a, b in zip(mine.probabilities, other.probabilities, strict=True))
-        )
-        if mine.top != other.top:
-            assert mine.top is not None and other.top is not None
-            flipped.append((str(mine.path), labels[other.top], labels[mine.top]))
-    return Agreement(reference, images, images - len(flipped), largest, tuple(flipped))
+    reference: str,
+    samples: Sequence[Sample],
+    answers: Sequence[Answer],
+    others: Sequence[Answer],
+    labels: Sequence[str],
+) -> Agreement | None:
+    """Compare the answers of both for the images that both answered; None where there is no such image."""
+    both = [
+        row
+        for row in zip(samples, answers, others, strict=True)
+        if row[1].probabilities is not None and row[2].probabilities is not None
+    ]
+    if not both:
+        return None
+    numpy = load("numpy")
+    return compare_answers(
+        numpy.array([labels.index(sample.label) for sample, _, _ in both]),
+        numpy.array([other.probabilities for _, _, other in both], numpy.float32),
+        numpy.array([answer.probabilities for _, answer, _ in both], numpy.float32),
+        paths=[str(answer.path) for _, answer, _ in both],
+        patients=[sample.patient for sample, _, _ in both],
+        labels=labels,
+        name=reference,
+    )

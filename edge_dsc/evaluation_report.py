@@ -8,9 +8,11 @@ from bench.render import align_rows
 from edge_dsc.evaluation import Evaluation
 from edge_dsc.metrics import Metrics
 from engines.files import write_document
+from engines.validation import Agreement, Change, Validation
 
 KIND = "edge-dsc/evaluation"
 SCHEMA_VERSION = 1
+SHOWN_FLIPS = 20
 
 
 def save_evaluation(path: Path, result: Evaluation) -> None:
@@ -25,14 +27,74 @@ def format_evaluation(result: Evaluation) -> str:
         format_metrics(result.metrics),
     ]
     if result.agreement is not None:
-        found = result.agreement
-        blocks.append(
-            f"against {found.reference}: same class for {found.same_top1} of {found.images} images"
-            f" ({found.same_top1 / found.images:.2%}), largest difference of a probability"
-            f" {found.largest_difference:.2g}"
-        )
-        blocks += [f"  {path}: {before} -> {after}" for path, before, after in found.flipped]
+        blocks.append(format_agreement(result.agreement, candidate=result.engine))
     return "\n".join(blocks)
+
+
+def format_agreement(found: Agreement, *, candidate: str) -> str:
+    """Return how an engine differs from its reference as text: figures, the paired test, the flipped images.
+
+    Args:
+        found: The comparison.
+        candidate: Name of the engine.
+    """
+    rows = [
+        ["accuracy", *_change(found.accuracy, 100, "{:.2f} %", "points")],
+        ["macro F1", *_change(found.macro_f1, 1, "{:.4f}", "")],
+        [
+            "calibration error",
+            f"{found.reference_calibration_error:.4f}",
+            f"{found.candidate_calibration_error:.4f}",
+            "",
+            "",
+        ],
+    ]
+    header = [f"{found.images} images", found.reference, candidate, "difference", "95 % interval"]
+    lines = [
+        align_rows(header, rows),
+        f"same class for {found.same_top1} of {found.images} images ({found.same_top1 / found.images:.2%}),"
+        f" largest difference of a probability {found.largest_difference:.2g}",
+        f"{found.lost} lost, {found.won} won: McNemar's exact p = {found.mcnemar_p:.3g}",
+    ]
+    if not found.lost + found.won:
+        # Source: Hanley and Lippman-Hand, JAMA 249 (1983): no event in n trials excludes a rate of 3/n at 95 %.
+        lines.append(
+            f"no image changed between right and wrong: a rate below {3 / found.images:.2%} is not excluded"
+        )
+    lines += [
+        f"  {flip.path} is {flip.label}: {flip.reference} -> {flip.candidate}"
+        for flip in found.flipped[:SHOWN_FLIPS]
+    ]
+    if len(found.flipped) > SHOWN_FLIPS:
+        lines.append(f"  ... {len(found.flipped) - SHOWN_FLIPS} more images changed their class")
+    return "\n".join(lines)
+
+
+def format_validation(found: Validation, *, precision: str) -> str:
+    """Return an accuracy gate's finding as text."""
+    verdict = "within" if found.passed else "BEYOND"
+    lines = [
+        f"accuracy gate: {found.drop:.2f} points lost, {verdict} the budget of {found.max_drop:g}",
+        f"images: {found.images}" + (f", {found.skipped} unreadable" if found.skipped else ""),
+        f"answered by: {found.answered_by}",
+        format_agreement(found.agreement, candidate=precision.upper()),
+    ]
+    step = 100 / found.agreement.images
+    if step > found.max_drop > 0:
+        lines.append(
+            f"one image is {step:.2f} points: with so few images the budget allows no net loss at all"
+        )
+    worst = -100 * found.agreement.accuracy.low
+    if found.passed and worst > found.max_drop:
+        lines.append(f"these images do not exclude a drop of {worst:.2f} points: more images would narrow it")
+    return "\n".join(lines)
+
+
+def _change(change: Change, unit: float, form: str, word: str) -> list[str]:
+    before, after = (form.format(unit * value) for value in (change.reference, change.candidate))
+    sign = "{:+.2f}" if unit == 100 else "{:+.4f}"
+    moved, low, high = (sign.format(unit * v) for v in (change.difference, change.low, change.high))
+    return [before, after, moved, f"{low} to {high} {word}".rstrip()]
 
 
 def format_metrics(metrics: Metrics) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from calibration.table import CalibrationTable
+from edge_dsc.evaluation_report import format_validation
 from engines.errors import ArtefactError, BadInputError
 from engines.files import sha256_file
 from engines.record import EngineRecord, load_record, record_path
@@ -124,9 +125,21 @@ def format_record(record: EngineRecord) -> str:
         f"  {record.contract.architecture} in {record.precision.value}, {record.engine_bytes:,} bytes,"
         f" {record.runtime} {record.runtime_version}, batch {record.batch}, built in {record.build_seconds:.2f} s",
         f"  layers with weights: {layers} ({record.layers_source})",
+        *_layer_lines(record),
         *(f"  note: {note}" for note in record.notes),
     ]
+    if record.validation is not None:
+        text = format_validation(record.validation, precision=record.precision.value)
+        lines += [f"  {line}" for line in text.splitlines()]
     return "\n".join(lines)
+
+
+def _layer_lines(record: EngineRecord) -> list[str]:
+    """Name the layers by the precision they run in."""
+    by_type: dict[str, list[str]] = {}
+    for name, kind in record.layer_types.items():
+        by_type.setdefault(kind, []).append(name)
+    return [f"  {kind}: {', '.join(names)}" for kind, names in sorted(by_type.items())]
 
 
 def format_inspection(found: Mapping[str, Any]) -> str:

@@ -22,7 +22,7 @@ def draw_curves(history: Mapping[str, Sequence[float]], path: Path, *, best_epoc
         path: The PNG file.
         best_epoch: Marked by a line; counted from 1.
     """
-    figure = _new_figure(9, 3.6)
+    figure = new_figure(9, 3.6)
     for place, (name, title) in enumerate((("loss", "Loss"), ("accuracy", "Accuracy")), start=1):
         axes = figure.add_subplot(1, 2, place)
         epochs = range(1, len(history[name]) + 1)
@@ -36,13 +36,13 @@ def draw_curves(history: Mapping[str, Sequence[float]], path: Path, *, best_epoc
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_confusion(metrics: Metrics, path: Path, *, title: str) -> None:
     """Draw a confusion matrix to a PNG file: counts, shaded by the share of the true class."""
     size = max(3.6, 1.5 + 0.8 * len(metrics.labels))
-    figure = _new_figure(size + 0.8, size)
+    figure = new_figure(size + 0.8, size)
     axes = figure.add_subplot()
     shares = [[value / max(sum(row), 1) for value in row] for row in metrics.confusion]
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
@@ -63,15 +63,16 @@ def draw_confusion(metrics: Metrics, path: Path, *, title: str) -> None:
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     axes.set_title(f"{title}\naccuracy {metrics.accuracy:.1%} of {metrics.count} images", fontsize=10)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
-def _new_figure(width: float, height: float) -> Any:
+def new_figure(width: float, height: float) -> Any:
     """Return a figure that no window system knows of: nothing global, nothing to close."""
     load("matplotlib.backends.backend_agg")
     return load("matplotlib.figure").Figure(figsize=(width, height), layout="constrained")
 
 
-def _save(figure: Any, path: Path) -> None:
+def save_figure(figure: Any, path: Path) -> None:
+    """Write a figure to a PNG file."""
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)

@@ -21,14 +21,16 @@ class EdgeDscError(Exception):
     Args:
         what: What happened, with the value seen. One line.
         remedy: What the reader can do about it. One line.
+        details: Lines that explain it, such as a table; shown before the error itself.
     """
 
     exit_code = 1
 
-    def __init__(self, what: str, *, remedy: str) -> None:
+    def __init__(self, what: str, *, remedy: str, details: str = "") -> None:
         super().__init__(what)
         self.what = what
         self.remedy = remedy
+        self.details = details
 
     def __str__(self) -> str:
         """One line: what happened, then what to do."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from engines import packages
@@ -18,7 +19,9 @@ __all__ = [
     "contract_of",
     "count_multiply_adds",
     "count_parameters",
+    "executed_layer_types",
     "executed_layers",
+    "layer_types",
     "load_model",
     "parse_model",
     "weighted_layers",
@@ -45,8 +48,9 @@ _PASS_THROUGH = frozenset({"Cast", "Identity", "Transpose", "Reshape", "Quantize
 def count_parameters(model: ModelProto) -> int:
     """Return how many numbers the graph's layers hold: weights and biases.
 
-    Scales and zero points of a Q/DQ graph, and the shapes that Reshape takes, do not count, so the FP32, FP16
-    and INT8 graphs of one network give the same number.
+    Scales and zero points of a Q/DQ graph, the shapes that Reshape takes and single constants (the one that
+    centres the pixels of a signed INT8 graph) do not count, so the FP32, FP16 and INT8 graphs of one network
+    give the same number.
     """
     types = packages.load("onnx").TensorProto
     sizes = {}
@@ -60,7 +64,7 @@ def count_parameters(model: ModelProto) -> int:
                 continue
             if quantisation or sizes[name][0] in (types.FLOAT, types.FLOAT16):
                 counted.add(name)
-    return sum(sizes[name][1] for name in counted)
+    return sum(sizes[name][1] for name in counted if sizes[name][1] > 1)
 
 
 def count_multiply_adds(model: ModelProto) -> int:
@@ -118,23 +122,59 @@ def executed_layers(model: ModelProto) -> dict[str, int]:
     return _count_layers(model, pairs=False)
 
 
+def layer_types(model: ModelProto) -> dict[str, str]:
+    """Name every layer with weights and the precision that the graph gives it, as :func:`weighted_layers` counts.
+
+    Returns:
+        Such as ``{"stem": "INT8", "logits": "FP32"}``, in the order of the graph; empty where names are missing
+        or used twice.
+    """
+    found = _typed_layers(model, pairs=True)
+    named = dict(found)
+    return named if len(named) == len(found) and "" not in named else {}
+
+
+def executed_layer_types(model: ModelProto, names: Sequence[str]) -> dict[str, str]:
+    """Give the layers of an optimised graph, as :func:`executed_layers` counts them, the names of its source's.
+
+    ONNX Runtime renames what it fuses. The networks are chains, in which every layer depends on the one before:
+    no optimiser can change their order.
+
+    Args:
+        model: The optimised graph.
+        names: The layers of the graph that it was made from, in order.
+
+    Returns:
+        Precision by name; empty where the optimiser has merged or split layers.
+    """
+    found = [kind for _, kind in _typed_layers(model, pairs=False)]
+    return dict(zip(names, found, strict=True)) if len(found) == len(names) else {}
+
+
 def _count_layers(model: ModelProto, *, pairs: bool) -> dict[str, int]:
+    return dict(Counter(kind for _, kind in _typed_layers(model, pairs=pairs)))
+
+
+def _typed_layers(model: ModelProto, *, pairs: bool) -> list[tuple[str, str]]:
+    """Name and precision of each layer with weights, in the order of the graph."""
     types = packages.load("onnx").TensorProto
     names = {types.FLOAT: "FP32", types.FLOAT16: "FP16"}
     producers = _producers(model)
-    found: dict[str, int] = {}
+    weighted = {node.output[0] for node, _ in _layers(model)}
+    found: list[tuple[str, str]] = []
     for node in model.graph.node:
         if node.op_type in _INTEGER_LAYERS:
-            found["INT8"] = found.get("INT8", 0) + 1
-    for node, _ in _layers(model):
-        weight = node.input[_WEIGHT_INPUT[node.op_type]]
-        sources = [producers.get(name) for name in (node.input[0], weight)]
-        if pairs and all(source is not None and source.op_type == "DequantizeLinear" for source in sources):
-            name = "INT8"
-        else:
-            kind = _element_type(model, producers, weight)
-            name = names.get(kind, types.DataType.Name(kind))
-        found[name] = found.get(name, 0) + 1
+            found.append((node.name, "INT8"))
+        elif node.output[0] in weighted:
+            weight = node.input[_WEIGHT_INPUT[node.op_type]]
+            sources = [producers.get(name) for name in (node.input[0], weight)]
+            if pairs and all(
+                source is not None and source.op_type == "DequantizeLinear" for source in sources
+            ):
+                found.append((node.name, "INT8"))
+            else:
+                kind = _element_type(model, producers, weight)
+                found.append((node.name, names.get(kind, types.DataType.Name(kind))))
     return found
 
 

@@ -13,7 +13,7 @@ from engines import packages
 from engines.batches import BatchCheck
 from engines.errors import ArtefactError, EnvironmentProblem
 from engines.files import write_bytes
-from engines.graph import executed_layers, parse_model
+from engines.graph import executed_layer_types, executed_layers, layer_types, parse_model
 from engines.record import EngineRecord, Precision, read_engine
 from engines.runtimes import (
     DEFAULT_OPTIONS,
@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 _DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml")
 _LAYERS_SOURCE = "graph as ONNX Runtime runs it on this machine"
 _ERRORS_ONLY = 3  # log severity
+# It quantises the weights of a float layer that stands between two Q/DQ pairs, a tensor at a time, so a layer left in
+# floating point on purpose would run in INT8; and it quantises biases that the graph keeps in float (1.23 to 1.32).
+_DISABLED = ("WeightBiasQuantization",)
 _INT8_NOTE = "INT8 may be slower than FP32 on a CPU: measure both with edge-dsc bench"
 _DEPTHWISE_NOTE = (
     "INT8 depthwise convolutions are slower than FP32 ones on a CPU (1.5 to 3 times, measured on x86-64): "
@@ -57,6 +60,10 @@ class OnnxRuntime:
         reason = None if version else "onnxruntime is not installed"
         return Availability(version, reason, reason)
 
+    def rest_in_half(self) -> bool:
+        """Say no: a CPU has no FP16 layers."""
+        return False
+
     def build(self, model: bytes, out: Path, options: BuildOptions) -> BuildResult:
         """Optimise a model, prove the precision it will run in here, and write it.
 
@@ -80,8 +87,10 @@ class OnnxRuntime:
                 f"cannot write temporary files: {error}",
                 remedy="free some space, or set TMPDIR to another place",
             ) from error
-        layers = executed_layers(onnx.load_model_from_string(running))
+        executed = onnx.load_model_from_string(running)
+        layers = executed_layers(executed)
         check_precision(layers, options)
+        named = executed_layer_types(executed, tuple(layer_types(onnx.load_model_from_string(model))))
         engine = parse_model(portable, str(out))
         write_bytes(out, portable)
         notes: tuple[str, ...] = ()
@@ -92,6 +101,7 @@ class OnnxRuntime:
             layers_source=_LAYERS_SOURCE,
             platform={"system": platform.system(), "machine": platform.machine()},
             notes=notes,
+            layer_types=named,
         )
 
     def open_runner(
@@ -206,7 +216,9 @@ def open_session(
     # threads that decode the next image: twice the CPU time on two busy cores, for a run that gains a tenth.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
-        session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(
+            model, options, providers=["CPUExecutionProvider"], disabled_optimizers=_DISABLED
+        )
     except failures as error:
         raise ArtefactError(
             f"onnxruntime cannot load {source}: {_first_line(error)}", remedy=remedy
@@ -223,7 +235,9 @@ def _optimise(model: bytes, path: Path, level: str) -> bytes:
     options.intra_op_num_threads = 1
     options.log_severity_level = _ERRORS_ONLY
     try:
-        ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        ort.InferenceSession(
+            model, options, providers=["CPUExecutionProvider"], disabled_optimizers=_DISABLED
+        )
     except _failures(ort) as error:
         if path.exists():  # the graph was read and optimised: what failed is writing it
             raise EnvironmentProblem(

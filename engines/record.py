@@ -11,6 +11,7 @@ from typing import Any
 from engines.contract import ModelContract
 from engines.errors import ArtefactError
 from engines.files import read_sealed_document, sha256_bytes, sha256_file, write_sealed_document
+from engines.validation import Validation
 
 KIND = "edge-dsc/engine-record"
 SCHEMA_VERSION = 1
@@ -24,6 +25,7 @@ class Precision(str, enum.Enum):
     FP32 = "fp32"
     FP16 = "fp16"
     INT8 = "int8"
+    MIXED = "mixed"  # some layers in INT8, some in float, as a search found best
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,10 @@ class EngineRecord:
         layers: Layers with weights (convolutions, dense) counted by the precision they run in,
             such as ``{"INT8": 7, "FP32": 2}``.
         layers_source: Where that count comes from.
+        layer_types: The same by name, such as ``{"stem": "INT8"}``, in the order of the graph; empty where the
+            runtime does not tell the layers apart, and in records of older versions.
+        float_layers: Layers that were left in floating point on purpose, by name; for INT8 and mixed.
+        validation: The accuracy gate that the engine went through, where one was asked for.
         notes: What the builder wants the reader to know, such as a CPU on which INT8 is slower.
         build_seconds: Time of the build.
         build_command: The command that builds it again.
@@ -94,6 +100,10 @@ class EngineRecord:
     edge_dsc: str
     created: str
     notes: tuple[str, ...] = field(default=())
+    # Later fields have defaults, so that the records of older versions stay readable.
+    layer_types: Mapping[str, str] = field(default_factory=dict)
+    float_layers: tuple[str, ...] = field(default=())
+    validation: Validation | None = field(default=None)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record as JSON-ready values."""
@@ -104,6 +114,9 @@ class EngineRecord:
             "precision": self.precision.value,
             "contract": self.contract.to_dict(),
             "notes": list(self.notes),
+            "layer_types": dict(self.layer_types),
+            "float_layers": list(self.float_layers),
+            "validation": None if self.validation is None else self.validation.to_dict(),
         }
 
     @classmethod
@@ -114,6 +127,7 @@ class EngineRecord:
             ArtefactError: A field is missing, unknown or of the wrong type.
         """
         try:
+            validation = values.get("validation")
             return cls(
                 **{
                     **values,
@@ -121,6 +135,8 @@ class EngineRecord:
                     "batch": BatchRange(**values["batch"]),
                     "contract": ModelContract.from_dict(values["contract"], source=source),
                     "notes": tuple(values["notes"]),
+                    "float_layers": tuple(values.get("float_layers", ())),
+                    "validation": validation and Validation.from_dict(validation),
                 }
             )
         except (KeyError, TypeError, ValueError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -47,12 +48,14 @@ class BuildResult:
         layers_source: Where that count comes from.
         platform: What the engine is tied to.
         notes: Warnings for the reader.
+        layer_types: The same count by the layer's name; empty where the runtime does not tell them apart.
     """
 
     layers: Mapping[str, int]
     layers_source: str
     platform: Mapping[str, str]
     notes: tuple[str, ...] = ()
+    layer_types: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -186,6 +189,14 @@ class Runtime(Protocol):
         """Say what works here; never raises."""
         ...
 
+    def rest_in_half(self) -> bool:
+        """Whether an INT8 graph for it holds its other layers in FP16: a TensorRT that takes types as they stand.
+
+        Raises:
+            EnvironmentProblem: That depends on the installed version, and there is none.
+        """
+        ...
+
     def build(self, model: bytes, out: Path, options: BuildOptions) -> BuildResult:
         """Build an engine file from a serialised ONNX model that is already in the wanted precision.
 
@@ -218,6 +229,7 @@ _TABLE = {
     "tensorrt-rtx": "engines.trt.tensorrt_rtx",
 }
 RUNTIME_NAMES = tuple(_TABLE)
+FLOAT = "float"  # FP32 or FP16
 
 
 def get_runtime(name: str) -> Runtime:
@@ -276,3 +288,33 @@ def check_precision(layers: Mapping[str, int], options: BuildOptions) -> None:
         f"asked for {options.required_layers} layers in {options.precision.name}, the engine would have {seen}",
         remedy="choose another precision or --backend; nothing was written",
     )
+
+
+def check_layers(result: BuildResult, wanted: Mapping[str, str]) -> None:
+    """Hold every layer of a build against the precision that it was to have.
+
+    Args:
+        result: What the build found.
+        wanted: Precision by the layer's name, such as ``{"stem": "INT8"}``, or :data:`FLOAT`.
+
+    Raises:
+        AccuracyGateError: A layer runs in another precision, or there are fewer layers in it than wanted.
+    """
+    if result.layer_types:
+        wrong = [
+            f"{name} in {result.layer_types.get(name, 'none that is told')}, not {kind}"
+            for name, kind in wanted.items()
+            if result.layer_types.get(name) not in (("FP32", "FP16") if kind == FLOAT else (kind,))
+        ]
+    else:
+        asked = Counter(kind for kind in wanted.values() if kind != FLOAT)
+        wrong = [
+            f"{result.layers.get(kind, 0)} layers in {kind}, not {count}"
+            for kind, count in sorted(asked.items())
+            if result.layers.get(kind, 0) < count
+        ]
+    if wrong:
+        raise AccuracyGateError(
+            f"the engine would run {'; '.join(wrong)} ({result.layers_source})",
+            remedy="choose another precision or --backend; nothing was written",
+        )

@@ -22,7 +22,10 @@ COMMANDS = {
     "train": Command("train", "train", "Train a network on a folder of X-rays"),
     "export": Command("build", "export", "Export a trained network as ONNX, proven equal to Keras"),
     "calibrate": Command("build", "calibrate", "Find the activation ranges for INT8 over real images"),
-    "build-engine": Command("build", "build_engine", "Build an FP32, FP16 or INT8 engine"),
+    "build-engine": Command(
+        "build", "build_engine", "Build an FP32, FP16, INT8 or mixed engine, held to a budget of accuracy"
+    ),
+    "debug": Command("debug", "debug", "Find the layer that INT8 spoils"),
     "infer": Command("use", "infer", "Classify an image, a folder or a glob"),
     "evaluate": Command("use", "evaluate", "Measure accuracy, and agreement with another engine"),
     "bench": Command("measure", "bench", "Measure the latency of engines against each other"),

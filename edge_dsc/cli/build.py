@@ -16,9 +16,19 @@ DEFAULT_RUN = Path("runs/dsc")
 class CalibMethod(str, enum.Enum):
     """How ranges are chosen; the names of calibration.methods.METHODS."""
 
+    MSE = "mse"
     ENTROPY = "entropy"
     MINMAX = "minmax"
     PERCENTILE = "percentile"
+
+
+class PrecisionName(str, enum.Enum):
+    """The values of engines.record.Precision."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+    INT8 = "int8"
+    MIXED = "mixed"
 
 
 class Backend(str, enum.Enum):
@@ -68,7 +78,7 @@ def export(
 def calibrate(
     calib_data: CalibData,
     model: Model = DEFAULT_RUN,
-    calib_method: Method = CalibMethod.ENTROPY,
+    calib_method: Method = CalibMethod.MSE,
     calib_images: CalibImages = 256,
     seed: Seed = 0,
     out: Out = None,
@@ -104,6 +114,14 @@ def calibrate(
 
 def build_engine(
     model: Model = DEFAULT_RUN,
+    precision: Annotated[
+        Optional[PrecisionName],
+        typer.Option(
+            "--precision",
+            help="Precision; mixed leaves in floating point what spoils --max-drop, and no more.",
+            show_default=False,
+        ),
+    ] = None,
     fp32: Annotated[bool, typer.Option("--fp32", help="Build in FP32 (the default).")] = False,
     fp16: Annotated[bool, typer.Option("--fp16", help="Build in FP16.")] = False,
     int8: Annotated[bool, typer.Option("--int8", help="Build in INT8, from a calibration.")] = False,
@@ -114,20 +132,46 @@ def build_engine(
             "--calibration", help="A calibration table; default: the one beside MODEL.", show_default=False
         ),
     ] = None,
-    calib_method: Method = CalibMethod.ENTROPY,
+    calib_method: Method = CalibMethod.MSE,
     calib_images: CalibImages = 256,
+    layers: Annotated[
+        Optional[Path],
+        typer.Option(
+            "--layers",
+            help="For mixed: take the layers from this engine; default: from the one that is replaced, else search.",
+            show_default=False,
+        ),
+    ] = None,
     seed: Seed = 0,
     backend: Annotated[Backend, typer.Option("--backend", help="Which runtime builds.")] = Backend.AUTO,
     batch: Annotated[str, typer.Option("--batch", help="Batch sizes, N or MIN:OPT:MAX.")] = "1:8:32",
     workspace: Annotated[
         int, typer.Option("--workspace", min=1, help="Scratch memory for the builder, MiB.")
     ] = 1024,
+    validate: Annotated[
+        Optional[Path],
+        typer.Option(
+            "--validate",
+            help="Labelled X-rays to hold the engine against FP32 on; beyond the budget nothing is shipped.",
+            show_default=False,
+        ),
+    ] = None,
+    max_drop: Annotated[
+        Optional[float],
+        typer.Option(
+            "--max-drop",
+            min=0,
+            max=100,
+            help="With --validate: accuracy that may be lost, percentage points; default 0.5.",
+            show_default=False,
+        ),
+    ] = None,
     out: Out = None,
     json: Json = False,
 ) -> None:
-    """Build an engine in FP32, FP16 or INT8 and write the record that proves what it is."""
+    """Build an engine in FP32, FP16, INT8 or mixed and write the record that proves what it is."""
     from edge_dsc.calibration_run import CALIBRATION_NAME, CalibrationRequest, run_calibration
-    from edge_dsc.cli.parse import parse_batch, parse_precision
+    from edge_dsc.cli.parse import parse_batch, parse_gate, parse_precision
     from edge_dsc.console import give, give_json, progress_bar, say
     from edge_dsc.engine_builder import BuildRequest
     from edge_dsc.engine_builder import build_engine as build
@@ -136,10 +180,16 @@ def build_engine(
     from engines.record import Precision
 
     path = model_of(model)
-    precision = parse_precision(fp32=fp32, fp16=fp16, int8=int8)
+    asked = parse_precision(precision=precision and precision.value, fp32=fp32, fp16=fp16, int8=int8)
+    calibrated = asked in (Precision.INT8, Precision.MIXED)
     batch_range = parse_batch(batch)
-    if precision is not Precision.INT8 and (calib_data or calibration):
-        raise UsageError(f"calibration has no use in {precision.value}", remedy="add --int8")
+    gate = parse_gate(validate, max_drop)
+    if not calibrated and (calib_data or calibration):
+        raise UsageError(f"calibration has no use in {asked.value}", remedy="add --int8")
+    if asked is not Precision.MIXED and layers:
+        raise UsageError(f"--layers has no use in {asked.value}", remedy="add --precision mixed")
+    if asked is Precision.MIXED and gate is None:
+        raise UsageError("mixed precision needs images to be judged on", remedy="add --validate DIR")
     if calib_data and calibration:
         raise UsageError("--calib-data and --calibration exclude each other", remedy="give one of them")
     with progress_bar() as progress:
@@ -148,20 +198,20 @@ def build_engine(
                 model=path, data=calib_data, method=calib_method.value, images=calib_images, seed=seed
             )
             calibration = run_calibration(request, progress).path
-        elif (
-            precision is Precision.INT8 and calibration is None and (path.parent / CALIBRATION_NAME).is_file()
-        ):
+        elif calibrated and calibration is None and (path.parent / CALIBRATION_NAME).is_file():
             calibration = path.parent / CALIBRATION_NAME
             say(f"using the calibration table {calibration}")
         built = build(
             BuildRequest(
                 model=path,
-                precision=precision,
+                precision=asked,
                 runtime=backend.value,
                 batch=batch_range,
                 calibration=calibration,
                 out=out,
                 workspace_mib=workspace,
+                gate=gate,
+                layers=layers,
             ),
             progress,
         )

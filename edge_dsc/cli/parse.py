@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 from engines.errors import UsageError
 from engines.record import BatchRange, Precision
+
+if TYPE_CHECKING:
+    from edge_dsc.accuracy_gate import GateOptions
 
 
 def parse_batch(text: str) -> BatchRange:
@@ -23,18 +29,37 @@ def parse_batch(text: str) -> BatchRange:
         raise UsageError(f"--batch {text!r} is no batch range", remedy=remedy) from error
 
 
-def parse_precision(*, fp32: bool, fp16: bool, int8: bool) -> Precision:
-    """Return the one precision that was asked for; FP32 without a flag.
+def parse_precision(*, precision: str | None, fp32: bool, fp16: bool, int8: bool) -> Precision:
+    """Return the one precision that was asked for, by name or by flag; FP32 without either.
 
     Raises:
-        UsageError: More than one flag.
+        UsageError: More than one.
     """
     asked = [
         p for p, flag in ((Precision.FP32, fp32), (Precision.FP16, fp16), (Precision.INT8, int8)) if flag
     ]
-    if len(asked) > 1:
+    words = [f"--{p.value}" for p in asked]
+    if precision is not None:
+        asked.append(Precision(precision))
+        words.append(f"--precision {precision}")
+    if len(set(asked)) > 1:
         raise UsageError(
-            f"{' and '.join('--' + p.value for p in asked)} exclude each other",
+            f"{' and '.join(words)} exclude each other",
             remedy="build one engine a precision",
         )
     return asked[0] if asked else Precision.FP32
+
+
+def parse_gate(validate: Path | None, max_drop: float | None) -> GateOptions | None:
+    """Return the accuracy gate that was asked for, or None.
+
+    Raises:
+        UsageError: A budget without images.
+    """
+    from edge_dsc.accuracy_gate import DEFAULT_MAX_DROP, GateOptions
+
+    if validate is None:
+        if max_drop is not None:
+            raise UsageError("--max-drop needs images to measure the drop on", remedy="add --validate DIR")
+        return None
+    return GateOptions(data=validate, max_drop=DEFAULT_MAX_DROP if max_drop is None else max_drop)

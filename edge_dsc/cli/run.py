@@ -31,6 +31,8 @@ def reported(command: Command) -> Command:
             command(*args, **options)
         except EdgeDscError as error:
             _debug()
+            if error.details:
+                say(error.details)
             say(f"error: {error}")
             raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt:

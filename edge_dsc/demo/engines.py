@@ -8,7 +8,8 @@ from typing import Any
 
 from calibration.table import load_table
 from edge_dsc.data import Sample
-from edge_dsc.engine_builder import BuildRequest, build_engine, graph_in_precision
+from edge_dsc.deployment_graph import graph_in_precision
+from edge_dsc.engine_builder import BuildRequest, build_engine
 from edge_dsc.evaluation import evaluate_runner
 from edge_dsc.folder_loop import default_threads
 from engines.errors import AccuracyGateError
@@ -18,6 +19,7 @@ from engines.reference import open_reference
 from engines.runtimes import RUNTIME_NAMES, get_runtime, open_engine
 
 BATCH = BatchRange(1, 8, 32)
+PRECISIONS = (Precision.FP32, Precision.FP16, Precision.INT8)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +64,7 @@ def build_engines(model: Path, table: Path) -> tuple[list[DemoEngine], list[str]
         if found.no_build is not None:
             notes.append(f"{name} left out: {found.no_build}")
             continue
-        for precision in Precision:
+        for precision in PRECISIONS:
             calibration = table if precision is Precision.INT8 else None
             request = BuildRequest(
                 model=model, precision=precision, runtime=name, batch=BATCH, calibration=calibration
@@ -94,4 +96,4 @@ def _graph(engine: DemoEngine) -> Any:
     table = load_table(engine.table) if engine.precision is Precision.INT8 else None
     runtime = get_runtime(engine.record.runtime)
     model = load_model(engine.model)
-    return graph_in_precision(model, engine.precision, table, signed=runtime.signed_activations)
+    return graph_in_precision(model, engine.precision, table, runtime)

@@ -20,11 +20,14 @@ def fold_network(trained: Model) -> Model:
     """Build the deployed network of a trained one.
 
     Args:
-        trained: What :func:`edge_dsc.networks.build_network` built, with any weights.
+        trained: What :func:`edge_dsc.networks.build_network` built, with any weights; or a deployed network, which
+            is returned as it is.
 
     Returns:
         A ``keras.Model`` of the same name and outputs without Rescaling, BatchNorm and Dropout.
     """
+    if "scale" not in {layer.name for layer in trained.layers}:
+        return trained
     separable = trained.name == "dsc"
     deployed = _deployed_network(trained.name, separable, int(trained.output_shape[-1]))
     weights = _folded_dsc(trained) if separable else _folded_cnn(trained)

@@ -44,6 +44,7 @@ class TrainingRecord:
         seconds: Wall-clock time of training in the last call.
         versions: Package versions.
         edge_dsc: Version of edge-dsc.
+        parent_sha256: Hash of the ``model.keras`` that was trained further, for quantisation-aware fine-tuning.
         created: UTC time, ISO 8601.
     """
 
@@ -62,6 +63,7 @@ class TrainingRecord:
     versions: Mapping[str, str]
     created: str
     edge_dsc: str = __version__
+    parent_sha256: str | None = None
 
 
 def save_training_record(run: Path, record: TrainingRecord) -> None:

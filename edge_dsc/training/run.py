@@ -2,60 +2,29 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
-from dataclasses import dataclass, replace
-from datetime import datetime, timezone
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 from edge_dsc.data.discover import Dataset, discover
 from edge_dsc.data.loading import LoadedImages, load_images
-from edge_dsc.data.split import Split, save_split, split_dataset
-from edge_dsc.metrics import Metrics, classification_metrics
-from edge_dsc.networks import build_network, feature_extractor_parameters, save_network
-from edge_dsc.pictures import draw_confusion, draw_curves
+from edge_dsc.data.split import Split, split_dataset
+from edge_dsc.networks import build_network
 from edge_dsc.training import record as records
 from edge_dsc.training.augmentation import Batches, class_weights
-from edge_dsc.training.loop import fit_model, predict, seed_everything
+from edge_dsc.training.completion import RunImages, TrainResult, finish_run
+from edge_dsc.training.loop import fit_model, seed_everything
 from edge_dsc.training.optimization import compile_model, start_convolutions, start_dense
 from edge_dsc.training.options import Recipe, ReportProgress, TrainOptions
 from edge_dsc.training.state import FILE as STATE_FILE
 from edge_dsc.training.state import TrainState, load_state, save_state
 from engines.contract import ModelContract
 from engines.errors import ArtefactError, UsageError
-from engines.files import atomic_path, sha256_file, write_document
 from engines.packages import load
 from engines.runtimes import Progress
 
 Array = Any
 Model = Any
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainResult:
-    """What a training run gave.
-
-    Attributes:
-        run: The run folder.
-        record: Its record.
-        metrics: By part: ``evaluation``, ``test`` and ``held_out``, both together.
-        split: Which image is on which side.
-    """
-
-    run: Path
-    record: records.TrainingRecord
-    metrics: dict[str, Metrics]
-    split: Split
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Images:
-    """The split and its pixels."""
-
-    split: Split
-    pixels: dict[str, tuple[Array, Array]]
-    skipped: tuple[tuple[str, str], ...]
 
 
 def train(
@@ -80,12 +49,12 @@ def train(
         KeyboardInterrupt: Ctrl-C before the first epoch was done.
     """
     recipe = options.resolve_recipe()
-    _check_folder(options)
+    check_folder(options)
     images = _read_images(options, reading)
     state = _begin(options, recipe, images.split)
     seed_everything(options.seed)
     model = build_network(options.architecture, len(images.split.labels))
-    batches = _make_batches(images, recipe, options.seed)
+    batches = make_batches(images, recipe, options.seed)
     if recipe.convolution_start:
         start_convolutions(model, batches.pixels[:: max(1, len(batches.pixels) // 16)][:16])
     if recipe.dense_start:
@@ -101,10 +70,15 @@ def train(
         progress=progress,
     )
     seconds = time.monotonic() - started
-    return _finish(options, model, images, state, interrupted=interrupted, seconds=seconds)
+    return finish_run(options, model, images, state, interrupted=interrupted, seconds=seconds)
 
 
-def _check_folder(options: TrainOptions) -> None:
+def check_folder(options: TrainOptions) -> None:
+    """Refuse a run folder that is in use, or one without a run to resume.
+
+    Raises:
+        UsageError: It is.
+    """
     out = options.out
     has_state, has_record = (out / STATE_FILE).exists(), (out / records.FILE).exists()
     if out.exists() and not out.is_dir():
@@ -125,16 +99,17 @@ def _check_folder(options: TrainOptions) -> None:
         )
 
 
-def _read_images(options: TrainOptions, reading: Progress | None) -> _Images:
+def _read_images(options: TrainOptions, reading: Progress | None) -> RunImages:
     """Read everything, leave out what is damaged, and split the rest."""
     found = discover(options.data)
     contract = ModelContract(labels=found.labels, architecture=options.architecture)
     loaded = load_images(found.root, found.samples, contract, progress=reading)
     split = split_dataset(replace(found, samples=loaded.samples), options.seed)
-    return _Images(split=split, pixels=_pixels_by_part(loaded, split, found), skipped=loaded.skipped)
+    return RunImages(split=split, pixels=pixels_by_part(loaded, split, found), skipped=loaded.skipped)
 
 
-def _pixels_by_part(loaded: LoadedImages, split: Split, found: Dataset) -> dict[str, tuple[Array, Array]]:
+def pixels_by_part(loaded: LoadedImages, split: Split, found: Dataset) -> dict[str, tuple[Array, Array]]:
+    """Return the pixels and class indices of each part of a split."""
     numpy = load("numpy")
     place = {sample.path: index for index, sample in enumerate(loaded.samples)}
     parts = {}
@@ -170,7 +145,8 @@ def _begin(options: TrainOptions, recipe: Recipe, split: Split) -> TrainState:
     )
 
 
-def _make_batches(images: _Images, recipe: Recipe, seed: int) -> Batches:
+def make_batches(images: RunImages, recipe: Recipe, seed: int) -> Batches:
+    """Return the training images as the recipe wants them drawn."""
     numpy = load("numpy")
     pixels, targets = images.pixels["train"]
     classes = len(images.split.labels)
@@ -178,65 +154,3 @@ def _make_batches(images: _Images, recipe: Recipe, seed: int) -> Batches:
         class_weights(targets, classes) if recipe.class_weights else numpy.ones(len(targets), numpy.float32)
     )
     return Batches(pixels=pixels, targets=targets, weights=weights, classes=classes, recipe=recipe, seed=seed)
-
-
-def _finish(
-    options: TrainOptions,
-    model: Model,
-    images: _Images,
-    state: TrainState,
-    *,
-    interrupted: bool,
-    seconds: float,
-) -> TrainResult:
-    out, split = options.out, images.split
-    metrics = _measure(model, images)
-    save_split(split, out / records.SPLIT_FILE)
-    with atomic_path(out / records.MODEL_FILE) as temporary:
-        save_network(model, temporary)
-    model_sha256 = sha256_file(out / records.MODEL_FILE)
-    write_document(
-        out / records.METRICS_FILE,
-        records.METRICS_KIND,
-        records.METRICS_SCHEMA_VERSION,
-        {"model_sha256": model_sha256, **{part: figures.to_dict() for part, figures in metrics.items()}},
-    )
-    draw_curves(state.history, out / "curves.png", best_epoch=state.best_epoch)
-    draw_confusion(
-        metrics["held_out"], out / "confusion.png", title=f"{options.architecture}, evaluation and test"
-    )
-    record = records.TrainingRecord(
-        architecture=options.architecture,
-        labels=split.labels,
-        recipe=state.settings["recipe"],
-        seed=options.seed,
-        split_sha256=split.sha256,
-        model_sha256=model_sha256,
-        parameters={
-            "feature_extractor": feature_extractor_parameters(model),
-            "trainable": sum(int(weight.shape.num_elements()) for weight in model.trainable_weights),
-            "total": sum(int(weight.shape.num_elements()) for weight in model.weights),
-        },
-        history=state.history,
-        best_epoch=state.best_epoch,
-        interrupted=interrupted,
-        skipped=images.skipped,
-        seconds=round(seconds, 3),
-        versions=records.package_versions(),
-        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-    )
-    records.save_training_record(out, record)
-    if not interrupted:
-        with contextlib.suppress(OSError):
-            (out / STATE_FILE).unlink()
-    return TrainResult(run=out, record=record, metrics=metrics, split=split)
-
-
-def _measure(model: Model, images: _Images) -> dict[str, Metrics]:
-    numpy = load("numpy")
-    labels = images.split.labels
-    answers = {part: predict(model, images.pixels[part][0]) for part in ("evaluation", "test")}
-    truth = {part: images.pixels[part][1] for part in answers}
-    answers["held_out"] = numpy.concatenate([answers["evaluation"], answers["test"]])
-    truth["held_out"] = numpy.concatenate([truth["evaluation"], truth["test"]])
-    return {part: classification_metrics(truth[part], answers[part], labels) for part in answers}

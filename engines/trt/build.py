@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from engines.errors import ArtefactError, EnvironmentProblem
@@ -23,12 +23,14 @@ class Plan:
         layers: Layers with weights counted by precision.
         layers_source: Where that count comes from.
         notes: Warnings for the reader.
+        layer_types: The same by the layers' names; empty where the names are not told.
     """
 
     data: Any
     layers: dict[str, int]
     layers_source: str
     notes: tuple[str, ...]
+    layer_types: dict[str, str] = field(default_factory=dict)
 
 
 def build_plan(trt: Any, model: bytes, options: BuildOptions, *, has_gpu: bool) -> Plan:
@@ -54,12 +56,14 @@ def build_plan(trt: Any, model: bytes, options: BuildOptions, *, has_gpu: bool) 
     if network is None:
         raise _cannot_build(trt, logger, "no network")
     parser = _parse(trt, logger, network, model)
-    layers = census.count_network_layers(trt, network)
+    named = census.network_layer_types(trt, network)
+    layers = census.count_types(named)
     if versions.is_strongly_typed(trt):
         check_precision(layers, options)
     data = _serialize(trt, logger, builder, network, options)
     del parser  # it owns the weights until the builder has run
-    return _prove(trt, logger, Plan(data, layers, census.NETWORK, _notes(options)), options, has_gpu=has_gpu)
+    plan = Plan(data, layers, census.NETWORK, _notes(options), dict(named))
+    return _prove(trt, logger, plan, options, has_gpu=has_gpu)
 
 
 def _parse(trt: Any, logger: Any, network: Any, model: bytes) -> Any:
@@ -117,12 +121,15 @@ def _prove(trt: Any, logger: Any, plan: Plan, options: BuildOptions, *, has_gpu:
     complete = sum(seen.values()) == sum(plan.layers.values()) and census.UNKNOWN not in seen
     if complete or not versions.is_strongly_typed(trt):
         check_precision(seen, options)
-        return Plan(plan.data, seen, census.INSPECTOR, plan.notes)
+        named = census.engine_layer_types(report or "", plan.layer_types)
+        # A name that the inspector does not tell leaves the layers without names: the count still holds.
+        named = named if len(named) == len(plan.layer_types) else {}
+        return Plan(plan.data, seen, census.INSPECTOR, plan.notes, named)
     if report is None:
         return plan
     words = ", ".join(f"{count} in {name}" for name, count in sorted(seen.items())) or "none"
     note = f"the engine inspector names these layers with weights after fusion: {words}"
-    return Plan(plan.data, plan.layers, plan.layers_source, (*plan.notes, note))
+    return replace(plan, notes=(*plan.notes, note))
 
 
 def _notes(options: BuildOptions) -> tuple[str, ...]:

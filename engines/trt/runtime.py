@@ -12,6 +12,7 @@ from engines.errors import ArtefactError, EnvironmentProblem
 from engines.files import write_bytes
 from engines.record import EngineRecord, read_engine
 from engines.runtimes import DEFAULT_OPTIONS, Availability, BuildOptions, BuildResult, RunnerOptions
+from engines.trt import versions
 from engines.trt.build import build_plan
 from engines.trt.driver import Gpu, find_gpu
 from engines.trt.run import TrtRunner
@@ -51,6 +52,14 @@ class TensorRtRuntime:
             no_run = "pycuda is not installed"
         return Availability(version, None if gpu or self.builds_on_cpu else reason, no_run)
 
+    def rest_in_half(self) -> bool:
+        """Say whether this release takes the precision from the graph's own types, so that FP16 must be in them.
+
+        Raises:
+            EnvironmentProblem: The package is missing.
+        """
+        return versions.is_strongly_typed(packages.load(self.package))
+
     def build(self, model: bytes, out: Path, options: BuildOptions) -> BuildResult:
         """Build an engine file from a serialised ONNX model that is already in the wanted precision.
 
@@ -70,6 +79,7 @@ class TensorRtRuntime:
             layers_source=plan.layers_source,
             platform=self._platform(gpu),
             notes=plan.notes,
+            layer_types=plan.layer_types,
         )
 
     def open_runner(

@@ -37,13 +37,14 @@ def network_flags(trt: Any) -> int:
 def set_precision(trt: Any, config: Any, precision: Precision) -> None:
     """Tell the builder the precision, where the network's types do not.
 
-    FP32 switches TF32 off everywhere: with it, an "FP32" convolution keeps 10 of its 23 mantissa bits.
+    FP32 switches TF32 off everywhere: with it, an "FP32" convolution keeps 10 of its 23 mantissa bits. The rest
+    of an INT8 engine runs in FP16, which a weakly typed builder must be allowed.
     """
     if precision is Precision.FP32:
         config.clear_flag(trt.BuilderFlag.TF32)
     if is_strongly_typed(trt):
         return
-    if precision is Precision.FP16 and hasattr(trt.BuilderFlag, "FP16"):
+    if precision is not Precision.FP32 and hasattr(trt.BuilderFlag, "FP16"):
         config.set_flag(trt.BuilderFlag.FP16)
     if precision is Precision.INT8 and hasattr(trt.BuilderFlag, "INT8"):
         config.set_flag(trt.BuilderFlag.INT8)

@@ -95,9 +95,11 @@ def test_the_methods_differ(small_table: CalibrationTable, small_model: Path, it
         m: calibrate(small_model, items, CalibrationOptions(method=m, percentile=99.9)) for m in METHODS
     }
     assert tables["minmax"] == small_table
-    tops = [tables[method].ranges["features"][1] for method in METHODS]
-    assert len(set(tops)) == 3
-    assert max(tops) == tops[METHODS.index("minmax")]
+    tops = {method: tables[method].ranges["features"][1] for method in METHODS}
+    assert len(set(tops.values())) == 4
+    assert max(tops["entropy"], tops["percentile"]) < tops["minmax"]
+    assert tables["mse"].parameters == {"searched_images": 96}
+    assert set(tables["mse"].channel_factors) <= {"features"}
     assert tables["entropy"].parameters == {"histogram_bins": 2048, "quantized_bins": 256}
     assert tables["percentile"].parameters == {"percentile": 99.9, "histogram_bins": 2048}
     for table in tables.values():  # never cut

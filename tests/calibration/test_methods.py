@@ -7,10 +7,10 @@ from engines.errors import UsageError
 
 
 def test_an_unknown_method_is_refused() -> None:
-    assert METHODS == ("entropy", "minmax", "percentile")
+    assert METHODS == ("mse", "entropy", "minmax", "percentile")
     with pytest.raises(UsageError, match="no calibration method 'random'") as caught:
         CalibrationOptions(method="random")
-    assert caught.value.remedy == "choose one of entropy, minmax, percentile"
+    assert caught.value.remedy == "choose one of mse, entropy, minmax, percentile"
 
 
 @pytest.mark.parametrize("percentile", [50, 100.1, float("nan")])

@@ -56,7 +56,7 @@ def test_an_edited_range_is_refused(small_table: CalibrationTable, tmp_path: Pat
     with pytest.raises(ArtefactError, match=r"calibration\.json was edited after it was made") as caught:
         load_table(path)
     assert caught.value.remedy == (
-        f"make it anew: edge-dsc calibrate MODEL --calib-data DIR --calib-method entropy --out {path}"
+        f"make it anew: edge-dsc calibrate MODEL --calib-data DIR --calib-method mse --out {path}"
     )
 
 

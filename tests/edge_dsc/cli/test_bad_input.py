@@ -177,7 +177,7 @@ def test_a_full_disk_leaves_the_old_engine(run: Path, engine: Path) -> None:
     ("command", "target"),
     [
         (("calibrate", "{run}", "--calib-data", "{data}"), "calibration.collect.read_input"),
-        (("build-engine", "{run}", *ORT), "engines.graph.weighted_layers"),
+        (("build-engine", "{run}", *ORT), "edge_dsc.engine_builder.wanted_layers"),
         (("evaluate", "{engine}", "{data}"), "edge_dsc.folder_loop.read_input"),
         (("bench", "{engine}"), "edge_dsc.measuring.load"),
     ],

@@ -12,7 +12,7 @@ import pytest
 
 from edge_dsc import __version__
 from edge_dsc.cli import COMMANDS, main
-from edge_dsc.cli.build import Backend, CalibMethod
+from edge_dsc.cli.build import Backend, CalibMethod, PrecisionName
 from edge_dsc.cli.measure import PlanName
 from edge_dsc.cli.train import Arch, RecipeName
 
@@ -22,8 +22,10 @@ def test_choices_are_those_of_the_library() -> None:
     from calibration.methods import METHODS
     from edge_dsc.networks import ARCHITECTURES
     from edge_dsc.training import RECIPES
+    from engines.record import Precision
     from engines.runtimes import RUNTIME_NAMES
 
+    assert [choice.value for choice in PrecisionName] == [precision.value for precision in Precision]
     assert [choice.value for choice in Backend] == ["auto", *RUNTIME_NAMES]
     assert [choice.value for choice in CalibMethod] == list(METHODS)
     assert [choice.value for choice in PlanName] == list(PLANS)

@@ -37,7 +37,7 @@ def test_network_flags() -> None:
     [
         (True, "fp32", [("clear", "TF32")]),
         (True, "fp16", [("set", "FP16")]),
-        (True, "int8", [("set", "INT8")]),
+        (True, "int8", [("set", "FP16"), ("set", "INT8")]),
         (False, "fp32", [("clear", "TF32")]),
         (False, "fp16", []),
         (False, "int8", []),

@@ -1,0 +1,222 @@
+"""A deployed graph cut at the inputs of its layers, so that any mix of INT8 and float layers runs piece by piece.
+
+What a Q/DQ graph computes is imitated: the input of a layer is rounded to its grid by ONNX Runtime's own
+QuantizeLinear and DequantizeLinear, and its weights are rounded once. Pieces that two mixes have in common are
+computed once, which makes all 256 mixes of eight layers cost about as much as ten runs of the whole network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from calibration.layers import Layer, find_layers
+from engines.errors import ArtefactError
+from engines.packages import load
+
+Model = Any  # onnx.ModelProto
+Array = Any
+Bounds = tuple[float, float]
+
+_EXPORT_AGAIN = "export it again: edge-dsc export RUN"
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The integers that stand for a tensor's values.
+
+    Attributes:
+        scale: Step between two of them, float32, in the tensor's own unit.
+        zero_point: The integer that stands for zero; 0 on a signed grid.
+        signed: int8, or uint8.
+    """
+
+    scale: float
+    zero_point: int
+    signed: bool
+
+
+def grid_of(bounds: Bounds, *, signed: bool) -> Grid:
+    """Return the grid that onnxruntime's quantiser makes of a range; the range is widened to hold zero.
+
+    Source: onnxruntime.quantization.quant_utils, ``compute_scale_zp``: symmetric int8 spans -127..127,
+    asymmetric uint8 0..255.
+    """
+    numpy = load("numpy")
+    low, high = (numpy.float32(value) for value in bounds)
+    low, high = min(low, numpy.float32(0)), max(high, numpy.float32(0))
+    if signed:
+        largest = max(-low, high)
+        return Grid(float(numpy.float32((largest + largest) / numpy.float32(254))), 0, True)
+    scale = numpy.float32((high - low) / numpy.float32(255))
+    return Grid(float(scale), int(numpy.rint(-low / scale)), False)
+
+
+class Chain:
+    """The pieces of a graph: from the image to the first layer, from each layer to the next, and the last one.
+
+    Attributes:
+        layers: All layers with weights, in order; the last one gives the logits.
+        signed: Which kind of graph is imitated: signed for TensorRT, unsigned for onnxruntime.
+    """
+
+    def __init__(self, model: Model, *, signed: bool) -> None:
+        """Cut a graph.
+
+        Raises:
+            ArtefactError: A layer's input depends on more than the layer before it.
+        """
+        self.layers = find_layers(model)
+        self.signed = signed
+        self._model = model
+        self._input = model.graph.input[0].name
+        self._cuts = [layer.input for layer in self.layers] + [_logits(model)]
+        sources = [self._input, *self._cuts[:-1]]
+        self._graphs = [
+            _cut(model, source, target) for source, target in zip(sources, self._cuts, strict=True)
+        ]
+        self._opened: dict[tuple[int, bool, bool], Any] = {}
+
+    def start(self, pixels: Array) -> Array:
+        """Return the first layer's input for ``uint8 [N, height, width, 1]``."""
+        key = (-1, False, False)
+        if key not in self._opened:
+            self._opened[key] = _session(self._graphs[0])
+        return self._opened[key].run(None, {self._input: pixels})[0]
+
+    def step(self, index: int, values: Array, grid: Grid | None, *, int8: bool) -> Array:
+        """Run one layer and what follows it up to the next layer's input; the last one gives the logits.
+
+        Args:
+            index: Which layer.
+            values: Its input, float32.
+            grid: What its input is rounded to; None leaves it as it is.
+            int8: Whether its weights are rounded; the last layer's never are.
+        """
+        name = self._cuts[index]
+        if grid is None:
+            return self._piece(index, int8=int8, pair=False).run(None, {name: values})[0]
+        numpy = load("numpy")
+        zero = numpy.array(grid.zero_point, numpy.int8 if grid.signed else numpy.uint8)
+        session = self._piece(index, int8=int8, pair=True)
+        scale = numpy.array(grid.scale, numpy.float32)
+        return session.run(None, {name: values, "edge.scale": scale, "edge.zero": zero})[0]
+
+    def finish(self, index: int, values: Array) -> Array:
+        """Run the layers from ``index`` on in float, from that layer's input to the logits."""
+        for place in range(index, len(self.layers)):
+            values = self.step(place, values, None, int8=False)
+        return values
+
+    def run(self, pixels: Array, grids: Sequence[Grid], float_layers: Sequence[str] = ()) -> Array:
+        """Return the logits of the INT8 graph in which ``float_layers`` stay in floating point.
+
+        Args:
+            pixels: ``uint8 [N, height, width, 1]``.
+            grids: One for every layer's input, the last one's among them.
+            float_layers: As in :func:`calibration.qdq.quantize`.
+
+        Returns:
+            ``float32 [N, classes]``.
+        """
+        values = self.start(pixels)
+        for index, layer in enumerate(self.layers):
+            int8 = not layer.last and layer.name not in float_layers
+            values = self.step(index, values, self.input_grid(index, grids, int8=int8), int8=int8)
+        return values
+
+    def input_grid(self, index: int, grids: Sequence[Grid], *, int8: bool) -> Grid | None:
+        """Return what a layer's input is rounded to: an unsigned graph has a pair before float layers, too."""
+        return grids[index] if int8 or not self.signed else None
+
+    def _piece(self, index: int, *, int8: bool, pair: bool) -> Any:
+        """Return the session of one layer, opened when it is first needed."""
+        key = (index, int8, pair)
+        if key not in self._opened:
+            layer = self.layers[index]
+            graph = load("onnx").ModelProto()
+            graph.CopyFrom(self._graphs[index + 1])
+            for tensor in graph.graph.initializer if int8 else ():
+                if tensor.name == layer.weight:
+                    rounded = _rounded_weight(self._model, layer)
+                    tensor.CopyFrom(load("onnx").numpy_helper.from_array(rounded, tensor.name))
+            if pair:
+                _add_pair(graph, self._cuts[index], layer, signed=self.signed)
+            self._opened[key] = _session(graph)
+        return self._opened[key]
+
+
+def _logits(model: Model) -> str:
+    """Name the tensor that softmax takes, or the output where there is no softmax."""
+    last = model.graph.node[-1]
+    return str(last.input[0] if last.op_type == "Softmax" else model.graph.output[0].name)
+
+
+def _cut(model: Model, source: str, target: str) -> Model:
+    """Return the part of a graph that computes ``target`` from ``source`` alone."""
+    onnx = load("onnx")
+    stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    producers = {name: node for node in model.graph.node for name in node.output}
+    needed: set[str] = set()
+    waiting = [target]
+    while waiting:
+        name = waiting.pop()
+        if name == source or name in stored or name in needed or not name:
+            continue
+        if name not in producers:
+            raise ArtefactError(
+                f"{model.graph.name!r} is no chain of layers: {target} needs more than {source}",
+                remedy=_EXPORT_AGAIN,
+            )
+        needed.add(name)
+        waiting += producers[name].input
+    nodes = [node for node in model.graph.node if needed & set(node.output)]
+    used = {name for node in nodes for name in node.input}
+    kind = onnx.TensorProto.UINT8 if source == model.graph.input[0].name else onnx.TensorProto.FLOAT
+    if not nodes:
+        nodes = [onnx.helper.make_node("Identity", [source], [target])]
+    graph = onnx.helper.make_graph(
+        nodes,
+        "piece",
+        [onnx.helper.make_tensor_value_info(source, kind, None)],
+        [onnx.helper.make_tensor_value_info(target, onnx.TensorProto.FLOAT, None)],
+        [stored[name] for name in sorted(used & set(stored))],
+    )
+    return onnx.helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
+
+
+def _add_pair(graph: Model, source: str, layer: Layer, *, signed: bool) -> None:
+    """Put QuantizeLinear and DequantizeLinear before the layer; scale and zero point come with each run."""
+    onnx = load("onnx")
+    types = onnx.TensorProto
+    names = ["edge.scale", "edge.zero"]
+    for name, kind in zip(names, (types.FLOAT, types.INT8 if signed else types.UINT8), strict=True):
+        graph.graph.input.append(onnx.helper.make_tensor_value_info(name, kind, []))
+    for node in graph.graph.node:
+        if node.name == layer.name:
+            node.input[0] = "edge.rounded"
+    graph.graph.node.insert(0, onnx.helper.make_node("QuantizeLinear", [source, *names], ["edge.integers"]))
+    graph.graph.node.insert(
+        1, onnx.helper.make_node("DequantizeLinear", ["edge.integers", *names], ["edge.rounded"])
+    )
+
+
+def _rounded_weight(model: Model, layer: Layer) -> Array:
+    """Return a layer's weight on its int8 grid, symmetric and one scale an output channel; float32."""
+    numpy = load("numpy")
+    tensor = next(tensor for tensor in model.graph.initializer if tensor.name == layer.weight)
+    weight = load("onnx").numpy_helper.to_array(tensor)
+    others = tuple(axis for axis in range(weight.ndim) if axis != layer.axis)
+    largest = numpy.abs(weight).max(axis=others, keepdims=True)
+    scale = ((largest + largest) / numpy.float32(254)).astype(numpy.float32)
+    scale = numpy.where(scale > 0, scale, numpy.float32(1))
+    return (numpy.rint(weight / scale).clip(-127, 127) * scale).astype(numpy.float32)
+
+
+def _session(graph: Model) -> Any:
+    ort = load("onnxruntime")
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return ort.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])

@@ -1,0 +1,240 @@
+"""Which layers to run in INT8: every mix is tried, and the cheapest that keeps the accuracy is taken."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from calibration.chain import Chain, Grid, grid_of
+from calibration.costs import LayerCost, predict_costs
+from calibration.layers import Layer
+from calibration.qdq import activation_ranges, prepare
+from calibration.table import CalibrationTable
+from engines.errors import AccuracyGateError, BadInputError, UsageError
+from engines.packages import load
+from engines.runtimes import Progress
+
+Model = Any  # onnx.ModelProto
+Array = Any
+
+MOST_LAYERS = 10  # 1,024 mixes; beyond that the search would have to choose
+_CHUNK = 16  # images; what one holds of the depthwise network's tensors is about 70 MB
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mix:
+    """One assignment of precisions and what it does to the answers.
+
+    Attributes:
+        float_layers: Layers that stay in floating point, in the order of the graph.
+        correct: Images answered right.
+        same_top1: Images with the same top class as in floating point.
+        error: Mean squared difference of the centred logits from those in floating point.
+        cost: Predicted, in the unit of the costs.
+    """
+
+    float_layers: tuple[str, ...]
+    correct: int
+    same_top1: int
+    error: float
+    cost: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixedSearch:
+    """The result of a search.
+
+    Attributes:
+        best: The mix that was chosen.
+        all_int8: All layers in INT8.
+        all_float: No layer in INT8.
+        tried: How many mixes were run.
+        possible: How many there are, all-float among them.
+        images: Images that each was run on.
+        unit: The unit of the costs.
+    """
+
+    best: Mix
+    all_int8: Mix
+    all_float: Mix
+    tried: int
+    possible: int
+    images: int
+    unit: str
+
+    @property
+    def float_layers(self) -> tuple[str, ...]:
+        """Layers that stay in floating point."""
+        return self.best.float_layers
+
+    @property
+    def drop(self) -> float:
+        """Accuracy lost against floating point, in points; negative is a gain."""
+        return 100 * (self.all_float.correct - self.best.correct) / self.images
+
+    @property
+    def text(self) -> str:
+        """The result on one line."""
+        kept = ", ".join(self.float_layers) or "none"
+        return (
+            f"mixed precision: {self.tried} of {self.possible} mixes tried on {self.images} images; "
+            f"left out of INT8: {kept}; accuracy drop {self.drop:.2f} points, same top class "
+            f"{self.best.same_top1}/{self.images}; predicted cost {self.best.cost:.4g} {self.unit} "
+            f"(all INT8 {self.all_int8.cost:.4g}, all FP16 {self.all_float.cost:.4g})"
+        )
+
+
+def search(
+    model: Model,
+    table: CalibrationTable,
+    pixels: Array,
+    labels: Sequence[int],
+    *,
+    signed: bool,
+    max_drop: float,
+    costs: Mapping[str, LayerCost] | None = None,
+    progress: Progress | None = None,
+) -> MixedSearch:
+    """Find the mix of INT8 and float layers that keeps the accuracy at the least predicted cost.
+
+    All mixes are run on all images. Allowed are those that lose at most ``max_drop`` points, answer no fewer
+    images right than all-INT8, and cost no more than all-float. Of these only such stay as change at most
+    ``max_drop`` percent of all answers, for better or worse (at least one image; as few as any mix can, where
+    none can so few). The cheapest is taken; among equally cheap ones the one with the most unchanged answers,
+    then the least error. Same inputs, same answer.
+
+    Args:
+        model: The deployed FP32 graph.
+        table: Its calibration table.
+        pixels: ``uint8 [N, height, width, 1]``: labelled images that neither trained nor calibrated.
+        labels: Class index of each.
+        signed: Which kind of INT8 graph: signed for TensorRT.
+        max_drop: Points of accuracy that may be lost against floating point.
+        costs: Cost of each layer; None predicts them from multiply-adds (:mod:`calibration.costs`).
+        progress: Called with (phase, images done, images in all).
+
+    Raises:
+        UsageError: More than :data:`MOST_LAYERS` layers, or a negative budget.
+        BadInputError: No images.
+        AccuracyGateError: No mix with at least one INT8 layer keeps the budget.
+    """
+    if max_drop < 0:
+        raise UsageError(f"an accuracy budget of {max_drop} points", remedy="give 0 or more points")
+    if len(labels) == 0 or len(labels) != len(pixels):
+        raise BadInputError(
+            f"{len(pixels)} images with {len(labels)} labels to search on", remedy="give labelled images"
+        )
+    model = prepare(model, table, signed=signed)
+    chain = Chain(model, signed=signed)
+    layers = [layer for layer in chain.layers if not layer.last]
+    if len(layers) > MOST_LAYERS:
+        raise UsageError(
+            f"{len(layers)} layers have {2 ** len(layers)} mixes", remedy="build with --int8 or --fp16"
+        )
+    unit = "measured" if costs else "weighted multiply-adds"
+    known = costs or predict_costs(model)
+    ranges = activation_ranges(model, table)
+    grids = [grid_of(ranges[layer.input], signed=signed) for layer in chain.layers]
+    tally = _try_all(chain, grids, pixels, labels, progress)
+    mixes = [_mix(choice, layers, tally[choice], known, len(labels)) for choice in sorted(tally)]
+    by_name = {mix.float_layers: mix for mix in mixes}
+    all_int8, all_float = by_name[()], by_name[tuple(layer.name for layer in layers)]
+    best = _choose(mixes, all_int8, all_float, max_drop, len(labels))
+    return MixedSearch(
+        best=best,
+        all_int8=all_int8,
+        all_float=all_float,
+        tried=len(mixes),
+        possible=2 ** len(layers),
+        images=len(labels),
+        unit=unit,
+    )
+
+
+Choice = tuple[bool, ...]  # of each layer: whether it runs in INT8
+
+
+def _try_all(
+    chain: Chain, grids: Sequence[Grid], pixels: Array, labels: Sequence[int], progress: Progress | None
+) -> dict[Choice, list[float]]:
+    """Run every mix: ``{choice: [right, same top class, summed squared error]}``."""
+    numpy = load("numpy")
+    tally: dict[Choice, list[float]] = {}
+    for start in range(0, len(pixels), _CHUNK):
+        batch = pixels[start : start + _CHUNK]
+        true = numpy.asarray(labels[start : start + _CHUNK])
+        first = chain.start(batch)
+        reference = chain.finish(0, first)
+        for choice, logits in _leaves(chain, grids, first, ()):
+            if not any(choice):
+                logits = reference  # without any INT8 layer there is no pair either
+            counts = tally.setdefault(choice, [0, 0, 0.0])
+            counts[0] += int((logits.argmax(1) == true).sum())
+            counts[1] += int((logits.argmax(1) == reference.argmax(1)).sum())
+            counts[2] += squared_error(reference, logits)
+        if progress is not None:
+            progress("mixed precision", min(start + _CHUNK, len(pixels)), len(pixels))
+    return tally
+
+
+def _leaves(chain: Chain, grids: Sequence[Grid], values: Array, choice: Choice) -> Any:
+    """Walk the tree of choices, so that mixes with a common beginning share it."""
+    index = len(choice)
+    last = chain.layers[index].last
+    for int8 in (False,) if last else (True, False):
+        grid = chain.input_grid(index, grids, int8=int8)
+        after = chain.step(index, values, grid, int8=int8)
+        if last:
+            yield choice, after
+        else:
+            yield from _leaves(chain, grids, after, (*choice, int8))
+
+
+def squared_error(reference: Array, logits: Array) -> float:
+    """Return the summed squared difference of logits, centred: a common shift changes no probability."""
+    difference = reference - logits
+    difference = difference - difference.mean(axis=1, keepdims=True)
+    return float((difference**2).sum())
+
+
+def _mix(
+    choice: Choice, layers: Sequence[Layer], counts: list[float], costs: Mapping[str, LayerCost], images: int
+) -> Mix:
+    cost = sum(
+        costs[layer.name].int8 if int8 else costs[layer.name].rest
+        for layer, int8 in zip(layers, choice, strict=True)
+    )
+    # Where the precision changes between two layers the tensor between them is converted.
+    for (_, before), (layer, after) in itertools.pairwise(zip(layers, choice, strict=True)):
+        cost += costs[layer.name].change if before != after else 0.0
+    return Mix(
+        float_layers=tuple(layer.name for layer, int8 in zip(layers, choice, strict=True) if not int8),
+        correct=int(counts[0]),
+        same_top1=int(counts[1]),
+        error=counts[2] / images,
+        cost=cost,
+    )
+
+
+def _choose(mixes: Sequence[Mix], all_int8: Mix, all_float: Mix, max_drop: float, images: int) -> Mix:
+    allowed = [
+        mix
+        for mix in mixes
+        if mix is not all_float
+        and 100 * (all_float.correct - mix.correct) / images <= max_drop
+        and mix.correct >= all_int8.correct
+        and mix.cost <= all_float.cost
+    ]
+    if not allowed:
+        raise AccuracyGateError(
+            f"none of {len(mixes) - 1} mixes of INT8 and float layers loses at most {max_drop:g} points "
+            f"(all INT8 loses {100 * (all_float.correct - all_int8.correct) / images:.2f})",
+            remedy="allow more with --max-drop, calibrate with another --calib-method, or build with --fp16",
+        )
+    # On a few hundred images gains hide losses, so what changes at all is held to the budget where that can be.
+    most = max(math.floor(max_drop * images / 100), 1, images - max(mix.same_top1 for mix in allowed))
+    steady = [mix for mix in allowed if images - mix.same_top1 <= most]
+    return min(steady, key=lambda mix: (mix.cost, -mix.same_top1, mix.error, mix.float_layers))

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+from calibration.centering import center_pixels
+from calibration.layers import find_layers
+from calibration.qdq import quantize
+from calibration.table import CalibrationTable
+
+PIXELS = np.random.default_rng(3).integers(0, 256, (3, 224, 224, 1), dtype=np.uint8)
+
+
+def run(model: onnx.ModelProto, *outputs: str) -> list[np.ndarray]:
+    opened = onnx.ModelProto()
+    opened.CopyFrom(model)
+    opened.graph.output.extend(onnx.helper.make_tensor_value_info(name, 1, None) for name in outputs)
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(
+        opened.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    return list(session.run(None, {"image": PIXELS}))
+
+
+@pytest.mark.parametrize("architecture", ["dsc", "cnn"])
+def test_centred_pixels_change_no_answer(deployed_models: dict[str, Path], architecture: str) -> None:
+    model = onnx.load(deployed_models[architecture])
+    centred = center_pixels(model)
+    onnx.checker.check_model(centred)
+    np.testing.assert_allclose(run(centred)[0], run(model)[0], atol=1e-6)
+    first = find_layers(centred)[0]
+    assert first.raw_pixels
+    assert [(layer.name, layer.shape) for layer in find_layers(centred)] == [
+        (layer.name, layer.shape) for layer in find_layers(model)
+    ]
+    assert [layer.raw_pixels for layer in find_layers(centred)[1:]] == [False] * (
+        len(find_layers(centred)) - 1
+    )
+
+
+@pytest.mark.parametrize("architecture", ["dsc", "cnn"])
+def test_int8_holds_every_pixel_exactly(
+    deployed_models: dict[str, Path], network_tables: dict[str, CalibrationTable], architecture: str
+) -> None:
+    model = onnx.load(deployed_models[architecture])
+    graph = quantize(model, network_tables[architecture], signed_activations=True)
+    node = next(node for node in graph.graph.node if node.op_type == "Conv")
+    seen = run(graph, node.input[0])[1]
+    expected = np.pad(PIXELS.astype(np.float32)[..., 0] - 128, ((0, 0), (1, 1), (1, 1)), constant_values=-128)
+    np.testing.assert_array_equal(seen[:, 0], expected)
+
+
+def test_centering_happens_once(deployed_models: dict[str, Path]) -> None:
+    once = center_pixels(onnx.load(deployed_models["dsc"]))
+    assert center_pixels(once) == once
