@@ -14,12 +14,13 @@ from edge_dsc.folder_loop import Answer, classify_files, read_files
 from engines.contract import ModelContract
 from engines.errors import ImageError
 from engines.record import BatchRange
+from engines.tickets import DirectSubmission
 
 CONTRACT = ModelContract(labels=("dark", "light"), architecture="dsc")
 
 
 @dataclass
-class BrightnessRunner:
+class BrightnessRunner(DirectSubmission):
     """Calls an image light by its mean; notes every batch and the thread that ran it."""
 
     batch: BatchRange
