@@ -19,6 +19,7 @@ _PACKAGES = {
     "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
     "cv2": ("opencv-python-headless", "opencv-python", "opencv-contrib-python"),
     "typer": ("typer",),
+    "pydicom": ("pydicom",),
     "tensorflow": ("tensorflow",),
     "tf2onnx": ("tf2onnx",),
     "matplotlib": ("matplotlib",),

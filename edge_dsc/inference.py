@@ -1,50 +1,94 @@
-"""``infer``: a source through an engine into CSV or JSON lines."""
+"""``infer``: a source of any kind through an engine into rows, drawn pictures and a live page."""
 
 from __future__ import annotations
 
 import contextlib
-import csv
-import json
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-from edge_dsc.folder_loop import Answer, classify_files
-from edge_dsc.sources import expand_source
+from edge_dsc.loop.answers import Answer
+from edge_dsc.loop.feeds import Feed, FeedOptions, open_feed
+from edge_dsc.loop.stopping import Stop, stop_on_signals
+from edge_dsc.loop.timing import TimeHistogram
+from edge_dsc.sinks import Sink
+from edge_dsc.sinks.outputs import Outputs, needs_pictures, open_sinks
+from edge_dsc.sinks.resume import written_paths
+from edge_dsc.sinks.rows import RowSink, check_rows_path, row_of
+from edge_dsc.sources.uri import SourceKind, SourceSpec, parse_source
 from engines.errors import BadInputError, UsageError
-from engines.files import atomic_path
-from engines.runtimes import Progress, open_engine
-
-Write = Callable[[Answer], None]
+from engines.images import quiet_decoder
+from engines.runtimes import Progress, Runner, open_engine
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
+class InferRequest:
+    """What to classify and where the answers go.
+
+    Attributes:
+        engine: The engine file.
+        source: A source by URI, see :func:`edge_dsc.sources.uri.parse_source`.
+        out: A ``.csv`` or ``.jsonl`` file, written row by row; None writes CSV to standard output, unless rows are
+            kept.
+        threads: Decoding threads.
+        keep_rows: Keep the rows of files in the summary. Those of videos and cameras would grow without end.
+        resume: Go on after the rows that ``out`` has.
+        limit: End after so many answers.
+        give_up_s: End when a camera or stream stays away for so long; None tries for ever.
+        outputs: Where pictures go.
+    """
+
+    engine: Path
+    source: str
+    out: Path | None = None
+    threads: int = 1
+    keep_rows: bool = False
+    resume: bool = False
+    limit: int | None = None
+    give_up_s: float | None = None
+    outputs: Outputs = field(default_factory=Outputs)
+
+
+@dataclass(frozen=True, kw_only=True)
 class InferSummary:
     """What an inference run did.
 
     Attributes:
         engine: The engine file.
-        source: The source as named.
-        images: Images in the source.
+        source: The source as named, without password.
+        source_kind: ``files``, ``list``, ``video`` or ``live``.
+        images: Images in the source, or frames that a video tells; None where nobody can count them.
+        resumed: Images that an earlier run had answered.
         answered: Images that got an answer.
         failed: Images that got an error row.
         seconds: Wall time of the loop, decoding included.
+        latency: Decoding, preprocessing and executing one picture: median, p99 and longest, milliseconds.
+        age: From a camera's frame to its answer, likewise; None for files and videos.
+        dropped: Frames that a camera had given and newer ones replaced.
+        reconnects: How often a camera was lost and found again.
         out: The results file, where one was written.
-        interrupted: Whether Ctrl-C ended it early; the rows so far are kept.
+        interrupted: Whether Ctrl-C or SIGTERM ended it early; the rows so far are kept.
+        note: What else the reader should know.
         rows: The rows, where they were asked for.
     """
 
     engine: str
     source: str
-    images: int
+    source_kind: str
+    images: int | None
+    resumed: int
     answered: int
     failed: int
     seconds: float
+    latency: dict[str, float | None]
+    age: dict[str, float | None] | None
+    dropped: int
+    reconnects: int
     out: str | None
     interrupted: bool
+    note: str | None
     rows: list[dict[str, Any]] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
@@ -54,112 +98,191 @@ class InferSummary:
     def line(self) -> str:
         """Return one line for the terminal."""
         done = self.answered + self.failed
-        rate = f", {done / self.seconds:.1f} images/s" if self.seconds > 0 else ""
-        bad = f", {self.failed} could not be read" if self.failed else ""
+        frames = self.source_kind in (SourceKind.VIDEO.value, SourceKind.LIVE.value)
+        parts = [f"{self.answered} {'frames' if frames else 'images'} classified"]
+        if self.failed:
+            parts.append(f"{self.failed} could not be read")
+        if self.resumed:
+            parts.append(f"{self.resumed} were there already")
+        if self.seconds > 0:
+            parts.append(f"{done / self.seconds:.1f} {'frames' if frames else 'images'}/s")
+        if self.age is not None and self.age["median_ms"] is not None:
+            parts.append(f"age {self.age['median_ms']:.1f} ms median, {self.age['max_ms']:.1f} ms max")
+            parts.append(f"{self.dropped} dropped")
+        if self.reconnects:
+            parts.append(f"{self.reconnects} times reconnected")
+        of = f" of {self.images}" if self.images is not None else ""
+        early = f" (interrupted after {done + self.resumed}{of})" if self.interrupted else ""
         where = f" -> {self.out}" if self.out else ""
-        early = f" (interrupted after {done} of {self.images})" if self.interrupted else ""
-        return f"{self.answered} images classified{bad}{rate}{where}{early}"
+        return f"{', '.join(parts)}{where}{early}" + (f"; {self.note}" if self.note else "")
 
 
 def infer_source(
-    engine: Path,
-    source: str,
+    request: InferRequest,
     *,
-    out: Path | None,
-    threads: int,
-    keep_rows: bool,
-    progress: Progress | None,
+    progress: Progress | None = None,
+    say: Callable[[str], None] | None = None,
+    stop: Stop | None = None,
 ) -> InferSummary:
-    """Classify every image of a source and write a row for each, in the source's order.
+    """Classify every picture of a source and write a row for each, in the source's order.
+
+    Ctrl-C and SIGTERM end it after the picture at hand.
 
     Args:
-        engine: The engine file.
-        source: A file, folder or glob.
-        out: A ``.csv`` or ``.jsonl`` file; None writes CSV to standard output, unless rows are kept.
-        threads: Decoding threads.
-        keep_rows: Keep the rows in the summary too.
-        progress: Called with (phase, done, total).
+        request: What, and where to.
+        progress: Called with (phase, done, total) where the source can be counted.
+        say: Called with lines for the person: the page's address, a camera lost and found.
+        stop: Asked by another thread to end.
 
     Raises:
+        ArtefactError: The engine is stale or foreign, or ``resume`` found other rows.
         BadInputError: No image in the source, or none of them could be read.
+        EnvironmentProblem: Something is missing, or the results cannot be written.
+        UsageError: The request contradicts itself.
     """
-    paths = expand_source(source)
-    rows: list[dict[str, Any]] = []
-    answered = failed = 0
-    interrupted = False
-    with open_engine(engine) as runner, contextlib.ExitStack() as stack:
+    spec = parse_source(request.source)
+    _check(request, spec)
+    quiet_decoder()
+    stop = stop or Stop()
+    with contextlib.ExitStack() as stack:
+        feed = open_feed(spec, _feed_options(request), say)
+        stack.callback(feed.close)
+        runner = stack.enter_context(open_engine(request.engine))
+        stack.enter_context(stop_on_signals(stop))
         labels = runner.record.contract.labels
-        write = stack.enter_context(open_rows(out, labels)) if out or not keep_rows else None
-        started = time.perf_counter()
-        try:
-            for answer in classify_files(paths, runner, threads=threads):
-                answered += answer.error is None
-                failed += answer.error is not None
-                if write is not None:
-                    write(answer)
-                if keep_rows:
-                    rows.append(row_of(answer, labels))
-                if progress is not None:
-                    progress("classifying", answered + failed, len(paths))
-        except KeyboardInterrupt:
-            interrupted = True
-        seconds = time.perf_counter() - started
-    if failed and not answered and not interrupted:
-        raise BadInputError(
-            f"none of the {failed} images of {source!r} could be read",
-            remedy="the reason stands in each row" if out or not keep_rows else str(rows[0]["error"]),
+        written = _resume(request, feed, labels, stop)
+        sinks: list[Sink] = []
+        for sink in open_sinks(request.outputs, runner.record, spec, stop, say):
+            stack.callback(sink.close)
+            sinks.append(sink)
+        if (
+            request.out or not request.keep_rows
+        ):  # last: an old file of results goes only when all else is ready
+            rows = RowSink(request.out, labels, spec.kind, append=request.resume)
+            stack.callback(rows.close)
+            sinks.insert(0, rows)
+        tally = _Tally(labels, spec.kind, keep_rows=request.keep_rows)
+        total = feed.total - written if feed.total is not None else None
+        if request.limit is not None:
+            total = min(request.limit, total) if total is not None else request.limit
+        _run(feed, runner, stop, sinks, tally, progress, total)
+    if tally.failed and not tally.answered and not stop.asked and not written:
+        raise _all_bad(request, tally)
+    return _summary(
+        request, spec, feed, tally, written, interrupted=tally.interrupted or stop.signal is not None
+    )
+
+
+class _Tally:
+    """Counts, times and, where asked for, rows."""
+
+    def __init__(self, labels: Sequence[str], kind: SourceKind, *, keep_rows: bool) -> None:
+        self.answered = self.failed = 0
+        self.latency, self.age = TimeHistogram(), TimeHistogram()
+        self.first_error: str | None = None
+        self.interrupted = False
+        self.seconds = 0.0
+        self.rows: list[dict[str, Any]] = []
+        self._labels, self._kind = labels, kind
+        self._keep = keep_rows and kind in (SourceKind.FILES, SourceKind.LIST)
+
+    def add(self, answer: Answer) -> None:
+        if answer.error is None:
+            self.answered += 1
+            self.latency.add(answer.latency_ms)
+        else:
+            self.failed += 1
+            self.first_error = self.first_error or answer.error
+        if answer.age_ms is not None:
+            self.age.add(answer.age_ms)
+        if self._keep:
+            self.rows.append(row_of(answer, self._labels, self._kind))
+
+
+def _run(
+    feed: Feed,
+    runner: Runner,
+    stop: Stop,
+    sinks: Sequence[Sink],
+    tally: _Tally,
+    progress: Progress | None,
+    total: int | None,
+) -> None:
+    started = time.perf_counter()
+    answers = feed.answers(runner, stop)
+    try:
+        for answer in answers:
+            tally.add(answer)
+            for sink in sinks:
+                sink.write(answer)
+            if progress is not None and total:
+                progress("classifying", tally.answered + tally.failed, total)
+            if stop.asked:
+                break
+    except KeyboardInterrupt:
+        tally.interrupted = True
+    finally:
+        close = getattr(answers, "close", None)
+        if close is not None:
+            close()
+        tally.seconds = time.perf_counter() - started
+
+
+def _check(request: InferRequest, spec: SourceSpec) -> None:
+    if request.out is not None:
+        check_rows_path(request.out)
+    if request.resume and request.out is None:
+        raise UsageError("--resume needs the file to go on with", remedy="name it with --out")
+    if request.resume and spec.kind not in (SourceKind.FILES, SourceKind.LIST):
+        raise UsageError(
+            f"--resume cannot go on with {spec.name}", remedy="it goes on with files, folders and globs"
         )
-    place = str(out) if out else None
-    return InferSummary(str(engine), source, len(paths), answered, failed, seconds, place, interrupted, rows)
 
 
-def row_of(answer: Answer, labels: Sequence[str]) -> dict[str, Any]:
-    """Return an answer as a flat row: path, label, probability, one column a class, error."""
-    row: dict[str, Any] = {"path": str(answer.path), "label": None, "probability": None}
-    row.update({f"p_{label}": None for label in labels})
-    if answer.probabilities is not None and answer.top is not None:
-        row["label"] = labels[answer.top]
-        row["probability"] = round(answer.probabilities[answer.top], 6)
-        row.update({f"p_{name}": round(p, 6) for name, p in zip(labels, answer.probabilities, strict=True)})
-    row["error"] = answer.error
-    return row
+def _feed_options(request: InferRequest) -> FeedOptions:
+    return FeedOptions(
+        threads=request.threads,
+        keep_pictures=needs_pictures(request.outputs),
+        limit=request.limit,
+        give_up_s=request.give_up_s,
+    )
 
 
-@contextlib.contextmanager
-def open_rows(out: Path | None, labels: Sequence[str]) -> Iterator[Write]:
-    """Open a sink for rows and give the function that writes one.
-
-    Args:
-        out: A ``.csv`` or ``.jsonl`` file, which appears whole at the end, or None for CSV on standard output.
-        labels: Class names.
-
-    Raises:
-        UsageError: Another suffix.
-        EnvironmentProblem: The file cannot be written.
-    """
-    if out is None:
-        yield _csv_writer(sys.stdout, labels)
-        return
-    writers = {".csv": _csv_writer, ".jsonl": _json_lines_writer}
-    if out.suffix.lower() not in writers:
-        raise UsageError(f"--out {out} ends in {out.suffix or 'nothing'}", remedy="name it .csv or .jsonl")
-    with atomic_path(out) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
-        yield writers[out.suffix.lower()](stream, labels)
+def _resume(request: InferRequest, feed: Feed, labels: Sequence[str], stop: Stop) -> int:
+    if not request.resume or request.out is None:
+        return 0
+    written = written_paths(request.out, labels)
+    feed.skip(written, request.out, stop)
+    return len(written)
 
 
-def _csv_writer(stream: TextIO, labels: Sequence[str]) -> Write:
-    names = ["path", "label", "probability", *(f"p_{label}" for label in labels), "error"]
-    writer = csv.DictWriter(stream, names, lineterminator="\n")
-    writer.writeheader()
-
-    def write(answer: Answer) -> None:
-        writer.writerow(row_of(answer, labels))
-
-    return write
+def _all_bad(request: InferRequest, tally: _Tally) -> BadInputError:
+    kept = request.out is not None or not request.keep_rows
+    return BadInputError(
+        f"none of the {tally.failed} images of {request.source!r} could be read",
+        remedy="the reason stands in each row" if kept else str(tally.first_error),
+    )
 
 
-def _json_lines_writer(stream: TextIO, labels: Sequence[str]) -> Write:
-    def write(answer: Answer) -> None:
-        stream.write(json.dumps(row_of(answer, labels), allow_nan=False) + "\n")
-
-    return write
+def _summary(
+    request: InferRequest, spec: SourceSpec, feed: Feed, tally: _Tally, written: int, *, interrupted: bool
+) -> InferSummary:
+    facts = feed.facts()
+    return InferSummary(
+        engine=str(request.engine),
+        source=spec.name,
+        source_kind=spec.kind.value,
+        images=feed.total,
+        resumed=written,
+        answered=tally.answered,
+        failed=tally.failed,
+        seconds=tally.seconds,
+        latency=tally.latency.to_dict(),
+        age=tally.age.to_dict() if spec.kind is SourceKind.LIVE else None,
+        dropped=facts.get("dropped", 0),
+        reconnects=facts.get("reconnects", 0),
+        out=str(request.out) if request.out else None,
+        interrupted=interrupted,
+        note=facts.get("note"),
+        rows=tally.rows,
+    )

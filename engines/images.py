@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from engines.contract import ModelContract
+from engines.dicom import decode_dicom, is_dicom
 from engines.errors import ImageError
 from engines.packages import load
 
-IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+IMAGE_SUFFIXES = frozenset({".bmp", ".dcm", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 MIN_SIDE = 32
 MAX_PIXELS = 100_000_000  # X-ray detectors give at most about 20 million
 MAX_BYTES = 512 << 20
@@ -68,7 +69,7 @@ def decode_grey(data: bytes, *, name: str = "image") -> Array:
     A large JPEG is decoded at a half, a quarter or an eighth of its size while 448 pixels a side remain.
 
     Args:
-        data: The file's bytes: JPEG, PNG, BMP, TIFF or WebP.
+        data: The file's bytes: JPEG, PNG, BMP, TIFF, WebP or DICOM (see :func:`engines.dicom.decode_dicom`).
         name: Named in errors.
 
     Returns:
@@ -77,6 +78,8 @@ def decode_grey(data: bytes, *, name: str = "image") -> Array:
     Raises:
         ImageError: Not an image, damaged, or too large.
     """
+    if is_dicom(data):
+        return decode_dicom(data, name=name)
     cv2 = load("cv2")
     numpy = load("numpy")
     flags = cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH
@@ -229,5 +232,6 @@ def _undecodable(data: bytes, name: str) -> ImageError:
 
 
 def quiet_decoder() -> None:
-    """Keep OpenCV's own complaints off the terminal: each bad image already gets one line of ours."""
+    """Keep OpenCV's and FFmpeg's own complaints off the terminal: each bad image already gets one line of ours."""
     os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # AV_LOG_QUIET

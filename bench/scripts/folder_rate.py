@@ -4,8 +4,7 @@
 
 The naive loop is what a first script does: ``cv2.imread`` in colour, one area resize, colour to grey, one
 ONNX Runtime session with its defaults, one run an image. ``decode alone`` is the ceiling: the same threads
-decode and resize and run nothing. The three take turns, each round in another order, and every figure is the median
-over the rounds.
+decode and resize and run nothing. The three take turns, each round in another order; ratios are taken within a round.
 """
 
 from __future__ import annotations
@@ -54,23 +53,33 @@ def main() -> None:
             for _, pixels in read_files(paths, runner.record.contract, threads=threads):
                 assert not isinstance(pixels, Exception), pixels
 
-        rates = _rates({"naive": naive, "loop": loop, "decode alone": decode}, len(paths), options.rounds)
+        rounds = _measure({"naive": naive, "loop": loop, "decode alone": decode}, options.rounds)
     print(f"{len(paths)} images, {threads} threads, median of {options.rounds} rounds")  # noqa: T201
-    for label, rate in rates.items():
-        print(f"{label:>14}: {rate:7.1f} images/s, {rate / rates['naive']:.2f} times naive")  # noqa: T201
+    for label, seen in rounds.items():
+        rate = statistics.median(len(paths) / wall for wall, _ in seen)
+        cpu_ms = statistics.median(1e3 * cpu / len(paths) for _, cpu in seen)
+        print(f"{label:>14}: {rate:7.1f} images/s, {cpu_ms:6.2f} ms of processor time an image")  # noqa: T201
+    for label, other in (("loop", "naive"), ("loop", "decode alone")):
+        pairs = [b / a for (a, _), (b, _) in zip(rounds[label], rounds[other], strict=True)]
+        cpu = [b / a for (_, a), (_, b) in zip(rounds[label], rounds[other], strict=True)]
+        print(  # noqa: T201
+            f"{label} against {other}: {statistics.median(pairs):.2f} times its rate, "
+            f"{statistics.median(cpu):.2f} times by processor time (medians of the rounds' ratios)"
+        )
 
 
-def _rates(subjects: dict[str, Callable[[], None]], images: int, rounds: int) -> dict[str, float]:
+def _measure(subjects: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[tuple[float, float]]]:
+    """Return wall and processor seconds of each round; processor time holds on a busy machine too."""
     names = list(subjects)
-    seconds: dict[str, list[float]] = {label: [] for label in names}
+    seconds: dict[str, list[tuple[float, float]]] = {label: [] for label in names}
     for label in names:
         subjects[label]()
     for index in range(rounds):
         for label in names[index % 3 :] + names[: index % 3]:
-            start = time.perf_counter()
+            start, cpu = time.perf_counter(), time.process_time()
             subjects[label]()
-            seconds[label].append(time.perf_counter() - start)
-    return {label: images / statistics.median(values) for label, values in seconds.items()}
+            seconds[label].append((time.perf_counter() - start, time.process_time() - cpu))
+    return seconds
 
 
 if __name__ == "__main__":

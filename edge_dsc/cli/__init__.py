@@ -26,10 +26,11 @@ COMMANDS = {
         "build", "build_engine", "Build an FP32, FP16, INT8 or mixed engine, held to a budget of accuracy"
     ),
     "debug": Command("debug", "debug", "Find the layer that INT8 spoils"),
-    "infer": Command("use", "infer", "Classify an image, a folder or a glob"),
+    "infer": Command("use", "infer", "Classify images, a folder, a video or a camera"),
     "evaluate": Command("use", "evaluate", "Measure accuracy, and agreement with another engine"),
     "bench": Command("measure", "bench", "Measure the latency of engines against each other"),
     "compare": Command("measure", "compare", "Compare latency reports"),
+    "import-times": Command("measure", "import_times", "Turn trtexec's --exportTimes file into a report"),
     "inspect": Command("look", "inspect", "Say what a file of edge-dsc is"),
     "doctor": Command("look", "doctor", "Say what is installed and which runtimes work here"),
     "demo": Command("look", "demo", "Walk the whole line on procedural chest phantoms"),

@@ -13,26 +13,98 @@ from edge_dsc.cli.options import Engine, Json, Out, Threads
 def infer(
     engine: Engine,
     source: Annotated[
-        str, typer.Argument(help="An image, a folder (recursive) or a quoted glob.", show_default=False)
+        str,
+        typer.Argument(
+            help="An image, a folder (recursive), a quoted glob, a video, /dev/videoN or v4l2://N, csi://N, "
+            "rtsp://..., http://... (MJPEG), or - for a list of paths on standard input. Cameras take "
+            "?width=1280&height=720&fps=30.",
+            show_default=False,
+        ),
     ],
     out: Annotated[
         Optional[Path],
         typer.Option(
-            "--out", help="Write .csv or .jsonl; default: CSV on standard output.", show_default=False
+            "--out",
+            help="Write .csv or .jsonl, row by row; default: CSV on standard output.",
+            show_default=False,
         ),
     ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on after the last row of --out (files and folders).")
+    ] = False,
+    limit: Annotated[
+        Optional[int],
+        typer.Option("--limit", min=1, help="End after so many images or frames.", show_default=False),
+    ] = None,
+    give_up: Annotated[
+        Optional[float],
+        typer.Option(
+            "--give-up",
+            min=0,
+            metavar="SECONDS",
+            help="End when a camera or stream stays away for so long; default: try for ever.",
+            show_default=False,
+        ),
+    ] = None,
+    annotate: Annotated[
+        Optional[Path],
+        typer.Option(
+            "--annotate",
+            help="Draw label, probability and latency on each picture: a folder, or a video (.avi, .mp4).",
+            show_default=False,
+        ),
+    ] = None,
+    save_unsure: Annotated[
+        Optional[tuple[float, Path]],
+        typer.Option(
+            "--save-unsure",
+            metavar="T DIR",
+            help="Keep pictures whose best class is under T (such as 0.6) in DIR, for labelling.",
+            show_default=False,
+        ),
+    ] = None,
+    show: Annotated[bool, typer.Option("--show", help="Show a window; q or Escape ends.")] = False,
+    serve: Annotated[
+        Optional[int],
+        typer.Option(
+            "--serve",
+            min=0,
+            max=65535,
+            metavar="PORT",
+            help="Serve a page with the live picture, the latest answers, rate and latency.",
+            show_default=False,
+        ),
+    ] = None,
+    host: Annotated[
+        str,
+        typer.Option("--host", help="Address for --serve; 0.0.0.0 lets the network look, without password."),
+    ] = "127.0.0.1",
     threads: Threads = None,
     json: Json = False,
 ) -> None:
-    """Classify images: the top class and all probabilities, one row an image."""
+    """Classify pictures: the top class and all probabilities, one row an image or frame.
+
+    Ctrl-C and SIGTERM finish the picture at hand, keep every row and print the summary. Of a camera or stream the
+    newest frame is taken each time the engine is free; the others are counted as dropped.
+    """
     from edge_dsc.console import give_json, progress_bar, say
     from edge_dsc.folder_loop import default_threads
-    from edge_dsc.inference import infer_source
+    from edge_dsc.inference import InferRequest, infer_source
+    from edge_dsc.sinks.outputs import Outputs
 
+    request = InferRequest(
+        engine=engine,
+        source=source,
+        out=out,
+        threads=threads or default_threads(),
+        keep_rows=json,
+        resume=resume,
+        limit=limit,
+        give_up_s=give_up,
+        outputs=Outputs(annotate=annotate, unsure=save_unsure, show=show, serve=serve, host=host),
+    )
     with progress_bar() as progress:
-        summary = infer_source(
-            engine, source, out=out, threads=threads or default_threads(), keep_rows=json, progress=progress
-        )
+        summary = infer_source(request, progress=progress, say=say)
     say(summary.line())
     if json:
         give_json("edge-dsc/infer-result", summary.to_dict())

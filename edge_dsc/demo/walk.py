@@ -18,7 +18,7 @@ from edge_dsc.demo.page import save_demo_page
 from edge_dsc.demo.rows import DemoResult, DemoRow
 from edge_dsc.export import export_run
 from edge_dsc.folder_loop import default_threads
-from edge_dsc.inference import infer_source
+from edge_dsc.inference import InferRequest, infer_source
 from edge_dsc.measuring import measure_engines
 from edge_dsc.networks import ARCHITECTURES
 from edge_dsc.training import TrainOptions, TrainResult, train
@@ -101,10 +101,8 @@ class _Walk:
     def classify(self) -> None:
         engine, results = self.runnable[0], self.out / "results.csv"
         self.say(f"6/8 $ edge-dsc infer {engine} {self.data} --out {results}")
-        threads = default_threads()
-        summary = infer_source(
-            engine, str(self.data), out=results, threads=threads, keep_rows=False, progress=self.progress
-        )
+        request = InferRequest(engine=engine, source=str(self.data), out=results, threads=default_threads())
+        summary = infer_source(request, progress=self.progress)
         self.say(f"    {summary.line()}")
 
     def evaluate(self) -> list[float]:

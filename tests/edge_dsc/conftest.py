@@ -1,10 +1,16 @@
-"""Phantoms and trained runs, made once a session: starting TensorFlow takes seconds."""
+"""Phantoms and trained runs, made once a session: starting TensorFlow takes seconds. And a camera in the network."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import http.server
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 
 from edge_dsc.data.phantoms import write_phantoms
@@ -47,3 +53,78 @@ def dsc_run(phantom_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> T
 def cnn_run(phantom_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
     """Two epochs of ``cnn``. Read only; copy the folder before you change it."""
     return _run("cnn", phantom_folder, tmp_path_factory.mktemp("runs") / "cnn")
+
+
+def grey_jpeg(value: int, height: int = 64, width: int = 64) -> bytes:
+    """A JPEG of one grey value."""
+    return bytes(cv2.imencode(".jpg", np.full((height, width), value, np.uint8))[1])
+
+
+@dataclass
+class NetworkCamera:
+    """MJPEG over HTTP on loopback: each connection gets the next script, its last bytes may be half a picture.
+
+    Attributes:
+        scripts: What each connection in turn is sent after the headers; the last one is repeated.
+        content_type: Of the response.
+        status: Of the response.
+        requests: Headers of each request.
+    """
+
+    scripts: list[bytes] = field(default_factory=list)
+    content_type: str = "multipart/x-mixed-replace; boundary=frame"
+    status: int = 200
+    requests: list[dict[str, str]] = field(default_factory=list)
+    url: str = ""
+
+    @staticmethod
+    def part(jpeg: bytes, *, length: bool = True) -> bytes:
+        head = f"Content-Length: {len(jpeg)}\r\n" if length else ""
+        return f"--frame\r\nContent-Type: image/jpeg\r\n{head}\r\n".encode() + jpeg + b"\r\n"
+
+
+@pytest.fixture
+def network_camera() -> Iterator[NetworkCamera]:
+    camera = NetworkCamera()
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            script = camera.scripts[min(len(camera.requests), len(camera.scripts) - 1)]
+            camera.requests.append(dict(self.headers.items()))
+            self.send_response(camera.status)
+            self.send_header("Content-Type", camera.content_type)
+            self.end_headers()
+            self.wfile.write(script)
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    camera.url = f"http://127.0.0.1:{server.server_port}/cam"
+    yield camera
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def write_video(path: Path, values: range) -> None:
+    """A 64x64 MJPEG video at 10 frames a second, one grey value a frame."""
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 10, (64, 64))
+    assert writer.isOpened()
+    for value in values:
+        writer.write(np.full((64, 64, 3), value, np.uint8))
+    writer.release()
+
+
+@pytest.fixture
+def video(tmp_path: Path) -> Path:
+    """Twelve frames, grey values 0, 20, ... 220."""
+    write_video(tmp_path / "video.avi", range(0, 240, 20))
+    return tmp_path / "video.avi"
+
+
+@pytest.fixture
+def jpeg() -> Any:
+    return grey_jpeg

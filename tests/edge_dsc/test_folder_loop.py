@@ -93,7 +93,7 @@ def test_only_a_bounded_number_of_images_waits(paths: list[Path]) -> None:
 
     answers = classify_files(source(), BrightnessRunner(BatchRange(), thread_safe=True), threads=2)
     next(answers)
-    assert len(taken) == 8
+    assert len(taken) == 16
     answers.close()
 
 

@@ -3,13 +3,16 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 
 from edge_dsc.engine_builder import BuildRequest, build_engine
-from edge_dsc.inference import infer_source
+from edge_dsc.inference import InferRequest, infer_source
+from edge_dsc.loop.stopping import Stop
+from edge_dsc.sinks.outputs import Outputs
 from engines.errors import BadInputError, UsageError
 from engines.record import BatchRange
 
@@ -35,7 +38,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def infer(engine: Path, source: Path, out: Path | None, *, keep: bool = False):
-    return infer_source(engine, str(source), out=out, threads=2, keep_rows=keep, progress=None)
+    return infer_source(InferRequest(engine=engine, source=str(source), out=out, threads=2, keep_rows=keep))
 
 
 def test_csv_and_json_lines_hold_the_same_rows(engine: Path, folder: Path, tmp_path: Path) -> None:
@@ -70,24 +73,64 @@ def test_a_folder_of_bad_images_is_an_error_with_the_rows_kept(
     assert (tmp_path / "a.csv").read_text().count("is empty (0 bytes)") == 3
 
 
-def test_an_interrupt_keeps_the_rows_so_far(
-    engine: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from edge_dsc import inference
-
-    original = inference.classify_files
-
-    def interrupted(*args, **options):
-        yield next(original(*args, **options))
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(inference, "classify_files", interrupted)
-    summary = infer(engine, folder, tmp_path / "a.jsonl")
-    assert summary.interrupted and summary.answered == 1
-    assert len((tmp_path / "a.jsonl").read_text().splitlines()) == 1
-    assert "(interrupted after 1 of 3)" in summary.line()
-
-
 def test_other_suffixes_are_refused(engine: Path, folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"ends in \.xls"):
         infer(engine, folder, tmp_path / "a.xls")
+
+
+def test_a_video_gives_a_row_for_every_frame(engine: Path, video: Path, tmp_path: Path) -> None:
+    outputs = Outputs(annotate=tmp_path / "drawn.avi", unsure=(1.0, tmp_path / "unsure"))
+    request = InferRequest(
+        engine=engine, source=str(video), out=tmp_path / "a.jsonl", threads=2, outputs=outputs
+    )
+    summary = infer_source(request)
+    rows = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    assert [row["frame"] for row in rows] == list(range(12))
+    assert [row["seconds"] for row in rows] == [index / 10 for index in range(12)]
+    assert {row["path"] for row in rows} == {str(video)} and all(row["latency_ms"] > 0 for row in rows)
+    assert (summary.source_kind, summary.images, summary.answered, summary.note) == ("video", 12, 12, None)
+    assert summary.latency["median_ms"] is not None and summary.age is None
+    drawn = cv2.VideoCapture(str(tmp_path / "drawn.avi"))
+    assert drawn.get(cv2.CAP_PROP_FRAME_COUNT) == 12
+    drawn.release()
+    assert len(list((tmp_path / "unsure").iterdir())) == 12
+
+
+def test_a_truncated_video_is_noted(engine: Path, video: Path, tmp_path: Path) -> None:
+    video.write_bytes(video.read_bytes()[: video.stat().st_size * 3 // 4])
+    summary = infer(engine, video, tmp_path / "a.csv")
+    assert "tells 12 frames" in summary.line()
+
+
+def test_a_camera_answers_with_the_age_of_each_frame(
+    engine: Path, network_camera: Any, jpeg: Any, tmp_path: Path
+) -> None:
+    network_camera.scripts = [b"".join(network_camera.part(jpeg(value)) for value in range(0, 250, 10))]
+    url = network_camera.url.replace("http://", "http://me:secret@")
+    out = tmp_path / "a.jsonl"
+    said: list[str] = []
+    request = InferRequest(
+        engine=engine, source=url, out=out, limit=1, keep_rows=True, outputs=Outputs(serve=0)
+    )
+    summary = infer_source(request, say=said.append)
+    row = json.loads(out.read_text())
+    assert row["age_ms"] >= row["latency_ms"] > 0
+    assert row["path"] == summary.source == network_camera.url.replace("http://", "http://me:***@")
+    assert summary.age is not None and summary.age["max_ms"] == pytest.approx(row["age_ms"], abs=1e-3)
+    assert (summary.source_kind, summary.rows) == ("live", [])
+    assert any(line.startswith("live page: http://127.0.0.1:") for line in said)
+    assert "secret" not in f"{summary}{said}"
+
+
+def test_a_limit_ends_the_run(engine: Path, folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "a.csv"
+    summary = infer_source(InferRequest(engine=engine, source=str(folder), out=out, limit=2))
+    assert (summary.answered + summary.failed, summary.images, summary.interrupted) == (2, 3, False)
+
+
+def test_a_stop_ends_after_the_picture_at_hand(engine: Path, folder: Path, tmp_path: Path) -> None:
+    stop = Stop()
+    stop.ask()
+    out = tmp_path / "a.csv"
+    summary = infer_source(InferRequest(engine=engine, source=str(folder), out=out), stop=stop)
+    assert summary.answered == 1 and len(out.read_text().splitlines()) == 2

@@ -1,0 +1,218 @@
+"""``--serve``: a small page with the live picture and the latest answers, for a device without a screen."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from http import HTTPStatus
+from typing import Any
+from urllib.parse import urlsplit
+
+from edge_dsc.loop.answers import Answer
+from edge_dsc.loop.timing import RecentRate, TimeHistogram
+from edge_dsc.sinks.drawing import draw_answer
+from edge_dsc.sinks.live_page import CONTENT_SECURITY_POLICY, PAGE
+from edge_dsc.sinks.pictures import encode
+from engines.errors import EnvironmentProblem
+
+_LATEST = 12
+_PICTURES_PER_S = 15.0  # more would only cost the device its processor
+_WAIT_S = 1.0
+_LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+class Board:
+    """What the page shows, shared by the loop, which writes, and the requests, which read.
+
+    Nothing is drawn or encoded until a browser asks for it, and then once for all browsers.
+    """
+
+    def __init__(self, engine: str, source: str, labels: Sequence[str]) -> None:
+        self._engine, self._source, self._labels = engine, source, labels
+        self._changed = threading.Condition()
+        self._answer: Answer | None = None
+        self._number = 0
+        self._failed = 0
+        self._latest: deque[dict[str, Any]] = deque(maxlen=_LATEST)
+        self._latency = TimeHistogram()
+        self._age = TimeHistogram()
+        self._rate = RecentRate()
+        self._encoding = threading.Lock()
+        self._encoded: tuple[int, bytes] = (0, b"")
+        self.ended = False
+
+    def put(self, answer: Answer) -> None:
+        """Take an answer."""
+        with self._changed:
+            self._number += 1
+            self._rate.add(time.monotonic())
+            if answer.error is not None:
+                self._failed += 1
+            else:
+                self._latency.add(answer.latency_ms)
+            if answer.age_ms is not None:
+                self._age.add(answer.age_ms)
+            if answer.picture is not None:
+                self._answer = answer
+            self._latest.appendleft(self._row(answer))
+            self._changed.notify_all()
+
+    def end(self) -> None:
+        """Let every waiting request go."""
+        with self._changed:
+            self.ended = True
+            self._changed.notify_all()
+
+    def picture(self, after: int) -> tuple[int, bytes] | None:
+        """Return the newest annotated picture as JPEG with its number, or None where none came in a second.
+
+        Args:
+            after: Number of the picture that the browser has.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self.ended or self._shown() > after, _WAIT_S)
+            answer, number = self._answer, self._number
+            if answer is None or number <= after:
+                return None
+        with self._encoding:
+            if self._encoded[0] < number:
+                assert answer.picture is not None
+                self._encoded = (number, encode(draw_answer(answer.picture, answer, self._labels), ".jpg"))
+            return self._encoded
+
+    def state(self) -> dict[str, Any]:
+        """Return what the page tells in words."""
+        with self._changed:
+            rate = self._rate.per_second()
+            frame = self._answer.frame if self._answer else None
+            return {
+                "engine": self._engine,
+                "source": self._source,
+                "answers": self._number,
+                "failed": self._failed,
+                "per_second": round(rate, 1) if rate is not None else None,
+                "latency": self._latency.to_dict(),
+                "age": self._age.to_dict() if self._age.count else None,
+                "dropped": frame.dropped if frame is not None and frame.seconds is None else None,
+                "latest": list(self._latest),
+            }
+
+    def _shown(self) -> int:
+        return self._number if self._answer is not None else 0
+
+    def _row(self, answer: Answer) -> dict[str, Any]:
+        name = str(answer.path) if answer.frame is None else f"frame {answer.frame.index}"
+        top = answer.top
+        return {
+            "name": name,
+            "label": self._labels[top] if top is not None else None,
+            "probability": round(max(answer.probabilities), 4) if answer.probabilities else None,
+            "latency_ms": round(answer.latency_ms, 2),
+            "error": answer.error,
+        }
+
+
+class Page:
+    """The sink: a web server in threads of its own."""
+
+    def __init__(self, board: Board, host: str, port: int) -> None:
+        """Start to serve.
+
+        Args:
+            board: What is shown.
+            host: Address to listen on; loopback unless the person says otherwise.
+            port: Port; 0 takes a free one.
+
+        Raises:
+            EnvironmentProblem: The port is taken, or the address is not of this machine.
+        """
+        self._board = board
+        handler = type("Handler", (_Handler,), {"board": board, "local_only": host in _LOOPBACK})
+        try:
+            self._server = _Server((host, port), handler)
+        except (OSError, OverflowError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise EnvironmentProblem(
+                f"cannot serve on {host}:{port}: {reason}", remedy="choose another --serve PORT"
+            ) from error
+        self.address = f"http://{host}:{self._server.server_port}/"
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(0.1,), name="page", daemon=True
+        )
+        self._thread.start()
+
+    def write(self, answer: Answer) -> None:
+        """Show an answer."""
+        self._board.put(answer)
+
+    def close(self) -> None:
+        """Stop serving."""
+        self._board.end()
+        self._server.shutdown()
+        self._server.server_close()
+
+
+class _Server(http.server.ThreadingHTTPServer):
+    daemon_threads = True
+    block_on_close = False
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing: a browser that went away is no error of the run."""
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    board: Board
+    local_only: bool
+    server_version = "edge-dsc"
+    sys_version = ""
+
+    def do_GET(self) -> None:
+        """Answer one request."""
+        # A page of a foreign site may reach loopback through a name of its own: only our names are answered.
+        host = urlsplit(f"//{self.headers.get('Host', '')}").hostname
+        if self.local_only and host not in _LOOPBACK:
+            self.send_error(HTTPStatus.FORBIDDEN)
+            return
+        path = urlsplit(self.path).path
+        if path == "/":
+            self._give("text/html; charset=utf-8", PAGE.encode())
+        elif path == "/state.json":
+            self._give("application/json", json.dumps(self.board.state(), allow_nan=False).encode())
+        elif path == "/stream.mjpg":
+            self._stream()
+        else:
+            self.send_error(HTTPStatus.NOT_FOUND)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Say nothing: the terminal belongs to the run."""
+
+    def _give(self, content_type: str, body: bytes) -> None:
+        self.send_response(HTTPStatus.OK)
+        self._headers(content_type)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def _headers(self, content_type: str) -> None:
+        self.send_header("Content-Type", content_type)
+        self.send_header("Cache-Control", "no-store")
+        self.send_header("Content-Security-Policy", CONTENT_SECURITY_POLICY)
+        self.send_header("X-Content-Type-Options", "nosniff")
+
+    def _stream(self) -> None:
+        self.send_response(HTTPStatus.OK)
+        self._headers("multipart/x-mixed-replace; boundary=picture")
+        self.end_headers()
+        number = 0
+        while not self.board.ended:
+            found = self.board.picture(number)
+            if found is None:
+                continue
+            number, jpeg = found
+            head = f"--picture\r\nContent-Type: image/jpeg\r\nContent-Length: {len(jpeg)}\r\n\r\n"
+            self.wfile.write(head.encode() + jpeg + b"\r\n")
+            time.sleep(1 / _PICTURES_PER_S)

@@ -1,0 +1,178 @@
+"""DICOM radiographs to 8-bit grey. Only what the pixels need is parsed: who the patient is never gets in here."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from typing import Any
+
+from engines.errors import ImageError
+from engines.packages import load
+
+Array = Any
+MAGIC = b"DICM"
+_MAGIC_AT = 128
+_MAX_PIXELS = 100_000_000
+_BITS = range(8, 17)
+_TAGS = (
+    "SamplesPerPixel",
+    "PhotometricInterpretation",
+    "NumberOfFrames",
+    "Rows",
+    "Columns",
+    "BitsAllocated",
+    "BitsStored",
+    "HighBit",
+    "PixelRepresentation",
+    "PixelPaddingValue",
+    "PlanarConfiguration",
+    "RescaleSlope",
+    "RescaleIntercept",
+    "ModalityLUTSequence",
+    "WindowCenter",
+    "WindowWidth",
+    "VOILUTFunction",
+    "VOILUTSequence",
+    "ExtendedOffsetTable",
+    "ExtendedOffsetTableLengths",
+    "PixelData",
+)
+
+
+def is_dicom(data: bytes) -> bool:
+    """Say whether a file's beginning (132 bytes or more) is that of a DICOM file (PS3.10, 7.1)."""
+    return data[_MAGIC_AT : _MAGIC_AT + 4] == MAGIC
+
+
+def decode_dicom(data: bytes, *, name: str = "image") -> Array:
+    """Decode a DICOM radiograph to 8-bit grey as a viewer first shows it.
+
+    In the order of the standard: modality LUT or rescale, VOI LUT or the first window (linear, linear exact or
+    sigmoid), MONOCHROME1 inverted. A file with neither goes from its smallest value to its largest one, padding left
+    out.
+
+    Source: DICOM PS3.3, C.11.1, C.11.2.1 and C.7.6.3.1.2.
+
+    Args:
+        data: The file's bytes, preamble included.
+        name: Named in errors; they tell no value of the file but sizes and technical codes.
+
+    Returns:
+        ``uint8 [H, W]``.
+
+    Raises:
+        ImageError: Colour, more than one frame, bits outside 8 to 16, too large, damaged, or compressed in a way
+            that no installed handler knows.
+        EnvironmentProblem: ``pydicom`` is missing.
+    """
+    pydicom = load("pydicom")
+    _quiet(pydicom)
+    try:
+        dataset = pydicom.dcmread(io.BytesIO(data), specific_tags=list(_TAGS))
+        _check(dataset, name)
+        return _grey(dataset, _stored_values(dataset, name))
+    except ImageError:
+        raise
+    except MemoryError as error:
+        raise ImageError(f"{name} does not fit into memory", remedy="free some memory") from error
+    except Exception as error:  # noqa: BLE001 - pydicom raises many types, and their texts may quote the file
+        raise ImageError(
+            f"{name} is a damaged DICOM file ({len(data)} bytes, {type(error).__name__})",
+            remedy="export it again",
+        ) from None
+
+
+def _quiet(pydicom: Any) -> None:
+    # pydicom warns of odd values and quotes them: nothing of the file may reach a log.
+    load("pydicom.config").settings.reading_validation_mode = pydicom.config.IGNORE
+    pydicom.config.logger.disabled = True
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"pydicom\.")
+
+
+def _check(dataset: Any, name: str) -> None:
+    rows, columns = int(dataset.Rows), int(dataset.Columns)
+    photometric = str(dataset.PhotometricInterpretation)
+    frames = int(dataset.get("NumberOfFrames") or 1)
+    if photometric not in ("MONOCHROME1", "MONOCHROME2") or int(dataset.get("SamplesPerPixel", 1)) != 1:
+        raise ImageError(
+            f"{name} is {photometric}, not grey", remedy="give a MONOCHROME1 or MONOCHROME2 image"
+        )
+    if frames != 1:
+        raise ImageError(f"{name} has {frames} frames", remedy="give single radiographs")
+    if int(dataset.BitsStored) not in _BITS or int(dataset.BitsAllocated) not in (8, 16):
+        raise ImageError(f"{name} has {int(dataset.BitsStored)} bits stored", remedy="give 8 to 16 bits")
+    if rows * columns > _MAX_PIXELS:
+        raise ImageError(
+            f"{name} is {columns}x{rows} = {rows * columns / 1e6:.0f} megapixels",
+            remedy=f"the limit is {_MAX_PIXELS / 1e6:.0f} megapixels; shrink the image",
+        )
+
+
+def _stored_values(dataset: Any, name: str) -> Array:
+    syntax = dataset.file_meta.TransferSyntaxUID
+    try:
+        pixels = dataset.pixel_array
+    except (RuntimeError, NotImplementedError) as error:
+        raise ImageError(
+            f"{name} is compressed as {syntax.name}, which cannot be decoded here",
+            remedy="pip install 'edge-dsc[dicom]' brings the handlers; if they are there, the file is damaged",
+        ) from error
+    if not int(dataset.PixelRepresentation):  # bits above those stored may hold an overlay
+        pixels = pixels & ((1 << int(dataset.BitsStored)) - 1)
+    return pixels
+
+
+def _grey(dataset: Any, pixels: Array) -> Array:
+    """Map stored values to 0..255 through a table of every value between the smallest and the largest."""
+    numpy = load("numpy")
+    lowest = int(pixels.min())
+    stored = numpy.arange(lowest, int(pixels.max()) + 1)
+    shown = _first_shown(dataset, stored, pixels)
+    if dataset.PhotometricInterpretation == "MONOCHROME1":
+        shown = 1 - shown
+    table = numpy.rint(shown * 255).astype(numpy.uint8)
+    return table[pixels.astype(numpy.int32) - lowest]
+
+
+def _first_shown(dataset: Any, stored: Array, pixels: Array) -> Array:
+    """Return what each stored value becomes on a screen, 0 to 1."""
+    numpy = load("numpy")
+    processing = load("pydicom.pixels")
+    values = processing.apply_modality_lut(stored, dataset)
+    if dataset.get("VOILUTSequence"):
+        bits = int(dataset.VOILUTSequence[0].LUTDescriptor[2])
+        looked_up = processing.apply_voi(numpy.rint(values).astype(numpy.int64), dataset)
+        return numpy.clip(looked_up / ((1 << bits) - 1), 0, 1)
+    if dataset.get("WindowCenter") is not None and dataset.get("WindowWidth") is not None:
+        center, width = _first(dataset.WindowCenter), _first(dataset.WindowWidth)
+        return _window(values, center, width, str(dataset.get("VOILUTFunction") or "LINEAR"))
+    return _full_range(dataset, stored, values, pixels)
+
+
+def _full_range(dataset: Any, stored: Array, values: Array, pixels: Array) -> Array:
+    numpy = load("numpy")
+    used = numpy.zeros(len(stored), bool)
+    used[numpy.unique(pixels) - stored[0]] = True
+    padding = dataset.get("PixelPaddingValue")
+    if padding is not None:
+        used &= stored != int(padding)
+    seen = values[used] if used.any() else values
+    low, high = float(seen.min()), float(seen.max())
+    return numpy.clip((values - low) / max(high - low, 1e-9), 0, 1)
+
+
+def _window(values: Array, center: float, width: float, function: str) -> Array:
+    # Source: DICOM PS3.3, C.11.2.1.2 and C.11.2.1.3.
+    numpy = load("numpy")
+    if function == "SIGMOID":
+        return 1 / (1 + numpy.exp(numpy.clip(-4 * (values - center) / width, -500, 500)))
+    if function == "LINEAR_EXACT":
+        return numpy.clip((values - center) / width + 0.5, 0, 1)
+    if width <= 1:
+        return (values > center - 0.5).astype(float)
+    return numpy.clip((values - (center - 0.5)) / (width - 1) + 0.5, 0, 1)
+
+
+def _first(value: Any) -> float:
+    """Return the first of several windows, the one that a viewer shows first."""
+    return float(value if isinstance(value, (int, float)) else value[0])
