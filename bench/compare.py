@@ -7,12 +7,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from bench.bootstrap import Interval, block_medians, paired_ratio, sample_median, unpaired_ratio
+from bench.control import Control, find_controls
+from bench.machine_state import throttling
 from bench.report import Report, SubjectReport
+from bench.signed_rank import signed_rank_chance
 from bench.stability import unstable_subjects
 from bench.statistics import MARGIN, Verdict, judge
-from engines.errors import LatencyRegressionError, NotComparableError, UsageError
+from engines.errors import LatencyRegressionError, NotComparableError, UnstableError, UsageError
 
-ENVIRONMENT_KEYS = ("machine", "architecture", "cpu", "cores", "cpu_limit", "gpu")
+ENVIRONMENT_KEYS = ("machine", "architecture", "cpu", "cores", "cpu_limit", "gpu", "power_mode")
 SUBJECT_KEYS = ("batch", "threads", "switches")
 _MEASURE_BOTH = "measure both the same way, or allow it with"
 
@@ -29,6 +32,7 @@ class Ratio:
         ratio: Candidate / baseline with its 95 % interval; below 1 is faster.
         verdict: What that shows.
         margin: The margin it was judged by.
+        p_value: Wilcoxon's signed-rank test over the rounds: the chance of such ranks from equals; None unpaired.
         paired: Whether the ratio was taken within rounds (one report) or of the two medians (two reports).
         allowed: Conditions that differ and were allowed to: the ratio is not of the engines alone.
     """
@@ -40,6 +44,7 @@ class Ratio:
     ratio: Interval
     verdict: Verdict
     margin: float = MARGIN
+    p_value: float | None = None
     paired: bool = False
     allowed: tuple[str, ...] = ()
 
@@ -54,6 +59,7 @@ class Comparison:
         only_candidate: Names that only the candidate report measured.
         allowed: Conditions of the reports that differ and were allowed to.
         cautions: What makes the ground unfirm: unstable subjects, interrupted reports.
+        controls: What was measured twice, judged by the margin of the rows.
     """
 
     rows: tuple[Ratio, ...]
@@ -61,6 +67,7 @@ class Comparison:
     only_candidate: tuple[str, ...] = ()
     allowed: tuple[str, ...] = ()
     cautions: tuple[str, ...] = ()
+    controls: tuple[Control, ...] = ()
 
 
 def compare_subjects(
@@ -71,8 +78,18 @@ def compare_subjects(
     allow: Collection[str] = (),
     margin: float = MARGIN,
     seed: int = 0,
+    test: bool = True,
 ) -> Ratio:
     """Compare two subjects of one report, round by round.
+
+    Args:
+        report: The report.
+        baseline: The subject that is compared with.
+        candidate: The subject that is judged.
+        allow: Keys that may differ; the result is marked.
+        margin: The smallest difference worth a word, as a fraction.
+        seed: Seed of the bootstrap.
+        test: Make Wilcoxon's test too; without it SciPy's statistics, a second of imports, are not loaded.
 
     Raises:
         UsageError: The report has no such subject.
@@ -80,11 +97,11 @@ def compare_subjects(
         UnstableError: Too few rounds.
     """
     below, above = _find_subject(report, baseline), _find_subject(report, candidate)
-    allowed = _check_conditions(
-        _subject_conditions(below), _subject_conditions(above), allow, f"{candidate}: "
-    )
-    ratio = paired_ratio(block_medians(below), block_medians(above), seed=seed)
-    return replace(_judged(below, above, ratio, allowed, margin), paired=True)
+    allowed = check_conditions(subject_conditions(below), subject_conditions(above), allow, f"{candidate}: ")
+    medians = block_medians(below), block_medians(above)
+    ratio = paired_ratio(*medians, seed=seed)
+    chance = signed_rank_chance(*medians) if test else None
+    return replace(_judged(below, above, ratio, allowed, margin), paired=True, p_value=chance)
 
 
 def compare_within(
@@ -114,7 +131,9 @@ def compare_within(
         for name in names
         if name != against
     )
-    return Comparison(rows=rows, cautions=_cautions(report, ""))
+    return Comparison(
+        rows=rows, cautions=_cautions(report, ""), controls=find_controls(report, margin=margin, seed=seed)
+    )
 
 
 def compare_reports(
@@ -146,11 +165,11 @@ def compare_reports(
             f"no name in common: {', '.join(left) or 'nothing'} against {', '.join(right) or 'nothing'}",
             remedy="measure the same engines in both reports",
         )
-    allowed = _check_conditions(_report_conditions(baseline), _report_conditions(candidate), allow, "")
+    allowed = check_conditions(_report_conditions(baseline), _report_conditions(candidate), allow, "")
     rows = []
     for name in common:
-        conditions = _subject_conditions(left[name]), _subject_conditions(right[name])
-        differing = _check_conditions(*conditions, allow, f"{name}: ")
+        conditions = subject_conditions(left[name]), subject_conditions(right[name])
+        differing = check_conditions(*conditions, allow, f"{name}: ")
         ratio = unpaired_ratio(left[name], right[name], seed=seed)
         rows.append(_judged(left[name], right[name], ratio, differing, margin))
     return Comparison(
@@ -159,7 +178,23 @@ def compare_reports(
         only_candidate=tuple(name for name in right if name not in left),
         allowed=allowed,
         cautions=(*_cautions(baseline, "baseline: "), *_cautions(candidate, "candidate: ")),
+        controls=tuple(
+            control
+            for report in (baseline, candidate)
+            for control in find_controls(report, margin=margin, seed=seed)
+        ),
     )
+
+
+def require_fit_controls(controls: Collection[Control]) -> None:
+    """Fail where a subject differs from itself: what the machine did then shows in every ratio.
+
+    Raises:
+        UnstableError: Names every such control.
+    """
+    lines = [control.words() for control in controls if control.differs]
+    if lines:
+        raise UnstableError("; ".join(lines), remedy="quieten the machine, fix its clocks, and measure again")
 
 
 def regressions(rows: Collection[Ratio], percent: float) -> tuple[Ratio, ...]:
@@ -190,7 +225,8 @@ def require_no_regression(rows: Collection[Ratio], percent: float) -> None:
 
 def _cautions(report: Report, prefix: str) -> tuple[str, ...]:
     interrupted = ("the measurement was interrupted",) if report.interrupted else ()
-    return tuple(prefix + line for line in (*interrupted, *unstable_subjects(report)))
+    lines = (*interrupted, *throttling(report.states), *unstable_subjects(report))
+    return tuple(prefix + line for line in lines)
 
 
 def _find_subject(report: Report, name: str) -> SubjectReport:
@@ -206,7 +242,8 @@ def _report_conditions(report: Report) -> dict[str, Any]:
     return {**conditions, "scenario": report.plan.scenario}
 
 
-def _subject_conditions(subject: SubjectReport) -> dict[str, Any]:
+def subject_conditions(subject: SubjectReport) -> dict[str, Any]:
+    """Return what must be equal for the latencies of two subjects to be comparable, by key."""
     conditions: dict[str, Any] = {}
     for key in SUBJECT_KEYS:
         value = subject.description.get(key)
@@ -217,9 +254,14 @@ def _subject_conditions(subject: SubjectReport) -> dict[str, Any]:
     return conditions
 
 
-def _check_conditions(
+def check_conditions(
     left: Mapping[str, Any], right: Mapping[str, Any], allow: Collection[str], prefix: str
 ) -> tuple[str, ...]:
+    """Return the keys that differ and are allowed to.
+
+    Raises:
+        NotComparableError: Others differ; its text begins with ``prefix`` and names them.
+    """
     keys = [key for key in {**left, **right} if left.get(key) != right.get(key)]
     refused = [key for key in keys if key not in allow and key.partition(".")[0] not in allow]
     if refused:

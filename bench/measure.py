@@ -13,7 +13,9 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
+from bench.arrivals import time_arrivals
 from bench.environment import environment
+from bench.machine_state import read_state
 from bench.plan import Block, Plan
 from bench.report import BlockSamples, Report, SubjectReport, WarmUp
 from engines.errors import UsageError
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 Clock = Callable[[], int]
 _JUMPS_PER_BLOCK = 10  # a clock that jumps more often than this ends the block
 _WARMUP_BLOCKS = 8  # blocks in the shortest warm-up
+_STAGE_CALLS = 5  # after each block
 _NEVER = sys.maxsize
 
 
@@ -36,11 +39,16 @@ class Subject:
         name: Its name in the report, unique.
         call: One request, from the input being there to the answer being there.
         description: What it is, as JSON values: precision, runtime, batch, threads, hashes, switches.
+        control_of: The subject that this one is, measured a second time.
+        stages: One request that tells the nanoseconds of its stages. It is called a few times after each block,
+            never among the samples, because telling stages costs time.
     """
 
     name: str
     call: Callable[[], object]
     description: Mapping[str, Any] = field(default_factory=dict)
+    control_of: str | None = None
+    stages: Callable[[], Mapping[str, int]] | None = None
 
 
 @dataclass
@@ -61,6 +69,7 @@ class _State:
             warmup=self.warmup,
             refused=self.refused,
             error=self.error,
+            control_of=self.subject.control_of,
         )
 
 
@@ -71,6 +80,7 @@ def measure(
     clock: Clock = time.perf_counter_ns,
     progress: Progress | None = None,
     read_environment: Callable[[], Mapping[str, Any]] = environment,
+    read_machine: Callable[[], Mapping[str, Any]] = read_state,
 ) -> Report:
     """Warm every subject up, then measure all of them in interleaved rounds.
 
@@ -80,6 +90,7 @@ def measure(
         clock: Monotonic time in nanoseconds.
         progress: Called with ("warm-up" or "measure", done, total).
         read_environment: Describes the machine; asked at the start and at the end.
+        read_machine: Tells what changes while the machine works; asked after each round, outside all timing.
 
     Returns:
         The report. A subject whose call raises keeps its blocks so far and carries the error; an
@@ -100,8 +111,11 @@ def measure(
             state.warmup = _warm_up(state.subject.call, plan, clock)
     report_progress("warm-up", len(states), len(states))
     interrupted = False
+    seen: list[Mapping[str, Any]] = []
     try:
-        _run_rounds(states, plan, clock, report_progress)
+        _run_rounds(
+            states, plan, clock, report_progress, lambda at: seen.append({"at_ns": at, **read_machine()})
+        )
     except KeyboardInterrupt:
         if not any(state.blocks for state in states):
             raise
@@ -113,11 +127,15 @@ def measure(
         environment_end=read_environment(),
         created=created,
         interrupted=interrupted,
+        states=tuple(seen),
     )
 
 
-def _run_rounds(states: list[_State], plan: Plan, clock: Clock, progress: Progress) -> None:
+def _run_rounds(
+    states: list[_State], plan: Plan, clock: Clock, progress: Progress, note: Callable[[int], None]
+) -> None:
     origin = clock()
+    note(0)
     blocks = plan.blocks()
     total = len(blocks) * len(states)
     for index, (block, order) in enumerate(zip(blocks, plan.orders(len(states)), strict=True)):
@@ -126,21 +144,41 @@ def _run_rounds(states: list[_State], plan: Plan, clock: Clock, progress: Progre
             state = states[which]
             if state.error is None:
                 with _recorded_error(state):
-                    _measure_block(state, index, block, plan.lead_in, clock, origin)
+                    _measure_block(state, index, block, plan, clock, origin)
+        note(clock() - origin)
     progress("measure", total, total)
 
 
-def _measure_block(state: _State, index: int, block: Block, lead_in: int, clock: Clock, origin: int) -> None:
+def _measure_block(state: _State, index: int, block: Block, plan: Plan, clock: Clock, origin: int) -> None:
     call = state.subject.call
-    for _ in range(lead_in):
+    for _ in range(plan.lead_in):
         call()
-    start = clock()
-    samples, refused = _time_block(call, block, clock)
+    start, dropped = clock(), 0
+    if plan.fps is None:
+        samples, refused = _time_block(call, block, clock)
+    else:
+        with _no_garbage_collection():
+            samples, dropped, refused = time_arrivals(call, block, plan.fps, clock=clock)
     state.refused += refused
     if samples:
+        stages = _time_stages(state.subject.stages)
         state.blocks.append(
-            BlockSamples(round=index, start_ns=start - origin, samples_ns=samples, refused=refused)
+            BlockSamples(
+                round=index,
+                start_ns=start - origin,
+                samples_ns=samples,
+                refused=refused,
+                stages_ns=stages,
+                dropped=dropped,
+            )
         )
+
+
+def _time_stages(stages: Callable[[], Mapping[str, int]] | None) -> dict[str, float]:
+    if stages is None:
+        return {}
+    told = [stages() for _ in range(_STAGE_CALLS)]
+    return {stage: float(statistics.median(times[stage] for times in told)) for stage in told[0]}
 
 
 def _time_block(call: Callable[[], object], block: Block, clock: Clock) -> tuple[Samples, int]:

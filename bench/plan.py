@@ -38,6 +38,7 @@ class Plan:
         lead_in: Calls before each block that are not counted: they find the caches as the block before left them.
         seed: Seed of the order.
         scenario: How requests arrive; reports of different scenarios are not comparable.
+        fps: Requests that arrive each second, whether or not the last one is answered; None for one after the other.
 
     Raises:
         UsageError: A number that cannot be measured with.
@@ -57,6 +58,7 @@ class Plan:
     lead_in: int = 2
     seed: int = 0
     scenario: str = SINGLE_STREAM
+    fps: float | None = None
 
     def __post_init__(self) -> None:
         """Check the numbers."""
@@ -73,6 +75,9 @@ class Plan:
             "give a --warmup of 0 or more",
         )
         _require(_positive(self.warmup_change), f"the warm-up's change is {self.warmup_change}", "give 0.01")
+        _require(
+            self.fps is None or _positive(self.fps), f"the rate is {self.fps} fps", "give an --fps above 0"
+        )
         _require(self.lead_in >= 0, f"the lead-in is {self.lead_in} calls", "give 0 or more")
 
     def to_dict(self) -> dict[str, Any]:
@@ -120,6 +125,8 @@ def choose_plan(
     iterations: int | None = None,
     warmup_seconds: float | None = None,
     seed: int = 0,
+    scenario: str | None = None,
+    fps: float | None = None,
 ) -> Plan:
     """Return a preset, or a plan of one's own where a duration, iterations or a warm-up are given.
 
@@ -133,7 +140,11 @@ def choose_plan(
             "both a duration and a number of iterations are given", remedy="give only one of them"
         )
     preset = PLANS[name]
-    changed: dict[str, Any] = {"seed": seed}
+    changed: dict[str, Any] = {"seed": seed, "fps": fps}
+    if fps is not None:
+        changed["scenario"] = f"camera of {fps:g} fps"
+    if scenario is not None:
+        changed["scenario"] = scenario
     if seconds is not None:
         # Blocks of half a second, but never fewer than 20 nor more than 300 of them.
         wanted = round(seconds * 2) if _positive(seconds) else 0

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from bench.compare import Comparison
+from bench.fleet import Fleet
+from bench.fleet_tables import fleet_tables
 from bench.report import Report
 from bench.tables import DISCLAIMER, Table, comparison_table, report_tables
 
@@ -14,8 +16,10 @@ def render_report(report: Report, *, markdown: bool = False, baseline: str | Non
     return _render(report_tables(report, baseline=baseline), markdown)
 
 
-def render_comparison(comparison: Comparison, *, markdown: bool = False) -> str:
-    """Return the comparison of two reports as text."""
+def render_comparison(comparison: Comparison | Fleet, *, markdown: bool = False) -> str:
+    """Return the comparison of two reports, or of many, as text."""
+    if isinstance(comparison, Fleet):
+        return _render(fleet_tables(comparison), markdown)
     return _render([comparison_table(comparison)], markdown)
 
 

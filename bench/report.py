@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from bench.samples import Samples
 
 KIND = "edge-dsc/latency-report"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 2: controls, storage, stages
 _SEAL = "report_sha256"
 _MEASURE = "edge-dsc bench ENGINE..."
 
@@ -31,12 +31,17 @@ class BlockSamples:
         start_ns: When it began, nanoseconds since the first block of the report.
         samples_ns: Latency of each call in nanoseconds, ``int64 [calls]``, in the order of the calls.
         refused: Samples that were left out because the clock jumped backwards in them.
+        stages_ns: Stage such as ``h2d`` -> its median time in nanoseconds, of calls beside the samples or of the
+            same ones; empty where nothing tells stages.
+        dropped: Requests that arrived at a fixed rate and were dropped because a newer one had come.
     """
 
     round: int
     start_ns: int
     samples_ns: Samples
     refused: int = 0
+    stages_ns: Mapping[str, float] = field(default_factory=dict)
+    dropped: int = 0
 
     def __post_init__(self) -> None:
         """Check the samples.
@@ -45,8 +50,11 @@ class BlockSamples:
             ValueError: None, or a negative one, or a number that cannot be.
         """
         checked(self.samples_ns)
-        if self.round < 0 or self.refused < 0:
+        if self.round < 0 or self.refused < 0 or self.dropped < 0:
             raise ValueError(f"round {self.round} with {self.refused} refused samples cannot be")
+        for stage, value in self.stages_ns.items():
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
+                raise ValueError(f"stage {stage!r} took {value!r} ns")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +73,19 @@ class WarmUp:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Storage:
+    """How the samples of a report are kept.
+
+    Attributes:
+        in_order: Whether each block has its samples in the order of the calls; else they ascend.
+        significant_bits: What each sample is rounded to; None where every nanosecond is kept.
+    """
+
+    in_order: bool = True
+    significant_bits: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class SubjectReport:
     """What was measured of one subject.
 
@@ -75,6 +96,8 @@ class SubjectReport:
         warmup: Its warm-up.
         refused: Samples refused because the clock jumped backwards, those of dropped blocks included.
         error: Why it was not measured to the end, or None.
+        passes: What passes of their own found, as JSON values by name: ``power``, ``memory``, ``limits``.
+        control_of: The subject that this one is, measured a second time; None for all others.
     """
 
     name: str
@@ -83,6 +106,8 @@ class SubjectReport:
     warmup: WarmUp = field(default_factory=WarmUp)
     refused: int = 0
     error: str | None = None
+    control_of: str | None = None
+    passes: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def samples_ns(self) -> Samples:
@@ -104,6 +129,9 @@ class Report:
         environment_end: The machine at the end.
         created: UTC time of the start, ISO 8601.
         interrupted: Whether the user stopped it; what was measured until then is here.
+        storage: How the samples are kept.
+        states: What the machine did: :func:`bench.machine_state.read_state` after each round, with ``at_ns``,
+            nanoseconds since the first block.
         schema_version: Version of this description.
     """
 
@@ -113,12 +141,21 @@ class Report:
     environment_end: Mapping[str, Any]
     created: str
     interrupted: bool = False
+    storage: Storage = field(default_factory=Storage)
+    states: tuple[Mapping[str, Any], ...] = ()
     schema_version: int = SCHEMA_VERSION
 
     @property
     def measured(self) -> tuple[SubjectReport, ...]:
-        """The subjects that have samples."""
-        return tuple(subject for subject in self.subjects if subject.blocks)
+        """The subjects that have samples, controls left out."""
+        return tuple(subject for subject in self.subjects if subject.blocks and subject.control_of is None)
+
+    @property
+    def controls(self) -> tuple[SubjectReport, ...]:
+        """The subjects that are another one, measured a second time, and have samples."""
+        return tuple(
+            subject for subject in self.subjects if subject.blocks and subject.control_of is not None
+        )
 
     @property
     def failed(self) -> tuple[SubjectReport, ...]:
@@ -131,6 +168,8 @@ class Report:
             "created": self.created,
             "interrupted": self.interrupted,
             "plan": self.plan.to_dict(),
+            "storage": dict(vars(self.storage)),
+            "states": [dict(state) for state in self.states],
             "environment": dict(self.environment),
             "environment_end": dict(self.environment_end),
             "subjects": [_subject_to_dict(subject) for subject in self.subjects],
@@ -151,6 +190,8 @@ class Report:
                 environment_end=dict(values["environment_end"]),
                 created=str(values["created"]),
                 interrupted=bool(values["interrupted"]),
+                storage=Storage(**values["storage"]),
+                states=tuple(dict(state) for state in values["states"]),
             )
         except KeyError as error:
             raise _unreadable(source, f"{error} is missing") from error
@@ -161,6 +202,11 @@ class Report:
         names = [subject.name for subject in report.subjects]
         if len(set(names)) != len(names):
             raise _unreadable(source, "two subjects have the same name")
+        for control in report.controls:
+            if control.control_of not in names:
+                raise _unreadable(
+                    source, f"{control.name!r} controls {control.control_of!r}, which is not there"
+                )
         if not report.measured and not report.failed:
             raise _unreadable(source, "it holds no measured subject")
         return report
@@ -181,8 +227,15 @@ def load_report(path: Path) -> Report:
     Raises:
         ArtefactError: Missing, truncated, edited, foreign, of a future version, or with impossible samples.
     """
-    body = read_sealed_document(path, KIND, SCHEMA_VERSION, seal=_SEAL, renew=_MEASURE)
+    body = read_sealed_document(
+        path, KIND, SCHEMA_VERSION, seal=_SEAL, renew=_MEASURE, older={1: _from_version_1}
+    )
     return Report.from_dict(body, source=str(path))
+
+
+def _from_version_1(body: dict[str, Any]) -> dict[str, Any]:
+    """Version 1 kept every sample as it was, and knew no controls."""
+    return {**body, "storage": dict(vars(Storage())), "states": []}
 
 
 def _unreadable(source: str, reason: str) -> ArtefactError:
@@ -192,10 +245,14 @@ def _unreadable(source: str, reason: str) -> ArtefactError:
 
 
 def _subject_to_dict(subject: SubjectReport) -> dict[str, Any]:
-    blocks = [{**vars(block), "samples_ns": encode_samples(block.samples_ns)} for block in subject.blocks]
+    blocks = [
+        {**vars(block), "samples_ns": encode_samples(block.samples_ns), "stages_ns": dict(block.stages_ns)}
+        for block in subject.blocks
+    ]
     return {
         **vars(subject),
         "description": dict(subject.description),
+        "passes": dict(subject.passes),
         "warmup": dict(vars(subject.warmup)),
         "blocks": blocks,
     }

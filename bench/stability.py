@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bench.bootstrap import LEAST_BLOCKS, block_medians
+from bench.control import find_controls
 from bench.report import Report
 from bench.statistics import spread
 from engines.errors import UnstableError
@@ -13,7 +14,8 @@ UNSTABLE_SPREAD = 0.10  # of the block medians, as a fraction of their median
 def unstable_subjects(report: Report) -> tuple[str, ...]:
     """Return why the report is no firm ground, one line a subject; empty when all is well.
 
-    A subject is unstable when it has fewer than 5 blocks, or when its block medians scatter by more than 10 %.
+    A subject is unstable when it has fewer than 5 blocks, or when its block medians scatter by more than 10 %; a
+    report is when a subject differs from its own second measurement.
 
     Source:
         pyperf calls a benchmark unstable when the standard deviation is more than 10 % of the mean
@@ -28,7 +30,7 @@ def unstable_subjects(report: Report) -> tuple[str, ...]:
         elif spread(medians) > UNSTABLE_SPREAD:
             scatter = spread(medians) * 100
             lines.append(f"{subject.name}'s block medians scatter by {scatter:.0f} %, 10 % is the limit")
-    return tuple(lines)
+    return (*lines, *(control.words() for control in find_controls(report) if control.differs))
 
 
 def require_stable(report: Report) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import bisect
 import enum
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -79,8 +81,29 @@ def summarise(subject: SubjectReport, *, seed: int = 0) -> Summary:
         mean=float(ordered.mean()),
         median=float(np.median(ordered)),
         median_interval=median_interval(subject, seed=seed) if len(subject.blocks) >= LEAST_BLOCKS else None,
-        tails={percentile: tail(ordered, percentile) for percentile in PERCENTILES},
+        tails=_tails(ordered),
     )
+
+
+def summarise_tails(subject: SubjectReport) -> dict[float, Tail | None]:
+    """Return percentile (90.0, 95.0, 99.0, 99.9) -> its value and bound, None where the sample is too small."""
+    np = load("numpy")
+    return _tails(np.sort(np.frombuffer(subject.samples_ns, dtype=np.int64)))
+
+
+def _tails(ordered: Array) -> dict[float, Tail | None]:
+    return {percentile: tail(ordered, percentile) for percentile in PERCENTILES}
+
+
+def stage_medians(subject: SubjectReport) -> dict[str, float]:
+    """Return stage -> the median over the blocks of its median time in a block, nanoseconds."""
+    stages = dict.fromkeys(stage for block in subject.blocks for stage in block.stages_ns)
+    return {
+        stage: statistics.median(
+            block.stages_ns[stage] for block in subject.blocks if stage in block.stages_ns
+        )
+        for stage in stages
+    }
 
 
 def tail(ordered: Array, percentile: float) -> Tail | None:
@@ -96,6 +119,8 @@ def tail(ordered: Array, percentile: float) -> Tail | None:
         t-th largest latency bounds the percentile p. I is the regularised incomplete beta function, which for
         whole numbers is the chance that at most t of n calls are slower than the true percentile. The
         smallest n that allows t = 1 are 64 (p90), 130 (p95), 662 (p99) and 6,636 (p99.9).
+        The percentile of the sample is definition 1 of Hyndman and Fan, Sample Quantiles in Statistical
+        Packages (The American Statistician 50, 1996): the inverse of the empirical distribution.
     """
     count = len(ordered)
     slower = allowed_slower(count, percentile)
@@ -107,15 +132,13 @@ def tail(ordered: Array, percentile: float) -> Tail | None:
 
 def allowed_slower(count: int, percentile: float) -> int:
     """Return the largest t >= 0 with P(Binomial(count, 1 - p) <= t) <= 0.01; 0 also where there is none."""
-    np = load("numpy")
+    chance = load("scipy.special").bdtr  # of at most t successes; in terms of the incomplete beta function
     share = 1 - round(percentile * 10) / 1000
     most = int(count * share) + 1  # the answer lies below the mean
-    steps = np.arange(1, most + 1, dtype=np.float64)
-    first = count * np.log1p(-share)
-    ratios = np.log((count - steps + 1) / steps) + np.log(share / (1 - share))
-    logs = np.concatenate([[first], first + np.cumsum(ratios)])
-    within = np.logaddexp.accumulate(logs) <= np.log(1 - TAIL_CONFIDENCE)
-    return max(0, int(within.sum()) - 1)
+    beyond = bisect.bisect_right(
+        range(most + 1), 1 - TAIL_CONFIDENCE, key=lambda slower: float(chance(slower, count, share))
+    )
+    return max(0, beyond - 1)
 
 
 def judge(ratio: Interval, margin: float = MARGIN) -> Verdict:

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
+from bench.bootstrap import block_medians
 from bench.compare import Comparison, Ratio, compare_subjects
+from bench.control import find_controls
+from bench.machine_state import throttling
+from bench.pass_tables import pass_tables, scenario_tables
 from bench.report import Report, SubjectReport
 from bench.stability import unstable_subjects
-from bench.statistics import PERCENTILES, Summary, Verdict, summarise
+from bench.statistics import PERCENTILES, Summary, Verdict, stage_medians, summarise, summarise_tails
+from bench.table import Table as Table
+from bench.table import milliseconds as milliseconds
+from bench.variance import build_spreads
 from engines.errors import NotComparableError, UnstableError
 
 TOO_SMALL = "n too small"
@@ -21,6 +29,11 @@ _ENVIRONMENT_NAMES = {
     "gpu_driver": "GPU driver",
     "os": "OS",
     "l4t": "L4T",
+    "jetpack": "JetPack",
+    "power_mode": "power mode (nvpmodel)",
+    "clocks_fixed": "clocks fixed",
+    "gpu_mhz": "GPU, MHz",
+    "nvml": "NVML",
     "frequency_mhz": "frequency, MHz",
     "memory_gib": "memory, GiB",
     "memory_limit_gib": "memory limit, GiB",
@@ -28,33 +41,18 @@ _ENVIRONMENT_NAMES = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Table:
-    """A table of text.
-
-    Attributes:
-        title: What it shows.
-        header: Column names; the first column is text, the others are numbers where ``numeric``.
-        rows: Cells, one tuple a row, as many as the header has.
-        notes: Lines below it.
-        numeric: Whether all columns but the first are set flush right.
-    """
-
-    title: str
-    header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    notes: tuple[str, ...] = ()
-    numeric: bool = True
-
-
 def report_tables(report: Report, *, baseline: str | None = None) -> tuple[Table, ...]:
-    """Return the tables of a report: latencies, ratios to one subject, the machine.
+    """Return the tables of a report: latencies, bounds of their tails, ratios to one subject, the machine.
 
     Args:
         report: The report.
         baseline: The subject that the others are compared with; the first one by default.
     """
-    tables = [latency_table(report)]
+    tables = [latency_table(report), tail_table(report)]
+    tables += scenario_tables(report)
+    tables += [stage_table(report)] if has_stages(report) else []
+    tables += [build_table(report)] if build_spreads(report) else []
+    tables += pass_tables(report)
     if len(report.measured) > 1:
         ratios, notes = report_ratios(report, baseline=baseline)
         tables.append(ratio_table(ratios, notes=notes))
@@ -68,7 +66,7 @@ def report_ratios(
     """Compare every subject with the baseline, the first by default.
 
     Returns:
-        The ratios, and a line for each subject that cannot be compared: why.
+        The ratios, and a line for each control and for each subject that cannot be compared: why.
     """
     names = [subject.name for subject in report.measured]
     against = baseline if baseline is not None else names[0]
@@ -81,22 +79,87 @@ def report_ratios(
             except (NotComparableError, UnstableError) as error:
                 what = error.what.removeprefix(f"{name}: ")
                 notes.append(f"{name}: {what}")
-    return tuple(ratios), tuple(notes)
+    return tuple(ratios), (*notes, *(control.words() for control in find_controls(report)))
 
 
 def latency_table(report: Report) -> Table:
     """Return the latencies of all subjects, in milliseconds."""
     percentiles = tuple(f"p{percentile:g}" for percentile in PERCENTILES)
     header = ("engine", "samples", "median", "95 % interval", "mean", *percentiles, "min", "max")
-    rows = tuple(_latency_row(subject) for subject in report.subjects)
+    rows = tuple(_latency_row(subject) for subject in report.subjects if subject.control_of is None)
     return Table(
         title=f"Latency, ms ({_plan_words(report)})", header=header, rows=rows, notes=_cautions(report)
     )
 
 
+def tail_table(report: Report) -> Table:
+    """Return what bounds the tail of each subject, in milliseconds."""
+    rows = []
+    for subject in report.measured:
+        tails = summarise_tails(subject).values()
+        cells = (TOO_SMALL if tail is None else f"{milliseconds(tail.bound)}" for tail in tails)
+        rows.append((subject.name, *cells))
+    return Table(
+        title="Bounds of the tail, ms: the true percentile is below, with 99 % confidence",
+        header=("engine", *(f"p{percentile:g} below" for percentile in PERCENTILES)),
+        rows=tuple(rows),
+        notes=("the early-stopping rule of MLPerf: so many slow calls would have been seen otherwise",),
+    )
+
+
+def has_stages(report: Report) -> bool:
+    """Say whether any subject tells the times of its stages."""
+    return any(block.stages_ns for subject in report.measured for block in subject.blocks)
+
+
+def stage_table(report: Report) -> Table:
+    """Return the time of each stage, in milliseconds: the median over the blocks of the blocks' medians."""
+    found = {subject.name: stage_medians(subject) for subject in report.measured}
+    stages = tuple(dict.fromkeys(stage for medians in found.values() for stage in medians))
+    rows = tuple(
+        (name, *(milliseconds(medians[stage]) if stage in medians else "-" for stage in stages))
+        for name, medians in found.items()
+    )
+    return Table(title="Stages, median ms", header=("engine", *stages), rows=rows)
+
+
+def build_table(report: Report) -> Table:
+    """Return how much builds of one engine differ, apart from how much one build varies."""
+    rows = tuple(
+        (
+            spread.engine,
+            str(spread.builds),
+            f"{spread.within:.2%}",
+            f"{spread.between:.2%}",
+            f"{spread.slowest:.3f}",
+            chance_words(spread.chance),
+        )
+        for spread in build_spreads(report)
+    )
+    return Table(
+        title="Spread within a build and between builds",
+        header=("engine", "builds", "within", "between", "slowest / fastest", "p"),
+        rows=rows,
+        notes=("standard deviations of block medians, rounds taken out; p: of equal builds, by an F test",),
+    )
+
+
+def drift_table(report: Report) -> Table:
+    """Return the median of the blocks in each quarter of the run, in milliseconds."""
+    rows = []
+    for subject in report.measured:
+        medians = list(block_medians(subject).values())
+        edges = [len(medians) * quarter // 4 for quarter in range(5)]
+        parts = (medians[first:last] for first, last in pairwise(edges))
+        cells = (milliseconds(statistics.median(part)) if part else "-" for part in parts)
+        rows.append((subject.name, *cells))
+    header = ("engine", "first quarter", "second", "third", "last")
+    return Table(title="Median of the blocks by quarter of the run, ms", header=header, rows=tuple(rows))
+
+
 def ratio_table(ratios: Sequence[Ratio], *, title: str = "Compared", notes: Sequence[str] = ()) -> Table:
     """Return ratios of latencies with their verdicts."""
-    header = ("engine", "against", "median, ms", "was, ms", "ratio", "95 % interval", "verdict")
+    header = ("engine", "against", "median, ms", "was, ms", "ratio", "95 % interval", "p", "verdict")
     rows = tuple(
         (
             ratio.candidate,
@@ -105,6 +168,7 @@ def ratio_table(ratios: Sequence[Ratio], *, title: str = "Compared", notes: Sequ
             milliseconds(ratio.baseline_ns),
             f"{ratio.ratio.value:.3f}",
             f"{ratio.ratio.low:.3f} to {ratio.ratio.high:.3f}",
+            chance_words(ratio.p_value),
             verdict_words(ratio),
         )
         for ratio in ratios
@@ -112,6 +176,7 @@ def ratio_table(ratios: Sequence[Ratio], *, title: str = "Compared", notes: Sequ
     lines = [f"faster or slower: the whole interval is beyond {ratios[0].margin * 100:g} %"] if ratios else []
     if any(ratio.paired for ratio in ratios):
         lines.append("ratio: the median over the rounds of the ratio within a round")
+        lines.append("p: Wilcoxon's signed-rank test over the rounds, of no difference at all")
     lines += [f"{ratio.candidate}: {', '.join(ratio.allowed)} differ" for ratio in ratios if ratio.allowed]
     return Table(title=title, header=header, rows=rows, notes=(*lines, *notes))
 
@@ -119,7 +184,8 @@ def ratio_table(ratios: Sequence[Ratio], *, title: str = "Compared", notes: Sequ
 def comparison_table(comparison: Comparison) -> Table:
     """Return the comparison of two reports."""
     table = ratio_table(comparison.rows, title="Compared")
-    notes = [*table.notes, *comparison.cautions]
+    controls = (control.words() for control in comparison.controls)
+    notes = [*table.notes, *dict.fromkeys((*comparison.cautions, *controls))]
     if comparison.allowed:
         notes.append(f"allowed to differ: {', '.join(comparison.allowed)}")
     if comparison.only_baseline:
@@ -139,6 +205,13 @@ def environment_table(report: Report) -> Table:
     return Table(title="Machine", header=("", "start", "end"), rows=tuple(rows), numeric=False)
 
 
+def chance_words(chance: float | None) -> str:
+    """Say a chance: three decimals, or that it is below them."""
+    if chance is None:
+        return "-"
+    return "<0.001" if chance < 0.001 else f"{chance:.3f}"
+
+
 def verdict_words(ratio: Ratio) -> str:
     """Say a verdict in words: ``3.42 times faster``, ``1.20 times slower``, ``no significant difference``."""
     if ratio.verdict is Verdict.FASTER:
@@ -146,16 +219,6 @@ def verdict_words(ratio: Ratio) -> str:
     if ratio.verdict is Verdict.SLOWER:
         return f"{ratio.ratio.value:.2f} times slower"
     return str(ratio.verdict.value)
-
-
-def milliseconds(nanoseconds: float) -> str:
-    """Return a time in milliseconds with four significant digits or more."""
-    value = nanoseconds / 1e6
-    if value < 0.1:
-        return f"{value:.5f}"
-    if value < 10:
-        return f"{value:.3f}"
-    return f"{value:.2f}" if value < 100 else f"{value:.1f}"
 
 
 def _latency_row(subject: SubjectReport) -> tuple[str, ...]:
@@ -190,6 +253,9 @@ def _cautions(report: Report) -> tuple[str, ...]:
     notes = []
     if report.interrupted:
         notes.append("interrupted: this is what was measured until then")
+    bits = report.storage.significant_bits
+    if bits is not None:
+        notes.append(f"every call is kept, rounded to {bits} significant bits ({50 / 2 ** (bits - 1):.2g} %)")
     for subject in report.subjects:
         if subject.error is not None:
             notes.append(f"{subject.name} failed: {subject.error}")
@@ -197,12 +263,15 @@ def _cautions(report: Report) -> tuple[str, ...]:
             notes.append(f"{subject.name}: {subject.refused} samples refused, the clock jumped backwards")
         if subject.blocks and not subject.warmup.stable and report.plan.warmup_seconds:
             notes.append(f"{subject.name}: the warm-up ended before the median came to rest")
+    notes += throttling(report.states)
     return (*notes, *(f"unstable: {line}" for line in unstable_subjects(report)))
 
 
 def _words(value: Any) -> str:
     if value is None:
         return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {_words(item)}" for name, item in value.items())
     if isinstance(value, list | tuple):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from calibration.collect import CalibrationOptions, calibrate
+from calibration.coverage import Coverage, measure_coverage, save_coverage
 from calibration.methods import DEFAULT_METHOD
 from calibration.select import select_images
 from calibration.table import CalibrationTable, save_table
@@ -13,6 +14,8 @@ from edge_dsc.data import discover
 from edge_dsc.data.split import load_split
 from edge_dsc.training.record import SPLIT_FILE
 from engines.files import require_writable
+from engines.graph import contract_of, load_model
+from engines.packages import is_installed
 from engines.runtimes import Progress
 
 CALIBRATION_NAME = "calibration.json"
@@ -47,11 +50,13 @@ class CalibrationRun:
         path: The table's file.
         table: The table.
         held_out: Images left out because the network's split holds them back for evaluation.
+        coverage: What the set holds and whether its ranges have settled; written beside the table.
     """
 
     path: Path
     table: CalibrationTable
     held_out: int
+    coverage: Coverage
 
 
 def run_calibration(request: CalibrationRequest, progress: Progress | None = None) -> CalibrationRun:
@@ -71,7 +76,15 @@ def run_calibration(request: CalibrationRequest, progress: Progress | None = Non
     options = CalibrationOptions(method=request.method, seed=request.seed)
     table = calibrate(request.model, chosen, options, progress)
     save_table(path, table)
-    return CalibrationRun(path, table, held_out)
+    patients = {request.data / sample.path: sample.patient for sample in discover(request.data).samples}
+    model = load_model(request.model)
+    coverage = measure_coverage(model, contract_of(model, str(request.model)), table, chosen, patients)
+    save_coverage(path.with_name(f"{path.stem}.coverage.json"), coverage)
+    if is_installed("matplotlib"):  # a machine that only calibrates need not have it
+        from edge_dsc.coverage_picture import draw_coverage
+
+        draw_coverage(coverage, path.with_name(f"{path.stem}.coverage.png"))
+    return CalibrationRun(path, table, held_out, coverage)
 
 
 def calibration_images(data: Path, model: Path) -> tuple[list[tuple[Path, str]], int]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from bench.render import align_rows
 from edge_dsc.evaluation import Evaluation
 from edge_dsc.metrics import Metrics
-from engines.files import write_document
+from engines.errors import ArtefactError
+from engines.files import read_document, write_document
 from engines.validation import Agreement, Change, Validation
 
 KIND = "edge-dsc/evaluation"
@@ -18,6 +20,24 @@ SHOWN_FLIPS = 20
 def save_evaluation(path: Path, result: Evaluation) -> None:
     """Write an evaluation as a JSON document."""
     write_document(path, KIND, SCHEMA_VERSION, result.to_dict())
+
+
+def read_accuracies(paths: Iterable[Path]) -> dict[str, float]:
+    """Return engine name, as latency reports name it -> accuracy, 0 to 1, from files that evaluate wrote.
+
+    Raises:
+        ArtefactError: A file is damaged or foreign.
+    """
+    found = {}
+    for path in paths:
+        body = read_document(path, KIND, SCHEMA_VERSION, renew="edge-dsc evaluate ENGINE DATA --out FILE")
+        try:
+            found[Path(str(body["engine"])).stem] = float(body["metrics"]["accuracy"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ArtefactError(
+                f"{path} holds no accuracy: {error}", remedy="make it anew: edge-dsc evaluate"
+            ) from error
+    return found
 
 
 def format_evaluation(result: Evaluation) -> str:

@@ -3,64 +3,138 @@
 from __future__ import annotations
 
 import contextlib
+import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
+from bench.control import control_subject
 from bench.measure import Subject, measure
 from bench.plan import Plan
+from bench.power import find_rails
 from bench.report import Report
+from bench.variance import BUILD_OF
+from edge_dsc.limits import limits_pass, measure_ceilings
+from edge_dsc.passes import add_pass, memory_pass, power_pass
+from edge_dsc.rebuild import rebuild_engine
+from edge_dsc.scenarios import folder_subject, offline_subjects
 from engines.errors import UsageError
 from engines.packages import load
-from engines.runtimes import Progress, Runner, open_engine
+from engines.record import load_record
+from engines.runtimes import Array, Progress, Runner, open_engine
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchOptions:
+    """What a measurement of engines is like, beside its plan.
+
+    Attributes:
+        batch: Images a request.
+        threads: CPU threads of one request, where the runtime uses any.
+        control: Measure the first of several engines a second time: a difference is the machine's.
+        power_seconds: Time of a power pass of each engine, and as long idle before it; 0 leaves it out.
+        memory: Measure the peak of memory too, each engine in a process of its own.
+        limits: Measure the processor's ceilings and count the work of each engine that runs on it.
+        folder: Image files instead of pixels in memory: each request reads, decodes and resizes one.
+        offline: Images of a pile that is there at once, instead of single requests.
+        builds: Builds of each engine: itself, and the others made anew as its record says.
+    """
+
+    batch: int = 1
+    threads: int = 1
+    control: bool = True
+    power_seconds: float = 0.0
+    memory: bool = False
+    limits: bool = False
+    folder: str | None = None
+    offline: int | None = None
+    builds: int = 1
 
 
 def measure_engines(
     engines: Sequence[Path],
     plan: Plan,
+    options: BenchOptions | None = None,
     *,
-    batch: int = 1,
-    threads: int = 1,
     progress: Progress | None = None,
 ) -> Report:
     """Measure engines against each other: interleaved, each with the same input.
 
     The request that is timed begins with ``uint8 [batch, height, width, 1]`` in memory and ends with the
-    probabilities in memory: decoding is left out, copies to and from a GPU are not.
+    probabilities in memory: decoding is left out, copies to and from a GPU are not. With a folder it begins
+    with a file's name.
 
     Args:
         engines: Engine files.
         plan: How long and in which order.
-        batch: Images a request.
-        threads: CPU threads of one request, where the runtime uses any.
+        options: What else; the defaults of :class:`BenchOptions`.
         progress: Called with (phase, done, total).
 
     Raises:
         UsageError: The batch is outside an engine's range.
         ArtefactError: An engine is refused.
         EnvironmentProblem: A runtime does not work here.
+        BadInputError: The folder holds no image that can be read.
     """
+    chosen = options or BenchOptions()
     names = subject_names(engines)
     with contextlib.ExitStack() as stack:
-        runners = [stack.enter_context(open_engine(engine, threads=threads)) for engine in engines]
-        subjects = [
-            _subject(name, runner, batch, threads) for name, runner in zip(names, runners, strict=True)
-        ]
-        return measure(subjects, plan, progress=progress)
+        subjects = []
+        for name, engine in zip(names, engines, strict=True):
+            for number, build in enumerate(_builds(engine, chosen.builds, stack), start=1):
+                runner = stack.enter_context(open_engine(build, threads=chosen.threads))
+                label = name if number == 1 else f"{name} (build {number})"
+                told = {BUILD_OF: name} if chosen.builds > 1 else {}
+                subjects += [
+                    replace(subject, description={**subject.description, **told})
+                    for subject in _subjects(label, runner, chosen, stack)
+                ]
+        controls = [control_subject(subjects[0])] if chosen.control and len(subjects) > 1 else []
+        report = measure([*subjects, *controls], plan, progress=progress)
+        rails = find_rails() if chosen.power_seconds else ()
+        if rails:
+            report = add_pass(report, "power", power_pass(subjects, rails, seconds=chosen.power_seconds))
+    if chosen.limits:
+        report = add_pass(report, "limits", _limits(names, engines, chosen))
+    if chosen.memory:
+        found = {
+            name: memory_pass(engine, batch=chosen.batch, threads=chosen.threads)
+            for name, engine in zip(names, engines, strict=True)
+        }
+        report = add_pass(report, "memory", {name: memory for name, memory in found.items() if memory})
+    return report
 
 
-def _subject(name: str, runner: Runner, batch: int, threads: int) -> Subject:
+def _builds(engine: Path, count: int, stack: contextlib.ExitStack) -> list[Path]:
+    found = [engine]
+    for _ in range(count - 1):
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="edge-dsc-build-"))
+        found.append(rebuild_engine(engine, Path(folder)))
+    return found
+
+
+def _subjects(name: str, runner: Runner, options: BenchOptions, stack: contextlib.ExitStack) -> list[Subject]:
+    description = _describe(runner, options)
+    if options.folder is not None:
+        return [folder_subject(name, runner, options.folder, description)]
+    if options.offline is not None:
+        return offline_subjects(name, runner, options.offline, description, stack)
     record = runner.record
-    if not record.batch.smallest <= batch <= record.batch.largest:
+    if not record.batch.smallest <= options.batch <= record.batch.largest:
         raise UsageError(
-            f"{record.engine} takes batches of {record.batch.smallest} to {record.batch.largest}, not {batch}",
+            f"{record.engine} takes batches of {record.batch.smallest} to {record.batch.largest}, "
+            f"not {options.batch}",
             remedy="give another --batch, or build the engine for it",
         )
-    # Noise of a fixed seed: the time of these networks does not depend on what is in the picture.
-    pixels = (
-        load("numpy").random.default_rng(0).integers(0, 256, (batch, *record.contract.input_shape), "uint8")
-    )
-    description = {
+    pixels = input_noise(runner, options.batch)
+    return [Subject(name=name, call=lambda: runner.run(pixels), description=description)]
+
+
+def _describe(runner: Runner, options: BenchOptions) -> dict[str, Any]:
+    record = runner.record
+    return {
         "architecture": record.contract.architecture,
         "precision": record.precision.value,
         "runtime": record.runtime,
@@ -68,11 +142,33 @@ def _subject(name: str, runner: Runner, batch: int, threads: int) -> Subject:
         "engine_sha256": record.engine_sha256,
         "onnx_sha256": record.onnx_sha256,
         "layers": dict(record.layers),
-        "batch": batch,
-        "threads": threads,
+        "batch": options.batch,
+        "threads": options.threads,
         "switches": {"transfers": True},
     }
-    return Subject(name=name, call=lambda: runner.run(pixels), description=description)
+
+
+def _limits(names: Sequence[str], engines: Sequence[Path], options: BenchOptions) -> dict[str, Any]:
+    """Only for engines on the processor: its ceilings say nothing of a GPU."""
+    records = {name: (engine, load_record(engine)) for name, engine in zip(names, engines, strict=True)}
+    here = {name: pair for name, pair in records.items() if pair[1].runtime == "onnxruntime"}
+    if not here:
+        return {}
+    ceilings = measure_ceilings(options.threads)
+    found = {
+        name: limits_pass(engine, record, ceilings, batch=options.batch)
+        for name, (engine, record) in here.items()
+    }
+    return {name: limits for name, limits in found.items() if limits}
+
+
+def input_noise(runner: Runner, batch: int) -> Array:
+    """Return noise of a fixed seed, ``uint8 [batch, height, width, 1]``.
+
+    The time of these networks does not depend on what is in the picture.
+    """
+    shape = (batch, *runner.record.contract.input_shape)
+    return load("numpy").random.default_rng(0).integers(0, 256, shape, "uint8")
 
 
 def subject_names(engines: Sequence[Path]) -> list[str]:

@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
+from bench.bootstrap import sample_median
 from bench.compare import Comparison, Ratio
+from bench.fleet import Fleet
+from bench.fleet_tables import fleet_tables
+from bench.pass_tables import pass_tables, scenario_tables
 from bench.report import Report
 from bench.tables import (
     Table,
+    build_table,
     comparison_table,
+    drift_table,
     environment_table,
+    has_stages,
     latency_table,
     milliseconds,
     ratio_table,
     report_ratios,
+    stage_table,
+    tail_table,
 )
+from bench.variance import build_spreads
 from edge_dsc.page_plots import distribution_plot, ratio_plot
+from edge_dsc.page_series import accuracy_plot, roofline_plot, stage_plot, time_plot
 from edge_dsc.page_style import CSS
 from engines.files import write_text
 from engines.packages import load
@@ -72,7 +83,20 @@ class RatioPlot:
     ratios: tuple[Ratio, ...]
 
 
-Part = str | Table | Picture | LatencyPlot | RatioPlot
+@dataclass(frozen=True)
+class Drawing:
+    """A plot of ours as inline SVG; it may be empty, then nothing is shown.
+
+    Attributes:
+        svg: The drawing: markup, made by edge_dsc.page_plots or edge_dsc.page_series.
+        caption: What it shows.
+    """
+
+    svg: str
+    caption: str
+
+
+Part = str | Table | Picture | LatencyPlot | RatioPlot | Drawing
 
 
 @dataclass(frozen=True)
@@ -113,18 +137,59 @@ def make_page(title: str, sections: Sequence[Section], *, summary: str = "") -> 
     )
 
 
-def report_sections(report: Report, *, baseline: str | None = None) -> tuple[Section, ...]:
-    """Return the sections of a latency report: distribution, ratios to the baseline, machine."""
-    sections = [Section("Latency", (latency_table(report), LatencyPlot(report)))]
+def report_sections(
+    report: Report, *, baseline: str | None = None, accuracies: Mapping[str, float] | None = None
+) -> tuple[Section, ...]:
+    """Return the sections of a latency report: distribution, ratios, time, stages, passes, accuracy, machine.
+
+    Args:
+        report: The report.
+        baseline: The subject that the others are compared with; the first one by default.
+        accuracies: Engine name -> accuracy, 0 to 1, where it is known.
+    """
+    sections = [
+        Section(
+            "Latency",
+            (latency_table(report), *scenario_tables(report), tail_table(report), LatencyPlot(report)),
+        )
+    ]
+    if has_stages(report):
+        plot = Drawing(stage_plot(report), "Stages of a request, one bar an engine.")
+        sections.append(Section("Stages", (stage_table(report), plot)))
     if len(report.measured) > 1:
         ratios, notes = report_ratios(report, baseline=baseline)
         sections.append(Section("Compared", (RatioPlot(ratios), ratio_table(ratios, notes=notes))))
+    tables = (*([build_table(report)] if build_spreads(report) else []), *pass_tables(report))
+    if tables:
+        roof = Drawing(roofline_plot(report), "Each engine below the roof that was measured on this machine.")
+        sections.append(Section("Builds, limits, power, memory", (*tables, roof)))
+    if accuracies:
+        sections.append(Section("Accuracy against latency", _accuracy_parts(report, accuracies)))
+    over_time = Drawing(
+        time_plot(report), "Median of each block over the run; shaded: the machine throttled."
+    )
+    sections.append(Section("Over time", (over_time, drift_table(report))))
     sections.append(Section("Machine", (environment_table(report),)))
     return tuple(sections)
 
 
-def comparison_sections(comparison: Comparison) -> tuple[Section, ...]:
-    """Return the sections of a comparison of two reports."""
+def _accuracy_parts(report: Report, accuracies: Mapping[str, float]) -> tuple[Part, ...]:
+    known = [subject for subject in report.measured if subject.name in accuracies]
+    rows = tuple(
+        (subject.name, milliseconds(sample_median(subject)), f"{accuracies[subject.name]:.2%}")
+        for subject in known
+    )
+    table = Table(title="Accuracy and latency", header=("engine", "median, ms", "accuracy"), rows=rows)
+    return (
+        Drawing(accuracy_plot(report, accuracies), "Up and to the left is better."),
+        table,
+    )
+
+
+def comparison_sections(comparison: Comparison | Fleet) -> tuple[Section, ...]:
+    """Return the sections of a comparison of two reports, or of many."""
+    if isinstance(comparison, Fleet):
+        return (Section("Fleet", fleet_tables(comparison)),)
     return (Section("Compared", (RatioPlot(comparison.rows), comparison_table(comparison))),)
 
 
@@ -144,6 +209,8 @@ def _part(part: Part) -> str:
         return _table(part)
     if isinstance(part, Picture):
         return _picture(part)
+    if isinstance(part, Drawing):
+        return _figure(part.svg, part.caption)
     if isinstance(part, LatencyPlot):
         return _figure(distribution_plot(part.report), "Share of calls answered within a time.") + _table(
             _quartile_table(part.report)

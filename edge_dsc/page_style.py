@@ -14,7 +14,7 @@ CSS = """
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--paper); color: var(--ink); -webkit-text-size-adjust: 100%;
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
-main, footer { max-width: 61rem; margin: 0 auto; padding: 0 1.25rem; }
+main, footer { max-width: 66rem; margin: 0 auto; padding: 0 1.25rem; }
 main { padding-top: 2.5rem; }
 h1 { font-size: 1.75rem; line-height: 1.2; font-weight: 650; letter-spacing: -.015em; margin: 0 0 .5rem; }
 h2 { font-size: 1.2rem; line-height: 1.3; font-weight: 650; margin: 2.75rem 0 .75rem; }
@@ -45,6 +45,11 @@ svg text.value { fill: var(--ink); }
 .axis { stroke: var(--soft); stroke-width: 1; }
 .band { fill: var(--band); }
 .series { fill: none; stroke-width: 2; stroke-linejoin: round; }
+.series.roof { stroke: var(--soft); }
+.fill.c0, .dot.c0 { fill: var(--s0); } .fill.c1, .dot.c1 { fill: var(--s1); } .fill.c2, .dot.c2 { fill: var(--s2); }
+.fill.c3, .dot.c3 { fill: var(--s3); } .fill.c4, .dot.c4 { fill: var(--s4); } .fill.c5, .dot.c5 { fill: var(--s5); }
+.fill { stroke: none !important; }
+.throttled { fill: var(--s1); opacity: .25; }
 .mark { fill: var(--s0); }
 .bar { stroke: var(--s0); stroke-width: 2.5; }
 .c0 { stroke: var(--s0); } .c1 { stroke: var(--s1); } .c2 { stroke: var(--s2); }

@@ -8,13 +8,14 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
 from engines.errors import ArtefactError, EnvironmentProblem
 
 _CHUNK = 1 << 20
+Upgrade = Callable[[dict[str, Any]], dict[str, Any]]  # a body of one version -> that of the next
 
 
 def sha256_bytes(data: bytes) -> str:
@@ -111,18 +112,30 @@ def write_document(target: Path, kind: str, schema_version: int, body: Mapping[s
     write_text(target, json.dumps(document, indent=1, allow_nan=False) + "\n")
 
 
-def read_document(path: Path, kind: str, schema_version: int, *, renew: str) -> dict[str, Any]:
+def read_document(
+    path: Path, kind: str, schema_version: int, *, renew: str, older: Mapping[int, Upgrade] | None = None
+) -> dict[str, Any]:
     """Read a JSON document of ours and check what it claims to be.
 
     Args:
         path: The file.
         kind: What it must be, such as ``edge-dsc/engine-record``.
-        schema_version: The only version that this code reads.
+        schema_version: The version that this code works with.
         renew: The command that makes the file anew; it becomes the remedy.
+        older: Earlier versions that are read too, each with the function that makes it the next one.
+
+    Returns:
+        The document as it would be had it been written in ``schema_version``.
 
     Raises:
         ArtefactError: Missing, unreadable, not JSON, another kind or another version.
     """
+    return _upgrade(_parse_document(path, kind, schema_version, renew, older or {}), schema_version, older)
+
+
+def _parse_document(
+    path: Path, kind: str, schema_version: int, renew: str, older: Mapping[int, Upgrade]
+) -> dict[str, Any]:
     remedy = f"make it anew: {renew}"
     try:
         text = path.read_text(encoding="utf-8")
@@ -136,12 +149,20 @@ def read_document(path: Path, kind: str, schema_version: int, *, renew: str) -> 
     if not isinstance(document, dict) or document.get("kind") != kind:
         seen = document.get("kind") if isinstance(document, dict) else type(document).__name__
         raise ArtefactError(f"{path} is not an {kind} document (kind: {seen})", remedy=remedy)
-    if document.get("schema_version") != schema_version:
-        seen = document.get("schema_version")
-        raise ArtefactError(
-            f"{path} has schema version {seen}, this edge-dsc reads {schema_version}", remedy=remedy
-        )
+    seen, known = document.get("schema_version"), [*older, schema_version]
+    if isinstance(seen, bool) or seen not in known:
+        reads = " and ".join(map(str, known))
+        raise ArtefactError(f"{path} has schema version {seen}, this edge-dsc reads {reads}", remedy=remedy)
     return cast(dict[str, Any], document)
+
+
+def _upgrade(
+    document: dict[str, Any], schema_version: int, older: Mapping[int, Upgrade] | None
+) -> dict[str, Any]:
+    while document["schema_version"] != schema_version:
+        version = document["schema_version"]
+        document = {**(older or {})[version](document), "schema_version": version + 1}
+    return document
 
 
 def write_sealed_document(
@@ -152,7 +173,13 @@ def write_sealed_document(
 
 
 def read_sealed_document(
-    path: Path, kind: str, schema_version: int, *, seal: str, renew: str
+    path: Path,
+    kind: str,
+    schema_version: int,
+    *,
+    seal: str,
+    renew: str,
+    older: Mapping[int, Upgrade] | None = None,
 ) -> dict[str, Any]:
     """Read what :func:`write_sealed_document` wrote.
 
@@ -162,10 +189,13 @@ def read_sealed_document(
     Raises:
         ArtefactError: As :func:`read_document`, or the content is not what was sealed.
     """
-    body = read_document(path, kind, schema_version, renew=renew)
-    del body["kind"], body["schema_version"]
+    body = _parse_document(path, kind, schema_version, renew, older or {})
+    version = body.pop("schema_version")
+    del body["kind"]
     if body.pop(seal, None) != sha256_bytes(canonical_json(body)):
         raise ArtefactError(f"{path} was edited after it was made", remedy=f"make it anew: {renew}")
+    body = _upgrade({**body, "schema_version": version}, schema_version, older)
+    del body["schema_version"]
     return body
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import platform
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType, TracebackType
+from types import MappingProxyType, ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 from engines import packages
@@ -13,8 +14,17 @@ from engines.batches import BatchCheck
 from engines.errors import ArtefactError, EnvironmentProblem
 from engines.files import write_bytes
 from engines.graph import executed_layer_types, executed_layers, layer_types, parse_model
-from engines.record import EngineRecord, Precision
-from engines.runtimes import Array, Availability, BuildOptions, BuildResult, check_precision
+from engines.record import EngineRecord, Precision, read_engine
+from engines.runtimes import (
+    DEFAULT_OPTIONS,
+    Array,
+    Availability,
+    BuildOptions,
+    BuildResult,
+    RunnerOptions,
+    check_precision,
+)
+from engines.tickets import DirectSubmission
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -94,7 +104,9 @@ class OnnxRuntime:
             layer_types=named,
         )
 
-    def open_runner(self, engine: Path, record: EngineRecord, *, threads: int = 1) -> OrtRunner:
+    def open_runner(
+        self, engine: Path, record: EngineRecord, options: RunnerOptions = DEFAULT_OPTIONS
+    ) -> OrtRunner:
         """Load an engine whose record was checked.
 
         Raises:
@@ -104,20 +116,25 @@ class OnnxRuntime:
         ort = packages.load("onnxruntime")
         _check_origin(record, str(ort.__version__))
         session, failures = open_session(
-            engine.read_bytes(), str(engine), threads=threads, remedy=f"rebuild it: {record.build_command}"
+            read_engine(engine, record),
+            str(engine),
+            threads=options.threads,
+            remedy=f"rebuild it: {record.build_command}",
         )
         return OrtRunner(session, record, failures)
 
 
-class OrtRunner:
+class OrtRunner(DirectSubmission):
     """One session; any number of threads may call :meth:`run` at once.
 
     Attributes:
         record: The engine's record.
         thread_safe: True.
+        description: How it runs.
     """
 
     thread_safe = True
+    description: Mapping[str, str] = MappingProxyType({"execution": "ONNX Runtime session", "memory": "host"})
 
     def __init__(self, session: Any, record: EngineRecord, failures: tuple[type[Exception], ...]) -> None:
         """Take over a session that was opened for this record."""

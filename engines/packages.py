@@ -16,6 +16,7 @@ _REMEDIES = {
     "numpy": _BASE,
     "onnx": _BASE,
     "onnxruntime": _BASE,
+    "scipy": f"the statistics of latency reports need SciPy: {_BASE}",
     "cv2": "pip install opencv-python-headless; on a Jetson use JetPack's OpenCV (apt install python3-opencv)",
     "pydicom": "reading DICOM files needs pydicom: pip install 'edge-dsc[dicom]'",
     "tensorflow": f"training and export need TensorFlow: {_TRAIN}",

@@ -10,7 +10,7 @@ from typing import Any
 
 from engines.contract import ModelContract
 from engines.errors import ArtefactError
-from engines.files import read_sealed_document, sha256_file, write_sealed_document
+from engines.files import read_sealed_document, sha256_bytes, sha256_file, write_sealed_document
 from engines.validation import Validation
 
 KIND = "edge-dsc/engine-record"
@@ -179,6 +179,25 @@ def load_record(engine: Path) -> EngineRecord:
     record = EngineRecord.from_dict(body, source=str(path))
     _check_engine(engine, record)
     return record
+
+
+def read_engine(engine: Path, record: EngineRecord) -> bytes:
+    """Read an engine file once and hold the very bytes that will be loaded against its record.
+
+    An engine may be built anew between the check of its record and its loading.
+
+    Raises:
+        ArtefactError: The file is not the engine of this record any more.
+    """
+    try:
+        data = engine.read_bytes()
+    except OSError as error:
+        raise ArtefactError(f"cannot read {engine}: {error.strerror}", remedy=_REBUILD) from error
+    if sha256_bytes(data) != record.engine_sha256:
+        raise ArtefactError(
+            f"{engine} was replaced while it was being opened", remedy="run the command again"
+        )
+    return data
 
 
 def _check_engine(engine: Path, record: EngineRecord) -> None:

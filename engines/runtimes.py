@@ -5,16 +5,18 @@ from __future__ import annotations
 import importlib
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, cast
 
 from engines.errors import AccuracyGateError, UsageError
 from engines.record import BatchRange, EngineRecord, Precision, load_record
+from engines.tickets import Ticket
 
 Array = Any
 Progress = Callable[[str, int, int], None]  # phase, steps done, steps in all
+MEMORY_KINDS = ("auto", "device", "mapped")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,16 +73,60 @@ class Availability:
     no_run: str | None
 
 
+@dataclass(frozen=True, kw_only=True)
+class RunnerOptions:
+    """How an engine is run. A runtime ignores what does not concern it.
+
+    Attributes:
+        threads: CPU threads for one run.
+        slots: Batches in flight at once on a GPU, each with a stream, buffers and execution context of its own.
+        graph: Replay a CUDA graph instead of enqueueing, where the release and the engine allow it.
+        memory: ``device``: copy between page-locked and device memory; ``mapped``: let the GPU read and write
+            host memory; ``auto``: whichever is faster in a short measurement where the GPU shares the host's
+            memory (Jetson), else ``device``.
+        time_stages: Time the copies and the execution of every batch with CUDA events.
+        blocking_wait: Sleep instead of spinning while the GPU works: leaves a core to the decoding threads,
+            answers some microseconds later.
+
+    Raises:
+        ValueError: No slot, no thread, or another kind of memory.
+    """
+
+    threads: int = 1
+    slots: int = 2
+    graph: bool = True
+    memory: str = "auto"
+    time_stages: bool = False
+    blocking_wait: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        if self.slots < 1 or self.threads < 1 or self.memory not in MEMORY_KINDS:
+            raise ValueError(f"{self} has no slot, no thread, or a memory that is none of {MEMORY_KINDS}")
+
+
+DEFAULT_OPTIONS = RunnerOptions()
+
+
 class Runner(Protocol):
     """A loaded engine, ready to classify. Closed by the thread that opened it.
 
     Attributes:
         record: The engine's record.
-        thread_safe: Whether several threads may call :meth:`run` at once.
+        thread_safe: Whether several threads may call :meth:`run` at once. Where it is False, every call belongs
+            to the thread that opened the runner.
+        slots: How many tickets may be open, submitted and not yet collected.
+        description: How it runs, for records and reports, such as ``{"execution": "CUDA graph"}``.
     """
 
     record: EngineRecord
     thread_safe: bool
+    slots: int
+
+    @property
+    def description(self) -> Mapping[str, str]:
+        """How it runs, by topic."""
+        ...
 
     def run(self, batch: Array) -> Array:
         """Classify a batch.
@@ -90,6 +136,25 @@ class Runner(Protocol):
 
         Returns:
             Probabilities, ``float32 [N, classes]``, owned by the caller.
+        """
+        ...
+
+    def submit(self, batch: Array) -> Ticket:
+        """Begin a batch and return, where the runtime can, before it is answered.
+
+        Args:
+            batch: As for :meth:`run`; copied, so the caller may reuse it at once.
+
+        Raises:
+            RuntimeError: ``slots`` tickets are open: collect one first.
+        """
+        ...
+
+    def collect(self, ticket: Ticket) -> Array:
+        """Wait for a batch and return its answers, as :meth:`run` does; tickets may be collected in any order.
+
+        Raises:
+            ValueError: The ticket is of another runner, or was collected before.
         """
         ...
 
@@ -141,13 +206,15 @@ class Runtime(Protocol):
         """
         ...
 
-    def open_runner(self, engine: Path, record: EngineRecord, *, threads: int = 1) -> Runner:
+    def open_runner(
+        self, engine: Path, record: EngineRecord, options: RunnerOptions = DEFAULT_OPTIONS
+    ) -> Runner:
         """Load an engine whose record was checked.
 
         Args:
             engine: The engine file.
             record: Its record, from :func:`engines.record.load_record`.
-            threads: CPU threads for one run, where the runtime uses any.
+            options: How to run it.
 
         Raises:
             ArtefactError: Built by another version or for another device.
@@ -192,19 +259,20 @@ def choose_runtime(name: str) -> tuple[Runtime, str]:
     return get_runtime("onnxruntime"), f"onnxruntime, because tensorrt does not work here: {reason}"
 
 
-def open_engine(engine: Path, *, threads: int = 1) -> Runner:
+def open_engine(engine: Path, *, threads: int = 1, options: RunnerOptions = DEFAULT_OPTIONS) -> Runner:
     """Check an engine against its record and load it with its runtime.
 
     Args:
         engine: The engine file.
         threads: CPU threads for one run, where the runtime uses any.
+        options: How else to run it.
 
     Raises:
         ArtefactError: The engine is foreign, stale, truncated, renamed, or its record is missing or edited.
         EnvironmentProblem: Its runtime does not work on this machine.
     """
     record = load_record(engine)
-    return get_runtime(record.runtime).open_runner(engine, record, threads=threads)
+    return get_runtime(record.runtime).open_runner(engine, record, replace(options, threads=threads))
 
 
 def check_precision(layers: Mapping[str, int], options: BuildOptions) -> None:

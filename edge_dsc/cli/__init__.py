@@ -30,6 +30,7 @@ COMMANDS = {
     "evaluate": Command("use", "evaluate", "Measure accuracy, and agreement with another engine"),
     "bench": Command("measure", "bench", "Measure the latency of engines against each other"),
     "compare": Command("measure", "compare", "Compare latency reports"),
+    "import-times": Command("measure", "import_times", "Turn trtexec's --exportTimes file into a report"),
     "inspect": Command("look", "inspect", "Say what a file of edge-dsc is"),
     "doctor": Command("look", "doctor", "Say what is installed and which runtimes work here"),
     "demo": Command("look", "demo", "Walk the whole line on procedural chest phantoms"),

@@ -103,12 +103,13 @@ def calibrate(
     with progress_bar() as progress:
         made = run_calibration(request, progress)
     description = {"path": str(made.path), "held_out": made.held_out, **describe_table(made.table)}
+    description["coverage"] = made.coverage.to_dict()
     if json:
         give_json("edge-dsc/calibrate-result", description)
     else:
         give(
             f"{made.path}: {len(made.table.ranges)} ranges by {made.table.method} over {len(made.table.images)} images"
-            f" ({made.held_out} left out as held back by the split)"
+            f" ({made.held_out} left out as held back by the split)\n{made.coverage.text()}"
         )
 
 

@@ -43,7 +43,7 @@ def quantized_network(deployed: Model, images: Array) -> Model:
         keep their names; the layer that rounds the input of ``X`` is ``X_range``, and the stem has none.
     """
     keras = load_keras()
-    rounding, weighted = _layer_classes(keras)
+    rounding, weighted = rounding_layer(keras), rounded_weights_layer(keras)
     starts = _starting_ranges(deployed, images)
     x = image = keras.layers.Input(deployed.input_shape[1:], name="image")
     for layer in deployed.layers[1:]:
@@ -111,13 +111,15 @@ def _starting_ranges(deployed: Model, images: Array) -> dict[str, float]:
     return dict(zip([layer.name for layer in layers], [PIXELS, *starts], strict=True))
 
 
-def _layer_classes(keras: Any) -> tuple[Any, Any]:
-    """Make the layer that rounds a tensor and the one that rounds its own weights."""
+def _rounded(ops: Any, values: Any) -> Any:
+    """Round to whole numbers; the gradient passes as if nothing were rounded."""
+    return values + ops.stop_gradient(ops.round(values) - values)
+
+
+def rounding_layer(keras: Any) -> Any:
+    """Make the layer class that rounds a tensor."""
     ops = keras.ops
     base: Any = keras.layers.Layer
-
-    def rounded(values: Any) -> Any:
-        return values + ops.stop_gradient(ops.round(values) - values)
 
     class Rounding(base):  # type: ignore[misc]
         """Round a tensor to 256 levels, symmetric about zero, over a range that is learnt."""
@@ -137,7 +139,15 @@ def _layer_classes(keras: Any) -> tuple[Any, Any]:
         def call(self, inputs: Any) -> Any:
             """Round."""
             scale = self.current() / LEVELS
-            return rounded(ops.clip(inputs / scale, -LEVELS - 1, LEVELS)) * scale
+            return _rounded(ops, ops.clip(inputs / scale, -LEVELS - 1, LEVELS)) * scale
+
+    return Rounding
+
+
+def rounded_weights_layer(keras: Any) -> Any:
+    """Make the layer class that rounds its own weights."""
+    ops = keras.ops
+    base: Any = keras.layers.Layer
 
     class RoundedWeights(base):  # type: ignore[misc]
         """A convolution or dense layer that computes with its weights rounded per output channel."""
@@ -162,7 +172,7 @@ def _layer_classes(keras: Any) -> tuple[Any, Any]:
             """Compute with rounded weights; the scale follows the largest weight and takes no gradient."""
             largest = ops.max(ops.abs(self.kernel), axis=self._within, keepdims=True)
             scale = ops.stop_gradient(ops.maximum(largest / LEVELS, _SMALLEST))
-            kernel = rounded(self.kernel / scale) * scale
+            kernel = _rounded(ops, self.kernel / scale) * scale
             if self._kind == "Dense":
                 outputs = ops.matmul(inputs, kernel)
             elif self._kind == "DepthwiseConv2D":
@@ -174,4 +184,4 @@ def _layer_classes(keras: Any) -> tuple[Any, Any]:
                 outputs = outputs + self._middle * ops.sum(self.kernel - kernel, axis=self._within)
             return self._activation(outputs if self.bias is None else outputs + self.bias)
 
-    return Rounding, RoundedWeights
+    return RoundedWeights

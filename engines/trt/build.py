@@ -86,6 +86,7 @@ def _serialize(trt: Any, logger: Any, builder: Any, network: Any, options: Build
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mib << 20)
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # the inspector tells nothing without it
     versions.set_precision(trt, config, options.precision)
+    versions.share_profile(trt, config)
     _add_profile(trt, logger, builder, network, config, options.batch)
     monitor = versions.attach_monitor(trt, config, options.progress)
     plan = builder.build_serialized_network(network, config)

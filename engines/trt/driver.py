@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import sys
 from dataclasses import dataclass
+from typing import Any
 
 # Source: cuda.h, CUdevice_attribute
 _MAJOR = 75  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR
@@ -25,6 +26,41 @@ class Gpu:
     compute_capability: str
 
 
+def load_driver() -> ctypes.CDLL:
+    """Return the CUDA driver's library.
+
+    Raises:
+        OSError: There is none.
+    """
+    return ctypes.CDLL(_LIBRARY)
+
+
+def release_context(driver: Any, context: Any) -> None:
+    """Detach a primary context of pycuda's and leave the thread's stack of contexts as it was.
+
+    To detach a context that is not current, pycuda (up to 2026.1 at least) pushes it and trusts that this takes
+    it off the stack again. That holds for contexts that were created; releasing a primary one never pops it, so
+    the thread would be left with a context that is gone.
+
+    Args:
+        driver: The CUDA driver library; None where it has none for us.
+        context: From ``retain_primary_context``, not current.
+    """
+    before = _current_context(driver)
+    try:
+        context.detach()
+    finally:
+        if _current_context(driver) != before:
+            driver.cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))
+
+
+def _current_context(driver: Any) -> int | None:
+    current = ctypes.c_void_p()
+    if driver is None or driver.cuCtxGetCurrent(ctypes.byref(current)) != 0:
+        return None
+    return current.value
+
+
 def find_gpu() -> tuple[Gpu | None, str]:
     """Look for a GPU.
 
@@ -32,7 +68,7 @@ def find_gpu() -> tuple[Gpu | None, str]:
         The first GPU and an empty text, or None and the reason why none can be used.
     """
     try:
-        cuda = ctypes.CDLL(_LIBRARY)
+        cuda = load_driver()
     except OSError:
         return None, f"no CUDA driver: {_LIBRARY} not found"
     status = cuda.cuInit(0)

@@ -31,3 +31,8 @@ def make_logger(trt: Any) -> Any:
 def first_error(logger: Any, default: str = "it gave no reason") -> str:
     """Return the first error that TensorRT logged."""
     return str(logger.errors[0]) if logger.errors else default
+
+
+def forget_errors(logger: Any) -> None:
+    """Empty the list, so that the next failure is told by its own first message."""
+    logger.errors.clear()

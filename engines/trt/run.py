@@ -1,100 +1,163 @@
-"""The pycuda loop: one thread owns the context, buffers are allocated once, copies and execution share a stream."""
+"""The pycuda loop: one thread owns the context, all memory is allocated once, batches in flight overlap."""
 
 from __future__ import annotations
 
 import contextlib
+import statistics
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from engines import packages
 from engines.batches import BatchCheck
-from engines.errors import ArtefactError, EnvironmentProblem
+from engines.errors import EnvironmentProblem
 from engines.record import EngineRecord
-from engines.runtimes import Array
-from engines.trt.log import first_error, make_logger
+from engines.runtimes import DEFAULT_OPTIONS, Array, RunnerOptions
+from engines.tickets import Ticket
+from engines.trt import driver as cuda_driver
+from engines.trt.capture import missing_functions
+from engines.trt.faults import Faults
+from engines.trt.loaded import LoadedEngine
+from engines.trt.log import make_logger
+from engines.trt.slot import Parts, Slot
+
+_ROUNDS = 20  # batches per kind of memory, where the kind is measured
 
 
 class TrtRunner:
     """A loaded TensorRT engine with its buffers, bound to the thread that opened it.
 
     The device's primary context is retained for the runner's life and current only while one of its methods
-    runs, so that several runners can live in one thread and close in any order.
+    runs, so that several runners can live in one process and close in any order.
 
     Attributes:
         record: The engine's record.
         thread_safe: False.
+        slots: Batches that can be in flight at once.
     """
 
     thread_safe = False
 
-    def __init__(self, trt: Any, cuda: Any, plan: bytes, record: EngineRecord) -> None:
-        """Load an engine on the first GPU.
+    def __init__(
+        self,
+        trt: Any,
+        cuda: Any,
+        plan: bytes,
+        record: EngineRecord,
+        options: RunnerOptions = DEFAULT_OPTIONS,
+        *,
+        place: Path | None = None,
+        clock: Callable[[], int] = time.perf_counter_ns,
+    ) -> None:
+        """Load an engine on the first GPU, run it for the first time and capture its graph.
 
         Args:
             trt: The module ``tensorrt`` or ``tensorrt_rtx``.
             cuda: The module ``pycuda.driver``.
             plan: The serialised engine, checked against its record.
             record: The engine's record.
+            options: How to run it.
+            place: The engine's path, beside which TensorRT for RTX keeps what it compiles; None keeps nothing.
+            clock: Nanoseconds, for choosing the memory.
 
         Raises:
             ArtefactError: TensorRT refuses the engine, or it is not of this contract.
-            EnvironmentProblem: CUDA fails.
+            EnvironmentProblem: TensorRT or CUDA fails, for lack of memory for example.
         """
         self.record = record
+        self.slots = 0
         self._cuda = cuda
+        self._options = options
         self._check = BatchCheck(record)
         self._owner = threading.get_ident()
-        self._logger = make_logger(trt)
-        self._batch_size = 0
+        self._faults = Faults(record, make_logger(trt), cuda)
+        self._words: dict[str, str] = {}
+        self._free: list[Slot] = []
+        self._busy: dict[Ticket, tuple[Slot, int]] = {}
         self._closed = False
         self._frees = contextlib.ExitStack()  # what must happen while the context is current, last first
         self._device_context: Any = None
+        self._driver = self._load_driver()
         try:
-            with self._cuda_errors("open"):
+            with self._faults.told("open"):
                 cuda.init()
-                self._device_context = cuda.Device(0).retain_primary_context()
-            with self._current("open"):
-                self._load(trt, plan)
-                self._allocate(cuda)
+                device = cuda.Device(0)
+                self._device_context = device.retain_primary_context()
+            self._running = self._faults.current(self._device_context, "run")
+            with self._faults.current(self._device_context, "open"):
+                self._open(trt, plan, place, device, clock)
         except BaseException:
-            self.close()
+            with contextlib.suppress(EnvironmentProblem):  # the first failure is the one to tell
+                self.close()
             raise
 
+    @property
+    def description(self) -> Mapping[str, str]:
+        """How it runs: execution, memory, slots, and the runtime cache of RTX."""
+        words = dict(self._words)
+        slots = [*self._free, *(slot for slot, _ in self._busy.values())]
+        if slots:
+            words["execution"] = slots[0].execution_words()
+        if not self._closed and self._loaded.cache is not None:
+            words["runtime_cache"] = self._loaded.cache.state
+        return words
+
     def run(self, batch: Array) -> Array:
-        """Classify a batch; returns after the stream has finished.
+        """Classify a batch; returns when the device has answered. Arguments and errors as for submit and collect."""
+        self._check_usable()
+        self._check(batch)
+        slot = self._free_slot()
+        with self._running:
+            slot.enqueue(batch)
+            return slot.wait(len(batch))
+
+    def submit(self, batch: Array) -> Ticket:
+        """Copy a batch and enqueue its work; returns before the device has done it.
 
         Args:
             batch: ``uint8 [N, height, width, 1]`` with N within the engine's batch range.
+
+        Raises:
+            BadInputError: Another type, shape or size.
+            EnvironmentProblem: CUDA or TensorRT failed.
+            RuntimeError: Called from another thread than the one that opened the runner, or no slot is free.
+            ValueError: The runner is closed.
+        """
+        self._check_usable()
+        self._check(batch)
+        slot = self._free_slot()
+        with self._running:
+            slot.enqueue(batch)
+        self._free.remove(slot)
+        ticket = Ticket(self)
+        self._busy[ticket] = (slot, len(batch))
+        return ticket
+
+    def collect(self, ticket: Ticket) -> Array:
+        """Wait for a batch.
 
         Returns:
             Probabilities, ``float32 [N, classes]``, owned by the caller.
 
         Raises:
-            BadInputError: Another type, shape or size.
-            EnvironmentProblem: CUDA or TensorRT failed.
+            EnvironmentProblem: CUDA failed.
             RuntimeError: Called from another thread than the one that opened the runner.
-            ValueError: The runner is closed.
+            ValueError: The runner is closed, or the ticket is of another or was collected before.
         """
-        self._check_owner()
-        if self._closed:
-            raise ValueError(f"the runner of {self.record.engine} is closed")
-        self._check(batch)
-        size = len(batch)
-        with self._current("run"):
-            if size != self._batch_size:
-                self._set_batch_size(size)
-            self._host_input[:size] = batch
-            self._cuda.memcpy_htod_async(self._device_input, self._host_input[:size], self._stream)
-            if not self._execution.execute_async_v3(self._stream.handle):
-                raise self._problem("run", "execute_async_v3 gives False")
-            self._cuda.memcpy_dtoh_async(self._host_output[:size], self._device_output, self._stream)
-            self._stream.synchronize()
-        return self._host_output[:size].copy()
+        self._check_usable()
+        ticket.take(self)
+        slot, size = self._busy.pop(ticket)
+        self._free.append(slot)
+        with self._running:
+            answers = slot.wait(size)
+            if self._options.time_stages:
+                ticket.stages_ns = slot.stages_ns()
+        return answers
 
     def close(self) -> None:
-        """Free everything, buffers before the engine's context; a second call does nothing.
+        """Free everything, buffers before the engine's context; a second call does nothing. Open tickets are lost.
 
         Raises:
             EnvironmentProblem: CUDA fails while freeing; everything else is freed all the same.
@@ -103,16 +166,19 @@ class TrtRunner:
         self._check_owner()
         if self._closed:
             return
+        self._words = dict(self.description) if self.slots else {}
         self._closed = True
         if self._device_context is None:
             return
         try:
-            with self._current("close"):
+            with self._faults.current(self._device_context, "close"):
                 self._frees.close()
         finally:
-            with self._cuda_errors("close"):
-                self._device_context.detach()
+            with self._faults.told("close"):
+                cuda_driver.release_context(self._driver, self._device_context)
             self._device_context = None
+            self._free.clear()
+            self._busy.clear()
 
     def __enter__(self) -> TrtRunner:
         """Return itself."""
@@ -124,90 +190,105 @@ class TrtRunner:
         """Close."""
         self.close()
 
-    def _load(self, trt: Any, plan: bytes) -> None:
-        """Make the runtime, engine and execution context; they are dropped in the opposite order."""
-        runtime = trt.Runtime(self._logger)
-        engine = runtime.deserialize_cuda_engine(plan)
-        if engine is None:
-            raise self._refused(first_error(self._logger))
-        execution = engine.create_execution_context()
-        if execution is None:
-            raise self._problem("open", "no execution context")
-        self._runtime, self._engine, self._execution = runtime, engine, execution
-        for name in ("_runtime", "_engine", "_execution"):
-            self._frees.callback(setattr, self, name, None)
-        names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
-        inputs = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
-        outputs = [name for name in names if name not in inputs]
-        contract = self.record.contract
-        if (inputs, outputs) != ([contract.input_name], [contract.output_name]):
-            raise self._refused(f"it takes {inputs} and gives {outputs}")
-        types = (engine.get_tensor_dtype(contract.input_name), engine.get_tensor_dtype(contract.output_name))
-        if types != (trt.DataType.UINT8, trt.DataType.FLOAT):
-            raise self._refused(f"it takes {types[0]} and gives {types[1]}")
+    def _open(self, trt: Any, plan: bytes, place: Path | None, device: Any, clock: Callable[[], int]) -> None:
+        """Load the engine, open the slots and warm each; the context is current."""
+        logger = self._faults.logger
+        self._loaded = LoadedEngine(trt, logger, plan, self.record, self._faults, place)
+        self._loaded.register(self._frees)
+        driver, no_graph = self._graph_driver()
+        parts = Parts(
+            cuda=self._cuda,
+            driver=driver,
+            no_graph=no_graph,
+            engine=self._loaded,
+            record=self.record,
+            options=self._options,
+            faults=self._faults,
+        )
+        memory = self._choose_memory(parts, device, clock)
+        for index in range(self._options.slots):
+            with contextlib.ExitStack() as frees:
+                try:
+                    slot = Slot(parts, memory, frees)
+                    slot.warm(self.record.batch.best)
+                except EnvironmentProblem as error:
+                    if index == 0:
+                        raise
+                    self._words["slots"] = f"{index} of {self._options.slots}: {error.what}"
+                    break
+                self._frees.push(frees.pop_all())
+            self._free.append(slot)
+        self.slots = len(self._free)
+        self._words.setdefault("slots", str(self.slots))
+        self._faults.forget()
+        self._keep_cache()
+        self._frees.callback(self._keep_cache)
 
-    def _allocate(self, cuda: Any) -> None:
-        """Allocate for the largest batch, once: page-locked on the host, and on the device."""
-        numpy = packages.load("numpy")
-        contract, largest = self.record.contract, self.record.batch.largest
-        self._stream = cuda.Stream()
-        self._frees.callback(setattr, self, "_stream", None)
-        self._host_input = self._page_locked((largest, *contract.input_shape), numpy.uint8)
-        self._host_output = self._page_locked((largest, len(contract.labels)), numpy.float32)
-        self._device_input = cuda.mem_alloc(self._host_input.nbytes)
-        self._frees.callback(self._device_input.free)
-        self._device_output = cuda.mem_alloc(self._host_output.nbytes)
-        self._frees.callback(self._device_output.free)
-        for name, memory in (
-            (contract.input_name, self._device_input),
-            (contract.output_name, self._device_output),
-        ):
-            if not self._execution.set_tensor_address(name, int(memory)):
-                raise self._problem("open", f"set_tensor_address refuses {name}")
+    def _keep_cache(self) -> None:
+        if self._loaded.cache is not None:
+            self._loaded.cache.save()
 
-    def _page_locked(self, shape: tuple[int, ...], dtype: Any) -> Array:
-        array = self._cuda.pagelocked_empty(shape, dtype)
-        self._frees.callback(array.base.free)
-        return array
+    def _choose_memory(self, parts: Parts, device: Any, clock: Callable[[], int]) -> str:
+        """Return ``device`` or ``mapped``: as asked, by the kind of GPU, or by measuring both."""
+        asked, attributes = self._options.memory, self._cuda.device_attribute
+        if asked != "auto":
+            self._words["memory"] = f"{asked}, as asked"
+            return asked
+        if not device.get_attribute(attributes.INTEGRATED):
+            self._words["memory"] = "device: the GPU has its own"
+            return "device"
+        best = self.record.batch.best
+        median_ns = {kind: _median_ns(parts, kind, best, clock) for kind in ("device", "mapped")}
+        chosen = min(median_ns, key=median_ns.__getitem__)
+        measured = ", ".join(f"{kind} {value / 1e3:.0f} us" for kind, value in median_ns.items())
+        self._words["memory"] = f"{chosen}: measured at batch {best}, {measured}"
+        return chosen
 
-    def _set_batch_size(self, size: int) -> None:
-        contract = self.record.contract
-        if not self._execution.set_input_shape(contract.input_name, (size, *contract.input_shape)):
-            raise self._problem("run", f"set_input_shape refuses a batch of {size}")
-        self._batch_size = size
+    def _load_driver(self) -> Any:
+        """Return the CUDA driver library; pycuda has it loaded already.
 
-    @contextlib.contextmanager
-    def _current(self, action: str) -> Iterator[None]:
-        """Make the device's context current for a block."""
-        with self._cuda_errors(action):
-            self._device_context.push()
-            try:
-                yield
-            finally:
-                self._device_context.pop()
-
-    @contextlib.contextmanager
-    def _cuda_errors(self, action: str) -> Iterator[None]:
-        """Turn CUDA's errors into ours."""
+        Raises:
+            EnvironmentProblem: There is none under its usual name.
+        """
         try:
-            yield
-        except self._cuda.Error as error:
-            raise self._problem(action, str(error)) from error
+            return cuda_driver.load_driver()
+        except OSError as error:
+            raise self._faults.problem("open", str(error)) from error
+
+    def _graph_driver(self) -> tuple[Any, str]:
+        """Return the driver library for graphs, or None and why there are none."""
+        if not self._options.graph:
+            return None, "as asked"
+        missing = missing_functions(self._driver)
+        return (None, f"the driver lacks {missing}") if missing else (self._driver, "")
+
+    def _free_slot(self) -> Slot:
+        if not self._free:
+            raise RuntimeError(
+                f"all {self.slots} slots of {self.record.engine} are in flight: collect a ticket"
+            )
+        return self._free[0]
 
     def _check_owner(self) -> None:
         if threading.get_ident() != self._owner:
             raise RuntimeError(f"the runner of {self.record.engine} belongs to the thread that opened it")
 
-    def _problem(self, action: str, reason: str) -> EnvironmentProblem:
-        logged = first_error(self._logger, "")
-        return EnvironmentProblem(
-            f"{self.record.runtime} cannot {action} {self.record.engine}: {reason}"
-            + (f"; first error logged: {logged}" if logged else ""),
-            remedy="see edge-dsc doctor; free GPU memory, or use a smaller batch",
-        )
+    def _check_usable(self) -> None:
+        self._check_owner()
+        if self._closed:
+            raise ValueError(f"the runner of {self.record.engine} is closed")
 
-    def _refused(self, reason: str) -> ArtefactError:
-        return ArtefactError(
-            f"{self.record.runtime} refuses {self.record.engine}: {reason}",
-            remedy=f"rebuild it: {self.record.build_command}",
-        )
+
+def _median_ns(parts: Parts, kind: str, size: int, clock: Callable[[], int]) -> float:
+    """Return how long one batch takes from host memory to host memory, alone on the device."""
+    with contextlib.ExitStack() as frees:
+        slot = Slot(parts, kind, frees)
+        slot.warm(size)
+        batch = slot.buffers.host_input[:size].copy()
+        samples = []
+        for _ in range(_ROUNDS):
+            started = clock()
+            slot.enqueue(batch)
+            slot.wait(size)
+            samples.append(clock() - started)
+        return statistics.median(samples)

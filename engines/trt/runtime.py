@@ -10,8 +10,8 @@ from pathlib import Path
 from engines import packages
 from engines.errors import ArtefactError, EnvironmentProblem
 from engines.files import write_bytes
-from engines.record import EngineRecord
-from engines.runtimes import Availability, BuildOptions, BuildResult
+from engines.record import EngineRecord, read_engine
+from engines.runtimes import DEFAULT_OPTIONS, Availability, BuildOptions, BuildResult, RunnerOptions
 from engines.trt import versions
 from engines.trt.build import build_plan
 from engines.trt.driver import Gpu, find_gpu
@@ -82,8 +82,10 @@ class TensorRtRuntime:
             layer_types=plan.layer_types,
         )
 
-    def open_runner(self, engine: Path, record: EngineRecord, *, threads: int = 1) -> TrtRunner:
-        """Load an engine whose record was checked; ``threads`` is of no use to a GPU.
+    def open_runner(
+        self, engine: Path, record: EngineRecord, options: RunnerOptions = DEFAULT_OPTIONS
+    ) -> TrtRunner:
+        """Load an engine whose record was checked.
 
         Raises:
             ArtefactError: Built by another version or for another device.
@@ -98,7 +100,7 @@ class TensorRtRuntime:
         if gpu is None:
             raise EnvironmentProblem(f"{self.name} cannot run here: {reason}", remedy=_NO_GPU)
         trt, cuda = packages.load(self.package), packages.load("pycuda.driver")
-        return TrtRunner(trt, cuda, engine.read_bytes(), record)
+        return TrtRunner(trt, cuda, read_engine(engine, record), record, options, place=engine)
 
     def _platform(self, gpu: Gpu | None) -> dict[str, str]:
         """What an engine is tied to."""

@@ -3,6 +3,7 @@
 8.6          weakly typed: explicit batch and the FP16/INT8 flags; no progress monitor
 10.x         strongly typed networks; the old flags still exist and are not used
 11.x, RTX    strongly typed only
+RTX          compiles kernels when it first runs, and can keep them in a runtime cache
 """
 
 from __future__ import annotations
@@ -47,6 +48,50 @@ def set_precision(trt: Any, config: Any, precision: Precision) -> None:
         config.set_flag(trt.BuilderFlag.FP16)
     if precision is Precision.INT8 and hasattr(trt.BuilderFlag, "INT8"):
         config.set_flag(trt.BuilderFlag.INT8)
+
+
+def share_profile(trt: Any, config: Any) -> None:
+    """Let several execution contexts use the same optimisation profile, in releases that must be asked.
+
+    Each batch in flight has a context of its own. Source: TensorRT 8.6 to 10.x, PROFILE_SHARING_0806.
+    """
+    if hasattr(trt.PreviewFeature, "PROFILE_SHARING_0806"):
+        config.set_preview_feature(trt.PreviewFeature.PROFILE_SHARING_0806, True)
+
+
+def make_runtime_config(trt: Any, engine: Any) -> tuple[Any, Any]:
+    """Return the settings for execution contexts and their cache of compiled kernels: RTX only, else None twice.
+
+    Kernels for a new shape are compiled before they first run: a graph that is captured then has the kernels
+    that it keeps, not the slower ones that RTX runs until the background compiler is done.
+    """
+    if not hasattr(trt, "IRuntimeCache") or not hasattr(engine, "create_runtime_config"):
+        return None, None
+    runtime_config = engine.create_runtime_config()
+    runtime_config.dynamic_shapes_kernel_specialization_strategy = (
+        trt.DynamicShapesKernelSpecializationStrategy.EAGER
+    )
+    cache = runtime_config.create_runtime_cache()
+    return runtime_config, cache
+
+
+def use_cache(runtime_config: Any, cache: Any) -> bool:
+    """Have the execution contexts of these settings use a cache, filled before; say whether they do."""
+    return hasattr(runtime_config, "set_runtime_cache") and bool(runtime_config.set_runtime_cache(cache))
+
+
+def create_execution(engine: Any, runtime_config: Any) -> Any:
+    """Return a new execution context, or None where TensorRT refuses."""
+    if runtime_config is None:
+        return engine.create_execution_context()
+    return engine.create_execution_context(runtime_config)
+
+
+def is_capturable(execution: Any, stream_handle: int) -> bool:
+    """Whether a context's work can be captured into a CUDA graph, as far as the release tells beforehand."""
+    if not hasattr(execution, "is_stream_capturable"):
+        return True
+    return bool(execution.is_stream_capturable(stream_handle))
 
 
 def is_harmless(message: str) -> bool:

@@ -69,7 +69,7 @@ def test_two_reports_are_paired_by_name(subject: Make, report: Make) -> None:
     assert (found.only_baseline, found.only_candidate, found.allowed) == (("old",), ("new",), ())
 
 
-@pytest.mark.parametrize("key", ["machine", "architecture", "cpu", "cores", "cpu_limit", "gpu"])
+@pytest.mark.parametrize("key", ["machine", "architecture", "cpu", "cores", "cpu_limit", "gpu", "power_mode"])
 def test_another_machine_is_refused_by_key(subject: Make, report: Make, key: str) -> None:
     before = report(subject("a", steady(1000)))
     after = report(subject("a", steady(900)), environment={**MACHINE, key: "other", "load": 9, "kernel": "7"})

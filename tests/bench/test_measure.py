@@ -15,7 +15,8 @@ COLD = {"warmup_seconds": 0.0, "lead_in": 0}
 
 
 def run(subjects: list[Subject], plan: Plan, clock: Any, **options: Any) -> Report:
-    return measure(subjects, plan, clock=clock, read_environment=lambda: {"cpu": "fake"}, **options)
+    machine = {"read_environment": lambda: {"cpu": "fake"}, "read_machine": dict, **options}
+    return measure(subjects, plan, clock=clock, **machine)
 
 
 def test_samples_are_exactly_the_times_of_the_calls(clock: Any) -> None:
@@ -52,6 +53,31 @@ def test_rounds_are_interleaved_in_the_seeded_order(clock: Any) -> None:
     assert log == expected
     assert [subject.name for subject in report.subjects] == names
     assert all(len(subject.samples_ns) == 40 for subject in report.subjects)
+
+
+def test_the_machine_is_looked_at_after_each_round_and_outside_the_samples(clock: Any) -> None:
+    def look() -> dict[str, Any]:
+        clock.now += 100 * MS
+        return {"hottest_c": 50.0}
+
+    subject = Subject(name="a", call=clock.takes(MS))
+    report = run([subject], Plan(iterations=4, rounds=2, **COLD), clock, read_machine=look)
+    assert [state["at_ns"] for state in report.states] == [0, 102 * MS, 204 * MS]
+    assert report.states[0]["hottest_c"] == 50.0
+    assert list(report.subjects[0].samples_ns) == [MS] * 4
+
+
+def test_stages_are_told_by_calls_beside_the_samples(clock: Any) -> None:
+    told = iter(range(1, 100))
+    stages = lambda: {"execute": next(told) * 10, "d2h": 7}  # noqa: E731
+    subject = Subject(name="a", call=clock.takes(MS), stages=stages)
+    report = run([subject], Plan(iterations=4, rounds=2, **COLD), clock)
+    (measured,) = report.subjects
+    assert [dict(block.stages_ns) for block in measured.blocks] == [
+        {"execute": 30, "d2h": 7},
+        {"execute": 80, "d2h": 7},
+    ]
+    assert list(measured.samples_ns) == [MS] * 4
 
 
 def test_lead_in_calls_are_not_counted(clock: Any) -> None:

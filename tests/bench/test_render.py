@@ -34,8 +34,11 @@ def test_a_report_as_text(subject: Make, report: Make) -> None:
     assert lines[2] == "engine samples median 95 % interval mean p90 p95 p99 p99.9 min max"
     small = "n too small n too small n too small"
     assert lines[4] == f"cnn 100 3.000 3.000 to 3.000 3.000 3.000 {small} 3.000 3.000"
-    assert lines[9] == "engine against median, ms was, ms ratio 95 % interval verdict"
-    assert lines[11] == "dsc cnn 1.000 3.000 0.333 0.333 to 0.333 3.00 times faster"
+    assert lines[7] == "Bounds of the tail, ms: the true percentile is below, with 99 % confidence"
+    assert lines[9] == "engine p90 below p95 below p99 below p99.9 below"
+    assert lines[11] == f"cnn 3.000 {small}"
+    assert lines[17] == "engine against median, ms was, ms ratio 95 % interval p verdict"
+    assert lines[19] == "dsc cnn 1.000 3.000 0.333 0.333 to 0.333 0.002 3.00 times faster"
     assert "load 0.5 0.75" in words(text)
     assert text.endswith("For research and engineering only; not a medical device.\n")
     assert "\x1b" not in text
@@ -43,7 +46,7 @@ def test_a_report_as_text(subject: Make, report: Make) -> None:
 
 def test_the_baseline_can_be_chosen(subject: Make, report: Make) -> None:
     made = report(subject("cnn", blocks(3_000_000)), subject("dsc", blocks(1_000_000)))
-    assert "cnn dsc 3.000 1.000 3.000 3.000 to 3.000 3.00 times slower" in words(
+    assert "cnn dsc 3.000 1.000 3.000 3.000 to 3.000 0.002 3.00 times slower" in words(
         render_report(made, baseline="dsc")
     )
 
@@ -85,12 +88,12 @@ def test_a_comparison_as_text_and_markdown(subject: Make, report: Make) -> None:
     after = report(subject("a|b", blocks(1_200_000)), environment={"cpu": "x"})
     made = compare_reports(before, after, allow={"machine", "architecture", "cpu", "cores"})
     text = render_comparison(made)
-    assert "a|b a|b 1.200 1.000 1.200 1.200 to 1.200 1.20 times slower" in words(text)
+    assert "a|b a|b 1.200 1.000 1.200 1.200 to 1.200 - 1.20 times slower" in words(text)
     assert "* allowed to differ: machine, architecture, cpu, cores" in text
     assert "* only in the baseline: old" in text
     markdown = render_comparison(made, markdown=True)
-    assert "| a\\|b | a\\|b | 1.200 | 1.000 | 1.200 | 1.200 to 1.200 | 1.20 times slower |" in markdown
-    assert "| --- | ---: | ---: | ---: | ---: | ---: | ---: |" in markdown
+    assert "| a\\|b | a\\|b | 1.200 | 1.000 | 1.200 | 1.200 to 1.200 | - | 1.20 times slower |" in markdown
+    assert "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |" in markdown
     assert "- only in the baseline: old" in markdown
 
 

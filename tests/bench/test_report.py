@@ -52,8 +52,23 @@ def test_a_measured_report_comes_back_equal(tmp_path: Path) -> None:
 def test_the_document_says_what_it_is(saved: Path) -> None:
     document = json.loads(saved.read_text())
     assert list(document)[:2] == ["kind", "schema_version"]
-    assert (document["kind"], document["schema_version"]) == ("edge-dsc/latency-report", 1)
+    assert (document["kind"], document["schema_version"]) == ("edge-dsc/latency-report", 2)
     assert document["subjects"][0]["blocks"][0]["samples_ns"] == encode_samples(as_samples([300, 310]))
+
+
+def test_a_report_of_version_1_loads(saved: Path) -> None:
+    """As the first release wrote it: no storage, controls and stages."""
+    expected = load_report(saved)
+    body = json.loads(saved.read_text())
+    for key in ("kind", "schema_version", "report_sha256"):
+        del body[key]
+    del body["storage"], body["states"]
+    for subject in body["subjects"]:
+        del subject["control_of"], subject["passes"]
+        for block in subject["blocks"]:
+            del block["stages_ns"]
+    write_document(saved, KIND, 1, {**body, "report_sha256": sha256_bytes(canonical_json(body))})
+    assert load_report(saved) == expected
 
 
 def test_plain_lists_of_samples_load(saved: Path) -> None:
@@ -77,10 +92,16 @@ def _block(body: dict[str, Any], value: object) -> None:
         (lambda body: _block(body, [1.5]), "subject 'cnn': sample 1.5 is not a whole number"),
         (lambda body: body["subjects"][0]["blocks"][0].pop("samples_ns"), "'samples_ns' is missing"),
         (lambda body: body["subjects"][0]["blocks"][0].update(round=-1), "round -1"),
+        (
+            lambda body: body["subjects"][0]["blocks"][0].update(stages_ns={"h2d": -1}),
+            "stage 'h2d' took -1 ns",
+        ),
         (lambda body: body["subjects"][0].update(colour="red"), "colour"),
         (lambda body: body["subjects"].append(body["subjects"][0]), "two subjects have the same name"),
         (lambda body: body["subjects"].clear(), "no measured subject"),
+        (lambda body: body["subjects"][1].update(control_of="x"), "'dsc' controls 'x', which is not there"),
         (lambda body: body.pop("plan"), "'plan' is missing"),
+        (lambda body: body.update(storage={"in_order": True, "x": 1}), "no readable latency report"),
         (lambda body: body["plan"].update(seconds=-1), "the duration is -1 s"),
         (lambda body: body["plan"].update(seconds="long"), "no readable latency report"),
         (lambda body: body.update(subjects=None), "no readable latency report"),
@@ -102,7 +123,7 @@ def test_impossible_reports_are_refused(
     [
         ('"round": 1', '"round": 5', "was edited after it was made"),
         ('"cpu": "Cortex-A78AE"', '"cpu": "Cortex-X"', "was edited after it was made"),
-        ('"schema_version": 1', '"schema_version": 2', "has schema version 2, this edge-dsc reads 1"),
+        ('"schema_version": 2', '"schema_version": 3', "has schema version 3, this edge-dsc reads 1 and 2"),
         ("edge-dsc/latency-report", "edge-dsc/engine-record", "is not an edge-dsc/latency-report document"),
         ('"cores": 6', '"cores": NaN', "NaN is not a JSON number"),
     ],

@@ -10,14 +10,22 @@ import pytest
 from bench.samples import as_samples, decode_samples, encode_samples
 
 
-@pytest.mark.parametrize("values", [[0], [1, 2, 3], [255, 256, 65_536, 2**62]])
+@pytest.mark.parametrize("values", [[0], [1, 2, 3], [3, 1], [255, 256, 65_536, 2**62]])
 def test_packed_samples_come_back_exactly(values: list[int]) -> None:
     assert decode_samples(encode_samples(as_samples(values))) == array("q", values)
 
 
 def test_the_packing_is_as_documented() -> None:
-    planes = zlib.decompress(base64.b64decode(encode_samples(as_samples([0x0102, 0x0304]))))
-    assert planes == bytes([2, 4, 1, 3]) + bytes(12)
+    planes = zlib.decompress(base64.b64decode(encode_samples(as_samples([0x0304, 0x0102]))))
+    assert planes == bytes([4, 2, 3, 1]) + bytes(12)
+    mark, _, packed = encode_samples(as_samples([0x0102, 0x0304])).partition(":")
+    assert mark == "ascending"
+    assert zlib.decompress(base64.b64decode(packed)) == bytes([2, 2, 1, 2]) + bytes(12)
+
+
+def test_samples_as_the_first_release_packed_them_load() -> None:
+    planes = bytes([2, 4, 1, 3]) + bytes(12)
+    assert list(decode_samples(base64.b64encode(zlib.compress(planes)).decode())) == [0x0102, 0x0304]
 
 
 def test_a_millisecond_costs_less_than_four_characters() -> None:
@@ -29,7 +37,7 @@ def test_a_plain_list_is_taken() -> None:
     assert decode_samples([5, 6]) == array("q", [5, 6])
 
 
-GOOD = encode_samples(as_samples([1, 2, 3]))
+GOOD = encode_samples(as_samples([3, 2, 1]))
 
 
 @pytest.mark.parametrize(
@@ -48,6 +56,8 @@ GOOD = encode_samples(as_samples([1, 2, 3]))
         (base64.b64encode(zlib.compress(b"1234567")).decode(), "cut short"),
         (base64.b64encode(zlib.compress(b"")).decode(), "no samples"),
         (encode_samples(array("q", [1, -7])), "sample -7 is negative"),
+        ("ascending:" + encode_samples(array("q", [5, -1])), "they descend"),
+        ("ascending:", "damaged|cut short"),
     ],
 )
 def test_impossible_samples_are_refused(packed: object, text: str) -> None:

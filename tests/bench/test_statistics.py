@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from bench.bootstrap import Interval
 from bench.report import SubjectReport
@@ -66,6 +67,35 @@ def test_the_bound_holds_in_at_least_99_of_100_heavy_tailed_samples() -> None:
     samples = np.sort(rng.random((2000, 300)) ** (-1 / 1.5), axis=1)
     rank = 300 - allowed_slower(300, 95.0)
     assert np.mean(samples[:, rank] >= true) >= 0.985
+
+
+LAWS = {  # sampler of n numbers, and its quantile function
+    "normal": (lambda rng, n: rng.normal(0, 1, n), stats.norm.ppf),
+    "log-normal": (lambda rng, n: rng.lognormal(0, 1, n), stats.lognorm(1).ppf),
+    "exponential": (lambda rng, n: rng.exponential(1, n), stats.expon.ppf),
+    "Pareto 1.1": (lambda rng, n: 1 + rng.pareto(1.1, n), stats.pareto(1.1).ppf),
+    "Cauchy": (lambda rng, n: rng.standard_cauchy(n), stats.cauchy.ppf),
+}
+
+
+@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize(("percentile", "count"), [(90.0, 200), (99.0, 1000), (99.9, 8000)])
+def test_a_bound_holds_for_every_law_as_often_as_it_says(law: str, percentile: float, count: int) -> None:
+    draw, quantile = LAWS[law]
+    rng = np.random.default_rng(20261101)
+    true, runs = quantile(percentile / 100), 400
+    bounds = [tail(np.sort(draw(rng, count)), percentile) for _ in range(runs)]
+    held = sum(found is not None and found.bound >= true for found in bounds)
+    assert held >= runs - 10  # 4 failures are expected; 11 or more of 400 have a chance of 0.3 %
+
+
+def test_the_bound_is_the_incomplete_beta_rule() -> None:
+    from scipy.special import betainc
+
+    for count, percentile in ((64, 90.0), (2048, 90.0), (5000, 99.0), (20_000, 99.9)):
+        most = allowed_slower(count, percentile)
+        share = percentile / 100
+        assert betainc(count - most, most + 1, share) <= 0.01 < betainc(count - most - 1, most + 2, share)
 
 
 @pytest.mark.parametrize(

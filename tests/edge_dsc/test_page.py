@@ -110,8 +110,8 @@ def test_every_number_of_the_tables_is_text_on_the_page(report: Report) -> None:
                 assert cell in page.words, cell
     for ratio in ratios:
         assert f"{ratio.ratio.value:.3f} [{ratio.ratio.low:.3f}, {ratio.ratio.high:.3f}]" in page.words
-    assert page.tags.count("svg") == 5  # three in the legend, two plots
-    assert page.tags.count("polyline") == 3
+    assert page.tags.count("svg") == 9  # three in each of two legends, three plots
+    assert page.tags.count("polyline") == 6
     assert page.tags.count("circle") == 2
 
 

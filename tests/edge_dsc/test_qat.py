@@ -18,7 +18,14 @@ from edge_dsc.data.split import load_split
 from edge_dsc.export.folding import fold_network
 from edge_dsc.networks import build_network, load_keras, load_network
 from edge_dsc.qat import QatOptions, QatResult, fine_tune
-from edge_dsc.qat.network import deployed_weights, learnt_ranges, quantized_network, weighted_layers
+from edge_dsc.qat.network import (
+    deployed_weights,
+    learnt_ranges,
+    quantized_network,
+    rounded_weights_layer,
+    rounding_layer,
+    weighted_layers,
+)
 from edge_dsc.training.record import load_training_record
 from engines.errors import BadInputError, UsageError
 from engines.graph import load_model
@@ -152,10 +159,7 @@ def test_the_trained_graph_is_the_deployed_one(
 
 def test_rounding_is_symmetric_saturating_and_learns() -> None:
     keras = load_keras()
-    from edge_dsc.qat.network import _layer_classes
-
-    rounding, _ = _layer_classes(keras)
-    layer = rounding(start=1.27, name="r")
+    layer = rounding_layer(keras)(start=1.27, name="r")
     values = np.array([[-5.0, -1.28, -0.014, 0.0, 0.014, 0.016, 1.27, 5.0]], np.float32)
     found = np.asarray(layer(values))
     np.testing.assert_allclose(found, [[-1.28, -1.28, -0.01, 0, 0.01, 0.02, 1.27, 1.27]], atol=1e-6)
@@ -171,16 +175,13 @@ def test_rounding_is_symmetric_saturating_and_learns() -> None:
 
 def test_weights_are_rounded_per_output_channel() -> None:
     keras = load_keras()
-    from edge_dsc.qat.network import _layer_classes
-
-    _, weighted = _layer_classes(keras)
     source = keras.layers.DepthwiseConv2D(3, padding="same", use_bias=False)
     source.build((None, 4, 4, 2))
     kernel = np.zeros((3, 3, 2, 1), np.float32)
     kernel[1, 1, :, 0] = [127.0, 0.127]  # scales 1 and 0.001
     kernel[0, 0, :, 0] = [0.4, 0.0004]  # both round to nothing
     source.set_weights([kernel])
-    layer = weighted(source, middle=0.0, name="rounded")
+    layer = rounded_weights_layer(keras)(source, middle=0.0, name="rounded")
     ones = np.ones((1, 4, 4, 2), np.float32)
     layer(ones)
     layer.set_weights([kernel])

@@ -52,6 +52,26 @@ def test_documents_come_back(tmp_path: Path) -> None:
     }
 
 
+def test_older_documents_are_brought_up_to_date_after_their_seal_was_checked(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    older = {
+        1: lambda body: {**body, "two": body["one"] * 2},
+        2: lambda body: {**body, "three": body["two"] + 1},
+    }
+    files.write_sealed_document(path, KIND, 1, {"one": 1}, seal="seal")
+    read = {"seal": "seal", "renew": "make", "older": older}
+    assert files.read_sealed_document(path, KIND, 3, **read) == {"one": 1, "two": 2, "three": 3}
+    found = files.read_document(path, KIND, 2, renew="make", older={1: older[1]})
+    assert (found["schema_version"], found["two"]) == (2, 2)
+    path.write_text(path.read_text().replace('"one": 1', '"one": 2'))
+    with pytest.raises(ArtefactError, match="was edited"):
+        files.read_sealed_document(path, KIND, 3, **read)
+    for version in ("4", "0", "null", "true", '"1"', "[]"):
+        path.write_text('{"kind": "edge-dsc/test", "schema_version": ' + version + "}")
+        with pytest.raises(ArtefactError, match="this edge-dsc reads 1 and 2 and 3"):
+            files.read_document(path, KIND, 3, renew="make", older=older)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

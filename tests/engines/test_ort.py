@@ -13,9 +13,10 @@ import onnxruntime
 import pytest
 
 from engines.errors import AccuracyGateError, ArtefactError, BadInputError, EnvironmentProblem
+from engines.files import sha256_bytes
 from engines.ort import RUNTIME, OrtRunner
 from engines.record import BatchRange, Precision
-from engines.runtimes import BuildOptions
+from engines.runtimes import BuildOptions, RunnerOptions
 
 BATCH = BatchRange(1, 1, 8)
 LAYERS = {"dsc": 9, "cnn": 6}
@@ -32,7 +33,7 @@ def open_engine(tmp_path: Path, graph_in: Callable, record_of: Callable) -> Call
         model = graph_in(architecture, precision, signed=False)
         result = RUNTIME.build(model, engine, options(precision, LAYERS[architecture] - 1))
         record = record_of(engine, architecture, precision, result, BATCH)
-        return RUNTIME.open_runner(engine, record, threads=threads)
+        return RUNTIME.open_runner(engine, record, RunnerOptions(threads=threads))
 
     return build_and_open
 
@@ -190,10 +191,20 @@ def test_a_damaged_engine_is_refused(open_engine: Callable, tmp_path: Path, dama
     with open_engine() as runner:
         record = runner.record
     engine = tmp_path / record.engine
-    engine.write_bytes(damage(engine.read_bytes()))
-    with pytest.raises(ArtefactError, match="onnxruntime cannot load") as caught:
+    damaged = damage(engine.read_bytes())
+    engine.write_bytes(damaged)
+    with pytest.raises(ArtefactError, match="was replaced while it was being opened"):
         RUNTIME.open_runner(engine, record)
+    with pytest.raises(ArtefactError, match="onnxruntime cannot load") as caught:
+        RUNTIME.open_runner(engine, replace(record, engine_sha256=sha256_bytes(damaged)))
     assert caught.value.remedy == "rebuild it: edge-dsc build-engine model.onnx"
+
+
+def test_submitting_and_collecting(open_engine: Callable, pixels: Callable) -> None:
+    with open_engine() as runner:
+        assert (runner.slots, runner.description["execution"]) == (1, "ONNX Runtime session")
+        batch = pixels(2)
+        np.testing.assert_array_equal(runner.collect(runner.submit(batch)), runner.run(batch))
 
 
 def test_it_works_here() -> None:

@@ -244,7 +244,8 @@ def test_reports_that_cannot_be_compared(edge_dsc: Any, engine: Path, tmp_path: 
     refused(edge_dsc("compare", one, two), 8, "batch is 1 and 2", "--allow batch")
     assert edge_dsc("compare", one, two, "--allow", "batch").code == 0
     refused(edge_dsc("compare", one), 8, "two engines are needed")
-    refused(edge_dsc("compare", one, one, one), 2, "3 reports")
+    refused(edge_dsc("compare", one, one, one), 2, "one.json is given twice")
+    refused(edge_dsc("compare", one, two, one, "--fail-if-slower", 5), 2, "--fail-if-slower with 3 reports")
     document = json.loads(one.read_text())
     two.write_text(json.dumps({**document, "created": "later"}))
     refused(edge_dsc("compare", one, two), 4, "was edited")

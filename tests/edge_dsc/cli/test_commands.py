@@ -5,11 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bench.statistics import Verdict
 from edge_dsc import __version__
 from edge_dsc.cli import COMMANDS, main
 from edge_dsc.cli.build import Backend, CalibMethod, PrecisionName
@@ -114,6 +116,7 @@ def test_evaluate_against_itself_agrees(edge_dsc: Any, engine: Path, textures: P
 @pytest.fixture
 def calm(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let no noise of this machine end a measurement with exit code 7."""
+    monkeypatch.setattr("bench.control.judge", lambda *_: Verdict.NO_DIFFERENCE)
     monkeypatch.setattr("bench.stability.UNSTABLE_SPREAD", float("inf"))
 
 
@@ -128,6 +131,24 @@ def test_an_unstable_measurement_is_kept_and_said(
     assert (tmp_path / "report.json").is_file()
 
 
+def test_a_control_that_differs_ends_bench_and_compare_with_7(
+    edge_dsc: Any, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bench.control.judge", lambda *_: Verdict.SLOWER)
+    engines = [run / f"dsc-{precision}.onnxruntime.engine" for precision in ("fp32", "int8")]
+    short = ("--iterations", 20, "--warmup", 0)
+    report = tmp_path / "report.json"
+    done = edge_dsc("bench", *engines, *short, "--out", report)
+    assert done.code == 7 and "differs from itself" in done.err
+    for reports in ([report], [report, report]):
+        done = edge_dsc("compare", *reports, "--fail-if-slower", 0)
+        assert done.code == 7 and "measured twice, ratio" in done.err
+    monkeypatch.setattr("bench.stability.UNSTABLE_SPREAD", float("inf"))
+    done = edge_dsc("bench", *engines, *short, "--no-control", "--out", report, "--json")
+    assert done.code == 0 and len(done.json["subjects"]) == 2
+    assert edge_dsc("compare", report, "--json").json["controls"] == []
+
+
 @pytest.mark.usefixtures("calm")
 def test_bench_and_compare(edge_dsc: Any, run: Path, tmp_path: Path) -> None:
     engines = [run / f"dsc-{precision}.onnxruntime.engine" for precision in ("fp32", "int8")]
@@ -137,7 +158,8 @@ def test_bench_and_compare(edge_dsc: Any, run: Path, tmp_path: Path) -> None:
     written = json.loads(report.read_text())
     del written["report_sha256"]
     assert done.json == written
-    assert [subject["name"] for subject in done.json["subjects"]] == [e.stem for e in engines]
+    names = [subject["name"] for subject in done.json["subjects"]]
+    assert names == [*(e.stem for e in engines), f"{engines[0].stem} (control)"]
     within = edge_dsc("compare", report, "--json")
     assert [row["candidate"] for row in within.json["rows"]] == ["dsc-int8.onnxruntime"]
     page = tmp_path / "c.html"
@@ -147,6 +169,100 @@ def test_bench_and_compare(edge_dsc: Any, run: Path, tmp_path: Path) -> None:
     assert between.out.strip() == (tmp_path / "c.md").read_text().strip()
     assert between.out.count("1.000") >= 2
     assert edge_dsc("compare", report, report, "--fail-if-slower", 5).code == 0
+    copies = [report, tmp_path / "two.json", tmp_path / "three.json"]
+    for copy in copies[1:]:
+        shutil.copy(report, copy)
+    fleet = edge_dsc("compare", *copies, "--json", "--html", page)
+    assert (fleet.code, fleet.json["kind"]) == (0, "edge-dsc/fleet")
+    assert fleet.json["engines"] == [e.stem for e in engines]
+    assert [device["source"] for device in fleet.json["devices"]] == ["report", "two", "three"]
+    assert "Ratio to dsc-fp32.onnxruntime on the same device" in page.read_text()
+
+
+def test_import_times(edge_dsc: Any, tmp_path: Path) -> None:
+    times = tmp_path / "a.json"
+    entry = {"startEnqMs": 1, "h2dMs": 0.1, "computeMs": 0.8, "d2hMs": 0.1, "latencyMs": 1}
+    times.write_text(json.dumps([entry] * 100))
+    done = edge_dsc("import-times", times, "--name", "mine", "--json")
+    assert done.code == 0, done.err
+    assert done.json["subjects"][0]["name"] == "mine"
+    report = tmp_path / "a.report.json"
+    assert edge_dsc("compare", report, report, "--json").json["rows"][0]["ratio"]["value"] == 1
+    assert "execute" in edge_dsc("import-times", times, "--out", tmp_path / "b.json").out
+    times.write_text("[]")
+    done = edge_dsc("import-times", times)
+    assert done.code == 9 and "holds no times of trtexec" in done.err
+
+
+@pytest.mark.usefixtures("calm")
+def test_bench_measures_memory_and_power_in_passes_of_their_own(
+    edge_dsc: Any, engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from bench.power import Rail
+
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parents[3]))
+    monkeypatch.setattr("edge_dsc.measuring.find_rails", lambda: (Rail(name="VDD_IN", watts=lambda: 5.0),))
+    short = ("--iterations", 20, "--warmup", 0, "--out", tmp_path / "r.json", "--json")
+    done = edge_dsc("bench", engine, *short, "--memory", "--power", 0.05, "--limits")
+    assert done.code == 0, done.err
+    (subject,) = done.json["subjects"]
+    memory = subject["passes"]["memory"]
+    assert memory["host_peak_bytes"] > memory["host_before_bytes"] > 10 << 20
+    limits = subject["passes"]["limits"]
+    assert limits["multiply_adds"] == 36_453_056
+    assert limits["bytes_per_s"] > 1e6 and limits["multiply_adds_per_s"] > 1e6
+    assert [power["rail"] for power in subject["passes"]["power"]] == ["VDD_IN"]
+    monkeypatch.setattr("edge_dsc.measuring.find_rails", tuple)
+    done = edge_dsc("bench", engine, *short, "--power", 0.05)
+    assert done.code == 0 and "no rail can be read here" in done.err
+
+
+@pytest.mark.usefixtures("calm")
+def test_bench_in_every_scenario(edge_dsc: Any, engine: Path, textures: Path, tmp_path: Path) -> None:
+    short = ("--iterations", 20, "--warmup", 0, "--out", tmp_path / "r.json", "--json")
+    camera = edge_dsc("bench", engine, *short, "--fps", 2000)
+    assert camera.json["plan"]["scenario"] == "camera of 2000 fps"
+    assert "Frames at 2000 fps" in edge_dsc("bench", engine, *short[:-1], "--fps", 2000).out
+    folder = edge_dsc("bench", engine, *short, "--folder", textures / "focal")
+    (subject,) = folder.json["subjects"]
+    assert (folder.json["plan"]["scenario"], subject["description"]["images"]) == ("folder", 30)
+    assert set(subject["blocks"][0]["stages_ns"]) == {"decode", "execute"}
+    pile = edge_dsc("bench", engine, *short, "--offline", 8)
+    names = [subject["name"] for subject in pile.json["subjects"]]
+    assert names[0] == f"{engine.stem} b1 c1" and f"{engine.stem} b4 c1" in names
+    assert {subject["description"]["batch"] for subject in pile.json["subjects"]} == {8}
+
+
+def test_scenarios_that_cannot_be(edge_dsc: Any, engine: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_text("no picture")
+    for words, code, *arguments in (
+        ("exclude each other", 2, "--fps", 30, "--offline", 8),
+        ("the rate is -1.0 fps", 2, "--fps", -1),
+        ("none of 1 files is an image", 9, "--folder", tmp_path),
+        ("no file, folder or glob", 9, "--folder", tmp_path / "none"),
+    ):
+        done = edge_dsc("bench", engine, "--iterations", 5, "--out", tmp_path / "r.json", *arguments)
+        assert (done.code, words in done.err) == (code, True), done.err
+
+
+@pytest.mark.usefixtures("calm")
+def test_bench_tells_builds_apart(
+    edge_dsc: Any, engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parents[3]))
+    built = edge_dsc("build-engine", engine.parent, "--fp32", "--backend", "onnxruntime")
+    assert built.code == 0, built.err
+    short = ("--iterations", 20, "--warmup", 0, "--out", tmp_path / "r.json")
+    done = edge_dsc("bench", engine, "--builds", 2, *short)
+    assert done.code == 0, done.err
+    assert "Spread within a build and between builds" in done.out
+    subjects = json.loads((tmp_path / "r.json").read_text())["subjects"]
+    names = [engine.stem, f"{engine.stem} (build 2)", f"{engine.stem} (control)"]
+    assert [subject["name"] for subject in subjects] == names
+    assert subjects[1]["description"]["build_of"] == engine.stem
+    (engine.parent / "model.onnx").unlink()
+    done = edge_dsc("bench", engine, "--builds", 2, *short)
+    assert done.code == 3 and "again" in done.err and "where it was first built" in done.err
 
 
 def test_inspect_knows_every_file(edge_dsc: Any, run: Path, tmp_path: Path) -> None:

@@ -1,236 +1,140 @@
-"""A CUDA driver and a TensorRT runtime that run on the CPU, strict where the real ones are.
-
-Copies and executions wait on their stream until it is synchronised. Using freed memory, working without a
-current context, from another thread, or freeing twice is an error. The "engine" is an ONNX file.
-"""
+"""A CUDA device and four releases of TensorRT that run on the CPU; see tests/doubles."""
 
 from __future__ import annotations
 
-import itertools
-import threading
-from collections.abc import Callable
-from types import SimpleNamespace
+import functools
+import gc
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
+import onnx
 import pytest
+from double_cuda import DoubleCuda, DoubleDriver, current
+from double_tensorrt import RELEASES, DoubleTensorRt
+from onnx import TensorProto, helper, numpy_helper
 
+from engines.contract import ModelContract
+from engines.files import sha256_bytes
+from engines.record import BatchRange, EngineRecord, Precision
+from engines.runtimes import BuildOptions, RunnerOptions
+from engines.trt import driver as cuda_driver
+from engines.trt.build import build_plan
+from engines.trt.run import TrtRunner
 
-class CudaError(Exception):
-    """Stands for pycuda.driver.Error."""
-
-
-class HostAllocation:
-    """Page-locked memory; the array over it has this object as its base, as with pycuda."""
-
-    def __init__(self, cuda: FakeCuda, shape: tuple[int, ...], dtype: Any) -> None:
-        self.cuda = cuda
-        self.memory = np.full(shape, 0xAB, dtype)
-        self.__array_interface__ = self.memory.__array_interface__
-
-    def free(self) -> None:
-        self.cuda.release(self, "host")
-
-
-class DeviceAllocation:
-    def __init__(self, cuda: FakeCuda, size: int) -> None:
-        self.cuda = cuda
-        self.memory = np.zeros(size, np.uint8)
-        self.address = next(cuda.addresses)
-
-    def __int__(self) -> int:
-        return self.address
-
-    def free(self) -> None:
-        self.cuda.release(self, "device")
-
-
-class Stream:
-    def __init__(self, cuda: FakeCuda) -> None:
-        cuda.need_context("Stream")
-        self.cuda = cuda
-        self.handle = next(cuda.addresses)
-        self.work: list[Callable[[], None]] = []
-        cuda.streams[self.handle] = self
-
-    def synchronize(self) -> None:
-        self.cuda.need_context("synchronize")
-        for step in self.work:
-            step()
-        self.work.clear()
-
-
-class Context:
-    def __init__(self, cuda: FakeCuda) -> None:
-        self.cuda = cuda
-
-    def push(self) -> None:
-        self.cuda.stack().append(self)
-
-    def pop(self) -> None:
-        self.cuda.stack().pop()
-
-    def detach(self) -> None:
-        self.cuda.retained -= 1
-        self.cuda.log.append("detach")
-
-
-class FakeCuda:
-    """Stands for the module pycuda.driver. ``fail`` names the call that raises."""
-
-    Error = CudaError
-
-    def __init__(self) -> None:
-        self.addresses = itertools.count(4096, 4096)
-        self.live: list[Any] = []
-        self.streams: dict[int, Stream] = {}
-        self.stacks: dict[int, list[Context]] = {}
-        self.retained = 0
-        self.allocations = 0
-        self.log: list[str] = []
-        self.fail = ""
-
-    def init(self) -> None:
-        self.may_fail("init")
-
-    def Device(self, index: int) -> Any:
-        def retain() -> Context:
-            self.may_fail("retain_primary_context")
-            self.retained += 1
-            return Context(self)
-
-        return SimpleNamespace(retain_primary_context=retain)
-
-    def Stream(self) -> Stream:
-        return Stream(self)
-
-    def pagelocked_empty(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-        self.need_context("pagelocked_empty")
-        return np.asarray(self.keep(HostAllocation(self, shape, dtype)))
-
-    def mem_alloc(self, size: int) -> DeviceAllocation:
-        self.need_context("mem_alloc")
-        return self.keep(DeviceAllocation(self, size))
-
-    def memcpy_htod_async(self, target: DeviceAllocation, source: np.ndarray, stream: Stream) -> None:
-        self.need_context("memcpy_htod_async")
-        assert target in self.live
-
-        def copy() -> None:
-            target.memory[: source.nbytes] = source.reshape(-1).view(np.uint8)
-
-        stream.work.append(copy)
-
-    def memcpy_dtoh_async(self, target: np.ndarray, source: DeviceAllocation, stream: Stream) -> None:
-        self.need_context("memcpy_dtoh_async")
-        assert source in self.live
-
-        def copy() -> None:
-            target.reshape(-1).view(np.uint8)[:] = source.memory[: target.nbytes]
-
-        stream.work.append(copy)
-
-    def stack(self) -> list[Context]:
-        return self.stacks.setdefault(threading.get_ident(), [])
-
-    def need_context(self, call: str) -> None:
-        self.may_fail(call)
-        if not self.stack():
-            raise CudaError(f"{call} failed: invalid device context")
-
-    def may_fail(self, call: str) -> None:
-        if self.fail == call:
-            raise CudaError(f"{call} failed: out of memory")
-
-    def keep(self, memory: Any) -> Any:
-        self.allocations += 1
-        self.live.append(memory)
-        return memory
-
-    def release(self, memory: Any, kind: str) -> None:
-        self.need_context("free")
-        self.live.remove(memory)  # raises when freed twice
-        self.log.append(f"free {kind}")
-
-    def at(self, address: int) -> DeviceAllocation:
-        return next(item for item in self.live if isinstance(item, DeviceAllocation) and int(item) == address)
-
-
-class FakeTrt:
-    """Stands for the module tensorrt. ``fail`` names the call that answers None or False."""
-
-    TensorIOMode = SimpleNamespace(INPUT="input", OUTPUT="output")
-    DataType = SimpleNamespace(UINT8="uint8", FLOAT="float")
-
-    class ILogger:
-        ERROR = 1
-        INTERNAL_ERROR = 0
-
-    def __init__(self, cuda: FakeCuda) -> None:
-        self.cuda = cuda
-        self.fail = ""
-        self.names = ("image", "probabilities")
-        self.types = {"image": "uint8", "probabilities": "float"}
-        self.shapes_set = 0
-
-    def Runtime(self, logger: Any) -> Any:
-        return SimpleNamespace(deserialize_cuda_engine=lambda plan: self.engine(logger, plan))
-
-    def engine(self, logger: Any, plan: bytes) -> Any:
-        self.cuda.need_context("deserialize_cuda_engine")
-        if self.fail == "deserialize_cuda_engine":
-            logger.log(self.ILogger.ERROR, "the engine plan file is\n not compatible")
-            logger.log(self.ILogger.ERROR, "a second error")
-            return None
-        session = onnxruntime.InferenceSession(plan, providers=["CPUExecutionProvider"])
-        return SimpleNamespace(
-            num_io_tensors=len(self.names),
-            get_tensor_name=lambda index: self.names[index],
-            get_tensor_mode=lambda name: "input" if name == self.names[0] else "output",
-            get_tensor_dtype=lambda name: self.types[name],
-            create_execution_context=lambda: self.execution(session),
-        )
-
-    def execution(self, session: Any) -> Any:
-        if self.fail == "create_execution_context":
-            return None
-        addresses: dict[str, int] = {}
-        shape: list[int] = []
-
-        def set_input_shape(name: str, new: tuple[int, ...]) -> bool:
-            self.shapes_set += 1
-            shape[:] = new
-            return self.fail != "set_input_shape"
-
-        def set_tensor_address(name: str, address: int) -> bool:
-            addresses[name] = address
-            return self.fail != "set_tensor_address"
-
-        def execute_async_v3(handle: int) -> bool:
-            self.cuda.need_context("execute_async_v3")
-
-            def step() -> None:
-                pixels = self.cuda.at(addresses["image"]).memory[: int(np.prod(shape))].reshape(shape)
-                answer = session.run(None, {"image": pixels})[0]
-                target = self.cuda.at(addresses["probabilities"]).memory
-                target[: answer.nbytes] = answer.reshape(-1).view(np.uint8)
-
-            self.cuda.streams[handle].work.append(step)
-            return self.fail != "execute_async_v3"
-
-        return SimpleNamespace(
-            set_input_shape=set_input_shape,
-            set_tensor_address=set_tensor_address,
-            execute_async_v3=execute_async_v3,
-        )
+BATCH = BatchRange(1, 4, 8)
 
 
 @pytest.fixture
-def cuda() -> FakeCuda:
-    return FakeCuda()
+def cuda() -> Iterator[DoubleCuda]:
+    double = DoubleCuda()
+    yield double
+    if not double.idle:
+        gc.collect()  # what a failed test kept alive goes before the next test
 
 
 @pytest.fixture
-def trt(cuda: FakeCuda) -> FakeTrt:
-    return FakeTrt(cuda)
+def driver(cuda: DoubleCuda, monkeypatch: pytest.MonkeyPatch) -> DoubleDriver:
+    double = DoubleDriver(cuda)
+    monkeypatch.setattr(cuda_driver, "load_driver", lambda: double)
+    return double
+
+
+@pytest.fixture(params=list(RELEASES))
+def release(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def trt(release: str, cuda: DoubleCuda) -> DoubleTensorRt:
+    return DoubleTensorRt(release, cuda)
+
+
+@pytest.fixture(scope="session")
+def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A graph with the deployed network's ends and next to nothing between: what is tested is the loop."""
+    contract = ModelContract(labels=("clear", "focal", "diffuse"), architecture="dsc")
+    rng = np.random.default_rng(5)
+    constants = {
+        "planes": np.array([-1, 1, 224, 224], np.int64),
+        "flat": np.array([-1, 49], np.int64),
+        "weight": (rng.standard_normal((49, 3)) / 300).astype(np.float32),
+    }
+    nodes = [
+        helper.make_node("Cast", [contract.input_name], ["a"], to=TensorProto.FLOAT),
+        helper.make_node("Reshape", ["a", "planes"], ["b"]),
+        helper.make_node("AveragePool", ["b"], ["c"], kernel_shape=[32, 32], strides=[32, 32]),
+        helper.make_node("Reshape", ["c", "flat"], ["d"]),
+        helper.make_node("MatMul", ["d", "weight"], ["e"]),
+        helper.make_node("Softmax", ["e"], [contract.output_name], axis=1),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "small",
+        [helper.make_tensor_value_info(contract.input_name, TensorProto.UINT8, ["N", 224, 224, 1])],
+        [helper.make_tensor_value_info(contract.output_name, TensorProto.FLOAT, ["N", 3])],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    helper.set_model_props(model, contract.to_metadata())
+    path = tmp_path_factory.mktemp("small") / "small.onnx"
+    onnx.save(model, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def plans(small_model: Path) -> Callable[[str], bytes]:
+    """``plans(release)``: the small model, built by our own builder on a double of that release."""
+
+    @functools.cache
+    def build(release: str) -> bytes:
+        trt = DoubleTensorRt(release, DoubleCuda())
+        options = BuildOptions(precision=Precision.FP32, batch=BATCH)
+        needs_gpu = release.startswith("8")  # a weakly typed build is proven by its inspector
+        with current(trt._cuda):
+            return bytes(build_plan(trt, small_model.read_bytes(), options, has_gpu=needs_gpu).data)
+
+    return build
+
+
+@pytest.fixture
+def plan(release: str, plans: Callable[[str], bytes]) -> bytes:
+    return plans(release)
+
+
+@pytest.fixture
+def record(release: str, plan: bytes) -> EngineRecord:
+    return EngineRecord(
+        engine="dsc.engine",
+        engine_sha256=sha256_bytes(plan),
+        engine_bytes=len(plan),
+        runtime="tensorrt-rtx" if release == "rtx" else "tensorrt",
+        runtime_version=release,
+        platform={},
+        precision=Precision.FP32,
+        batch=BATCH,
+        contract=ModelContract(labels=("clear", "focal", "diffuse"), architecture="dsc"),
+        onnx="small.onnx",
+        onnx_sha256="0" * 64,
+        calibration_sha256=None,
+        layers={"FP32": 1},
+        layers_source="",
+        build_seconds=0.1,
+        build_command="edge-dsc build-engine model.onnx",
+        edge_dsc="0.1.0",
+        created="2026-01-01T00:00:00+00:00",
+    )
+
+
+@pytest.fixture
+def open_runner(
+    trt: DoubleTensorRt, cuda: DoubleCuda, driver: DoubleDriver, plan: bytes, record: EngineRecord
+) -> Callable[..., TrtRunner]:
+    """``open_runner(slots=2, ...)``: a runner with these options."""
+
+    def make(place: Path | None = None, clock: Callable[[], int] | None = None, **options: Any) -> TrtRunner:
+        more = {"clock": clock} if clock is not None else {}
+        return TrtRunner(trt, cuda, plan, record, RunnerOptions(**options), place=place, **more)
+
+    return make

@@ -15,6 +15,8 @@ FILES = sorted((ROOT / "engines" / "trt").glob("*.py"))
 SURFACE = json.loads((Path(__file__).parents[1] / "tensorrt_api.json").read_text())
 RELEASES = SURFACE["releases"]
 SINCE_10 = frozenset(range(1, 9))  # all but 8.6.1
+SINCE_10_13 = frozenset(range(4, 9))
+RTX_ONLY = frozenset({8})
 UNTIL_10 = frozenset(range(6))  # 8.6.1 to 10.16
 
 # Names that not every release has: where they are used, and the releases that have them.
@@ -26,6 +28,14 @@ EXCEPTIONS = {
     "IBuilderConfig.progress_monitor": SINCE_10,
     "ParserError.node_name": SINCE_10,
     "ParserError.node_operator": SINCE_10,
+    "PreviewFeature.PROFILE_SHARING_0806": UNTIL_10,
+    "DynamicShapesKernelSpecializationStrategy": RTX_ONLY,
+    "DynamicShapesKernelSpecializationStrategy.EAGER": RTX_ONLY,
+    "ICudaEngine.create_runtime_config": SINCE_10_13,
+    "IRuntimeConfig.dynamic_shapes_kernel_specialization_strategy": RTX_ONLY,
+    "IRuntimeConfig.create_runtime_cache": RTX_ONLY,
+    "IRuntimeConfig.set_runtime_cache": RTX_ONLY,
+    "IExecutionContext.is_stream_capturable": RTX_ONLY,
     "IProgressMonitor": SINCE_10,
     "IProgressMonitor.phase_start": SINCE_10,
     "IProgressMonitor.step_complete": SINCE_10,
@@ -48,8 +58,12 @@ OBJECTS = {
     "tensor": "ITensor",
     "tensors[0]": "ITensor",
     "kinds": "NetworkDefinitionCreationFlag",
+    "runtime_config": "IRuntimeConfig",
+    "cache": "IRuntimeCache",
 }
 RETURNS = {"get_error": "ParserError", "get_layer": "ILayer", "get_input": "ITensor", "get_output": "ITensor"}
+
+RTX_FILE = "cache.py"  # nothing in it runs with another release
 
 
 @dataclass(frozen=True)
@@ -118,6 +132,8 @@ def faults(source: str, file: str) -> list[str]:
             continue
         if use.guarded and use.name in EXCEPTIONS:
             continue
+        if file == RTX_FILE and having == RTX_ONLY:
+            continue
         missing = ", ".join(RELEASES[index] for index in range(len(RELEASES)) if index not in having)
         found.append(f"{use.where} uses {use.name}, which is not in {missing}")
     return found
@@ -148,6 +164,11 @@ def test_the_walk_sees_what_the_code_uses() -> None:
         "Runtime.deserialize_cuda_engine",
         "EngineInspector.get_engine_information",
         "IExecutionContext.execute_async_v3",
+        "IExecutionContext.active_optimization_profile",
+        "IExecutionContext.is_stream_capturable",
+        "IRuntimeConfig.set_runtime_cache",
+        "IRuntimeCache.serialize",
+        "ICudaEngine.get_tensor_profile_shape",
         "IExecutionContext.set_tensor_address",
         "ICudaEngine.get_tensor_dtype",
         "ILogger.log",

@@ -1,180 +1,521 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import pytest
+from double_tensorrt import session_of
 
 from engines.errors import ArtefactError, BadInputError, EnvironmentProblem
-from engines.record import BatchRange, EngineRecord
-from engines.runtimes import BuildResult
+from engines.tickets import answer_batches
+from engines.trt import driver as cuda_driver
 from engines.trt.run import TrtRunner
 
-
-@pytest.fixture
-def plan(deployed_models: dict[str, Path]) -> bytes:
-    return deployed_models["dsc"].read_bytes()
+Open = Callable[..., TrtRunner]
 
 
 @pytest.fixture
-def record(deployed_models: dict[str, Path], record_of: Callable[..., EngineRecord]) -> EngineRecord:
-    result = BuildResult(layers={"FP32": 9}, layers_source="", platform={})
-    return record_of(
-        deployed_models["dsc"], "dsc", "fp32", result, BatchRange(1, 1, 8), runtime="tensorrt-rtx"
-    )
+def expected(small_model: Path) -> Callable[[np.ndarray], np.ndarray]:
+    plain = session_of(small_model.read_bytes())
+    return lambda batch: plain.run(None, {"image": batch})[0]
 
 
-def test_answers_of_every_batch_size(trt: Any, cuda: Any, plan: bytes, record: Any, pixels: Any) -> None:
-    plain = onnxruntime.InferenceSession(plan, providers=["CPUExecutionProvider"])
-    with TrtRunner(trt, cuda, plan, record) as runner:
-        assert not runner.thread_safe
-        for count in (1, 8, 8, 3, 1):
+def in_thread(action: Callable[[], object]) -> BaseException | None:
+    caught: list[BaseException] = []
+
+    def call() -> None:
+        try:
+            action()
+        except BaseException as error:  # noqa: BLE001 - handed to the test's own thread
+            caught.append(error)
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    thread.join()
+    return caught[0] if caught else None
+
+
+@pytest.mark.parametrize("graph", [True, False])
+@pytest.mark.parametrize("memory", ["device", "mapped"])
+@pytest.mark.parametrize("time_stages", [True, False])
+def test_answers_of_every_batch_size(
+    open_runner: Open, cuda: Any, pixels: Any, expected: Any, graph: bool, memory: str, time_stages: bool
+) -> None:
+    with open_runner(graph=graph, memory=memory, time_stages=time_stages) as runner:
+        assert (runner.thread_safe, runner.slots) == (False, 2)
+        for count in (1, 8, 8, 4, 3, 1, 1, 8, 8, 8, 4, 4):
             batch = pixels(count, seed=count)
-            np.testing.assert_array_equal(runner.run(batch), plain.run(None, {"image": batch})[0])
-    assert trt.shapes_set == 4  # only where the size changes
+            np.testing.assert_array_equal(runner.run(batch), expected(batch))
+        assert (cuda.launches > 0) == graph
+    assert cuda.idle
 
 
-def test_answers_belong_to_the_caller(trt: Any, cuda: Any, plan: bytes, record: Any, pixels: Any) -> None:
-    with TrtRunner(trt, cuda, plan, record) as runner:
+def test_batches_in_flight_do_not_touch_each_other(
+    open_runner: Open, cuda: Any, pixels: Any, expected: Any
+) -> None:
+    with open_runner(slots=3) as runner:
+        batches = [pixels(4, seed=index) for index in range(3)]
+        tickets = [runner.submit(batch) for batch in batches]
+        for index in (2, 0, 1):  # any order
+            np.testing.assert_array_equal(runner.collect(tickets[index]), expected(batches[index]))
+
+
+def test_the_loop_keeps_the_slots_full(open_runner: Open, pixels: Any, expected: Any) -> None:
+    whole = pixels(19, seed=3)
+    reused = np.empty((4, 224, 224, 1), np.uint8)
+
+    def batches() -> Iterator[tuple[int, np.ndarray]]:
+        for start in range(0, 19, 4):
+            part = whole[start : start + 4]
+            reused[: len(part)] = part  # the caller's buffer is free again as soon as it is submitted
+            yield start, reused[: len(part)]
+
+    with open_runner(slots=2) as runner:
+        found = list(answer_batches(runner, batches()))
+    assert [tag for tag, _ in found] == [0, 4, 8, 12, 16]
+    np.testing.assert_array_equal(np.concatenate([answers for _, answers in found]), expected(whole))
+
+
+def test_no_more_tickets_than_slots(open_runner: Open, pixels: Any) -> None:
+    with open_runner(slots=2) as runner:
+        first = runner.submit(pixels(1))
+        runner.submit(pixels(1))
+        with pytest.raises(RuntimeError, match=r"all 2 slots of dsc\.engine are in flight: collect a ticket"):
+            runner.submit(pixels(1))
+        runner.collect(first)
+        runner.submit(pixels(1))
+
+
+def test_a_ticket_is_collected_once_and_by_its_runner(open_runner: Open, pixels: Any) -> None:
+    with open_runner() as runner, open_runner() as other:
+        ticket = runner.submit(pixels(1))
+        with pytest.raises(ValueError, match="of another runner"):
+            other.collect(ticket)
+        runner.collect(ticket)
+        with pytest.raises(ValueError, match="collected before"):
+            runner.collect(ticket)
+
+
+def test_answers_belong_to_the_caller(open_runner: Open, pixels: Any) -> None:
+    with open_runner(slots=1) as runner:
         first = runner.run(pixels(2, seed=1))
         copy = first.copy()
         runner.run(pixels(2, seed=2))
         np.testing.assert_array_equal(first, copy)
 
 
-def test_memory_is_allocated_once_and_freed(
-    trt: Any, cuda: Any, plan: bytes, record: Any, pixels: Any
-) -> None:
-    runner = TrtRunner(trt, cuda, plan, record)
-    assert cuda.allocations == 4
-    runner.run(pixels(1))
-    runner.run(pixels(8))
-    assert cuda.allocations == 4
-    runner.close()
-    runner.close()
-    assert cuda.log == ["free device", "free device", "free host", "free host", "detach"]
-    assert (cuda.live, cuda.retained, cuda.stack()) == ([], 0, [])
+@pytest.mark.parametrize("graph", [True, False])
+def test_stages_are_timed_on_the_device(open_runner: Open, pixels: Any, graph: bool) -> None:
+    with open_runner(time_stages=True, graph=graph) as runner:
+        tickets = [runner.submit(pixels(4)) for _ in range(2)]
+        assert [ticket.stages_ns for ticket in tickets] == [None, None]
+        for ticket in tickets:
+            runner.collect(ticket)
+            assert ticket.stages_ns == {"h2d": 100_000, "execute": 1_000_000, "d2h": 50_000}
+    with open_runner(graph=graph) as runner:
+        ticket = runner.submit(pixels(4))
+        runner.collect(ticket)
+        assert ticket.stages_ns is None
 
 
-def test_the_context_is_current_only_inside_a_call(trt: Any, cuda: Any, plan: bytes, record: Any) -> None:
-    with TrtRunner(trt, cuda, plan, record):
+def test_memory_is_allocated_once_and_freed_in_order(open_runner: Open, cuda: Any, pixels: Any) -> None:
+    runner = open_runner(slots=1)
+    assert cuda.allocations == 4
+    for count in (1, 8, 8, 4):
+        runner.run(pixels(count))
+    assert cuda.allocations == 4
+    cuda.log.clear()
+    runner.close()
+    runner.close()
+    assert cuda.log == [
+        "destroy graph",
+        "destroy graph",
+        "drop execution",
+        "drop execution",
+        "free device",
+        "free device",
+        "free host",
+        "free host",
+        "drop engine",
+        "drop runtime",
+        "detach",
+    ]
+    assert cuda.idle
+
+
+def test_closing_with_batches_in_flight(open_runner: Open, cuda: Any, pixels: Any) -> None:
+    runner = open_runner(slots=2)
+    ticket = runner.submit(pixels(1))
+    runner.close()
+    assert cuda.idle
+    with pytest.raises(ValueError, match=r"the runner of dsc\.engine is closed"):
+        runner.collect(ticket)
+
+
+def test_the_context_is_current_only_inside_a_call(open_runner: Open, cuda: Any, pixels: Any) -> None:
+    with open_runner() as runner:
+        assert cuda.stack() == []
+        ticket = runner.submit(pixels(1))
+        assert cuda.stack() == []
+        runner.collect(ticket)
         assert cuda.stack() == []
 
 
-def test_two_runners_close_in_any_order(trt: Any, cuda: Any, plan: bytes, record: Any, pixels: Any) -> None:
-    first = TrtRunner(trt, cuda, plan, record)
-    second = TrtRunner(trt, cuda, plan, record)
-    first.close()
-    second.run(pixels(1))
-    second.close()
-    assert (cuda.live, cuda.retained) == ([], 0)
-
-
-def test_another_thread_is_refused(trt: Any, cuda: Any, plan: bytes, record: Any, pixels: Any) -> None:
-    caught: list[BaseException] = []
-
-    def call(action: Callable[[], object]) -> None:
-        try:
-            action()
-        except RuntimeError as error:
-            caught.append(error)
-
-    with TrtRunner(trt, cuda, plan, record) as runner:
-        for action in (lambda: runner.run(pixels(1)), runner.close):
-            thread = threading.Thread(target=call, args=(action,))
-            thread.start()
-            thread.join()
-        assert [str(error) for error in caught] == [
-            "the runner of dsc.onnx belongs to the thread that opened it"
-        ] * 2
-        assert runner.run(pixels(1)).shape == (1, 3)
-
-
-def test_a_closed_runner_says_so(trt: Any, cuda: Any, plan: bytes, record: Any, pixels: Any) -> None:
-    runner = TrtRunner(trt, cuda, plan, record)
-    runner.close()
-    with pytest.raises(ValueError, match=r"the runner of dsc.onnx is closed"):
-        runner.run(pixels(1))
-
-
-def test_a_wrong_batch_is_refused_before_the_gpu(trt: Any, cuda: Any, plan: bytes, record: Any) -> None:
-    with TrtRunner(trt, cuda, plan, record) as runner, pytest.raises(BadInputError, match="N from 1 to 8"):
+def test_a_wrong_batch_is_refused_before_the_gpu(open_runner: Open) -> None:
+    with open_runner() as runner, pytest.raises(BadInputError, match="N from 1 to 8"):
         runner.run(np.zeros((9, 224, 224, 1), np.uint8))
 
 
-def test_a_refused_engine_names_the_first_error(trt: Any, cuda: Any, plan: bytes, record: Any) -> None:
-    trt.fail = "deserialize_cuda_engine"
-    with pytest.raises(ArtefactError, match="the engine plan file is not compatible") as caught:
-        TrtRunner(trt, cuda, plan, record)
-    assert caught.value.what == "tensorrt-rtx refuses dsc.onnx: the engine plan file is not compatible"
-    assert caught.value.remedy == "rebuild it: edge-dsc build-engine model.onnx"
-    assert (cuda.live, cuda.retained, cuda.stack()) == ([], 0, [])
+def test_what_it_says_of_itself(open_runner: Open, trt: Any) -> None:
+    with open_runner() as runner:
+        words = dict(runner.description)
+    cache = words.pop("runtime_cache", None)
+    assert words == {"execution": "CUDA graph", "memory": "device: the GPU has its own", "slots": "2"}
+    assert cache == ("not kept" if trt.__name__ == "tensorrt_rtx" else None)
+    assert runner.description["execution"] == "CUDA graph"  # still told after closing
+    with open_runner(graph=False, memory="mapped", slots=1) as runner:
+        assert runner.description["execution"] == "enqueue (no CUDA graph: as asked)"
+        assert runner.description["memory"] == "mapped, as asked"
+    with open_runner(time_stages=True) as runner:
+        assert runner.description["execution"] == "CUDA graph of the execution"
 
 
-def test_tensors_of_another_contract_are_refused(trt: Any, cuda: Any, plan: bytes, record: Any) -> None:
-    trt.names = ("image", "probabilities", "more")
-    with pytest.raises(ArtefactError, match=r"it takes \['image'\] and gives \['probabilities', 'more'\]"):
-        TrtRunner(trt, cuda, plan, record)
-    trt.names, trt.types = ("image", "probabilities"), {"image": "float", "probabilities": "float"}
-    with pytest.raises(ArtefactError, match="it takes float and gives float"):
-        TrtRunner(trt, cuda, plan, record)
-    assert cuda.retained == 0
-
-
-@pytest.mark.parametrize("call", ["create_execution_context", "set_tensor_address"])
-def test_a_refusal_while_opening_frees_everything(
-    trt: Any, cuda: Any, plan: bytes, record: Any, call: str
+@pytest.mark.parametrize(("device_ns", "mapped_ns", "chosen"), [(80, 50, "mapped"), (50, 80, "device")])
+def test_memory_is_chosen_by_measuring_where_it_is_shared(
+    open_runner: Open, cuda: Any, pixels: Any, expected: Any, device_ns: int, mapped_ns: int, chosen: str
 ) -> None:
-    trt.fail = call
-    with pytest.raises(EnvironmentProblem, match=r"tensorrt-rtx cannot open dsc\.onnx"):
-        TrtRunner(trt, cuda, plan, record)
-    assert (cuda.live, cuda.retained, cuda.stack()) == ([], 0, [])
+    cuda.integrated = True
+    times = iter(np.cumsum([0] + [1000 * device_ns, 0] * 20 + [1000 * mapped_ns, 0] * 20).tolist())
+    with open_runner(clock=lambda: next(times)) as runner:
+        assert runner.description["memory"] == (
+            f"{chosen}: measured at batch 4, device {device_ns} us, mapped {mapped_ns} us"
+        )
+        assert cuda.allocations - len(cuda.live) == 6  # what the measurement needed is freed
+        np.testing.assert_array_equal(runner.run(pixels(4)), expected(pixels(4)))
+    assert cuda.idle
 
 
-@pytest.mark.parametrize(
-    "call", ["init", "retain_primary_context", "Stream", "pagelocked_empty", "mem_alloc"]
-)
-def test_cuda_failing_while_opening_frees_everything(
-    trt: Any, cuda: Any, plan: bytes, record: Any, call: str
-) -> None:
-    cuda.fail = call
-    with pytest.raises(EnvironmentProblem, match=f"cannot open dsc.onnx: {call} failed: out of memory"):
-        TrtRunner(trt, cuda, plan, record)
-    assert (cuda.live, cuda.retained, cuda.stack()) == ([], 0, [])
+def test_sleeping_instead_of_spinning(open_runner: Open, cuda: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    flags: list[int] = []
+    make = cuda.Event
+    monkeypatch.setattr(cuda, "Event", lambda flag: flags.append(flag) or make(flag))
+    open_runner(slots=1, blocking_wait=True).close()
+    open_runner(slots=1).close()
+    open_runner(slots=1, time_stages=True).close()
+    open_runner(slots=1, time_stages=True, blocking_wait=True).close()
+    assert flags == [3] + [0] * 4 + [1] * 4
 
 
-@pytest.mark.parametrize("call", ["set_input_shape", "execute_async_v3"])
-def test_a_refusal_while_running(
-    trt: Any, cuda: Any, plan: bytes, record: Any, pixels: Any, call: str
-) -> None:
-    with TrtRunner(trt, cuda, plan, record) as runner:
-        trt.fail = call
-        with pytest.raises(EnvironmentProblem, match=f"cannot run dsc.onnx: {call}"):
-            runner.run(pixels(2))
-        assert cuda.stack() == []
+class TestGraphs:
+    def test_two_sizes_have_graphs_and_a_third_takes_the_oldest_place(
+        self, open_runner: Open, cuda: Any, pixels: Any
+    ) -> None:
+        with open_runner(slots=1) as runner:
+            assert len(cuda.graphs) == 1  # of the best size, captured when it opened
+            for count in (8, 8):
+                runner.run(pixels(count))
+            assert len(cuda.graphs) == 2
+            for count in (1, 1, 1):
+                runner.run(pixels(count))
+            assert len(cuda.graphs) == 2
+        assert cuda.idle
 
+    def test_the_first_run_of_a_size_is_enqueued(self, open_runner: Open, cuda: Any, pixels: Any) -> None:
+        with open_runner(slots=1) as runner:
+            before = cuda.launches
+            runner.run(pixels(7))
+            assert cuda.launches == before
+            runner.run(pixels(7))
+            assert cuda.launches == before + 1
 
-@pytest.mark.parametrize("call", ["memcpy_htod_async", "memcpy_dtoh_async", "synchronize"])
-def test_cuda_failing_while_running(
-    trt: Any, cuda: Any, plan: bytes, record: Any, pixels: Any, call: str
-) -> None:
-    with TrtRunner(trt, cuda, plan, record) as runner:
-        cuda.fail = call
-        with pytest.raises(EnvironmentProblem, match=f"cannot run dsc.onnx: {call} failed") as caught:
+    @pytest.mark.parametrize(
+        ("function", "status", "words"),
+        [
+            ("cuStreamBeginCapture_v2", 800, "cuStreamBeginCapture_v2 failed: CUDA_ERROR_NOT_PERMITTED"),
+            ("cuStreamEndCapture", 901, "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED"),
+            ("cuGraphInstantiateWithFlags", 2, "CUDA_ERROR_OUT_OF_MEMORY"),
+            ("cuGraphInstantiateWithFlags", 77, "cuGraphInstantiateWithFlags failed: error 77"),
+        ],
+    )
+    def test_a_refused_graph_means_enqueueing(
+        self,
+        open_runner: Open,
+        driver: Any,
+        cuda: Any,
+        pixels: Any,
+        expected: Any,
+        function: str,
+        status: int,
+        words: str,
+    ) -> None:
+        driver.refuse[function] = status
+        with open_runner() as runner:
+            assert runner.description["execution"].startswith("enqueue (no CUDA graph: ")
+            assert words in runner.description["execution"]
+            np.testing.assert_array_equal(runner.run(pixels(3)), expected(pixels(3)))
+        assert cuda.idle
+
+    def test_a_driver_without_graphs(
+        self, open_runner: Open, driver: Any, monkeypatch: pytest.MonkeyPatch, pixels: Any
+    ) -> None:
+        for name in ("cuGraphLaunch", "cuStreamEndCapture"):
+            monkeypatch.delattr(type(driver), name)
+        with open_runner() as runner:
             runner.run(pixels(1))
-        assert "edge-dsc doctor" in caught.value.remedy
+            assert runner.description["execution"] == (
+                "enqueue (no CUDA graph: the driver lacks cuStreamEndCapture, cuGraphLaunch)"
+            )
+
+    def test_a_driver_under_another_name(
+        self, open_runner: Open, cuda: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def missing() -> None:
+            raise OSError("libcuda.so.1: cannot open shared object file")
+
+        open_runner().close()  # the fixture's driver is in place
+        monkeypatch.setattr(cuda_driver, "load_driver", missing)
+        with pytest.raises(EnvironmentProblem, match=r"cannot open dsc\.engine: libcuda\.so\.1: cannot open"):
+            open_runner()
+        assert cuda.idle
+
+    def test_the_best_size_keeps_its_graph(self, open_runner: Open, cuda: Any, pixels: Any) -> None:
+        with open_runner(slots=1) as runner:
+            for count in (1, 1, 2, 2, 3, 3):
+                runner.run(pixels(count))
+            before = cuda.launches
+            runner.run(pixels(4))
+            assert cuda.launches == before + 1
+            assert runner.description["execution"] == "CUDA graph"
+
+    def test_a_launch_that_fails_is_told(self, open_runner: Open, driver: Any, pixels: Any) -> None:
+        with open_runner() as runner:
+            driver.refuse["cuGraphLaunch"] = 2
+            with pytest.raises(EnvironmentProblem, match="cuGraphLaunch failed: CUDA_ERROR_OUT_OF_MEMORY"):
+                runner.run(pixels(4))
+            driver.refuse.clear()
+            runner.run(pixels(4))
 
 
-def test_cuda_failing_while_freeing_still_lets_the_device_go(
-    trt: Any, cuda: Any, plan: bytes, record: Any
-) -> None:
-    runner = TrtRunner(trt, cuda, plan, record)
-    cuda.fail = "free"
-    with pytest.raises(EnvironmentProblem, match=r"cannot close dsc\.onnx: free failed"):
+class TestRefusals:
+    def test_a_refused_engine_names_the_first_error(self, open_runner: Open, trt: Any, cuda: Any) -> None:
+        trt.fail["deserialize_cuda_engine"] = ""
+        with pytest.raises(ArtefactError) as caught:
+            open_runner()
+        runtime = trt.__name__.replace("_", "-")
+        assert caught.value.what == (
+            f"{runtime} refuses dsc.engine: the engine plan file is not compatible with this version of TensorRT"
+        )
+        assert caught.value.remedy == "rebuild it: edge-dsc build-engine model.onnx"
+        assert cuda.idle
+
+    def test_a_plan_of_another_release(
+        self, trt: Any, cuda: Any, driver: Any, plan: bytes, record: Any
+    ) -> None:
+        foreign = plan.replace(trt.__version__.encode(), b"0.1", 1)
+        with pytest.raises(ArtefactError, match=r"version tag 0\.1 does not match"):
+            TrtRunner(trt, cuda, foreign, record)
+
+    @pytest.mark.parametrize(
+        ("there", "here", "words"),
+        [
+            (b'"image"', b'"picture"', r"it takes \['picture'\] and gives \['probabilities'\]"),
+            (b'"UINT8"', b'"FLOAT"', "it takes .* and gives"),
+            (b"[-1, 3]", b"[-1, 4]", r"it takes \[224, 224, 1\] and gives \[4\] for each image"),
+            (b"[1, 4, 8]", b"[1, 4, 4]", r"its profile is for batches of 1 to 4, its record says 1:4:8"),
+        ],
+    )
+    def test_an_engine_of_another_contract(
+        self,
+        trt: Any,
+        cuda: Any,
+        driver: Any,
+        plan: bytes,
+        record: Any,
+        there: bytes,
+        here: bytes,
+        words: str,
+    ) -> None:
+        assert there in plan
+        with pytest.raises(ArtefactError, match=words):
+            TrtRunner(trt, cuda, plan.replace(there, here, 1), record)
+        assert cuda.idle
+
+    @pytest.mark.parametrize("call", ["create_execution_context", "set_tensor_address", "set_input_shape"])
+    def test_a_refusal_while_opening_frees_everything(
+        self, open_runner: Open, trt: Any, cuda: Any, call: str
+    ) -> None:
+        trt.fail[call] = f"{call} says why"
+        with pytest.raises(
+            EnvironmentProblem, match=rf"dsc\.engine: .*; first error logged: {call} says why"
+        ):
+            open_runner()
+        assert cuda.idle
+
+    def test_a_failure_is_told_by_its_own_message(self, open_runner: Open, trt: Any, pixels: Any) -> None:
+        with open_runner(graph=False) as runner:
+            for message in ("the first", "the second"):
+                trt.fail["execute_async_v3"] = message
+                with pytest.raises(EnvironmentProblem, match=f"first error logged: {message}"):
+                    runner.run(pixels(2))
+            trt.fail.clear()
+            runner.run(pixels(2))
+
+    def test_a_size_that_is_refused_leaves_the_runner_usable(
+        self, open_runner: Open, trt: Any, cuda: Any, pixels: Any, expected: Any
+    ) -> None:
+        with open_runner() as runner:
+            trt.fail["set_input_shape"] = "no"
+            for _ in range(3):
+                with pytest.raises(EnvironmentProblem, match="set_input_shape refuses a batch of 2"):
+                    runner.run(pixels(2))
+            assert "drop execution" not in cuda.log  # the context waits for a shape that it takes
+            trt.fail.clear()
+            np.testing.assert_array_equal(runner.run(pixels(2)), expected(pixels(2)))
+
+    def test_a_second_slot_that_is_refused_is_said(
+        self, open_runner: Open, trt: Any, cuda: Any, pixels: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        made = iter([True, False])
+        monkeypatch.setattr(
+            type(trt), "_fails", lambda self, call: call == "create_execution_context" and not next(made)
+        )
+        with open_runner(slots=2) as runner:
+            assert runner.slots == 1
+            assert runner.description["slots"].startswith("1 of 2: ")
+            monkeypatch.undo()
+            runner.run(pixels(4))
+
+
+class TestFaults:
+    """CUDA fails: at every step of opening, while running, and for good."""
+
+    @pytest.mark.parametrize(
+        "call", ["init", "retain_primary_context", "push", "Stream", "pagelocked_empty", "mem_alloc", "Event"]
+    )
+    @pytest.mark.parametrize("after", [0, 1, 2])
+    def test_while_opening(self, open_runner: Open, cuda: Any, call: str, after: int) -> None:
+        cuda.fail[call] = after
+        try:
+            with open_runner(slots=3) as runner:
+                assert runner.slots == 3  # the call is not made so often
+                cuda.fail.clear()
+        except EnvironmentProblem as error:
+            assert f"dsc.engine: {call} failed: out of memory" in error.what
+            assert "use a smaller batch" in error.remedy
+        cuda.fail.clear()
+        assert cuda.idle
+
+    def test_out_of_memory_at_open_is_ours_and_frees_the_first_slot(
+        self, open_runner: Open, cuda: Any
+    ) -> None:
+        cuda.fail["mem_alloc"] = 3  # in the second slot
+        with pytest.raises(EnvironmentProblem, match="mem_alloc failed: out of memory") as caught:
+            open_runner(slots=2)
+        assert caught.value.exit_code == 3
+        assert cuda.idle
+
+    @pytest.mark.parametrize(
+        "call", ["memcpy_htod_async", "memcpy_dtoh_async", "synchronize", "record", "event synchronize"]
+    )
+    def test_while_running(self, open_runner: Open, cuda: Any, pixels: Any, expected: Any, call: str) -> None:
+        with open_runner(graph=False, blocking_wait="event" in call or call == "record") as runner:
+            cuda.fail[call] = 0
+            for _ in range(3):
+                with pytest.raises(
+                    EnvironmentProblem, match=f"cannot run dsc.engine: {call} failed"
+                ) as caught:
+                    runner.run(pixels(1))
+            assert "edge-dsc doctor" in caught.value.remedy
+            cuda.fail.clear()
+            runner.collect(runner.submit(pixels(1)))
+            assert all(stream.is_done() for stream in cuda.streams())  # nothing of a failed batch waits
+            np.testing.assert_array_equal(runner.run(pixels(1)), expected(pixels(1)))
+        assert cuda.idle
+
+    def test_an_error_of_the_device_in_the_middle(self, open_runner: Open, cuda: Any, pixels: Any) -> None:
+        runner = open_runner(slots=2)
+        tickets = [runner.submit(pixels(4)) for _ in range(2)]
+        cuda.fail_on_device["execute"] = "cuStreamSynchronize failed: an illegal memory access"
+        for ticket in tickets:  # the error stays: the device is lost for this process
+            with pytest.raises(EnvironmentProblem, match=r"cannot run dsc\.engine: .*illegal memory access"):
+                runner.collect(ticket)
+        with pytest.raises(EnvironmentProblem, match="illegal memory access"):
+            runner.run(pixels(4))
+        with pytest.raises(EnvironmentProblem, match=r"cannot close dsc\.engine: .*illegal memory access"):
+            runner.close()
+        assert (cuda.retained, cuda.stack()) == (0, [])
         runner.close()
-    assert (cuda.retained, cuda.stack()) == (0, [])
-    runner.close()
+
+    def test_while_freeing_the_rest_is_freed_and_the_device_let_go(
+        self, open_runner: Open, cuda: Any
+    ) -> None:
+        runner = open_runner()
+        cuda.fail["free"] = 0
+        with pytest.raises(EnvironmentProblem, match=r"cannot close dsc\.engine: free failed"):
+            runner.close()
+        assert (cuda.retained, cuda.stack()) == (0, [])
+
+    def test_another_thread_is_refused_and_harms_nothing(self, open_runner: Open, pixels: Any) -> None:
+        with open_runner() as runner:
+            ticket = runner.submit(pixels(1))
+            for action in (
+                lambda: runner.run(pixels(1)),
+                lambda: runner.submit(pixels(1)),
+                lambda: runner.collect(ticket),
+                runner.close,
+            ):
+                error = in_thread(action)
+                assert isinstance(error, RuntimeError)
+                assert str(error) == "the runner of dsc.engine belongs to the thread that opened it"
+            assert runner.collect(ticket).shape == (1, 3)
+
+    def test_two_loops_in_one_process(self, open_runner: Open, cuda: Any, pixels: Any, expected: Any) -> None:
+        failures: list[BaseException | None] = []
+
+        def loop(seed: int) -> None:
+            with open_runner() as runner:
+                for index in range(6):
+                    batch = pixels(1 + index % 2, seed=seed + index)
+                    np.testing.assert_array_equal(runner.run(batch), expected(batch))
+
+        threads = [
+            threading.Thread(target=lambda seed=seed: failures.append(in_thread(lambda: loop(seed))))
+            for seed in (0, 100)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert failures == [None, None]
+        assert cuda.idle
+
+    def test_two_runners_in_one_thread_close_in_any_order(
+        self, open_runner: Open, cuda: Any, pixels: Any
+    ) -> None:
+        first, second = open_runner(), open_runner()
+        tickets = [first.submit(pixels(1)), second.submit(pixels(2))]
+        first.collect(tickets[0])
+        first.close()
+        assert second.collect(tickets[1]).shape == (2, 3)
+        second.close()
+        assert cuda.idle
+
+    def test_no_gpu_memory_is_lost_over_many_openings(
+        self, open_runner: Open, cuda: Any, pixels: Any
+    ) -> None:
+        for _ in range(5):
+            with open_runner() as runner:
+                runner.run(pixels(3))
+            assert cuda.idle
+
+
+def test_the_batch_range_of_the_record_is_what_counts(
+    trt: Any, cuda: Any, driver: Any, plan: bytes, record: Any, pixels: Any
+) -> None:
+    narrow = replace(record, batch=replace(record.batch, largest=4))
+    with TrtRunner(trt, cuda, plan, narrow) as runner, pytest.raises(BadInputError, match="N from 1 to 4"):
+        runner.run(pixels(5))

@@ -1,0 +1,239 @@
+"""Whether a calibration set was large and even enough: what it holds, and whether its ranges have settled."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from calibration.chain import Chain
+from calibration.equalize import scale_channels
+from calibration.qdq import activation_ranges
+from calibration.table import CalibrationTable
+from engines.contract import ModelContract
+from engines.errors import BadInputError, ImageError
+from engines.files import write_document
+from engines.images import read_input
+from engines.packages import load
+
+Model = Any  # onnx.ModelProto
+Array = Any
+
+KIND = "edge-dsc/calibration-coverage"
+SCHEMA_VERSION = 1
+PARTS = 8  # of the set, added one after the other
+_CHUNK = 16  # images
+
+# Above these the report warns. Rules of thumb: no source gives any.
+LOPSIDED = 3.0  # largest class / smallest class
+SETTLED = 0.10  # growth of a tensor's mean range between half and all of the images
+SATURATED = 0.01  # of a tensor's values beyond the range
+IMAGES_A_PATIENT = 2.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorCoverage:
+    """How the images fill one tensor.
+
+    Attributes:
+        name: The tensor.
+        low: Lower end of the table's range.
+        high: Upper end of it.
+        smallest: Smallest value seen.
+        largest: Largest value seen.
+        deviation: Standard deviation of all values.
+        saturated: Share of values beyond the range, 0..1.
+        growth: Largest magnitude after 1/8, 2/8, ... of the images, relative to that after all of them.
+        drift: Difference between the mean of the images' largest magnitudes over the first half and over all,
+            relative to the latter.
+    """
+
+    name: str
+    low: float
+    high: float
+    smallest: float
+    largest: float
+    deviation: float
+    saturated: float
+    growth: tuple[float, ...]
+    drift: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Coverage:
+    """What a calibration set holds and what it gives.
+
+    Attributes:
+        method: The table's method.
+        classes: Images of each class.
+        patients: Different patients, or None where they are not known.
+        images: Images in all.
+        tensors: One entry a range, in the order of the graph.
+        warnings: What speaks against the set; empty where nothing does.
+    """
+
+    method: str
+    classes: Mapping[str, int]
+    patients: int | None
+    images: int
+    tensors: tuple[TensorCoverage, ...]
+    warnings: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-ready values."""
+        return {
+            **asdict(self),
+            "classes": dict(sorted(self.classes.items())),
+            "warnings": list(self.warnings),
+            "tensors": [{**asdict(tensor), "growth": list(tensor.growth)} for tensor in self.tensors],
+        }
+
+    def text(self) -> str:
+        """Return the report as a table and a verdict."""
+        held = ", ".join(f"{name} {count}" for name, count in sorted(self.classes.items()))
+        whose = f" of {self.patients} patients" if self.patients is not None else ""
+        rows = [("tensor", "range", "seen", "deviation", "saturated", "max at half", "drift")]
+        for tensor in self.tensors:
+            rows.append(
+                (
+                    tensor.name,
+                    f"{tensor.low:.4g}..{tensor.high:.4g}",
+                    f"{tensor.smallest:.4g}..{tensor.largest:.4g}",
+                    f"{tensor.deviation:.3g}",
+                    f"{tensor.saturated:.3%}",
+                    f"{tensor.growth[PARTS // 2 - 1]:.0%}",
+                    f"{tensor.drift:.1%}",
+                )
+            )
+        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+        lines = [
+            "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows
+        ]
+        verdict = [f"warning: {line}" for line in self.warnings] or [
+            "the set is even and its ranges have settled"
+        ]
+        return "\n".join([f"{self.images} images{whose}: {held}", *lines, *verdict])
+
+
+def measure_coverage(
+    model: Model,
+    contract: ModelContract,
+    table: CalibrationTable,
+    images: Sequence[tuple[Path, str]],
+    patients: Mapping[Path, str] | None = None,
+) -> Coverage:
+    """Look at a table's images once more: their classes, and how they fill the ranges.
+
+    The images are taken in the order given, which :func:`calibration.select.select_images` made a round over the
+    classes, so that each part of the set holds all of them.
+
+    Args:
+        model: The deployed FP32 graph.
+        contract: Its contract.
+        table: The table that was made of these images.
+        images: ``(path, label)``; unreadable ones are left out.
+        patients: The patient of each path, where known.
+
+    Raises:
+        BadInputError: Fewer than :data:`PARTS` readable images.
+    """
+    numpy = load("numpy")
+    pixels, used = [], []
+    for path, label in images:
+        try:
+            pixels.append(read_input(path, contract))
+        except ImageError:
+            continue  # the table names it
+        used.append((path, label))
+    if len(used) < PARTS:
+        raise BadInputError(f"{len(used)} readable images", remedy="give more real images")
+    scaled = scale_channels(model, table.channel_factors)
+    ranges = activation_ranges(scaled, table)
+    chain = Chain(scaled, signed=False)
+    tallies = [_Tally(layer.input, ranges[layer.input]) for layer in chain.layers]
+    for start in range(0, len(pixels), _CHUNK):
+        values = chain.start(numpy.stack(pixels[start : start + _CHUNK]))
+        for index, tally in enumerate(tallies):
+            tally.add(values)
+            values = chain.step(index, values, None, int8=False)
+    tensors = tuple(tally.finish() for tally in tallies)
+    classes = Counter(label for _, label in used)
+    known = None if patients is None else len({patients[path] for path, _ in used})
+    return Coverage(
+        method=table.method,
+        classes=dict(classes),
+        patients=known,
+        images=len(used),
+        tensors=tensors,
+        warnings=_warnings(classes, known, contract.labels, tensors),
+    )
+
+
+def save_coverage(path: Path, coverage: Coverage) -> None:
+    """Write the report as a JSON document."""
+    write_document(path, KIND, SCHEMA_VERSION, coverage.to_dict())
+
+
+class _Tally:
+    """What is summed up of one tensor."""
+
+    def __init__(self, name: str, bounds: tuple[float, float]) -> None:
+        self.name, self.bounds = name, bounds
+        self.count, self.total, self.squares, self.outside = 0, 0.0, 0.0, 0
+        self.smallest, self.largest = float("inf"), float("-inf")
+        self.magnitudes: list[float] = []  # the largest of each image
+
+    def add(self, values: Array) -> None:
+        numpy = load("numpy")
+        low, high = self.bounds
+        self.count += values.size
+        self.total += float(values.sum(dtype=numpy.float64))
+        self.squares += float(numpy.square(values, dtype=numpy.float64).sum())
+        self.outside += int(((values < low) | (values > high)).sum())
+        self.smallest = min(self.smallest, float(values.min()))
+        self.largest = max(self.largest, float(values.max()))
+        self.magnitudes += [float(value) for value in numpy.abs(values).reshape(len(values), -1).max(axis=1)]
+
+    def finish(self) -> TensorCoverage:
+        number = len(self.magnitudes)
+        top = max(self.magnitudes) or 1.0
+        ends = [max(1, number * part // PARTS) for part in range(1, PARTS + 1)]
+        mean = self.total / self.count
+        half, whole = self.magnitudes[: number // 2], sum(self.magnitudes) / number
+        return TensorCoverage(
+            name=self.name,
+            low=self.bounds[0],
+            high=self.bounds[1],
+            smallest=self.smallest,
+            largest=self.largest,
+            deviation=max(0.0, self.squares / self.count - mean * mean) ** 0.5,
+            saturated=self.outside / self.count,
+            growth=tuple(max(self.magnitudes[:end]) / top for end in ends),
+            drift=abs(sum(half) / len(half) / whole - 1) if whole else 0.0,
+        )
+
+
+def _warnings(
+    classes: Mapping[str, int],
+    patients: int | None,
+    labels: Sequence[str],
+    tensors: Sequence[TensorCoverage],
+) -> tuple[str, ...]:
+    found = []
+    missing = sorted(set(labels) - set(classes))
+    if missing:
+        found.append(f"the set has no image of {', '.join(missing)}: its values may lie beyond the ranges")
+    rare, common = min(classes, key=lambda k: (classes[k], k)), max(classes, key=lambda k: (classes[k], k))
+    if classes[common] > LOPSIDED * classes[rare]:
+        found.append(f"the set is lopsided: {classes[common]} images of {common}, {classes[rare]} of {rare}")
+    images = sum(classes.values())
+    if patients is not None and images > IMAGES_A_PATIENT * patients:
+        found.append(f"{images} images come from only {patients} patients")
+    for tensor in tensors:
+        if tensor.drift > SETTLED:
+            found.append(f"{tensor.name} still moves by {tensor.drift:.0%} in the second half: add images")
+        if tensor.saturated > SATURATED:
+            found.append(f"{tensor.name} saturates in {tensor.saturated:.1%} of its values")
+    return tuple(found)

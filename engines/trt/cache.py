@@ -1,0 +1,73 @@
+"""What TensorRT for RTX compiled on this machine, kept beside the engine so that the next start is quick."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from engines.errors import EnvironmentProblem
+from engines.files import sha256_bytes, write_bytes
+from engines.record import EngineRecord
+
+SUFFIX = ".cache"  # model.engine -> model.engine.cache
+_MAGIC = b"edge-dsc/runtime-cache 1"
+
+
+def cache_path(engine: Path) -> Path:
+    """Return the path of the runtime cache that belongs to an engine."""
+    return engine.with_name(engine.name + SUFFIX)
+
+
+class RuntimeCache:
+    """A runtime cache with its file: one line that names the engine and the content's hash, then the content.
+
+    A file that is missing, of another engine, damaged, or refused by TensorRT for RTX (which checks the GPU,
+    the driver and its own version) costs the time of compiling again and nothing else.
+
+    Attributes:
+        state: What became of it, for the runner's description.
+    """
+
+    def __init__(self, cache: Any, record: EngineRecord, engine: Path | None) -> None:
+        """Fill the cache from its file; the GPU's context must be current.
+
+        Args:
+            cache: The ``IRuntimeCache``.
+            record: Of the engine that it belongs to.
+            engine: The engine's path; None keeps no file.
+        """
+        self._cache = cache
+        self._engine = record.engine_sha256.encode()
+        self._path = cache_path(engine) if engine is not None else None
+        self._stored = b""
+        self.state = "none beside the engine" if self._path is not None else "not kept"
+        if self._path is not None and self._path.is_file():
+            self.state = self._load(self._path)
+
+    def save(self) -> None:
+        """Write the cache where it grew; a place that cannot be written is noted and costs nothing else."""
+        if self._path is None:
+            return
+        content = bytes(self._cache.serialize())
+        if content == self._stored:
+            return
+        head = b" ".join((_MAGIC, self._engine, sha256_bytes(content).encode()))
+        try:
+            write_bytes(self._path, head + b"\n" + content)
+        except EnvironmentProblem as error:
+            self.state = f"not kept: {error.what}"
+            return
+        self._stored = content
+        self.state = f"kept in {self._path.name}"
+
+    def _load(self, path: Path) -> str:
+        try:
+            head, _, content = path.read_bytes().partition(b"\n")
+        except OSError as error:
+            return f"{path.name} cannot be read: {error.strerror}"
+        if head != b" ".join((_MAGIC, self._engine, sha256_bytes(content).encode())):
+            return f"{path.name} is of another engine or damaged, made anew"
+        if not self._cache.deserialize(content):
+            return f"{path.name} is of another GPU, driver or release, made anew"
+        self._stored = content
+        return f"read from {path.name}"

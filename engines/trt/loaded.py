@@ -1,0 +1,88 @@
+"""A deserialised engine that was held against its contract, and the execution contexts made of it."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+from engines.record import EngineRecord
+from engines.trt import versions
+from engines.trt.cache import RuntimeCache
+from engines.trt.faults import Faults
+
+
+class LoadedEngine:
+    """TensorRT's engine and runtime; they live until the stack that they were registered with is closed.
+
+    Attributes:
+        cache: The cache of kernels that TensorRT for RTX compiles when it first runs; None elsewhere.
+    """
+
+    def __init__(
+        self, trt: Any, logger: Any, plan: bytes, record: EngineRecord, faults: Faults, place: Path | None
+    ) -> None:
+        """Deserialise an engine; the GPU's context must be current.
+
+        Args:
+            trt: The module ``tensorrt`` or ``tensorrt_rtx``.
+            logger: Kept alive with the runtime.
+            plan: The serialised engine.
+            record: Its record.
+            faults: Words the failures.
+            place: The engine's path, beside which the cache of RTX is kept; None keeps none.
+
+        Raises:
+            ArtefactError: TensorRT refuses the engine, or it is not of this contract.
+        EnvironmentProblem: TensorRT for RTX refuses its own cache.
+        """
+        runtime = trt.Runtime(logger)
+        engine = runtime.deserialize_cuda_engine(plan)
+        if engine is None:
+            raise faults.refused()
+        _check_tensors(trt, engine, record, faults)
+        self._runtime, self._engine = runtime, engine
+        self._settings, cache = versions.make_runtime_config(trt, engine)
+        self.cache = RuntimeCache(cache, record, place) if cache is not None else None
+        if cache is not None and not versions.use_cache(self._settings, cache):
+            raise faults.problem("open", "the runtime cache is refused")
+
+    def register(self, frees: contextlib.ExitStack) -> None:
+        """Drop the engine, then the runtime, when the stack closes."""
+        for name in ("_runtime", "_engine", "_settings", "cache"):
+            frees.callback(setattr, self, name, None)
+
+    def create_execution(self, stream_handle: int) -> Any:
+        """Return an execution context with the only optimisation profile chosen, or None where it is refused.
+
+        From the second context on, a release without profile sharing (8.6 with an engine that was built
+        without it) leaves the profile unset, and refuses to set one that another context has.
+        """
+        execution = versions.create_execution(self._engine, self._settings)
+        if execution is None or execution.active_optimization_profile == 0:
+            return execution
+        if not execution.set_optimization_profile_async(0, stream_handle):
+            return None
+        return execution
+
+
+def _check_tensors(trt: Any, engine: Any, record: EngineRecord, faults: Faults) -> None:
+    contract = record.contract
+    names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+    inputs = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
+    outputs = [name for name in names if name not in inputs]
+    if (inputs, outputs) != ([contract.input_name], [contract.output_name]):
+        raise faults.refused(f"it takes {inputs} and gives {outputs}")
+    types = (engine.get_tensor_dtype(contract.input_name), engine.get_tensor_dtype(contract.output_name))
+    if types != (trt.DataType.UINT8, trt.DataType.FLOAT):
+        raise faults.refused(f"it takes {types[0]} and gives {types[1]}")
+    shapes = [tuple(engine.get_tensor_shape(name))[1:] for name in (*inputs, *outputs)]
+    if shapes != [contract.input_shape, (len(contract.labels),)]:
+        raise faults.refused(f"it takes {list(shapes[0])} and gives {list(shapes[1])} for each image")
+    profile = engine.get_tensor_profile_shape(contract.input_name, 0)
+    sizes = [next(iter(shape)) for shape in profile]
+    batch = record.batch
+    if not sizes[0] <= batch.smallest <= batch.largest <= sizes[2]:
+        raise faults.refused(
+            f"its profile is for batches of {sizes[0]} to {sizes[2]}, its record says {batch}"
+        )

@@ -1,0 +1,285 @@
+"""One batch in flight: a stream, buffers, and for every batch size in use an execution context with its graph."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any
+
+from engines import packages
+from engines.errors import EnvironmentProblem
+from engines.record import EngineRecord
+from engines.runtimes import RunnerOptions
+from engines.trt import versions
+from engines.trt.capture import CudaGraph, GraphError, capture_graph
+from engines.trt.faults import Faults
+from engines.trt.loaded import LoadedEngine
+from engines.trt.memory import BUFFERS
+
+Array = Any
+
+# Batch sizes with a graph at a time, for each slot: the full batch and the rest at the end of a folder. More would
+# cost device memory, because every context has activations of its own.
+SIZES = 2
+_NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: no waiting for the default stream. Source: cuda.h, CUstream_flags
+STAGES = ("h2d", "execute", "d2h")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """What the slots of a runner share.
+
+    Attributes:
+        cuda: The module ``pycuda.driver``.
+        driver: The CUDA driver library for graphs; None enqueues.
+        no_graph: Why there is none.
+        engine: The loaded engine.
+        record: Its record.
+        options: How to run it.
+        faults: Words the failures.
+    """
+
+    cuda: Any
+    driver: Any
+    no_graph: str
+    engine: LoadedEngine
+    record: EngineRecord
+    options: RunnerOptions
+    faults: Faults
+
+
+class _Prepared:
+    """An execution context whose input shape is set, and its graph once there is one."""
+
+    def __init__(self, execution: Any) -> None:
+        self.execution = execution
+        self.graph: CudaGraph | None = None
+        self.refusal = ""  # why there is no graph
+        self.uses = 0
+
+
+class Slot:
+    """Answers one batch at a time; the GPU's context must be current in every call."""
+
+    def __init__(self, parts: Parts, memory: str, frees: contextlib.ExitStack) -> None:
+        """Allocate everything; what fails half-way is freed by the stack.
+
+        Args:
+            parts: What the slots share.
+            memory: ``device`` or ``mapped``.
+            frees: Takes what must be freed, while the context is current.
+
+        Raises:
+            EnvironmentProblem: TensorRT gives no execution context, or does not take the buffers.
+        """
+        self._parts = parts
+        cuda = parts.cuda
+        self.stream = cuda.Stream(_NON_BLOCKING)
+        frees.callback(setattr, self, "stream", None)
+        self.buffers = BUFFERS[memory](cuda, parts.record, frees)
+        self._timed = parts.options.time_stages
+        # Without them the stream itself is waited for: nothing but this slot's batch is on it.
+        needed = 4 if self._timed else 1 if parts.options.blocking_wait else 0
+        self._events = [cuda.Event(_event_flags(cuda, parts.options)) for _ in range(needed)]
+        frees.callback(self._events.clear)
+        self._last_size = 0
+        self._last_graph: CudaGraph | None = None
+        self._prepared: OrderedDict[int, _Prepared] = OrderedDict()
+        self._spare: list[Any] = []  # contexts without a shape
+        self._alone = False  # whether TensorRT refused a second context
+        frees.callback(self._release)
+        self._spare.append(self._new_execution())
+
+    def warm(self, size: int) -> None:
+        """Answer a black batch twice: lazy initialisation happens here, and the graph is captured."""
+        numpy = packages.load("numpy")
+        batch = numpy.zeros((size, *self._parts.record.contract.input_shape), numpy.uint8)
+        for _ in range(2):
+            self.enqueue(batch)
+            self.wait(size)
+
+    def enqueue(self, batch: Array) -> None:
+        """Copy a batch into the slot's own memory and enqueue all of its work.
+
+        Raises:
+            EnvironmentProblem: TensorRT or CUDA refuses; nothing of the batch is left on the stream.
+        """
+        size = len(batch)
+        try:
+            self.buffers.host_input[:size] = batch
+            if size == self._last_size and self._last_graph is not None:
+                self._last_graph.launch()
+            else:
+                self._enqueue_prepared(self._prepare(size), size)
+            if self._events:
+                self._events[-1].record(self.stream)
+        except BaseException:
+            self._drain()
+            raise
+
+    def wait(self, size: int) -> Array:
+        """Wait for the batch and return its answers: ``float32 [size, classes]``, the caller's own."""
+        try:
+            (self._events[-1] if self._events else self.stream).synchronize()
+        except BaseException:  # Ctrl-C too
+            self._drain()
+            raise
+        return self.buffers.host_output[:size].copy()
+
+    def stages_ns(self) -> dict[str, int]:
+        """Return the time that each stage of the batch just waited for took on the device, nanoseconds."""
+        pairs = zip(self._events, self._events[1:], strict=False)
+        times = (round(end.time_since(start) * 1e6) for start, end in pairs)  # CUDA tells milliseconds
+        return dict(zip(STAGES, times, strict=True))
+
+    def execution_words(self) -> str:
+        """Say how batches are executed: those of the best size, where that one is in use."""
+        prepared = self._prepared.get(self._parts.record.batch.best)
+        if self._parts.driver is None:
+            return f"enqueue (no CUDA graph: {self._parts.no_graph})"
+        if prepared is None or prepared.graph is None:
+            refusal = prepared.refusal if prepared else "another batch size has it"
+            return f"enqueue (no CUDA graph: {refusal})"
+        return "CUDA graph of the execution" if self._timed else "CUDA graph"
+
+    def _drain(self) -> None:
+        """Leave nothing of a failed batch on the stream: the buffers are about to be used again."""
+        with contextlib.suppress(self._parts.cuda.Error):
+            self.stream.synchronize()
+
+    def _enqueue_prepared(self, prepared: _Prepared, size: int) -> None:
+        if self._timed:
+            self._enqueue_timed(prepared, size)
+            return
+        self._last_size, self._last_graph = (
+            size,
+            prepared.graph,
+        )  # the short way for the next batch of this size
+        if prepared.graph is not None:
+            prepared.graph.launch()
+        else:
+            self._enqueue_all(prepared, size)
+
+    def _enqueue_all(self, prepared: _Prepared, size: int) -> None:
+        self.buffers.copy_in(size, self.stream)
+        self._execute(prepared)
+        self.buffers.copy_out(size, self.stream)
+
+    def _enqueue_timed(self, prepared: _Prepared, size: int) -> None:
+        """The same work with an event after each stage; a graph holds the execution alone."""
+        self._events[0].record(self.stream)
+        self.buffers.copy_in(size, self.stream)
+        self._events[1].record(self.stream)
+        if prepared.graph is not None:
+            prepared.graph.launch()
+        else:
+            self._execute(prepared)
+        self._events[2].record(self.stream)
+        self.buffers.copy_out(size, self.stream)
+
+    def _execute(self, prepared: _Prepared) -> None:
+        execution = prepared.execution
+        if not execution.execute_async_v3(self.stream.handle):
+            raise self._parts.faults.problem("run", "execute_async_v3 gives False")
+
+    def _prepare(self, size: int) -> _Prepared:
+        """Return the context for a batch size; from its second use on with a graph.
+
+        The first use is a plain enqueue: TensorRT finishes what a new shape needs there, which cannot be captured.
+        """
+        prepared = self._prepared.get(size)
+        if prepared is None:
+            prepared = _Prepared(self._shaped_execution(size))
+            self._prepared[size] = prepared
+        self._prepared.move_to_end(size)
+        prepared.uses += 1
+        if prepared.uses == 2 and self._parts.driver is not None:
+            self._capture(prepared, size)
+        return prepared
+
+    def _capture(self, prepared: _Prepared, size: int) -> None:
+        """Give a context its graph, or note why it has none and go on enqueueing."""
+        faults, handle = self._parts.faults, self.stream.handle
+        self.stream.synchronize()
+        if not versions.is_capturable(prepared.execution, handle):
+            prepared.refusal = "the engine cannot be captured"
+            return
+        try:
+            prepared.graph = capture_graph(
+                self._parts.driver, handle, lambda: self._enqueue_captured(prepared, size)
+            )
+        except (GraphError, self._parts.cuda.Error) as error:
+            prepared.refusal = str(error)
+        except EnvironmentProblem as error:
+            prepared.refusal = error.what
+        faults.forget()
+
+    def _enqueue_captured(self, prepared: _Prepared, size: int) -> None:
+        """Enqueue what a graph replays: everything, or the execution alone where the copies are timed."""
+        if self._timed:
+            self._execute(prepared)
+        else:
+            self._enqueue_all(prepared, size)
+
+    def _shaped_execution(self, size: int) -> Any:
+        """Return a context with the shape set; a context that a graph was captured from is never reshaped."""
+        execution = self._free_execution()
+        contract = self._parts.record.contract
+        if not execution.set_input_shape(contract.input_name, (size, *contract.input_shape)):
+            self._spare.append(execution)
+            raise self._parts.faults.problem("run", f"set_input_shape refuses a batch of {size}")
+        return execution
+
+    def _free_execution(self) -> Any:
+        if self._spare:
+            return self._spare.pop()
+        limit = SIZES if self._parts.driver is not None and not self._alone else 1
+        if len(self._prepared) < limit:
+            try:
+                return self._new_execution()
+            except EnvironmentProblem:
+                self._alone = (
+                    True  # one context for all sizes: the graph is captured anew when the size changes
+                )
+        best = self._parts.record.batch.best
+        size = next((size for size in self._prepared if size != best), best)  # the best one goes last
+        oldest = self._prepared.pop(size)
+        if oldest.graph is not None:
+            self._last_graph = None
+            self.stream.synchronize()
+            oldest.graph.destroy()
+        return oldest.execution
+
+    def _new_execution(self) -> Any:
+        parts = self._parts
+        execution = parts.engine.create_execution(self.stream.handle)
+        if execution is None:
+            raise parts.faults.problem("open", "no execution context")
+        contract = parts.record.contract
+        for name, address in (
+            (contract.input_name, self.buffers.input_address),
+            (contract.output_name, self.buffers.output_address),
+        ):
+            if not execution.set_tensor_address(name, address):
+                raise parts.faults.problem("open", f"set_tensor_address refuses {name}")
+        return execution
+
+    def _release(self) -> None:
+        """Let the stream finish, then drop graphs before the contexts that they were captured from."""
+        with contextlib.ExitStack() as all_of_it:
+            self._last_graph = None
+            all_of_it.callback(self._spare.clear)
+            all_of_it.callback(self._prepared.clear)
+            for prepared in self._prepared.values():
+                if prepared.graph is not None:
+                    all_of_it.callback(prepared.graph.destroy)
+            all_of_it.callback(self.stream.synchronize)
+
+
+def _event_flags(cuda: Any, options: RunnerOptions) -> int:
+    flags = cuda.event_flags
+    return int(
+        (flags.BLOCKING_SYNC if options.blocking_wait else flags.DEFAULT)
+        | (flags.DEFAULT if options.time_stages else flags.DISABLE_TIMING)
+    )

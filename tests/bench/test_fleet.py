@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from bench.fleet import compare_fleet
+from bench.fleet_tables import fleet_tables
+from bench.render import render_comparison
+from bench.report import Report
+from bench.statistics import Verdict
+from engines.errors import NotComparableError
+
+Make = Callable[..., Any]
+
+
+def steady(value: int, count: int = 10) -> list[list[int]]:
+    return [[value] * 3] * count
+
+
+@pytest.fixture
+def fleet(subject: Make, report: Make) -> dict[str, Report]:
+    nano = {"machine": "x", "jetson": "Jetson Orin Nano", "cpu": "A78AE"}
+    control = replace(subject("cnn (control)", steady(3_100_000)), control_of="cnn")
+    return {
+        "nano": report(
+            subject("cnn", steady(3_000_000)), subject("dsc", steady(1_000_000)), environment=nano
+        ),
+        "nano2": report(subject("cnn", steady(3_000_000)), control, environment=nano),
+        "rtx": report(
+            subject("dsc", steady(250_000)),
+            subject("tiny", steady(100_000)),
+            subject("cnn", steady(200_000)),
+            environment={"gpu": "RTX 4090", "machine": "PC"},
+            interrupted=True,
+        ),
+        "blank": report(subject("dsc", steady(5_000_000)), subject("bad", [], error="gone"), environment={}),
+    }
+
+
+def test_a_matrix_of_devices_and_engines(fleet: dict[str, Report]) -> None:
+    found = compare_fleet(fleet)
+    assert found.engines == ("cnn", "dsc", "tiny")
+    names = ["Jetson Orin Nano (nano)", "Jetson Orin Nano (nano2)", "RTX 4090", "unknown machine"]
+    assert [device.name for device in found.devices] == names
+    medians, ratios = fleet_tables(found)
+    assert medians.header == ("device", "cnn", "dsc", "tiny")
+    assert [row[1:] for row in medians.rows] == [
+        ("3.000", "1.000", "-"),
+        ("3.000", "-", "-"),
+        ("0.200", "0.250", "0.100"),
+        ("-", "5.000", "-"),
+    ]
+    assert ratios.title == "Ratio to cnn on the same device, 95 % interval"
+    assert [row[1:] for row in ratios.rows] == [
+        ("0.333 (0.333 to 0.333) faster", "-"),
+        ("-", "-"),
+        ("1.250 (1.250 to 1.250) slower", "0.500 (0.500 to 0.500) faster"),
+        ("-", "-"),
+    ]
+    assert found.devices[2].ratios["tiny"].verdict is Verdict.FASTER
+
+
+def test_what_makes_a_device_unfirm_is_named_with_it(fleet: dict[str, Report]) -> None:
+    found = compare_fleet(fleet)
+    lines = render_comparison(found).splitlines()
+    assert "* RTX 4090: the measurement was interrupted" in lines
+    assert "* unknown machine: bad failed: gone" in lines
+    (control,) = found.controls
+    assert control.differs
+    assert sum("differs from itself" in line for line in lines) == 1
+
+
+def test_one_engine_alone_has_no_ratios(fleet: dict[str, Report]) -> None:
+    made = compare_fleet({"nano2": fleet["nano2"]})
+    assert len(fleet_tables(made)) == 1
+    assert render_comparison(made, markdown=True).startswith("### Median latency, ms: device by engine\n")
+
+
+def test_machines_may_differ_but_not_how_an_engine_was_measured(
+    fleet: dict[str, Report], subject: Make, report: Make
+) -> None:
+    eight = report(subject("dsc", steady(1), description={"batch": 8, "threads": 1}))
+    with pytest.raises(NotComparableError, match="eight: dsc: not comparable: batch is 1 and 8") as caught:
+        compare_fleet({**fleet, "eight": eight})
+    assert caught.value.remedy.endswith("--allow batch")
+    assert compare_fleet({**fleet, "eight": eight}, allow={"batch"}).allowed == ("batch",)
+    plan = replace(fleet["nano"].plan, scenario="offline")
+    with pytest.raises(NotComparableError, match="off: not comparable: scenario is 'single-stream' and"):
+        compare_fleet({**fleet, "off": replace(fleet["nano"], plan=plan)})
+
+
+def test_engines_of_one_device_that_cannot_be_compared_are_noted(subject: Make, report: Make) -> None:
+    made = report(
+        subject("a", steady(10)), subject("b", steady(10), description={"batch": 2}), subject("c", [[1]])
+    )
+    cautions = compare_fleet({"r": made}).devices[0].cautions
+    assert "b: not comparable: batch is 1 and 2; threads is 1 and None" in cautions
+    assert "c: 1 blocks are too few for an interval, 5 are needed" in cautions

@@ -1,0 +1,487 @@
+"""Stands for ``tensorrt`` and ``tensorrt_rtx`` of a release: engines are ONNX graphs that ONNX Runtime executes.
+
+A name that the release does not have (by its API surface) does not exist here. TensorRT's rules hold: a context
+needs a profile of its own where profiles are not shared, a shape within the profile and an address for every
+tensor; the first run after a new shape cannot be captured; a graph does not outlive its context, nor a change of
+it. TensorRT's own refusals answer False or None and log why; ``fail`` makes a call refuse.
+"""
+
+from __future__ import annotations
+
+import enum
+import functools
+import json
+import weakref
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from double_cuda import DoubleCuda, Misuse, Stream, Work
+from double_network import describe_layers, read_network
+
+SURFACE = json.loads((Path(__file__).parents[1] / "engines" / "tensorrt_api.json").read_text())
+RELEASES = {"8.6": 0, "10.3": 2, "11.4": 7, "rtx": 8}
+_MAGIC = b"double of a TensorRT plan\n"
+_ENUM_VALUES = {"EXPLICIT_BATCH": 0, "STRONGLY_TYPED": 1}
+
+
+def names_of(owner: str, index: int) -> frozenset[str]:
+    members = SURFACE["classes"].get(owner, {})
+    return frozenset(name for name, found in members.items() if found == "all" or index in found)
+
+
+@functools.lru_cache(maxsize=16)
+def session_of(model: bytes) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+class Guarded:
+    """An object of TensorRT's: public names are those that its class has in this release."""
+
+    _class = ""
+
+    def __init__(self, trt: DoubleTensorRt) -> None:
+        self._trt = trt
+
+    def __getattribute__(self, name: str) -> Any:
+        if not name.startswith("_"):
+            object.__getattribute__(self, "_need")(name)
+        return object.__getattribute__(self, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not name.startswith("_"):
+            self._need(name)
+        object.__setattr__(self, name, value)
+
+    def _need(self, name: str) -> None:
+        if name not in names_of(type(self)._class, self._trt._index):
+            raise AttributeError(f"{type(self)._class} of TensorRT {self._trt.__version__} has no {name!r}")
+
+    def _dropped(self, what: str) -> None:
+        cuda = self._trt._cuda
+        cuda.log.append(f"drop {what}" if cuda.stack() else f"drop {what} without a context")
+
+
+class HostMemory(bytes):
+    nbytes = property(len)
+
+
+class RuntimeCache(Guarded):
+    _class = "IRuntimeCache"
+
+    def __init__(self, trt: DoubleTensorRt) -> None:
+        super().__init__(trt)
+        self._sizes: set[int] = set()
+
+    def deserialize(self, blob: Any) -> bool:
+        self._trt._cuda.need_context("IRuntimeCache.deserialize")
+        if not bytes(blob).startswith(b"kernels "):
+            return False
+        self._sizes = {int(size) for size in bytes(blob).split()[1:]}
+        return True
+
+    def serialize(self) -> HostMemory:
+        return HostMemory(" ".join(["kernels", *map(str, sorted(self._sizes))]).encode())
+
+
+class RuntimeConfig(Guarded):
+    _class = "IRuntimeConfig"
+    dynamic_shapes_kernel_specialization_strategy: Any = None
+
+    def __init__(self, trt: DoubleTensorRt) -> None:
+        super().__init__(trt)
+        self._cache: RuntimeCache | None = None
+
+    def create_runtime_cache(self) -> RuntimeCache:
+        return RuntimeCache(self._trt)
+
+    def set_runtime_cache(self, cache: RuntimeCache) -> bool:
+        self._cache = cache
+        return not self._trt._fails("set_runtime_cache")
+
+
+class Execution(Guarded):
+    _class = "IExecutionContext"
+
+    def __init__(self, trt: DoubleTensorRt, engine: Engine, config: RuntimeConfig | None) -> None:
+        super().__init__(trt)
+        self._engine, self._config = engine, config
+        self._profile = 0 if engine._may_take_profile() else -1
+        engine._executions.add(self)
+        self._addresses: dict[str, int] = {}
+        self._shape: tuple[int, ...] | None = None
+        self._version = 0  # of shape and addresses: a graph is of one
+        self._flushed = -1
+
+    def __del__(self) -> None:
+        self._dropped("execution")
+
+    @property
+    def active_optimization_profile(self) -> int:
+        return self._profile
+
+    def set_optimization_profile_async(self, profile_index: int, stream_handle: int) -> bool:
+        self._trt._stream(stream_handle)
+        if profile_index != 0 or not self._engine._may_take_profile(but=self):
+            self._trt._log("Profile 0 has been chosen by another IExecutionContext.")
+            return False
+        self._profile = 0
+        return True
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        smallest, _, largest = self._engine._profile
+        fits = name == self._engine._names[0] and tuple(shape[1:]) == self._engine._shapes[0][1:]
+        if self._trt._fails("set_input_shape") or self._profile < 0 or not fits:
+            self._trt._log(f"set_input_shape: {name} {tuple(shape)} is refused")
+            return False
+        if not smallest <= shape[0] <= largest:
+            self._trt._log(f"{shape[0]} is not in the profile's range")
+            return False
+        self._trt._shapes_set += 1
+        self._shape = tuple(shape)
+        self._version += 1
+        return True
+
+    def set_tensor_address(self, name: str, memory: int) -> bool:
+        if self._trt._fails("set_tensor_address") or name not in self._engine._names:
+            self._trt._log(f"set_tensor_address: no tensor {name}")
+            return False
+        self._addresses[name] = int(memory)
+        self._version += 1
+        return True
+
+    def is_stream_capturable(self, stream: int) -> bool:
+        self._trt._stream(stream)
+        return self._trt._capturable
+
+    def execute_async_v3(self, stream_handle: int) -> bool:
+        self._trt._cuda.need_context("execute_async_v3")
+        stream = self._trt._stream(stream_handle)
+        if self._trt._fails("execute_async_v3"):
+            return False
+        unset = [name for name in self._engine._names if name not in self._addresses]
+        if self._shape is None or unset:
+            self._trt._log(f"no shape, or no address for {unset}")
+            return False
+        if stream.captured is not None and self._flushed != self._version:
+            stream.invalid = True
+            self._trt._log("a new shape was set: this run cannot be captured")
+            return False
+        busy = [other for other in self._trt._cuda.streams() if other is not stream]
+        if any(self in work.touches for other in busy for work in other.pending):
+            raise Misuse("one context runs on two streams at once")
+        self._compile(self._shape[0])
+        self._flushed = self._version
+        stream.enqueue(self._work())
+        return True
+
+    def _compile(self, size: int) -> None:
+        known = self._config._cache._sizes if self._config and self._config._cache else set()
+        if self._trt._index == RELEASES["rtx"] and size not in known:
+            self._trt._compiled += 1
+            known.add(size)
+
+    def _work(self) -> Work:
+        """The run as it stands now: an address or shape that changes afterwards makes it invalid."""
+        version, shape, engine, cuda = self._version, self._shape, self._engine, self._trt._cuda
+        source, target = (self._addresses[name] for name in engine._names)
+        me = weakref.ref(self)
+        assert shape is not None
+        in_bytes, out_bytes = int(np.prod(shape)), shape[0] * engine._shapes[1][1] * 4
+        allocations = (cuda.owner_of(source), cuda.owner_of(target))
+
+        def check() -> None:
+            this = me()
+            if this is None:
+                raise Misuse("the context of this work is gone")
+            if this._version != version:
+                raise Misuse("the context of this work was changed")
+            cuda.need_memory(source, in_bytes)
+            cuda.need_memory(target, out_bytes)
+
+        def step() -> None:
+            if self_error := cuda.fail_on_device.pop("execute", ""):
+                cuda.sick = self_error
+            cuda.need_healthy()
+            pixels = cuda.need_memory(source, in_bytes).reshape(shape)
+            answers = session_of(engine._model).run(None, {engine._names[0]: pixels})[0]
+            cuda.need_memory(target, out_bytes)[:] = answers.reshape(-1).view(np.uint8)
+
+        return Work("execute", step, check, (*allocations, WeakIdentity(self)))
+
+
+class WeakIdentity:
+    """Compares as an object without keeping it alive."""
+
+    def __init__(self, thing: object) -> None:
+        self._id = id(thing)
+
+    def __eq__(self, other: object) -> bool:
+        return id(other) == self._id
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+class Inspector(Guarded):
+    _class = "EngineInspector"
+
+    def __init__(self, trt: DoubleTensorRt, engine: Engine) -> None:
+        super().__init__(trt)
+        self._engine = engine
+
+    def get_engine_information(self, format: Any) -> str:
+        entries = [
+            {"Name": kind, "LayerType": kind, "Inputs": [{"Format/Datatype": f"Row major {element} format"}]}
+            for kind, element in self._engine._layers
+        ]
+        return json.dumps({"Layers": entries})
+
+
+class Engine(Guarded):
+    _class = "ICudaEngine"
+
+    def __init__(self, trt: DoubleTensorRt, head: dict[str, Any], model: bytes) -> None:
+        super().__init__(trt)
+        self._model = model
+        self._names = tuple(head["names"])
+        self._types = tuple(head["types"])
+        self._shapes = tuple(tuple(shape) for shape in head["shapes"])
+        self._profile = tuple(head["profile"])
+        self._shared = bool(head["shared"]) or trt._index > RELEASES["10.3"]
+        self._layers = head["layers"]
+        self._executions: weakref.WeakSet[Execution] = weakref.WeakSet()
+
+    def __del__(self) -> None:
+        self._dropped("engine")
+
+    @property
+    def num_io_tensors(self) -> int:
+        return len(self._names)
+
+    def get_tensor_name(self, index: int) -> str:
+        return self._names[index]
+
+    def get_tensor_mode(self, name: str) -> Any:
+        mode = self._trt.TensorIOMode
+        return mode.INPUT if name == self._names[0] else mode.OUTPUT
+
+    def get_tensor_dtype(self, name: str) -> Any:
+        return getattr(self._trt.DataType, self._types[self._names.index(name)])
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        return self._shapes[self._names.index(name)]
+
+    def get_tensor_profile_shape(self, name: str, profile_index: int) -> list[tuple[int, ...]]:
+        assert (name, profile_index) == (self._names[0], 0)
+        return [(size, *self._shapes[0][1:]) for size in self._profile]
+
+    def create_engine_inspector(self) -> Inspector:
+        return Inspector(self._trt, self)
+
+    def create_runtime_config(self) -> RuntimeConfig:
+        return RuntimeConfig(self._trt)
+
+    def create_execution_context(self, runtime_config: RuntimeConfig | None = None) -> Execution | None:
+        self._trt._cuda.need_context("create_execution_context")
+        if runtime_config is not None and not isinstance(runtime_config, RuntimeConfig):
+            raise TypeError("incompatible function arguments")
+        if self._trt._fails("create_execution_context"):
+            return None
+        return Execution(self._trt, self, runtime_config)
+
+    def _may_take_profile(self, but: Execution | None = None) -> bool:
+        others = [item for item in self._executions if item is not but and item._profile == 0]
+        return self._shared or not others
+
+
+class Runtime(Guarded):
+    _class = "Runtime"
+
+    def __init__(self, trt: DoubleTensorRt, logger: Any) -> None:
+        super().__init__(trt)
+        trt._logger = logger
+
+    def __del__(self) -> None:
+        self._dropped("runtime")
+
+    def deserialize_cuda_engine(self, plan: Any) -> Engine | None:
+        self._trt._cuda.need_context("deserialize_cuda_engine")
+        head, _, model = bytes(plan).removeprefix(_MAGIC).partition(b"\n")
+        if self._trt._fails("deserialize_cuda_engine") or not bytes(plan).startswith(_MAGIC):
+            self._trt._log("the engine plan file is\n not compatible with this version of TensorRT")
+            return None
+        values = json.loads(head)
+        if values["release"] != self._trt.__version__:
+            self._trt._log(f"version tag {values['release']} does not match {self._trt.__version__}")
+            return None
+        return Engine(self._trt, values, model)
+
+
+class Profile(Guarded):
+    _class = "IOptimizationProfile"
+
+    def set_shape(self, input: str, min: Any, opt: Any, max: Any) -> None:
+        self._sizes = [shape[0] for shape in (min, opt, max)]
+
+
+class Config(Guarded):
+    _class = "IBuilderConfig"
+    profiling_verbosity: Any = None
+    progress_monitor: Any = None
+
+    def __init__(self, trt: DoubleTensorRt) -> None:
+        super().__init__(trt)
+        self._flags: set[str] = {"TF32"}
+        self._features: set[str] = set()
+        self._profiles: list[Profile] = []
+
+    def set_memory_pool_limit(self, pool: Any, pool_size: int) -> None:
+        assert pool_size > 0
+
+    def set_flag(self, flag: Any) -> None:
+        self._flags.add(flag.name)
+
+    def clear_flag(self, flag: Any) -> None:
+        self._flags.discard(flag.name)
+
+    def set_preview_feature(self, feature: Any, enable: bool) -> None:
+        (self._features.add if enable else self._features.discard)(feature.name)
+
+    def add_optimization_profile(self, profile: Profile) -> int:
+        self._profiles.append(profile)
+        return len(self._profiles) - 1
+
+
+class Network(Guarded):
+    _class = "INetworkDefinition"
+
+    def __init__(self, trt: DoubleTensorRt, flags: int) -> None:
+        super().__init__(trt)
+        self._strong = bool(flags & 0b10)
+        if trt._index == 0 and flags != 0b01:
+            raise Misuse("TensorRT 8.6 wants EXPLICIT_BATCH and knows nothing else")
+        self._read: Any = None
+
+    @property
+    def num_layers(self) -> int:
+        return len(self._read.layers)
+
+    def get_layer(self, index: int) -> Any:
+        return self._read.layers[index]
+
+    def get_input(self, index: int) -> Any:
+        return SimpleNamespace(name=self._read.names[0], shape=self._read.shapes[0])
+
+
+class Parser(Guarded):
+    _class = "OnnxParser"
+
+    def __init__(self, trt: DoubleTensorRt, network: Network, logger: Any) -> None:
+        super().__init__(trt)
+        self._network = network
+        self._errors: list[str] = []
+
+    def parse(self, model: bytes) -> bool:
+        try:
+            self._network._read = read_network(self._trt, bytes(model))
+        except ValueError as error:
+            self._errors.append(str(error))
+        return not self._errors
+
+    @property
+    def num_errors(self) -> int:
+        return len(self._errors)
+
+    def get_error(self, index: int) -> Any:
+        return SimpleNamespace(desc=lambda: self._errors[index])
+
+
+class Builder(Guarded):
+    _class = "Builder"
+
+    def __init__(self, trt: DoubleTensorRt, logger: Any) -> None:
+        super().__init__(trt)
+        trt._logger = logger
+
+    def create_network(self, flags: int) -> Network:
+        return Network(self._trt, flags)
+
+    def create_builder_config(self) -> Config:
+        return Config(self._trt)
+
+    def create_optimization_profile(self) -> Profile:
+        return Profile(self._trt)
+
+    def build_serialized_network(self, network: Network, config: Config) -> HostMemory | None:
+        if self._trt._fails("build_serialized_network"):
+            return None
+        precisions = config._flags & {"FP16", "INT8"}
+        if network._strong and precisions:
+            self._trt._log(f"a strongly typed network does not take {precisions}")
+            return None
+        read = network._read
+        head = {
+            "release": self._trt.__version__,
+            "names": read.names,
+            "types": read.types,
+            "shapes": read.shapes,
+            "profile": config._profiles[0]._sizes,
+            "shared": "PROFILE_SHARING_0806" in config._features,
+            "layers": describe_layers(read, precisions, strong=network._strong),
+        }
+        return HostMemory(_MAGIC + json.dumps(head).encode() + b"\n" + read.model)
+
+
+class DoubleTensorRt:
+    """The module of a release.
+
+    Attributes:
+        fail: Calls that refuse, with what they log: ``{"execute_async_v3": "out of memory"}``.
+    """
+
+    def __init__(self, release: str, cuda: DoubleCuda) -> None:
+        self._index = RELEASES[release]
+        package, _, version = SURFACE["releases"][self._index].partition("-")
+        self.__name__, self.__version__ = package, version
+        self._cuda = cuda
+        self._logger: Any = None
+        self.fail: dict[str, str] = {}
+        self._capturable = True
+        self._shapes_set = 0
+        self._compiled = 0
+        makers = {"Runtime": Runtime, "Builder": Builder, "OnnxParser": Parser}
+        self._made: dict[str, Any] = {name: functools.partial(kind, self) for name, kind in makers.items()}
+        self._made["IRuntimeCache"] = RuntimeCache
+        severities = SimpleNamespace(INTERNAL_ERROR=0, ERROR=1, WARNING=2, INFO=3, VERBOSE=4)
+        self._made["ILogger"] = type("ILogger", (), {**vars(severities), "Severity": severities})
+        self._made["IProgressMonitor"] = type("IProgressMonitor", (), {})
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or "" not in names_of(name, self._index):
+            raise AttributeError(f"TensorRT {self.__dict__.get('__version__')} has no {name!r}")
+        if name not in self._made:
+            members = sorted(names_of(name, self._index) - {"", "name", "value", "itemsize"})
+            values = {member: _ENUM_VALUES.get(member, 100 + i) for i, member in enumerate(members)}
+            self._made[name] = enum.IntEnum(name, values)
+        return self._made[name]
+
+    def _fails(self, call: str) -> bool:
+        if call not in self.fail:
+            return False
+        self._log(self.fail[call])
+        return True
+
+    def _log(self, message: str) -> None:
+        if message:
+            self._logger.log(self.ILogger.ERROR, message)
+
+    def _stream(self, handle: int) -> Stream:
+        found = self._cuda.by_handle.get(handle)
+        if found is None:
+            raise Misuse("work on a stream that does not exist, or on the default one")
+        return found
