@@ -10,8 +10,10 @@ from typing import Any, TypeVar
 from edge_dsc.loop.answers import Answer, Prepared
 from edge_dsc.loop.ordered import ordered_map
 from engines.errors import ImageError
+from engines.images import Array
 from engines.packages import load
 from engines.runtimes import Runner
+from engines.tickets import answer_batches
 
 _Item = TypeVar("_Item")
 
@@ -23,7 +25,8 @@ def classify(
 
     A thread-safe runner runs batches of one in the preparing threads: for small networks on a CPU that is
     faster than collecting batches, and every core decodes. Any other runner runs in the calling thread,
-    which owns it, in batches of the size that the engine was built for.
+    which owns it, in batches of the size that the engine was built for, as many in flight as it has slots: while
+    the device works on one batch, the next is decoded and copied in.
 
     Args:
         items: What ``prepare`` takes; None says that no item is at hand just now.
@@ -41,30 +44,47 @@ def classify(
     if runner.thread_safe and runner.record.batch.smallest == 1:
         yield from ordered_map(answer_all, items, threads=threads)
         return
-    found = ordered_map(prepare_all, items, threads=threads)
-    while batch := list(itertools.islice(found, runner.record.batch.best)):
-        yield from answer_group(batch, runner)
+    yield from _classify_in_batches(ordered_map(prepare_all, items, threads=threads), runner)
 
 
 def answer_group(group: Sequence[Prepared], runner: Runner) -> list[Answer]:
     """Run one batch and return an answer for each of its pictures, bad ones included."""
-    good = [picture.pixels for picture in group if not isinstance(picture.pixels, ImageError)]
     started = time.perf_counter()
-    rows = _run(good, runner) if good else []
-    finished = time.perf_counter()
-    answers: Iterator[Any] = iter(rows)
-    return [_answer(p, answers, finished - started) for p in group]
+    rows = runner.run(_stack(group, runner)) if _has_good(group) else None
+    return _answers(group, rows, time.perf_counter() - started)
 
 
-def _run(good: list[Any], runner: Runner) -> list[Any]:
-    if len(good) == 1 and runner.record.batch.smallest == 1:
-        rows = runner.run(good[0][None])
-    else:
-        # An engine whose profile begins above one image gets the last image repeated; those answers are dropped.
-        missing = max(0, runner.record.batch.smallest - len(good))
-        rows = runner.run(load("numpy").stack(good + good[-1:] * missing))
-    found: list[Any] = rows.tolist()
-    return found
+def _classify_in_batches(prepared: Iterator[Prepared], runner: Runner) -> Iterator[Answer]:
+    groups = iter(lambda: list(itertools.islice(prepared, runner.record.batch.best)), [])
+    for good, some in itertools.groupby(groups, _has_good):
+        if not good:  # nothing to run: these wait for what is in flight, so that the order holds
+            for group in some:
+                yield from _answers(group, None, 0.0)
+            continue
+        resumed = time.perf_counter()
+        batches = (((group, time.perf_counter()), _stack(group, runner)) for group in some)
+        for (group, started), rows in answer_batches(runner, batches):
+            # The time that the caller took, and that of the batch before, is not this batch's.
+            yield from _answers(group, rows, time.perf_counter() - max(started, resumed))
+            resumed = time.perf_counter()
+
+
+def _has_good(group: Sequence[Prepared]) -> bool:
+    return any(not isinstance(picture.pixels, ImageError) for picture in group)
+
+
+def _stack(group: Sequence[Prepared], runner: Runner) -> Array:
+    good = [picture.pixels for picture in group if not isinstance(picture.pixels, ImageError)]
+    smallest = runner.record.batch.smallest
+    if len(good) == smallest == 1:
+        return good[0][None]
+    # An engine whose profile begins above one image gets the last image repeated; those answers are dropped.
+    return load("numpy").stack(good + good[-1:] * max(0, smallest - len(good)))
+
+
+def _answers(group: Sequence[Prepared], rows: Array, seconds: float) -> list[Answer]:
+    answers: Iterator[Any] = iter(() if rows is None else rows.tolist())
+    return [_answer(picture, answers, seconds) for picture in group]
 
 
 def _answer(prepared: Prepared, answers: Iterator[Any], seconds: float) -> Answer:
