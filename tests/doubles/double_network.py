@@ -57,7 +57,8 @@ def read_network(trt: Any, model: bytes) -> SimpleNamespace:
         if node.op_type == "Conv":  # constant weights belong to the layer
             names = [name for name in names[:2] if name not in constants]
         kind = _LAYERS.get(node.op_type, "SHUFFLE")
-        layers.append(_layer(trt, kind, [tensor(name) for name in names], tensor(node.output[0])))
+        title = node.name or node.output[0]
+        layers.append(_layer(trt, kind, title, [tensor(name) for name in names], tensor(node.output[0])))
     ends = (graph.input[0], graph.output[0])
     return SimpleNamespace(
         model=model,
@@ -68,8 +69,9 @@ def read_network(trt: Any, model: bytes) -> SimpleNamespace:
     )
 
 
-def _layer(trt: Any, kind: str, inputs: list[Any], output: Any) -> SimpleNamespace:
+def _layer(trt: Any, kind: str, name: str, inputs: list[Any], output: Any) -> SimpleNamespace:
     return SimpleNamespace(
+        name=name,
         type=getattr(trt.LayerType, kind),
         num_inputs=len(inputs),
         get_input=lambda index: inputs[index],
@@ -80,8 +82,10 @@ def _layer(trt: Any, kind: str, inputs: list[Any], output: Any) -> SimpleNamespa
     )
 
 
-def describe_layers(network: SimpleNamespace, precisions: set[str], *, strong: bool) -> list[tuple[str, str]]:
-    """Return (kind, element type) of the layers with weights, as the builder would choose them."""
+def describe_layers(
+    network: SimpleNamespace, precisions: set[str], *, strong: bool
+) -> list[tuple[str, str, str]]:
+    """Return (kind, name, element type) of the layers with weights, as the builder would choose them."""
     dequantized = {layer._output.name for layer in network.layers if layer._kind == "DEQUANTIZE"}
     found = []
     for layer in network.layers:
@@ -93,5 +97,5 @@ def describe_layers(network: SimpleNamespace, precisions: set[str], *, strong: b
             element = "Int8"
         elif not strong and "FP16" in precisions:
             element = "FP16"
-        found.append((layer._kind.replace("_", "").title(), element))
+        found.append((layer._kind.replace("_", "").title(), layer.name, element))
     return found

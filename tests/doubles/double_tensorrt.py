@@ -236,8 +236,8 @@ class Inspector(Guarded):
 
     def get_engine_information(self, format: Any) -> str:
         entries = [
-            {"Name": kind, "LayerType": kind, "Inputs": [{"Format/Datatype": f"Row major {element} format"}]}
-            for kind, element in self._engine._layers
+            {"Name": name, "LayerType": kind, "Inputs": [{"Format/Datatype": f"Row major {element} format"}]}
+            for kind, name, element in self._engine._layers
         ]
         return json.dumps({"Layers": entries})
 
