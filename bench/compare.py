@@ -169,7 +169,8 @@ def compare_reports(
     rows = []
     for name in common:
         conditions = subject_conditions(left[name]), subject_conditions(right[name])
-        differing = check_conditions(*conditions, allow, f"{name}: ")
+        runs = _how_it_runs(left[name], right[name])
+        differing = check_conditions(conditions[0] | runs[0], conditions[1] | runs[1], allow, f"{name}: ")
         ratio = unpaired_ratio(left[name], right[name], seed=seed)
         rows.append(_judged(left[name], right[name], ratio, differing, margin))
     return Comparison(
@@ -252,6 +253,14 @@ def subject_conditions(subject: SubjectReport) -> dict[str, Any]:
         else:
             conditions[key] = value
     return conditions
+
+
+def _how_it_runs(*subjects: SubjectReport) -> list[dict[str, Any]]:
+    """How a runtime ran one engine in two reports, such as by a CUDA graph; nothing where a report does not say."""
+    told = [subject.description.get("runs") for subject in subjects]
+    if not all(isinstance(runs, Mapping) for runs in told):
+        return [{} for _ in told]
+    return [{f"runs.{key}": value for key, value in (runs or {}).items()} for runs in told]
 
 
 def check_conditions(

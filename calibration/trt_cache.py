@@ -65,10 +65,7 @@ def write_cache(table: CalibrationTable, model: Model, version: str, *, algorith
             calibrators.
     """
     if table.channel_factors:
-        raise UsageError(
-            f"ranges by {table.method} are of a network with scaled channels, which TensorRT's cache cannot hold",
-            remedy="calibrate with --calib-method entropy, percentile or minmax for a cache",
-        )
+        raise _scaled(table.method)
     algorithm = algorithm or (MINMAX if table.method == "minmax" else ENTROPY)
     if algorithm not in ALGORITHMS:
         raise UsageError(
@@ -77,6 +74,24 @@ def write_cache(table: CalibrationTable, model: Model, version: str, *, algorith
     lines = [f"TRT-{version_number(version)}-{algorithm}"]
     lines += [f"{name}: {encode_scale(scale)}" for name, scale in tensor_scales(table, model).items()]
     return "\n".join(lines) + "\n"
+
+
+def check_cache_request(method: str, version: str) -> None:
+    """Refuse before the calibration what :func:`write_cache` would refuse after it.
+
+    Raises:
+        UsageError: A method that scales channels, or a release that reads no cache.
+    """
+    version_number(version)
+    if method == "mse":
+        raise _scaled(method)
+
+
+def _scaled(method: str) -> UsageError:
+    return UsageError(
+        f"ranges by {method} are of a network with scaled channels, which TensorRT's cache cannot hold",
+        remedy="calibrate with --calib-method entropy, percentile or minmax for a cache",
+    )
 
 
 def tensor_scales(table: CalibrationTable, model: Model) -> dict[str, float]:

@@ -47,25 +47,15 @@ def make_calibrator(
         EnvironmentProblem: This release has no calibrators.
         UsageError: Another algorithm, or fewer images than a batch.
     """
-    if algorithm not in ALGORITHMS:
-        raise UsageError(
-            f"TensorRT has no calibrator {algorithm!r} here", remedy=f"choose of {', '.join(ALGORITHMS)}"
-        )
-    if not hasattr(trt, "IInt8EntropyCalibrator2"):
-        raise EnvironmentProblem(
-            f"TensorRT {trt.__version__} has no calibrators: they ended with 10",
-            remedy="use edge-dsc calibrate and build-engine --int8, which need none",
-        )
-    if len(images) < batch:
-        raise UsageError(f"{len(images)} images for batches of {batch}", remedy="give more images")
+    _check(trt, images, algorithm, batch)
     base = trt.IInt8EntropyCalibrator2 if algorithm == "entropy" else trt.IInt8MinMaxCalibrator
+    batches = _Batches(images, contract, batch)
 
     class Calibrator(base):  # type: ignore[misc,valid-type]
         def __init__(self) -> None:
             base.__init__(self)
             self.failure: BaseException | None = None
-            self.skipped: list[str] = []
-            self._waiting = iter(images)
+            self.skipped = batches.skipped
             self._memory = cuda.mem_alloc(batch * contract.height * contract.width)
             self._stream = cuda.Stream()
 
@@ -74,7 +64,7 @@ def make_calibrator(
 
         def get_batch(self, names: list[str]) -> list[int] | None:
             try:
-                pixels = self._read()
+                pixels = batches.read()
                 if pixels is None or names != [contract.input_name]:
                     return None
                 cuda.memcpy_htod_async(self._memory, pixels, self._stream)
@@ -97,17 +87,42 @@ def make_calibrator(
         def release(self) -> None:
             self._memory.free()
 
-        def _read(self) -> Any:
-            numpy = load("numpy")
-            pixels = []
-            for path in self._waiting:
-                try:
-                    pixels.append(read_input(path, contract))
-                except ImageError as error:
-                    self.skipped.append(str(error))
-                    continue
-                if len(pixels) == batch:
-                    return numpy.ascontiguousarray(numpy.stack(pixels))
-            return None
-
     return Calibrator()
+
+
+def _check(trt: Any, images: Sequence[Path], algorithm: str, batch: int) -> None:
+    if algorithm not in ALGORITHMS:
+        raise UsageError(
+            f"TensorRT has no calibrator {algorithm!r} here", remedy=f"choose of {', '.join(ALGORITHMS)}"
+        )
+    if not hasattr(trt, "IInt8EntropyCalibrator2"):
+        raise EnvironmentProblem(
+            f"TensorRT {trt.__version__} has no calibrators: they ended with 10",
+            remedy="use edge-dsc calibrate and build-engine --int8, which need none",
+        )
+    if len(images) < batch:
+        raise UsageError(f"{len(images)} images for batches of {batch}", remedy="give more images")
+
+
+class _Batches:
+    """Whole batches of readable images."""
+
+    def __init__(self, images: Sequence[Path], contract: ModelContract, size: int) -> None:
+        self.skipped: list[str] = []
+        self._waiting = iter(images)
+        self._contract = contract
+        self._size = size
+
+    def read(self) -> Any:
+        """Return ``uint8 [size, height, width, 1]``, or None where too few images are left."""
+        numpy = load("numpy")
+        pixels: list[Any] = []
+        for path in self._waiting:
+            try:
+                pixels.append(read_input(path, self._contract))
+            except ImageError as error:
+                self.skipped.append(str(error))
+                continue
+            if len(pixels) == self._size:
+                return numpy.ascontiguousarray(numpy.stack(pixels))
+        return None

@@ -10,10 +10,11 @@ from calibration.coverage import Coverage, measure_coverage, save_coverage
 from calibration.methods import DEFAULT_METHOD
 from calibration.select import select_images
 from calibration.table import CalibrationTable, save_table
+from calibration.trt_cache import check_cache_request, write_cache
 from edge_dsc.data import discover
 from edge_dsc.data.split import load_split
 from edge_dsc.training.record import SPLIT_FILE
-from engines.files import require_writable
+from engines.files import require_writable, write_text
 from engines.graph import contract_of, load_model
 from engines.packages import is_installed
 from engines.runtimes import Progress
@@ -32,6 +33,7 @@ class CalibrationRequest:
         images: How many images to draw, stratified by class.
         seed: Seed of the draw.
         out: The table; None puts ``calibration.json`` beside the model.
+        trt_release: Also write TensorRT's own text cache for this release, such as ``8.6.2``, beside the table.
     """
 
     model: Path
@@ -40,6 +42,7 @@ class CalibrationRequest:
     images: int = 256
     seed: int = 0
     out: Path | None = None
+    trt_release: str | None = None
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ class CalibrationRun:
         path: The table's file.
         table: The table.
         held_out: Images left out because the network's split holds them back for evaluation.
+        trt_cache: TensorRT's own cache, where it was asked for.
         coverage: What the set holds and whether its ranges have settled; written beside the table.
     """
 
@@ -57,6 +61,7 @@ class CalibrationRun:
     table: CalibrationTable
     held_out: int
     coverage: Coverage
+    trt_cache: Path | None = None
 
 
 def run_calibration(request: CalibrationRequest, progress: Progress | None = None) -> CalibrationRun:
@@ -68,7 +73,10 @@ def run_calibration(request: CalibrationRequest, progress: Progress | None = Non
     Raises:
         BadInputError: Too few usable images.
         ArtefactError: The model is not ours.
+        UsageError: A TensorRT cache that the method, or the release, cannot give.
     """
+    if request.trt_release is not None:
+        check_cache_request(request.method, request.trt_release)
     path = request.out or request.model.parent / CALIBRATION_NAME
     items, held_out = calibration_images(request.data, request.model)
     require_writable(path)
@@ -84,7 +92,11 @@ def run_calibration(request: CalibrationRequest, progress: Progress | None = Non
         from edge_dsc.coverage_picture import draw_coverage
 
         draw_coverage(coverage, path.with_name(f"{path.stem}.coverage.png"))
-    return CalibrationRun(path, table, held_out, coverage)
+    cache = None
+    if request.trt_release is not None:
+        cache = path.with_name(f"{path.stem}.trt-cache.txt")
+        write_text(cache, write_cache(table, model, request.trt_release))
+    return CalibrationRun(path, table, held_out, coverage, cache)
 
 
 def calibration_images(data: Path, model: Path) -> tuple[list[tuple[Path, str]], int]:

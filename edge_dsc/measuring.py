@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -23,7 +23,7 @@ from edge_dsc.scenarios import folder_subject, offline_subjects
 from engines.errors import UsageError
 from engines.packages import load
 from engines.record import load_record
-from engines.runtimes import Array, Progress, Runner, open_engine
+from engines.runtimes import Array, Progress, Runner, RunnerOptions, open_engine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +89,7 @@ def measure_engines(
                 told = {BUILD_OF: name} if chosen.builds > 1 else {}
                 subjects += [
                     replace(subject, description={**subject.description, **told})
-                    for subject in _subjects(label, runner, chosen, stack)
+                    for subject in _subjects(label, runner, build, chosen, stack)
                 ]
         controls = [control_subject(subjects[0])] if chosen.control and len(subjects) > 1 else []
         report = measure([*subjects, *controls], plan, progress=progress)
@@ -115,7 +115,9 @@ def _builds(engine: Path, count: int, stack: contextlib.ExitStack) -> list[Path]
     return found
 
 
-def _subjects(name: str, runner: Runner, options: BenchOptions, stack: contextlib.ExitStack) -> list[Subject]:
+def _subjects(
+    name: str, runner: Runner, engine: Path, options: BenchOptions, stack: contextlib.ExitStack
+) -> list[Subject]:
     description = _describe(runner, options)
     if options.folder is not None:
         return [folder_subject(name, runner, options.folder, description)]
@@ -129,7 +131,27 @@ def _subjects(name: str, runner: Runner, options: BenchOptions, stack: contextli
             remedy="give another --batch, or build the engine for it",
         )
     pixels = input_noise(runner, options.batch)
-    return [Subject(name=name, call=lambda: runner.run(pixels), description=description)]
+    stages = _stages(engine, pixels, options, stack)
+    return [Subject(name=name, call=lambda: runner.run(pixels), description=description, stages=stages)]
+
+
+def _stages(
+    engine: Path, pixels: Array, options: BenchOptions, stack: contextlib.ExitStack
+) -> Callable[[], Mapping[str, int]] | None:
+    """Return a request that tells its stages, by a runner of its own: timing them costs time; None where none does."""
+    timed = stack.enter_context(
+        open_engine(engine, threads=options.threads, options=RunnerOptions(slots=1, time_stages=True))
+    )
+
+    def stages() -> Mapping[str, int]:
+        ticket = timed.submit(pixels)
+        timed.collect(ticket)
+        return ticket.stages_ns or {}
+
+    if stages():
+        return stages
+    timed.close()
+    return None
 
 
 def _describe(runner: Runner, options: BenchOptions) -> dict[str, Any]:
@@ -145,6 +167,7 @@ def _describe(runner: Runner, options: BenchOptions) -> dict[str, Any]:
         "batch": options.batch,
         "threads": options.threads,
         "switches": {"transfers": True},
+        "runs": dict(runner.description),
     }
 
 

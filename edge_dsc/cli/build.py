@@ -81,6 +81,14 @@ def calibrate(
     calib_method: Method = CalibMethod.MSE,
     calib_images: CalibImages = 256,
     seed: Seed = 0,
+    trt_cache: Annotated[
+        Optional[str],
+        typer.Option(
+            "--trt-cache",
+            help="Also write TensorRT's own calibration cache, for this release: 8.6.2, 10.3.0.",
+            show_default=False,
+        ),
+    ] = None,
     out: Out = None,
     json: Json = False,
 ) -> None:
@@ -99,10 +107,12 @@ def calibrate(
         images=calib_images,
         seed=seed,
         out=out,
+        trt_release=trt_cache,
     )
     with progress_bar() as progress:
         made = run_calibration(request, progress)
     description = {"path": str(made.path), "held_out": made.held_out, **describe_table(made.table)}
+    description["trt_cache"] = str(made.trt_cache) if made.trt_cache else None
     description["coverage"] = made.coverage.to_dict()
     if json:
         give_json("edge-dsc/calibrate-result", description)
@@ -110,6 +120,7 @@ def calibrate(
         give(
             f"{made.path}: {len(made.table.ranges)} ranges by {made.table.method} over {len(made.table.images)} images"
             f" ({made.held_out} left out as held back by the split)\n{made.coverage.text()}"
+            + (f"\nTensorRT's cache: {made.trt_cache}" if made.trt_cache else "")
         )
 
 

@@ -103,6 +103,21 @@ def test_switches_are_compared_one_by_one(subject: Make, report: Make) -> None:
         assert compare_reports(before, after, allow=allow).rows[0].allowed == ("switches.cuda_graph",)
 
 
+def test_how_an_engine_ran_must_be_equal_between_reports_where_both_tell(subject: Make, report: Make) -> None:
+    graph, plain, silent = (
+        report(subject("a", steady(1000), description=description))
+        for description in (
+            {"runs": {"execution": "CUDA graph"}},
+            {"runs": {"execution": "enqueue"}},
+            {},
+        )
+    )
+    with pytest.raises(NotComparableError, match=r"runs\.execution is 'CUDA graph' and 'enqueue'"):
+        compare_reports(graph, plain)
+    assert compare_reports(graph, plain, allow={"runs"}).rows[0].allowed == ("runs.execution",)
+    assert compare_reports(graph, silent).rows[0].allowed == ()
+
+
 def test_reports_without_a_common_name_or_with_few_blocks_are_refused(subject: Make, report: Make) -> None:
     with pytest.raises(NotComparableError, match="no name in common: a against b"):
         compare_reports(report(subject("a", steady(1))), report(subject("b", steady(1))))

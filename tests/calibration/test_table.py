@@ -71,6 +71,9 @@ def test_an_edited_range_is_refused(small_table: CalibrationTable, tmp_path: Pat
         ({"method": "random"}, "names the unknown method 'random'"),
         ({"images": []}, "was made on 0 images, at least 128 are needed"),
         ({"images": [{"file": "x"}]}, "is no calibration table"),
+        ({"channel_factors": {"features": [1.0, 0.0]}}, "holds senseless channel factors for features"),
+        ({"channel_factors": {"features": []}}, "holds senseless channel factors for features"),
+        ({"channel_factors": [1]}, "is no calibration table"),
         ({"extra": 1}, "is no calibration table"),
     ],
 )
