@@ -117,9 +117,7 @@ def _stored_values(dataset: Any, name: str) -> Array:
             f"{name} is compressed as {syntax.name}, which cannot be decoded here",
             remedy="pip install 'edge-dsc[dicom]' brings the handlers; if they are there, the file is damaged",
         ) from error
-    if not int(dataset.PixelRepresentation):  # bits above those stored may hold an overlay
-        pixels = pixels & ((1 << int(dataset.BitsStored)) - 1)
-    return pixels
+    return pixels  # pydicom has cleared the bits above those stored, which may hold an overlay
 
 
 def _grey(dataset: Any, pixels: Array) -> Array:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from edge_dsc.loop.answers import Answer, Prepared
 from edge_dsc.loop.ordered import ordered_map
-from engines.errors import EdgeDscError, ImageError
+from engines.errors import ImageError
+from engines.images import Array
 from engines.packages import load
 from engines.runtimes import Runner
-from engines.tickets import Ticket
+from engines.tickets import answer_batches
 
 _Item = TypeVar("_Item")
 
@@ -26,7 +25,8 @@ def classify(
 
     A thread-safe runner runs batches of one in the preparing threads: for small networks on a CPU that is
     faster than collecting batches, and every core decodes. Any other runner runs in the calling thread,
-    which owns it, in batches of the size that the engine was built for.
+    which owns it, in batches of the size that the engine was built for, as many in flight as it has slots: while
+    the device works on one batch, the next is decoded and copied in.
 
     Args:
         items: What ``prepare`` takes; None says that no item is at hand just now.
@@ -44,77 +44,47 @@ def classify(
     if runner.thread_safe and runner.record.batch.smallest == 1:
         yield from ordered_map(answer_all, items, threads=threads)
         return
-    found = ordered_map(prepare_all, items, threads=threads)
-    groups = iter(lambda: list(itertools.islice(found, runner.record.batch.best)), [])
-    if runner.slots == 1:
-        for group in groups:
-            yield from answer_group(group, runner)
-    else:
-        yield from _answer_ahead(groups, runner)
-
-
-def _answer_ahead(groups: Iterable[list[Prepared]], runner: Runner) -> Iterator[Answer]:
-    """Keep as many batches in flight as the runner has slots; a live frame is answered before the next is taken."""
-    waiting: deque[tuple[list[Prepared], Ticket | None, float]] = deque()
-    try:
-        for group in groups:
-            if len(waiting) == runner.slots or (waiting and _is_live(group)):
-                yield from _collect(waiting, runner)
-            good = _pixels(group)
-            started = time.perf_counter()
-            ticket = runner.submit(_stack(good, runner)) if good else None
-            waiting.append((group, ticket, time.perf_counter() - started))
-            while waiting and _is_live(group):
-                yield from _collect(waiting, runner)
-        while waiting:
-            yield from _collect(waiting, runner)
-    finally:  # stopped early, or failed: the runner keeps its slots
-        for _, ticket, _ in waiting:
-            if ticket is not None:
-                with contextlib.suppress(EdgeDscError):
-                    runner.collect(ticket)
-
-
-def _collect(waiting: deque[tuple[list[Prepared], Ticket | None, float]], runner: Runner) -> list[Answer]:
-    group, ticket, submitting = waiting.popleft()
-    started = time.perf_counter()
-    rows: Iterator[Any] = iter(runner.collect(ticket).tolist() if ticket is not None else [])
-    seconds = (
-        submitting + time.perf_counter() - started
-    )  # what the loop spent on it, not what passed meanwhile
-    return [_answer(picture, rows, seconds) for picture in group]
-
-
-def _is_live(group: list[Prepared]) -> bool:
-    return any(picture.frame is not None and picture.frame.seconds is None for picture in group)
+    yield from _classify_in_batches(ordered_map(prepare_all, items, threads=threads), runner)
 
 
 def answer_group(group: Sequence[Prepared], runner: Runner) -> list[Answer]:
     """Run one batch and return an answer for each of its pictures, bad ones included."""
-    good = _pixels(group)
     started = time.perf_counter()
-    rows = _run(good, runner) if good else []
-    finished = time.perf_counter()
-    answers: Iterator[Any] = iter(rows)
-    return [_answer(p, answers, finished - started) for p in group]
+    rows = runner.run(_stack(group, runner)) if _has_good(group) else None
+    return _answers(group, rows, time.perf_counter() - started)
 
 
-def _pixels(group: Sequence[Prepared]) -> list[Any]:
-    return [picture.pixels for picture in group if not isinstance(picture.pixels, ImageError)]
+def _classify_in_batches(prepared: Iterator[Prepared], runner: Runner) -> Iterator[Answer]:
+    groups = iter(lambda: list(itertools.islice(prepared, runner.record.batch.best)), [])
+    for good, some in itertools.groupby(groups, _has_good):
+        if not good:  # nothing to run: these wait for what is in flight, so that the order holds
+            for group in some:
+                yield from _answers(group, None, 0.0)
+            continue
+        resumed = time.perf_counter()
+        batches = (((group, time.perf_counter()), _stack(group, runner)) for group in some)
+        for (group, started), rows in answer_batches(runner, batches):
+            # The time that the caller took, and that of the batch before, is not this batch's.
+            yield from _answers(group, rows, time.perf_counter() - max(started, resumed))
+            resumed = time.perf_counter()
 
 
-def _run(good: list[Any], runner: Runner) -> list[Any]:
-    found: list[Any] = runner.run(_stack(good, runner)).tolist()
-    return found
+def _has_good(group: Sequence[Prepared]) -> bool:
+    return any(not isinstance(picture.pixels, ImageError) for picture in group)
 
 
-def _stack(good: list[Any], runner: Runner) -> Any:
-    """Make a batch: ``uint8 [N, height, width, 1]``."""
-    if len(good) == 1 and runner.record.batch.smallest == 1:
+def _stack(group: Sequence[Prepared], runner: Runner) -> Array:
+    good = [picture.pixels for picture in group if not isinstance(picture.pixels, ImageError)]
+    smallest = runner.record.batch.smallest
+    if len(good) == smallest == 1:
         return good[0][None]
     # An engine whose profile begins above one image gets the last image repeated; those answers are dropped.
-    missing = max(0, runner.record.batch.smallest - len(good))
-    return load("numpy").stack(good + good[-1:] * missing)
+    return load("numpy").stack(good + good[-1:] * max(0, smallest - len(good)))
+
+
+def _answers(group: Sequence[Prepared], rows: Array, seconds: float) -> list[Answer]:
+    answers: Iterator[Any] = iter(() if rows is None else rows.tolist())
+    return [_answer(picture, answers, seconds) for picture in group]
 
 
 def _answer(prepared: Prepared, answers: Iterator[Any], seconds: float) -> Answer:

@@ -14,7 +14,7 @@ from edge_dsc.folder_loop import Answer, classify_files, read_files
 from engines.contract import ModelContract
 from engines.errors import ImageError
 from engines.record import BatchRange
-from engines.tickets import DirectSubmission
+from engines.tickets import DirectSubmission, Ticket
 
 CONTRACT = ModelContract(labels=("dark", "light"), architecture="dsc")
 
@@ -82,6 +82,34 @@ def test_a_batch_below_the_profile_is_filled_up_and_cut_again(paths: list[Path])
     runner = BrightnessRunner(BatchRange(4, 10, 10), thread_safe=True)
     check(list(classify_files(paths, runner, threads=2)), paths)
     assert runner.sizes == [9, 10, 4]
+
+
+def test_batches_are_submitted_ahead_and_answered_in_order(paths: list[Path]) -> None:
+    class TwoSlots(BrightnessRunner):
+        slots = 2
+        log: list[str] = []  # noqa: RUF012 - one runner a test
+
+        def submit(self, batch: np.ndarray) -> Ticket:
+            self.log.append("submit")
+            return super().submit(batch)
+
+        def collect(self, ticket: Ticket) -> np.ndarray:
+            self.log.append("collect")
+            return super().collect(ticket)
+
+    runner = TwoSlots(BatchRange(1, 8, 8), thread_safe=False)
+    check(list(classify_files(paths, runner, threads=3)), paths)
+    assert runner.log == ["submit", "submit", "collect", "submit", "collect", "collect"]
+
+
+@pytest.mark.parametrize("best", [1, 3])
+def test_batches_without_a_good_picture_keep_their_place(paths: list[Path], best: int) -> None:
+    for path in paths[:9]:
+        path.unlink(missing_ok=True)
+    runner = BrightnessRunner(BatchRange(1, best, best), thread_safe=False)
+    answers = list(classify_files(paths, runner, threads=2))
+    assert [answer.path for answer in answers] == paths
+    assert [answer.error is None for answer in answers] == [False] * 9 + [True] * 13 + [False]
 
 
 def test_only_a_bounded_number_of_images_waits(paths: list[Path]) -> None:
