@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -79,16 +78,6 @@ def test_a_profile_above_one_gets_the_last_picture_repeated() -> None:
     runner = Slots(best=3, smallest=3)
     assert run(runner, [1, 2, 3, 4]) == [("1", 1), ("2", 2), ("3", 3), ("4", 4)]
     assert runner.log[1] == "submit [4, 4, 4]"
-
-
-def test_a_live_frame_is_answered_before_the_next_is_taken() -> None:
-    runner = Slots(best=1)
-
-    def frames() -> Iterator[int]:
-        yield from range(3)
-
-    assert [answer.frame.index for answer in classify(frames(), prepare_live, runner, threads=1)] == [0, 1, 2]
-    assert runner.log == ["submit [0]", "collect", "submit [1]", "collect", "submit [2]", "collect"]
 
 
 def test_stopping_early_gives_the_slots_back() -> None:
