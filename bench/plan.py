@@ -44,8 +44,8 @@ class Plan:
         UsageError: A number that cannot be measured with.
 
     Source:
-        Warm-up of at least 2 s and until the block median moves less than 1 %, and 20 blocks or more:
-        the project's facts of the field; 600 s is the minimum duration in the MLPerf inference rules.
+        Warm-up of at least 2 s and until the block median moves less than 1 %, and 20 blocks or more, are this
+        project's choice; 600 s is the minimum duration in the MLPerf inference rules.
     """
 
     name: str = "standard"
