@@ -18,7 +18,7 @@ LINES = sorted(
     {
         match.group(1)
         for line in README.splitlines()
-        if (match := re.match(r"(?:\$ |~/edge/bin/|.*&& \.venv/bin/)(edge-dsc .*)", line))
+        if (match := re.match(r"(?: *\$ |~/edge/bin/|.*&& \.venv/bin/)(edge-dsc .*)", line))
     }
 )
 

@@ -234,11 +234,12 @@ def test_bench_in_every_scenario(edge_dsc: Any, engine: Path, textures: Path, tm
 
 
 def test_scenarios_that_cannot_be(edge_dsc: Any, engine: Path, tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_text("no picture")
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "a.png").write_text("no picture")
     for words, code, *arguments in (
         ("exclude each other", 2, "--fps", 30, "--offline", 8),
         ("the rate is -1.0 fps", 2, "--fps", -1),
-        ("none of 1 files is an image", 9, "--folder", tmp_path),
+        ("none of 1 files is an image", 9, "--folder", tmp_path / "bad"),
         ("no file, folder or glob", 9, "--folder", tmp_path / "none"),
     ):
         done = edge_dsc("bench", engine, "--iterations", 5, "--out", tmp_path / "r.json", *arguments)
