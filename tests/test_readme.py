@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 LINES = sorted(
     {
-        match.group(1)
+        match.group(1).removesuffix("\\")
         for line in README.splitlines()
         if (match := re.match(r"(?: *\$ |~/edge/bin/|.*&& \.venv/bin/)(edge-dsc .*)", line))
     }
