@@ -283,9 +283,10 @@ def check_precision(layers: Mapping[str, int], options: BuildOptions) -> None:
     """
     if layers.get(options.precision.name, 0) >= options.required_layers:
         return
+    wanted = "a layer" if options.required_layers == 1 else f"{options.required_layers} layers"
     seen = ", ".join(f"{count} in {name}" for name, count in sorted(layers.items())) or "none"
     raise AccuracyGateError(
-        f"asked for {options.required_layers} layers in {options.precision.name}, the engine would have {seen}",
+        f"asked for {wanted} in {options.precision.name}, the engine would have {seen}",
         remedy="choose another precision or --backend; nothing was written",
     )
 
