@@ -193,7 +193,7 @@ def test_fp32_under_an_int8_name(
     before = files(run)
     monkeypatch.setattr(engine_builder, "graph_in_precision", lambda model, *rest, **more: model)
     done = edge_dsc("build-engine", run, "--int8", "--backend", backend)
-    refused(done, 5, "asked for 1 layers in INT8, the engine would have 9 in FP32", "nothing was written")
+    refused(done, 5, "asked for a layer in INT8, the engine would have 9 in FP32", "nothing was written")
     assert files(run) == before
 
 
