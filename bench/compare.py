@@ -89,7 +89,8 @@ def compare_subjects(
         allow: Keys that may differ; the result is marked.
         margin: The smallest difference worth a word, as a fraction.
         seed: Seed of the bootstrap.
-        test: Make Wilcoxon's test too; without it SciPy's statistics, a second of imports, are not loaded.
+        test: Make Wilcoxon's test too; without it nothing is called slight, and SciPy's statistics, a second of
+            imports, are not loaded.
 
     Raises:
         UsageError: The report has no such subject.
@@ -101,7 +102,7 @@ def compare_subjects(
     medians = block_medians(below), block_medians(above)
     ratio = paired_ratio(*medians, seed=seed)
     chance = signed_rank_chance(*medians) if test else None
-    return replace(_judged(below, above, ratio, allowed, margin), paired=True, p_value=chance)
+    return replace(_judged(below, above, ratio, allowed, margin, chance), paired=True)
 
 
 def compare_within(
@@ -132,7 +133,9 @@ def compare_within(
         if name != against
     )
     return Comparison(
-        rows=rows, cautions=_cautions(report, ""), controls=find_controls(report, margin=margin, seed=seed)
+        rows=rows,
+        cautions=_cautions(report, ""),
+        controls=find_controls(report, margin=margin, seed=seed, test=True),
     )
 
 
@@ -281,7 +284,12 @@ def check_conditions(
 
 
 def _judged(
-    below: SubjectReport, above: SubjectReport, ratio: Interval, allowed: tuple[str, ...], margin: float
+    below: SubjectReport,
+    above: SubjectReport,
+    ratio: Interval,
+    allowed: tuple[str, ...],
+    margin: float,
+    chance: float | None = None,
 ) -> Ratio:
     return Ratio(
         baseline=below.name,
@@ -289,7 +297,8 @@ def _judged(
         baseline_ns=sample_median(below),
         candidate_ns=sample_median(above),
         ratio=ratio,
-        verdict=judge(ratio, margin),
+        verdict=judge(ratio, margin, chance),
         margin=margin,
+        p_value=chance,
         allowed=allowed,
     )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from bench.bootstrap import LEAST_BLOCKS, Interval, block_medians, paired_ratio
 from bench.report import Report
+from bench.signed_rank import signed_rank_chance
 from bench.statistics import MARGIN, Verdict, judge
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ class Control:
     Attributes:
         subject: Name of the subject.
         ratio: Second / first with its 95 % interval, taken within rounds.
-        verdict: What that shows; anything but "no significant difference" means that the machine was not steady.
+        verdict: What that shows; faster or slower means that the machine was not steady.
     """
 
     subject: str
@@ -32,13 +33,18 @@ class Control:
 
     @property
     def differs(self) -> bool:
-        """Whether the subject differs from itself."""
-        return self.verdict is not Verdict.NO_DIFFERENCE
+        """Whether the subject differs from itself by more than the margin."""
+        return self.verdict in (Verdict.FASTER, Verdict.SLOWER)
 
     def words(self) -> str:
         """Say it in one line."""
         numbers = f"{self.ratio.value:.3f} ({self.ratio.low:.3f} to {self.ratio.high:.3f})"
-        end = "differs from itself: the machine was not steady" if self.differs else self.verdict.value
+        if self.differs:
+            end = "differs from itself: the machine was not steady"
+        elif self.verdict is Verdict.NO_DIFFERENCE:
+            end = self.verdict.value
+        else:
+            end = f"{self.verdict.value} than itself: other differences as small may be the machine's, too"
         return f"control: {self.subject} measured twice, ratio {numbers}: {end}"
 
 
@@ -47,13 +53,16 @@ def control_subject(subject: Subject) -> Subject:
     return replace(subject, name=f"{subject.name} (control)", control_of=subject.name, stages=None)
 
 
-def find_controls(report: Report, *, margin: float = MARGIN, seed: int = 0) -> tuple[Control, ...]:
+def find_controls(
+    report: Report, *, margin: float = MARGIN, seed: int = 0, test: bool = False
+) -> tuple[Control, ...]:
     """Judge every control of a report that shares at least 5 rounds with its subject.
 
     Args:
         report: The report.
         margin: The smallest difference worth a word, as a fraction.
         seed: Seed of the bootstrap.
+        test: Make Wilcoxon's test too, as :func:`bench.compare.compare_subjects` does.
     """
     subjects = {subject.name: subject for subject in report.measured}
     found = []
@@ -65,5 +74,6 @@ def find_controls(report: Report, *, margin: float = MARGIN, seed: int = 0) -> t
         if len(first.keys() & second.keys()) < LEAST_BLOCKS or min(first.values()) <= 0:
             continue
         ratio = paired_ratio(first, second, seed=seed)
-        found.append(Control(subject=subject.name, ratio=ratio, verdict=judge(ratio, margin)))
+        chance = signed_rank_chance(first, second) if test else None
+        found.append(Control(subject=subject.name, ratio=ratio, verdict=judge(ratio, margin, chance)))
     return tuple(found)

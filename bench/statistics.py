@@ -18,6 +18,7 @@ Array = Any
 PERCENTILES = (90.0, 95.0, 99.0, 99.9)
 TAIL_CONFIDENCE = 0.99  # of the bound of a percentile
 MARGIN = 0.03
+DETECTED = 0.01  # the chance below which a difference that does not clear the margin is still told
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,8 @@ class Verdict(str, enum.Enum):
 
     FASTER = "faster"
     SLOWER = "slower"
+    SLIGHTLY_FASTER = "slightly faster"
+    SLIGHTLY_SLOWER = "slightly slower"
     NO_DIFFERENCE = "no significant difference"
 
 
@@ -141,17 +144,26 @@ def allowed_slower(count: int, percentile: float) -> int:
     return max(0, beyond - 1)
 
 
-def judge(ratio: Interval, margin: float = MARGIN) -> Verdict:
-    """Say what a ratio of latencies shows: it must clear the margin with its whole interval.
+def judge(ratio: Interval, margin: float = MARGIN, chance: float | None = None) -> Verdict:
+    """Say what a ratio of latencies shows: to be faster or slower it must clear the margin with its whole interval.
+
+    A difference that is surely there but perhaps smaller than the margin is called slight. That takes a ratio within
+    rounds: between two measurements of different times the machine itself differs by as much.
 
     Args:
         ratio: Candidate / baseline.
         margin: The smallest difference worth a word, as a fraction; symmetric on the log scale.
+        chance: The signed-rank test's p-value of a paired ratio; without it nothing is called slight.
     """
     if ratio.low > 1 + margin:
         return Verdict.SLOWER
     if ratio.high < 1 / (1 + margin):
         return Verdict.FASTER
+    if chance is not None and chance < DETECTED:
+        if ratio.low > 1:
+            return Verdict.SLIGHTLY_SLOWER
+        if ratio.high < 1:
+            return Verdict.SLIGHTLY_FASTER
     return Verdict.NO_DIFFERENCE
 
 

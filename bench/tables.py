@@ -14,12 +14,21 @@ from bench.machine_state import throttling
 from bench.pass_tables import pass_tables, scenario_tables
 from bench.report import Report, SubjectReport
 from bench.stability import unstable_subjects
-from bench.statistics import PERCENTILES, Summary, Verdict, stage_medians, summarise, summarise_tails
+from bench.statistics import (
+    DETECTED,
+    PERCENTILES,
+    Summary,
+    Verdict,
+    stage_medians,
+    summarise,
+    summarise_tails,
+)
 from bench.table import Table as Table
 from bench.table import milliseconds as milliseconds
 from bench.variance import build_spreads
 from engines.errors import NotComparableError, UnstableError
 
+_SLIGHT = (Verdict.SLIGHTLY_FASTER, Verdict.SLIGHTLY_SLOWER)
 TOO_SMALL = "n too small"
 DISCLAIMER = "For research and engineering only; not a medical device."
 _ENVIRONMENT_NAMES = {
@@ -79,7 +88,7 @@ def report_ratios(
             except (NotComparableError, UnstableError) as error:
                 what = error.what.removeprefix(f"{name}: ")
                 notes.append(f"{name}: {what}")
-    return tuple(ratios), (*notes, *(control.words() for control in find_controls(report)))
+    return tuple(ratios), (*notes, *(control.words() for control in find_controls(report, test=True)))
 
 
 def latency_table(report: Report) -> Table:
@@ -174,6 +183,10 @@ def ratio_table(ratios: Sequence[Ratio], *, title: str = "Compared", notes: Sequ
         for ratio in ratios
     )
     lines = [f"faster or slower: the whole interval is beyond {ratios[0].margin * 100:g} %"] if ratios else []
+    if any(ratio.verdict in _SLIGHT for ratio in ratios):
+        lines.append(
+            f"slightly: surely different (p below {DETECTED:g}), but perhaps by less than {ratios[0].margin * 100:g} %"
+        )
     if any(ratio.paired for ratio in ratios):
         lines.append("ratio: the median over the rounds of the ratio within a round")
         lines.append("p: Wilcoxon's signed-rank test over the rounds, of no difference at all")
@@ -213,11 +226,13 @@ def chance_words(chance: float | None) -> str:
 
 
 def verdict_words(ratio: Ratio) -> str:
-    """Say a verdict in words: ``3.42 times faster``, ``1.20 times slower``, ``no significant difference``."""
+    """Say a verdict in words: ``3.42 times faster``, ``slightly slower (1.9 %)``, ``no significant difference``."""
     if ratio.verdict is Verdict.FASTER:
         return f"{1 / ratio.ratio.value:.2f} times faster"
     if ratio.verdict is Verdict.SLOWER:
         return f"{ratio.ratio.value:.2f} times slower"
+    if ratio.verdict in _SLIGHT:
+        return f"{ratio.verdict.value} ({abs(ratio.ratio.value - 1) * 100:.1f} %)"
     return str(ratio.verdict.value)
 
 

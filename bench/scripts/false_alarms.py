@@ -1,14 +1,15 @@
 """How often a comparison cries wolf, and how often it finds what is there: an engine against itself.
 
-    python bench/scripts/false_alarms.py ENGINE                     200 quick comparisons of equals
-    python bench/scripts/false_alarms.py ENGINE --slower 5          the second one 5 % slower
-    python bench/scripts/false_alarms.py ENGINE --slower 2 --seconds 60
-    python bench/scripts/false_alarms.py ENGINE --one-after-the-other
+    python bench/scripts/false_alarms.py ENGINE --out quick.jsonl --slower 0 0 5            100 quick runs
+    python bench/scripts/false_alarms.py ENGINE --out standard.jsonl --slower 2 --plan standard --runs 15
+    python bench/scripts/false_alarms.py ENGINE --out turns.jsonl --one-after-the-other
 
-Each comparison measures the engine twice as ``edge-dsc bench`` would, as two subjects in interleaved rounds, and
-counts the verdict at several margins. A slowdown is planted by spinning after each call for a share of its
-own time. ``--one-after-the-other`` measures the two in turn, as two benchmark runs would, and compares the medians:
-that is what interleaving is against. ``--comparisons`` and ``--seconds`` shorten all of it.
+Each run measures the engine and, for every number after ``--slower``, the same engine once more, so many percent
+slower, as ``edge-dsc bench`` would: as subjects in interleaved rounds. Each of them is compared with the first, and the
+verdict of ``edge-dsc compare`` is kept. A slowdown is planted by spinning after each call for a share of its own time.
+``--one-after-the-other`` measures them in turn and compares two reports: that is what interleaving is against.
+Every run is appended to ``--out`` at once; the same command goes on after the last one there, and prints the
+counts of all of them. ``--seconds`` shortens the plan.
 """
 
 from __future__ import annotations
@@ -17,18 +18,19 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy
 
-from bench.bootstrap import Interval, block_medians, paired_ratio, unpaired_ratio
+from bench.compare import Ratio, compare_reports, compare_within
 from bench.measure import Subject, measure
-from bench.plan import Plan, choose_plan
-from bench.statistics import Verdict, judge
+from bench.plan import PLANS, Plan, choose_plan
+from bench.statistics import Verdict
 from engines.runtimes import open_engine
-
-MARGINS = (0.0, 0.01, 0.03)
 
 
 def main() -> None:
@@ -37,27 +39,50 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("engine", type=Path)
-    parser.add_argument("--comparisons", type=int, default=200)
-    parser.add_argument("--seconds", type=float, default=10.0, help="measured time of one subject")
-    parser.add_argument("--warmup", type=float, default=2.0, help="of the first comparison")
-    parser.add_argument("--slower", type=float, default=0.0, help="percent")
+    parser.add_argument("--out", type=Path, required=True, help="a line a run; begun or gone on with")
+    parser.add_argument("--runs", type=int, default=100, help="in all, those in --out included")
+    parser.add_argument("--plan", choices=sorted(PLANS), default="quick")
+    parser.add_argument("--seconds", type=float, help="measured time of one subject, instead of the plan's")
+    parser.add_argument("--warmup", type=float, default=2.0, help="before the first run, seconds")
+    parser.add_argument("--slower", type=float, nargs="+", default=[0.0], help="percent")
     parser.add_argument("--one-after-the-other", action="store_true")
     options = parser.parse_args()
+    settings = {
+        "engine": options.engine.name,
+        "order": "one after the other" if options.one_after_the_other else "interleaved",
+        "plan": options.plan if options.seconds is None else f"{options.seconds:g} s",
+        "planted_percent": options.slower,
+    }
+    done = read_done(options.out, settings)
+    compare = one_after_the_other if options.one_after_the_other else interleaved
     with open_engine(options.engine) as runner:
         shape = (runner.record.batch.best, *runner.record.contract.input_shape)
         pixels = numpy.random.default_rng(0).integers(0, 256, shape, "uint8")
         subjects = [
-            Subject(name="first", call=lambda: runner.run(pixels)),
-            Subject(name="second", call=slowed(lambda: runner.run(pixels), options.slower / 100)),
+            Subject(name=f"{place}: +{percent:g} %", call=slowed(lambda: runner.run(pixels), percent / 100))
+            for place, percent in enumerate([0.0, *options.slower])
         ]
-        compare = one_after_the_other if options.one_after_the_other else interleaved
-        found = []
-        for index in range(options.comparisons):
-            plan = choose_plan(
-                seconds=options.seconds, warmup_seconds=0 if index else options.warmup, seed=index
-            )
-            found.append(compare(subjects, plan))
-    print(json.dumps(summary(options, found), indent=1))  # noqa: T201
+        warm_up(subjects, options.warmup)
+        for index in range(len(done), options.runs):
+            plan = choose_plan(options.plan, seconds=options.seconds, warmup_seconds=0, seed=index)
+            done.append({**settings, "found": [told(row) for row in compare(subjects, plan)]})
+            with options.out.open("a", encoding="utf-8") as lines:
+                lines.write(json.dumps(done[-1]) + "\n")
+    print(json.dumps({**settings, "runs": len(done), "found": summary(done)}, indent=1))  # noqa: T201
+
+
+def read_done(path: Path, settings: dict[str, object]) -> list[dict[str, Any]]:
+    """Return the runs that the file holds with the same settings."""
+    if not path.exists():
+        return []
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [row for row in rows if settings.items() <= row.items()]
+
+
+def warm_up(subjects: list[Subject], seconds: float) -> None:
+    """Run all subjects without keeping anything."""
+    if seconds > 0:
+        measure(subjects, choose_plan(seconds=seconds, warmup_seconds=0), read_environment=dict)
 
 
 def slowed(call: Callable[[], object], share: float) -> Callable[[], object]:
@@ -77,39 +102,54 @@ def slowed(call: Callable[[], object], share: float) -> Callable[[], object]:
     return slow
 
 
-def interleaved(subjects: list[Subject], plan: Plan) -> Interval:
-    """Compare as ``edge-dsc bench`` does."""
-    first, second = measure(subjects, plan, read_environment=dict).subjects
-    return paired_ratio(block_medians(first), block_medians(second), seed=plan.seed)
+def interleaved(subjects: list[Subject], plan: Plan) -> Sequence[Ratio]:
+    """Compare as ``edge-dsc bench`` and ``edge-dsc compare`` with one report do."""
+    return compare_within(measure(subjects, plan, read_environment=dict), seed=plan.seed).rows
 
 
-def one_after_the_other(subjects: list[Subject], plan: Plan) -> Interval:
-    """Compare two measurements of which the second begins when the first has ended."""
-    first, second = (measure([subject], plan, read_environment=dict).subjects[0] for subject in subjects)
-    return unpaired_ratio(first, second, seed=plan.seed)
+def one_after_the_other(subjects: list[Subject], plan: Plan) -> Sequence[Ratio]:
+    """Compare reports of which each was begun when the one before had ended."""
+    first, *others = (
+        measure([Subject(name="engine", call=subject.call)], plan, read_environment=dict)
+        for subject in subjects
+    )
+    rows = (compare_reports(first, other, seed=plan.seed).rows[0] for other in others)
+    return [replace(row, candidate=subject.name) for row, subject in zip(rows, subjects[1:], strict=True)]
 
 
-def summary(options: argparse.Namespace, found: list[Interval]) -> dict[str, object]:
-    """Count the verdicts."""
-    ratios = numpy.array([interval.value for interval in found])
-    widths = numpy.array([interval.high - interval.low for interval in found])
+def told(found: Ratio) -> dict[str, object]:
+    """Return what is kept of a comparison."""
     return {
-        "engine": options.engine.name,
-        "order": "one after the other" if options.one_after_the_other else "interleaved",
-        "comparisons": len(found),
-        "seconds": options.seconds,
-        "planted_percent": options.slower,
-        "load": os.getloadavg()[0],
+        "candidate": found.candidate,
+        "verdict": found.verdict.value,
+        "ratio": round(found.ratio.value, 5),
+        "low": round(found.ratio.low, 5),
+        "high": round(found.ratio.high, 5),
+        "p": found.p_value,
+        "load": round(os.getloadavg()[0], 2),
+    }
+
+
+def summary(done: list[dict[str, Any]]) -> dict[str, dict[str, object]]:
+    """Count the verdicts of each slowdown; equals are counted together."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in (row for run in done for row in run["found"]):
+        groups.setdefault(row["candidate"].partition(": ")[2], []).append(row)
+    return {planted: counts(rows) for planted, rows in groups.items()}
+
+
+def counts(rows: list[dict[str, Any]]) -> dict[str, object]:
+    """Count the verdicts of comparisons, and say how their ratios scatter."""
+    ratios = numpy.array([row["ratio"] for row in rows])
+    verdicts = Counter(row["verdict"] for row in rows)
+    return {
+        "comparisons": len(rows),
+        "verdicts": {verdict.value: verdicts[verdict.value] for verdict in Verdict},
+        "1_outside_interval": sum(not row["low"] <= 1 <= row["high"] for row in rows),
         "ratio_median": round(float(numpy.median(ratios)), 4),
-        "ratio_extremes": [round(float(ratios.min()), 4), round(float(ratios.max()), 4)],
-        "interval_width_median": round(float(numpy.median(widths)), 4),
-        "verdicts": {
-            f"margin {margin:.0%}": {
-                verdict.value: sum(judge(interval, margin) is verdict for interval in found)
-                for verdict in Verdict
-            }
-            for margin in MARGINS
-        },
+        "ratio_extremes": [float(ratios.min()), float(ratios.max())],
+        "interval_width_median": round(float(numpy.median([row["high"] - row["low"] for row in rows])), 4),
+        "load": [min(row["load"] for row in rows), max(row["load"] for row in rows)],
     }
 
 

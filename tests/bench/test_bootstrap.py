@@ -7,6 +7,7 @@ import pytest
 
 from bench.bootstrap import Interval, block_medians, median_interval, paired_ratio, unpaired_ratio
 from bench.report import SubjectReport
+from bench.signed_rank import signed_rank_chance
 from bench.statistics import Verdict, judge
 from engines.errors import UnstableError
 
@@ -77,17 +78,28 @@ def test_block_medians_by_round(subject: Make) -> None:
     assert block_medians(subject("a", [[1, 9, 2], [4, 6]])) == {0: 2.0, 1: 5.0}
 
 
-def _simulated_ratios(true: float, rounds: int, runs: int) -> list[Interval]:
+def _simulated_rounds(true: float, rounds: int, runs: int) -> list[tuple[dict[int, float], dict[int, float]]]:
     """Rounds share a slow heavy-tailed drift; each block has a noise of 2 % of its own."""
     rng = np.random.default_rng(20261101)
     found = []
-    for seed in range(runs):
+    for _ in range(runs):
         drift = np.exp(np.cumsum(rng.normal(0, 0.02, rounds)) + 0.05 * rng.standard_t(2, rounds))
         baseline = 1e6 * drift * np.exp(rng.normal(0, 0.02, rounds))
         candidate = true * 1e6 * drift * np.exp(rng.normal(0, 0.02, rounds))
-        pair = dict(enumerate(baseline.tolist())), dict(enumerate(candidate.tolist()))
-        found.append(paired_ratio(*pair, seed=seed))
+        found.append((dict(enumerate(baseline.tolist())), dict(enumerate(candidate.tolist()))))
     return found
+
+
+def _simulated_ratios(true: float, rounds: int, runs: int) -> list[Interval]:
+    return [paired_ratio(*pair, seed=seed) for seed, pair in enumerate(_simulated_rounds(true, rounds, runs))]
+
+
+def _simulated_verdicts(true: float, rounds: int, runs: int) -> list[Verdict]:
+    pairs = _simulated_rounds(true, rounds, runs)
+    return [
+        judge(paired_ratio(*pair, seed=seed), chance=signed_rank_chance(*pair))
+        for seed, pair in enumerate(pairs)
+    ]
 
 
 def test_the_interval_of_a_ratio_covers_the_truth_as_often_as_it_says() -> None:
@@ -101,3 +113,10 @@ def test_equal_subjects_are_not_told_apart_and_a_planted_slowdown_is_found() -> 
     assert same == [Verdict.NO_DIFFERENCE] * 100
     slower = [judge(interval, margin=0.01) for interval in _simulated_ratios(true=1.05, rounds=40, runs=100)]
     assert slower.count(Verdict.SLOWER) >= 95
+
+
+def test_a_difference_below_the_margin_is_found_and_equals_are_rarely_called_different() -> None:
+    same = _simulated_verdicts(true=1.0, rounds=40, runs=300)
+    assert len(same) - same.count(Verdict.NO_DIFFERENCE) <= 6  # 1 % is expected, 2 % allowed
+    small = _simulated_verdicts(true=1.02, rounds=60, runs=100)
+    assert small.count(Verdict.SLIGHTLY_SLOWER) + small.count(Verdict.SLOWER) >= 95

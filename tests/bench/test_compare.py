@@ -14,6 +14,7 @@ from bench.compare import (
     regressions,
     require_no_regression,
 )
+from bench.render import render_comparison
 from bench.report import Report
 from bench.statistics import Verdict
 from engines.errors import LatencyRegressionError, NotComparableError, UnstableError, UsageError
@@ -45,6 +46,21 @@ def test_two_subjects_of_a_report(pair: Report) -> None:
     with pytest.raises(UsageError, match="no samples of 'bad'") as caught:
         compare_subjects(pair, "cnn", "bad")
     assert caught.value.remedy == "choose one of cnn, dsc"
+
+
+def test_a_slight_difference_is_told_within_a_report_and_not_between_two(subject: Make, report: Make) -> None:
+    made = report(subject("a", steady(1000)), subject("b", steady(1020)), subject("c", steady(990)))
+    found = compare_within(made)
+    assert [row.verdict for row in found.rows] == [Verdict.SLIGHTLY_SLOWER, Verdict.SLIGHTLY_FASTER]
+    lines = render_comparison(found).splitlines()
+    assert [line.split("  ")[-1] for line in lines[4:6]] == [
+        "slightly slower (2.0 %)",
+        "slightly faster (1.0 %)",
+    ]
+    assert "* slightly: surely different (p below 0.01), but perhaps by less than 3 %" in lines
+    plain = compare_reports(report(subject("a", steady(1000))), report(subject("a", steady(1020))))
+    assert plain.rows[0].verdict is Verdict.NO_DIFFERENCE
+    assert not any("slightly" in line for line in render_comparison(plain).splitlines())
 
 
 def test_subjects_of_different_batch_need_allowance(subject: Make, report: Make) -> None:

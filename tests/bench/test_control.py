@@ -49,7 +49,10 @@ def test_a_control_is_hidden_from_the_tables_and_its_ratio_is_told(
     (found,) = find_controls(made)
     assert (found.subject, found.ratio, found.differs) == ("cnn", Interval(1.01, 1.01, 1.01), False)
     assert [subject.name for subject in made.measured] == ["cnn", "dsc"]
-    line = "control: cnn measured twice, ratio 1.010 (1.010 to 1.010): no significant difference"
+    line = (
+        "control: cnn measured twice, ratio 1.010 (1.010 to 1.010): slightly slower than itself: "
+        "other differences as small may be the machine's, too"
+    )
     for text in (render_report(made), render_comparison(compare_within(made))):
         assert f"* {line}" in text.splitlines()
         assert "cnn (control)" not in text
@@ -69,6 +72,11 @@ def test_a_control_that_differs_makes_everything_unstable(controlled: Callable[.
         assert caught.value.what.startswith(line)
         assert caught.value.remedy == "quieten the machine, fix its clocks, and measure again"
     assert render_comparison(compare_within(made)).count("differs from itself") == 1
+
+
+def test_a_control_that_equals_its_subject(controlled: Callable[..., Report]) -> None:
+    line = "control: cnn measured twice, ratio 1.000 (1.000 to 1.000): no significant difference"
+    assert [control.words() for control in compare_within(controlled(1000)).controls] == [line]
 
 
 def test_the_margin_of_the_comparison_judges_its_control(controlled: Callable[..., Report]) -> None:

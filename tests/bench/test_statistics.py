@@ -114,6 +114,24 @@ def test_a_verdict_needs_the_whole_interval_beyond_the_margin(
     assert judge(Interval((low + high) / 2, low, high), margin=0.03) is verdict
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "chance", "verdict"),
+    [
+        (1.001, 1.04, 0.009, Verdict.SLIGHTLY_SLOWER),
+        (0.96, 0.999, 0.009, Verdict.SLIGHTLY_FASTER),
+        (1.001, 1.04, 0.01, Verdict.NO_DIFFERENCE),
+        (1.001, 1.04, None, Verdict.NO_DIFFERENCE),
+        (1.0, 1.04, 0.001, Verdict.NO_DIFFERENCE),
+        (1.031, 1.2, 0.5, Verdict.SLOWER),
+        (0.5, 0.97, 0.001, Verdict.FASTER),
+    ],
+)
+def test_a_difference_within_the_margin_is_slight_where_both_interval_and_test_see_it(
+    low: float, high: float, chance: float | None, verdict: Verdict
+) -> None:
+    assert judge(Interval((low + high) / 2, low, high), 0.03, chance) is verdict
+
+
 def test_spread_of_known_values() -> None:
     assert spread([100, 100, 100]) == 0
     assert spread([90, 100, 110]) == pytest.approx(0.14826)
