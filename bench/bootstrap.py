@@ -9,7 +9,7 @@ Source:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,6 @@ RESAMPLES = 2000
 LEAST_BLOCKS = 5
 _POINTS = 6000  # of all blocks together; a block with more than its share is stood for by quantiles
 _LEAST_POINTS = 21  # of one block
-_CELLS = 2_000_000  # numbers held at once
 
 
 @dataclass(frozen=True)
@@ -43,13 +42,13 @@ class Interval:
 
 def block_medians(subject: SubjectReport) -> dict[int, float]:
     """Return the median latency of each block, nanoseconds, by its round."""
-    np = load("numpy")
-    return {block.round: float(np.median(_values(block.samples_ns))) for block in subject.blocks}
+    return {block.round: block.median_ns for block in subject.blocks}
 
 
 def sample_median(subject: SubjectReport) -> float:
     """Return the median of all samples of a subject, nanoseconds."""
-    return float(load("numpy").median(_values(subject.samples_ns)))
+    ordered = subject.ordered_ns
+    return float(ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
 
 
 def median_interval(subject: SubjectReport, *, seed: int = 0) -> Interval:
@@ -114,28 +113,41 @@ def _resampled_medians(subject: SubjectReport, seed: int) -> Array:
     values, weights, blocks = values[order], weights[order], blocks[order]
     count = len(parts)
     drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=RESAMPLES)
-    medians = []
-    for rows in np.array_split(drawn, max(1, RESAMPLES * len(values) // _CELLS)):
-        mass = np.cumsum(rows[:, blocks] * weights, axis=1)
-        half = mass[:, -1:] / 2
-        # As the median does: the mean of the two middle values where the mass splits exactly in half.
-        upper, lower = (mass > half).argmax(axis=1), (mass >= half).argmax(axis=1)
-        medians.append((values[upper] + values[lower]) / 2)
-    return np.concatenate(medians)
+    below = np.zeros((len(values), count))  # samples of each block up to each value
+    below[np.arange(len(values)), blocks] = weights
+    below = below.cumsum(axis=0)
+    half = drawn @ below[-1] / 2
+    # As the median does: the mean of the two middle values where the samples split exactly in half.
+    lower = _first_row(drawn, below, lambda mass: mass >= half)
+    upper = _first_row(drawn, below, lambda mass: mass > half)
+    return (values[lower] + values[upper]) / 2
+
+
+def _first_row(drawn: Array, below: Array, reached: Callable[[Array], Array]) -> Array:
+    """Return for each draw the first row of ``below`` whose mass, weighted by the draw, has reached enough: bisection.
+
+    Args:
+        drawn: How often each block was drawn, ``int64 [draws, blocks]``.
+        below: Mass of each block up to each row, ``float64 [rows, blocks]``, ascending along the rows.
+        reached: ``float64 [draws]`` to ``bool [draws]``; true in the last row.
+    """
+    np = load("numpy")
+    first, last = np.zeros(len(drawn), np.int64), np.full(len(drawn), len(below) - 1)
+    while (first < last).any():
+        middle = (first + last) // 2
+        enough = reached((drawn * below[middle]).sum(axis=1))
+        first, last = np.where(enough, first, middle + 1), np.where(enough, middle, last)
+    return last
 
 
 def _sketch(samples: Array, points: int) -> tuple[Array, float]:
     """Return a block's samples, or evenly spaced quantiles of a large block, and how many samples each stands for."""
     np = load("numpy")
-    values = _values(samples).astype(np.float64)
+    values = np.sort(np.frombuffer(samples, dtype=np.int64)).astype(np.float64)
     if len(values) <= points:
         return values, 1.0
-    return np.quantile(values, (np.arange(points) + 0.5) / points), len(values) / points
-
-
-def _values(samples: Array) -> Array:
-    np = load("numpy")
-    return np.frombuffer(samples, dtype=np.int64)
+    ranks = (np.arange(points) + 0.5) / points * (len(values) - 1)
+    return np.interp(ranks, np.arange(len(values)), values), len(values) / points
 
 
 def _require_blocks(count: int) -> None:

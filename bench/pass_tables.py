@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from bench.bootstrap import sample_median
 from bench.report import Report
 from bench.table import Table, milliseconds
-from engines.packages import load
 
 _MIB = 1 << 20
 
@@ -49,12 +48,11 @@ def scenario_tables(report: Report) -> tuple[Table, ...]:
 
 
 def _camera_table(report: Report) -> Table:
-    np = load("numpy")
     rows = []
     fps = report.plan.fps
     for subject in report.measured if fps else ():
         answered = len(subject.samples_ns)
-        late = int((np.frombuffer(subject.samples_ns, dtype=np.int64) > 1e9 / (fps or 1)).sum())
+        late = int((subject.ordered_ns > 1e9 / (fps or 1)).sum())
         dropped = sum(block.dropped for block in subject.blocks)
         cells = (
             f"{dropped:,}",

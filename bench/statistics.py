@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bench.bootstrap import LEAST_BLOCKS, Interval, median_interval
+from bench.bootstrap import LEAST_BLOCKS, Interval, median_interval, sample_median
 from bench.report import SubjectReport
 from engines.errors import UnstableError
 from engines.packages import load
@@ -75,14 +75,13 @@ def summarise(subject: SubjectReport, *, seed: int = 0) -> Summary:
     """
     if not subject.blocks:
         raise UnstableError(f"{subject.name} has no samples", remedy=subject.error or "measure for longer")
-    np = load("numpy")
-    ordered = np.sort(np.frombuffer(subject.samples_ns, dtype=np.int64))
+    ordered = subject.ordered_ns
     return Summary(
         count=len(ordered),
         minimum=float(ordered[0]),
         maximum=float(ordered[-1]),
         mean=float(ordered.mean()),
-        median=float(np.median(ordered)),
+        median=sample_median(subject),
         median_interval=median_interval(subject, seed=seed) if len(subject.blocks) >= LEAST_BLOCKS else None,
         tails=_tails(ordered),
     )
@@ -90,8 +89,7 @@ def summarise(subject: SubjectReport, *, seed: int = 0) -> Summary:
 
 def summarise_tails(subject: SubjectReport) -> dict[float, Tail | None]:
     """Return percentile (90.0, 95.0, 99.0, 99.9) -> its value and bound, None where the sample is too small."""
-    np = load("numpy")
-    return _tails(np.sort(np.frombuffer(subject.samples_ns, dtype=np.int64)))
+    return _tails(subject.ordered_ns)
 
 
 def _tails(ordered: Array) -> dict[float, Tail | None]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
+from bench.bootstrap import sample_median
 from bench.compare import Ratio
 from bench.report import Report
 from bench.tables import milliseconds, verdict_words
@@ -22,7 +23,6 @@ from edge_dsc.page_drawing import (
     shortened,
     tick_labels,
 )
-from engines.packages import load
 
 if TYPE_CHECKING:
     from bench.report import SubjectReport
@@ -107,8 +107,7 @@ def _ratio_row(ratio: Ratio, axis: LogAxis, top: float) -> str:
 
 def _ecdf(subject: SubjectReport) -> list[tuple[float, float]]:
     """Return (latency in ms, share of calls) from the fastest call to the slowest."""
-    np = load("numpy")
-    ordered = np.sort(np.frombuffer(subject.samples_ns, dtype=np.int64)) / 1e6
+    ordered = subject.ordered_ns / 1e6
     last = len(ordered) - 1
     wanted = [*(step / _STEPS for step in range(_STEPS + 1)), 0.999, 0.9999]
     ranks = sorted({round(share * last) for share in wanted})
@@ -116,10 +115,9 @@ def _ecdf(subject: SubjectReport) -> list[tuple[float, float]]:
 
 
 def _legend(subjects: Sequence[SubjectReport]) -> str:
-    np = load("numpy")
     items = []
     for index, subject in enumerate(subjects):
-        median = float(np.median(np.frombuffer(subject.samples_ns, dtype=np.int64)))
+        median = sample_median(subject)
         line = f'<line class="series {series_class(index)}"{dash_attribute(index)} x1="0" x2="30" y1="5" y2="5"/>'
         swatch = f'<svg viewBox="0 0 30 10" aria-hidden="true">{line}</svg>'
         items.append(f"<li>{swatch}{escape(subject.name)}, median {milliseconds(median)} ms</li>")
