@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -16,24 +15,19 @@ Html = Annotated[
 ]
 
 
-class PlanName(str, enum.Enum):
-    """The names of bench.plan.PLANS."""
-
-    QUICK = "quick"
-    STANDARD = "standard"
-    PUBLISH = "publish"
-
-
 def bench(
     engines: Annotated[
         list[Path], typer.Argument(help="Engines; the first is the baseline.", show_default=False)
     ],
-    plan: Annotated[
-        PlanName, typer.Option("--plan", help="10, 60 or 600 seconds an engine, after the warm-up.")
-    ] = PlanName.QUICK,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="10 seconds an engine after the warm-up, instead of 60.")
+    ] = False,
+    publish: Annotated[
+        bool, typer.Option("--publish", help="600 seconds an engine, for figures that others will quote.")
+    ] = False,
     duration: Annotated[
         Optional[float],
-        typer.Option("--duration", help="Seconds an engine, not the plan's.", show_default=False),
+        typer.Option("--duration", help="Seconds an engine, instead of 60.", show_default=False),
     ] = None,
     iterations: Annotated[
         Optional[int],
@@ -97,8 +91,10 @@ def bench(
     if sum(given is not None for given in (fps, folder, offline)) > 1:
         raise UsageError("--fps, --folder and --offline exclude each other", remedy="give one of them")
     scenario = FOLDER if folder is not None else OFFLINE if offline is not None else None
+    if quick and publish:
+        raise UsageError("--quick and --publish exclude each other", remedy="give one of them")
     chosen = choose_plan(
-        plan.value,
+        "quick" if quick else "publish" if publish else "standard",
         seconds=duration,
         iterations=iterations,
         warmup_seconds=warmup,

@@ -15,12 +15,11 @@ from bench.statistics import Verdict
 from edge_dsc import __version__
 from edge_dsc.cli import COMMANDS, main
 from edge_dsc.cli.build import Backend, CalibMethod, PrecisionName
-from edge_dsc.cli.measure import PlanName
 from edge_dsc.cli.train import Arch, RecipeName
+from engines.errors import UsageError
 
 
 def test_choices_are_those_of_the_library() -> None:
-    from bench.plan import PLANS
     from calibration.methods import METHODS
     from edge_dsc.networks import ARCHITECTURES
     from edge_dsc.training import RECIPES
@@ -30,7 +29,6 @@ def test_choices_are_those_of_the_library() -> None:
     assert [choice.value for choice in PrecisionName] == [precision.value for precision in Precision]
     assert [choice.value for choice in Backend] == ["auto", *RUNTIME_NAMES]
     assert [choice.value for choice in CalibMethod] == list(METHODS)
-    assert [choice.value for choice in PlanName] == list(PLANS)
     assert [choice.value for choice in Arch] == list(ARCHITECTURES)
     assert [choice.value for choice in RecipeName] == list(RECIPES)
 
@@ -233,11 +231,30 @@ def test_bench_in_every_scenario(edge_dsc: Any, engine: Path, textures: Path, tm
     assert {subject["description"]["batch"] for subject in pile.json["subjects"]} == {8}
 
 
+@pytest.mark.parametrize(
+    ("flags", "name", "seconds"),
+    [((), "standard", 60), (("--quick",), "quick", 10), (("--publish",), "publish", 600)],
+)
+def test_bench_measures_60_seconds_unless_told_otherwise(
+    edge_dsc: Any, engine: Path, monkeypatch: pytest.MonkeyPatch, flags: tuple[str], name: str, seconds: int
+) -> None:
+    plans: list[Any] = []
+
+    def measured(_engines: Any, plan: Any, *_: Any, **__: Any) -> None:
+        plans.append(plan)
+        raise UsageError("enough", remedy="none")
+
+    monkeypatch.setattr("edge_dsc.measuring.measure_engines", measured)
+    assert edge_dsc("bench", engine, *flags, "--out", engine.with_name("r.json")).code == 2
+    assert [(plan.name, plan.seconds) for plan in plans] == [(name, seconds)]
+
+
 def test_scenarios_that_cannot_be(edge_dsc: Any, engine: Path, tmp_path: Path) -> None:
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "a.png").write_text("no picture")
     for words, code, *arguments in (
         ("exclude each other", 2, "--fps", 30, "--offline", 8),
+        ("--quick and --publish exclude each other", 2, "--quick", "--publish"),
         ("the rate is -1.0 fps", 2, "--fps", -1),
         ("none of 1 files is an image", 9, "--folder", tmp_path / "bad"),
         ("no file, folder or glob", 9, "--folder", tmp_path / "none"),
