@@ -5,11 +5,11 @@
     python bench/scripts/false_alarms.py ENGINE --out turns.jsonl --one-after-the-other
 
 Each run measures the engine and, for every number after ``--slower``, the same engine once more, so many percent
-slower, as ``edge-dsc bench`` would: as subjects in interleaved rounds. Each of them is compared with the first, and the
-verdict of ``edge-dsc compare`` is kept. A slowdown is planted by spinning after each call for a share of its own time.
-``--one-after-the-other`` measures them in turn and compares two reports: that is what interleaving is against.
-Every run is appended to ``--out`` at once; the same command goes on after the last one there, and prints the
-counts of all of them. ``--seconds`` shortens the plan.
+slower, as ``edge-dsc bench`` would: batch 1, one thread, as subjects in interleaved rounds. Each of them is compared
+with the first, and the verdict of ``edge-dsc compare`` is kept. A slowdown is planted by spinning after each call for a
+share of its own time. ``--one-after-the-other`` measures them in turn and compares two reports: that is what
+interleaving is against. Every run is appended to ``--out`` at once; the same command goes on after the last one
+there, and prints the counts of all of them. ``--seconds`` shortens the plan.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ def main() -> None:
     }
     done = read_done(options.out, settings)
     compare = one_after_the_other if options.one_after_the_other else interleaved
-    with open_engine(options.engine) as runner:
-        shape = (runner.record.batch.best, *runner.record.contract.input_shape)
+    with open_engine(options.engine, threads=1) as runner:
+        shape = (1, *runner.record.contract.input_shape)
         pixels = numpy.random.default_rng(0).integers(0, 256, shape, "uint8")
         subjects = [
             Subject(name=f"{place}: +{percent:g} %", call=slowed(lambda: runner.run(pixels), percent / 100))
