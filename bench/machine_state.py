@@ -1,4 +1,4 @@
-"""What a machine does while it is measured: clocks, temperature, throttling. Read from /sys, never with root."""
+"""What a machine does while it is measured: clocks, temperature, throttling. From /sys and NVML, never with root."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+from bench.nvml import Gpu, first_gpu
 
 State = Mapping[str, Any]
 _GPU_NODE = re.compile(r"gpu|ga10b|gv11b|gp10b", re.IGNORECASE)
@@ -15,22 +17,26 @@ _THROTTLE_COUNTERS = (
 )
 
 
-def read_state(root: Path = Path("/")) -> State:
+def read_state(root: Path = Path("/"), gpu: Gpu | None = None) -> State:
     """Read what changes during a measurement. Never raises; what cannot be read is None.
 
     Args:
         root: Where /proc and /sys lie.
+        gpu: A discrete GPU; the first that NVML knows by default.
 
     Returns:
         JSON values: ``cpu_mhz`` (mean over the cores), ``gpu_mhz``, ``hottest_c`` (of all zones),
-        ``throttle_events`` (all counters since boot), ``cooling`` (names of the devices that hold something back now).
+        ``throttle_events`` (all counters since boot), ``cooling`` (names of the devices that hold something back now,
+        and why a discrete GPU is held back).
     """
+    board = gpu or first_gpu()
+    held = [f"GPU {reason}" for reason in (board.throttled_by() if board else None) or ()]
     return {
         "cpu_mhz": _mean(read_cpu_frequencies(root)),
-        "gpu_mhz": read_gpu_frequency(root),
+        "gpu_mhz": board.graphics_mhz() if board else read_gpu_frequency(root),
         "hottest_c": max((value for _, value in read_temperatures(root)), default=None),
         "throttle_events": _throttle_events(root),
-        "cooling": _cooling(root),
+        "cooling": [*_cooling(root), *held],
     }
 
 

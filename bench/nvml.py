@@ -31,12 +31,21 @@ class Gpu:
         """Return name, clocks, temperature, power limit and throttling as JSON values."""
         return {
             "name": self._text("nvmlDeviceGetName"),
-            "graphics_mhz": self._number("nvmlDeviceGetClockInfo", _GRAPHICS_CLOCK),
+            "graphics_mhz": self.graphics_mhz(),
             "memory_mhz": self._number("nvmlDeviceGetClockInfo", _MEMORY_CLOCK),
             "temperature_c": self._number("nvmlDeviceGetTemperature", _CORE_TEMPERATURE),
             "power_limit_w": _thousandth(self._number("nvmlDeviceGetPowerManagementLimit")),
             "throttled_by": self.throttled_by(),
         }
+
+    def graphics_mhz(self) -> int | None:
+        """Return the clock of the cores now, MHz."""
+        return self._number("nvmlDeviceGetClockInfo", _GRAPHICS_CLOCK)
+
+    def memory_used(self) -> int | None:
+        """Return the memory that all processes together use on the device now, bytes."""
+        info = (ctypes.c_ulonglong * 3)()  # nvmlMemory_t: total, free, used
+        return int(info[2]) if self._filled("nvmlDeviceGetMemoryInfo", info) else None
 
     def power_w(self) -> float | None:
         """Return the power that the whole board draws now, watts."""
@@ -49,11 +58,14 @@ class Gpu:
 
     def _number(self, function: str, *arguments: int, kind: Any = ctypes.c_uint) -> int | None:
         value = kind()
+        return int(value.value) if self._filled(function, value, *arguments) else None
+
+    def _filled(self, function: str, target: Any, *arguments: int) -> bool:
+        """Let a function of the library fill a C value; say whether it did."""
         try:
-            code = getattr(self._library, function)(self._device, *arguments, ctypes.byref(value))
+            return bool(getattr(self._library, function)(self._device, *arguments, ctypes.byref(target)) == 0)
         except AttributeError:
-            return None
-        return int(value.value) if code == 0 else None
+            return False
 
     def _text(self, function: str) -> str | None:
         buffer = ctypes.create_string_buffer(96)

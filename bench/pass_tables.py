@@ -156,15 +156,17 @@ def _memory_table(report: Report) -> Table:
             name,
             f"{memory['host_peak_bytes'] / _MIB:.1f}",
             f"{(memory['host_peak_bytes'] - memory['host_before_bytes']) / _MIB:.1f}",
+            "-" if memory.get("device_bytes") is None else f"{memory['device_bytes'] / _MIB:.1f}",
         )
         for name, memory in found
         if memory
     )
     return Table(
         title="Memory of a process that runs only this engine",
-        header=("engine", "peak, MiB", "of it after start, MiB"),
+        header=("engine", "host peak, MiB", "of it after start, MiB", "device, MiB"),
         rows=rows,
         notes=(
-            "resident memory of the host; before the engine is opened Python and its packages are loaded",
+            "host: resident memory; before the engine is opened Python and its packages are loaded",
+            "device: what the engine adds to the used memory of a discrete GPU (NVML)",
         ),
     )

@@ -22,14 +22,17 @@ from pathlib import Path
 def peak():
     text = Path("/proc/self/status").read_text()
     return int(text.partition("VmHWM:")[2].split()[0]) * 1024
+from bench.nvml import first_gpu
 from edge_dsc.measuring import input_noise
 from engines.runtimes import open_engine
-before = peak()
+gpu = first_gpu()
+before, device = peak(), gpu and gpu.memory_used()
 with open_engine(Path(sys.argv[1]), threads=int(sys.argv[3])) as runner:
     pixels = input_noise(runner, int(sys.argv[2]))
     for _ in range(int(sys.argv[4])):
         runner.run(pixels)
-print(json.dumps({"host_peak_bytes": peak(), "host_before_bytes": before}))
+    grown = None if device is None else max(0, gpu.memory_used() - device)
+print(json.dumps({"host_peak_bytes": peak(), "host_before_bytes": before, "device_bytes": grown}))
 """
 
 
@@ -61,11 +64,13 @@ def power_pass(
     }
 
 
-def memory_pass(engine: Path, *, batch: int, threads: int) -> dict[str, int] | None:
-    """Return the peak of host memory of a process that only runs this engine, bytes; None where it is not told.
+def memory_pass(engine: Path, *, batch: int, threads: int) -> dict[str, int | None] | None:
+    """Return the memory of a process that only runs this engine, bytes; None where it is not told.
 
     Returns:
-        ``host_peak_bytes``, and ``host_before_bytes``: Python and the packages before the engine was opened.
+        ``host_peak_bytes``; ``host_before_bytes``: Python and the packages before the engine was opened; and
+        ``device_bytes``: what opening and running it added to the used memory of the first GPU that NVML knows,
+        which holds what other processes do meanwhile; None without one. A Jetson's GPU uses the host's memory.
     """
     command = [sys.executable, "-c", _PROBE, str(engine), str(batch), str(threads), str(_CALLS)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

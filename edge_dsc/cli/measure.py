@@ -120,6 +120,8 @@ def bench(
         report = measure_engines(engines, chosen, options, progress=progress)
     if power and not any("power" in subject.passes for subject in report.subjects):
         say("power: no rail can be read here (INA3221, RAPL, NVML)")
+    if limits and not all("limits" in subject.passes for subject in report.measured):
+        say("limits: told of engines on the processor that have their ONNX model beside them; not of a GPU's")
     report = compact_report(report)
     save_report(path, report)
     say(f"report: {path}")

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import ctypes
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bench import nvml
-from bench.nvml import first_gpu
+from bench.machine_state import read_state, throttling
+from bench.nvml import Gpu, first_gpu
 
 
 class Library:
@@ -39,7 +41,9 @@ class Library:
 
         def number(_device: Any, *arguments: Any) -> int:
             target = arguments[-1]._obj
-            if name == "nvmlDeviceGetClockInfo":
+            if name == "nvmlDeviceGetMemoryInfo":
+                target[:] = [80 << 30, 77 << 30, 3 << 30]
+            elif name == "nvmlDeviceGetClockInfo":
                 target.value = clocks[arguments[0]]
             elif name in values:
                 target.value = values[name]
@@ -69,11 +73,22 @@ def test_a_gpu_describes_itself() -> None:
         "throttled_by": ["power cap", "hardware thermal slowdown"],
     }
     assert gpu.power_w() == 71.5
+    assert gpu.memory_used() == 3 << 30
+
+
+def test_a_gpu_that_is_held_back_is_part_of_the_machines_state(tmp_path: Path) -> None:
+    found = read_state(tmp_path, first_gpu(lambda name: Library()))
+    assert (found["gpu_mhz"], found["cooling"]) == (1980, ["GPU power cap", "GPU hardware thermal slowdown"])
+    assert throttling([found]) == (
+        "held back by GPU hardware thermal slowdown, GPU power cap during the run",
+    )
 
 
 def test_what_an_older_library_lacks_is_none() -> None:
     gpu = first_gpu(lambda name: Library(missing="nvmlDeviceGetCurrentClocksThrottleReasons"))
     assert gpu is not None and gpu.throttled_by() is None
+    gpu = Gpu(Library(missing="nvmlDeviceGetMemoryInfo"), None)
+    assert gpu.memory_used() is None
 
 
 def test_no_library_and_no_gpu_are_none() -> None:

@@ -23,7 +23,10 @@ def test_power_and_memory_become_tables() -> None:
     report = add_pass(report, "memory", {"a": {"host_peak_bytes": 80 << 20, "host_before_bytes": 70 << 20}})
     power, memory = pass_tables(report)
     assert power.rows == (("a", "VDD", "3.00", "5.00", "12.500", "160.0"),)
-    assert memory.rows == (("a", "80.0", "10.0"),)
+    assert memory.rows == (("a", "80.0", "10.0", "-"),)
+    device = {"host_peak_bytes": 80 << 20, "host_before_bytes": 70 << 20, "device_bytes": 300 << 20}
+    (_, memory) = pass_tables(add_pass(report, "memory", {"a": device}))
+    assert memory.rows == (("a", "80.0", "10.0", "300.0"),)
     assert "mJ a request" in render_report(report)
 
 

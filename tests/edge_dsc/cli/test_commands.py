@@ -211,8 +211,10 @@ def test_bench_measures_memory_and_power_in_passes_of_their_own(
     assert limits["bytes_per_s"] > 1e6 and limits["multiply_adds_per_s"] > 1e6
     assert [power["rail"] for power in subject["passes"]["power"]] == ["VDD_IN"]
     monkeypatch.setattr("edge_dsc.measuring.find_rails", tuple)
-    done = edge_dsc("bench", engine, *short, "--power", 0.05)
+    (engine.parent / "model.onnx").rename(tmp_path / "away.onnx")
+    done = edge_dsc("bench", engine, *short, "--power", 0.05, "--limits")
     assert done.code == 0 and "no rail can be read here" in done.err
+    assert "limits: told of engines on the processor that have their ONNX model beside them" in done.err
 
 
 @pytest.mark.usefixtures("calm")
