@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from bench.co_load import read_scheduled
 from bench.nvml import Gpu, first_gpu
 
 State = Mapping[str, Any]
@@ -27,7 +28,7 @@ def read_state(root: Path = Path("/"), gpu: Gpu | None = None) -> State:
     Returns:
         JSON values: ``cpu_mhz`` (mean over the cores), ``gpu_mhz``, ``hottest_c`` (of all zones),
         ``throttle_events`` (all counters since boot), ``cooling`` (names of the devices that hold something back now,
-        and why a discrete GPU is held back).
+        and why a discrete GPU is held back), ``ran_ns`` and ``waited_ns`` of :func:`bench.co_load.read_scheduled`.
     """
     board = gpu or first_gpu()
     held = [f"GPU {reason}" for reason in (board.throttled_by() if board else None) or ()]
@@ -37,6 +38,7 @@ def read_state(root: Path = Path("/"), gpu: Gpu | None = None) -> State:
         "hottest_c": max((value for _, value in read_temperatures(root)), default=None),
         "throttle_events": _throttle_events(root),
         "cooling": [*_cooling(root), *held],
+        **read_scheduled(root),
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bench.bootstrap import LEAST_BLOCKS, block_medians
+from bench.co_load import crowded
 from bench.control import find_controls
 from bench.report import Report
 from bench.statistics import spread
@@ -15,7 +16,7 @@ def unstable_subjects(report: Report) -> tuple[str, ...]:
     """Return why the report is no firm ground, one line a subject; empty when all is well.
 
     A subject is unstable when it has fewer than 5 blocks, or when its block medians scatter by more than 10 %; a
-    report is when a subject differs from its own second measurement.
+    report is when a subject differs from its own second measurement, or when other programs had the processor.
 
     Source:
         pyperf calls a benchmark unstable when the standard deviation is more than 10 % of the mean
@@ -30,6 +31,7 @@ def unstable_subjects(report: Report) -> tuple[str, ...]:
         elif spread(medians) > UNSTABLE_SPREAD:
             scatter = spread(medians) * 100
             lines.append(f"{subject.name}'s block medians scatter by {scatter:.0f} %, 10 % is the limit")
+    lines += crowded(report.states)
     return (*lines, *(control.words() for control in find_controls(report) if control.differs))
 
 

@@ -39,6 +39,9 @@ def jetson(tmp_path: Path) -> Path:
         f"{thermal}/cooling_device1/cur_state": "1\n",
         "sys/class/hwmon/hwmon3/oc1_event_cnt": "2\n",
         "sys/class/hwmon/hwmon3/oc3_event_cnt": "5\n",
+        "proc/self/task/41/schedstat": "2000000000 150000000 91\n",
+        "proc/self/task/42/schedstat": "1000000000 100000000 17\n",
+        "proc/self/task/43/schedstat": "\n",
     }
     write(tmp_path, files)
     return tmp_path
@@ -51,6 +54,8 @@ def test_a_jetson_is_read(jetson: Path) -> None:
         "hottest_c": 60.5,
         "throttle_events": 7,
         "cooling": ["gpu-throttle-alert"],
+        "ran_ns": 3_000_000_000,
+        "waited_ns": 250_000_000,
     }
 
 
@@ -63,6 +68,8 @@ def test_an_x86_machine_counts_throttling_by_core(tmp_path: Path) -> None:
         "hottest_c": None,
         "throttle_events": 5,
         "cooling": [],
+        "ran_ns": None,
+        "waited_ns": None,
     }
 
 

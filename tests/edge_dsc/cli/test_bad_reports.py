@@ -107,6 +107,7 @@ def test_a_regression_ends_with_6_and_its_own_line(edge_dsc: Any, report: Path, 
 @pytest.fixture
 def calm(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bench.stability.UNSTABLE_SPREAD", float("inf"))
+    monkeypatch.setattr("bench.co_load.MOST_WAITING", 1.0)
     monkeypatch.setattr("bench.control.judge", lambda *_: Verdict.NO_DIFFERENCE)
 
 

@@ -116,6 +116,7 @@ def calm(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let no noise of this machine end a measurement with exit code 7."""
     monkeypatch.setattr("bench.control.judge", lambda *_: Verdict.NO_DIFFERENCE)
     monkeypatch.setattr("bench.stability.UNSTABLE_SPREAD", float("inf"))
+    monkeypatch.setattr("bench.co_load.MOST_WAITING", 1.0)
 
 
 def test_an_unstable_measurement_is_kept_and_said(
@@ -142,6 +143,7 @@ def test_a_control_that_differs_ends_bench_and_compare_with_7(
         done = edge_dsc("compare", *reports, "--fail-if-slower", 0)
         assert done.code == 7 and "measured twice, ratio" in done.err
     monkeypatch.setattr("bench.stability.UNSTABLE_SPREAD", float("inf"))
+    monkeypatch.setattr("bench.co_load.MOST_WAITING", 1.0)
     done = edge_dsc("bench", *engines, *short, "--no-control", "--out", report, "--json")
     assert done.code == 0 and len(done.json["subjects"]) == 2
     assert edge_dsc("compare", report, "--json").json["controls"] == []
