@@ -209,8 +209,9 @@ def _jpeg_flags(cv2: Any, short_side: int) -> int:
 
 def _check_jpeg_end(data: bytes, name: str) -> None:
     # Some OpenCV releases fill a truncated JPEG with grey and say nothing. After the last start of scan
-    # (FFDA) there must be an end of image (FFD9): neither can occur inside entropy-coded data.
-    if data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda"):
+    # (FFDA) there must be an end of image (FFD9): neither can occur inside entropy-coded data. The end is looked for
+    # first, from behind: a search for the start would run through the whole file.
+    if data.find(b"\xff\xda", max(0, data.rfind(b"\xff\xd9"))) >= 0:
         raise ImageError(f"{name} is a truncated JPEG ({len(data)} bytes)", remedy="copy the file again")
 
 
