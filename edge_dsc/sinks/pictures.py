@@ -69,6 +69,7 @@ class AnnotatedVideo:
         self._path, self._labels = path, labels
         self._writer: Any = None
         self._size = (0, 0)
+        self._frames = 0
 
     def write(self, answer: Answer) -> None:
         """Write one frame.
@@ -84,11 +85,30 @@ class AnnotatedVideo:
         if (drawn.shape[1], drawn.shape[0]) != self._size:  # a camera came back in another mode
             drawn = load("cv2").resize(drawn, self._size)
         self._writer.write(drawn)
+        self._frames += 1
 
     def close(self) -> None:
-        """Finish the file."""
-        if self._writer is not None:
-            self._writer.release()
+        """Finish the file and look for its last frame: OpenCV says nothing of a full disk.
+
+        Raises:
+            EnvironmentProblem: The file does not hold every frame.
+        """
+        if self._writer is None:
+            return
+        self._writer.release()
+        self._writer = None
+        cv2 = load("cv2")
+        written = cv2.VideoCapture(str(self._path))
+        # A cut .avi, .mp4 or .mov tells another number; a cut .mkv tells this one and does not have it.
+        told = int(written.get(cv2.CAP_PROP_FRAME_COUNT))
+        written.set(cv2.CAP_PROP_POS_FRAMES, self._frames - 1)
+        whole = told == self._frames and written.grab()
+        written.release()
+        if not whole:
+            raise EnvironmentProblem(
+                f"{self._path} does not hold all of its {self._frames} frames",
+                remedy="free some space or choose another place with --annotate",
+            )
 
     def _open(self, drawn: Array) -> None:
         cv2 = load("cv2")

@@ -82,6 +82,21 @@ def test_an_annotated_video_can_be_played(tmp_path: Path) -> None:
     assert shapes == [(426, 334, 3)] * 6
 
 
+@pytest.mark.parametrize("suffix", [".avi", ".mp4", ".mkv"])
+def test_a_video_that_a_full_disk_cut_is_an_error(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"drawn{suffix}"
+    sink = annotated_sink(path, LABELS, SourceKind.VIDEO, None)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        for index in range(20):
+            sink.write(answer("ward.avi", frame=frame(index, index / 10)))
+        with pytest.raises(EnvironmentProblem, match="does not hold all of its 20 frames"):
+            sink.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
 def test_places_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="images are annotated into a folder"):
         AnnotatedVideo(tmp_path / "x.avi", LABELS, SourceKind.FILES)
