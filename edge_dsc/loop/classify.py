@@ -46,7 +46,8 @@ def classify(
             if answer is not None:
                 yield answer
         return
-    yield from _classify_in_batches(ordered_map(prepare_all, items, threads=threads), runner)
+    prepared = ordered_map(prepare_all, items, threads=threads)
+    yield from _classify_in_batches(prepared, runner)
 
 
 def answer_group(group: Sequence[Prepared], runner: Runner) -> list[Answer]:
