@@ -49,7 +49,9 @@ def read_files(
     def read(group: list[Path]) -> list[tuple[Path, Array | ImageError]]:
         return [(path, prepare_file(path, contract).pixels) for path in group]
 
-    yield from ordered_map(read, paths, threads=threads)
+    for found in ordered_map(read, paths, threads=threads):
+        if found is not None:
+            yield found
 
 
 def default_threads() -> int:

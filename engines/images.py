@@ -18,6 +18,8 @@ MAX_PIXELS = 100_000_000  # X-ray detectors give at most about 20 million
 MAX_BYTES = 512 << 20
 
 _REDUCE_ABOVE = 448  # reduced-size JPEG decoding must leave at least two pixels for each of the network's
+# Source: W3C PNG, 11.2.5: the last chunk is empty, so its type and checksum are these bytes.
+_PNG_END = b"IEND\xaeB`\x82"
 _STORED_BITS = (8, 10, 12, 14, 16)  # what detectors store in 16-bit containers
 
 # numpy and OpenCV are heavy: their arrays are annotated with this name, and the docstrings give dtype and shape.
@@ -89,6 +91,8 @@ def decode_grey(data: bytes, *, name: str = "image") -> Array:
         if data.startswith(b"\xff\xd8"):
             flags = _jpeg_flags(cv2, min(size))
             _check_jpeg_end(data, name)
+        elif data.rfind(_PNG_END) < 0:  # libpng would say so on the terminal
+            raise _truncated(data, "PNG", name)
     try:
         pixels = cv2.imdecode(numpy.frombuffer(data, numpy.uint8), flags)
     except (cv2.error, MemoryError) as error:
@@ -209,9 +213,10 @@ def _jpeg_flags(cv2: Any, short_side: int) -> int:
 
 def _check_jpeg_end(data: bytes, name: str) -> None:
     # Some OpenCV releases fill a truncated JPEG with grey and say nothing. After the last start of scan
-    # (FFDA) there must be an end of image (FFD9): neither can occur inside entropy-coded data.
-    if data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda"):
-        raise ImageError(f"{name} is a truncated JPEG ({len(data)} bytes)", remedy="copy the file again")
+    # (FFDA) there must be an end of image (FFD9): neither can occur inside entropy-coded data. The end is looked for
+    # first, from behind: a search for the start would run through the whole file.
+    if data.find(b"\xff\xda", max(0, data.rfind(b"\xff\xd9"))) >= 0:
+        raise _truncated(data, "JPEG", name)
 
 
 def _check_pixels(size: tuple[int, int], name: str) -> None:
@@ -221,6 +226,10 @@ def _check_pixels(size: tuple[int, int], name: str) -> None:
             f"{name} is {width}x{height} = {height * width / 1e6:.0f} megapixels",
             remedy=f"the limit is {MAX_PIXELS / 1e6:.0f} megapixels; shrink the image",
         )
+
+
+def _truncated(data: bytes, kind: str, name: str) -> ImageError:
+    return ImageError(f"{name} is a truncated {kind} ({len(data)} bytes)", remedy="copy the file again")
 
 
 def _undecodable(data: bytes, name: str) -> ImageError:

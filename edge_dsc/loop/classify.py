@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from edge_dsc.loop.answers import Answer, Prepared
-from edge_dsc.loop.ordered import ordered_map
+from edge_dsc.loop.ordered import in_groups, ordered_map
 from engines.errors import ImageError
 from engines.images import Array
 from engines.packages import load
@@ -29,7 +29,7 @@ def classify(
     the device works on one batch, the next is decoded and copied in.
 
     Args:
-        items: What ``prepare`` takes; None says that no item is at hand just now.
+        items: What ``prepare`` takes; None says that no item is at hand just now: a batch that is not full runs then.
         prepare: Makes one item ready; runs in threads.
         runner: The engine.
         threads: Preparing threads.
@@ -42,9 +42,12 @@ def classify(
         return [answer_group([prepared], runner)[0] for prepared in prepare_all(group)]
 
     if runner.thread_safe and runner.record.batch.smallest == 1:
-        yield from ordered_map(answer_all, items, threads=threads)
+        for answer in ordered_map(answer_all, items, threads=threads):
+            if answer is not None:
+                yield answer
         return
-    yield from _classify_in_batches(ordered_map(prepare_all, items, threads=threads), runner)
+    prepared = ordered_map(prepare_all, items, threads=threads)
+    yield from _classify_in_batches(prepared, runner)
 
 
 def answer_group(group: Sequence[Prepared], runner: Runner) -> list[Answer]:
@@ -54,10 +57,12 @@ def answer_group(group: Sequence[Prepared], runner: Runner) -> list[Answer]:
     return _answers(group, rows, time.perf_counter() - started)
 
 
-def _classify_in_batches(prepared: Iterator[Prepared], runner: Runner) -> Iterator[Answer]:
-    groups = iter(lambda: list(itertools.islice(prepared, runner.record.batch.best)), [])
+def _classify_in_batches(prepared: Iterator[Prepared | None], runner: Runner) -> Iterator[Answer]:
+    groups = in_groups(prepared, runner.record.batch.best)
     for good, some in itertools.groupby(groups, _has_good):
-        if not good:  # nothing to run: these wait for what is in flight, so that the order holds
+        # Nothing to run: these wait for what is in flight, so that the order holds. An empty group, of a source that
+        # is silent, lets what is in flight come out.
+        if not good:
             for group in some:
                 yield from _answers(group, None, 0.0)
             continue

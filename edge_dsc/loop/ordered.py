@@ -17,7 +17,7 @@ _Result = TypeVar("_Result")
 
 def ordered_map(
     function: Callable[[list[_Item]], list[_Result]], items: Iterable[_Item | None], *, threads: int
-) -> Iterator[_Result]:
+) -> Iterator[_Result | None]:
     """Map in threads, in order, with a bounded number of results waiting: memory does not grow with the source.
 
     Args:
@@ -25,11 +25,14 @@ def ordered_map(
         items: What it is called with; taken in the calling thread. None says that no item is at hand just
             now: what waits is yielded instead of waiting for more.
         threads: How many at once.
+
+    Yields:
+        A result; or None for a None among ``items``, after the results of all items before it.
     """
     waiting: deque[Future[list[_Result]]] = deque()
     with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
         try:
-            for group in _groups(items):
+            for group in in_groups(items, TOGETHER):
                 if group:
                     waiting.append(pool.submit(function, group))
                     if len(waiting) >= threads * _AHEAD:
@@ -37,6 +40,7 @@ def ordered_map(
                     continue
                 while waiting:
                     yield from waiting.popleft().result()
+                yield None
             while waiting:
                 yield from waiting.popleft().result()
         finally:
@@ -44,13 +48,13 @@ def ordered_map(
                 future.cancel()
 
 
-def _groups(items: Iterable[_Item | None]) -> Iterator[list[_Item]]:
-    """Collect items; an empty group says that the source is idle."""
+def in_groups(items: Iterable[_Item | None], size: int) -> Iterator[list[_Item]]:
+    """Collect items to groups of ``size``; None ends a group early, and an empty group then says so."""
     group: list[_Item] = []
     for item in items:
         if item is not None:
             group.append(item)
-        if group and (item is None or len(group) == TOGETHER):
+        if group and (item is None or len(group) == size):
             yield group
             group = []
         if item is None:

@@ -9,12 +9,10 @@ from pathlib import Path
 from edge_dsc.loop.stopping import Stop
 from edge_dsc.sinks import Sink
 from edge_dsc.sinks.pictures import UnsureFolder, annotated_sink
-from edge_dsc.sinks.serve import Board, Page
+from edge_dsc.sinks.serve import LOOPBACK, Board, Page
 from edge_dsc.sinks.window import Window
 from edge_dsc.sources.uri import SourceSpec
 from engines.record import EngineRecord
-
-LOOPBACK = "127.0.0.1"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +31,7 @@ class Outputs:
     unsure: tuple[float, Path] | None = None
     show: bool = False
     serve: int | None = None
-    host: str = LOOPBACK
+    host: str = "127.0.0.1"
 
 
 def needs_pictures(outputs: Outputs) -> bool:
@@ -74,6 +72,6 @@ def open_sinks(
         page = Page(Board(record.engine, spec.name, labels), outputs.host, outputs.serve)
         if say is not None:
             say(f"live page: {page.address}")
-            if outputs.host != LOOPBACK:
+            if outputs.host not in LOOPBACK:
                 say(f"note: everybody who reaches {outputs.host} sees the pictures; there is no password")
         yield page

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import shutil
 from collections.abc import Sequence
 from pathlib import Path, PurePath
 from typing import Any
@@ -12,9 +10,9 @@ from edge_dsc.loop.answers import Answer
 from edge_dsc.sinks.drawing import draw_answer
 from edge_dsc.sources.uri import VIDEO_SUFFIXES, SourceKind
 from engines.dicom import is_dicom
-from engines.errors import EnvironmentProblem, UsageError
-from engines.files import output_problem, write_bytes
-from engines.images import Array
+from engines.errors import EnvironmentProblem, ImageError, UsageError
+from engines.files import write_bytes
+from engines.images import Array, read_bytes
 from engines.packages import load
 
 _VIDEO_FPS = 25.0
@@ -71,6 +69,7 @@ class AnnotatedVideo:
         self._path, self._labels = path, labels
         self._writer: Any = None
         self._size = (0, 0)
+        self._frames = 0
 
     def write(self, answer: Answer) -> None:
         """Write one frame.
@@ -86,11 +85,30 @@ class AnnotatedVideo:
         if (drawn.shape[1], drawn.shape[0]) != self._size:  # a camera came back in another mode
             drawn = load("cv2").resize(drawn, self._size)
         self._writer.write(drawn)
+        self._frames += 1
 
     def close(self) -> None:
-        """Finish the file."""
-        if self._writer is not None:
-            self._writer.release()
+        """Finish the file and look for its last frame: OpenCV says nothing of a full disk.
+
+        Raises:
+            EnvironmentProblem: The file does not hold every frame.
+        """
+        if self._writer is None:
+            return
+        self._writer.release()
+        self._writer = None
+        cv2 = load("cv2")
+        written = cv2.VideoCapture(str(self._path))
+        # A cut .avi, .mp4 or .mov tells another number; a cut .mkv tells this one and does not have it.
+        told = int(written.get(cv2.CAP_PROP_FRAME_COUNT))
+        written.set(cv2.CAP_PROP_POS_FRAMES, self._frames - 1)
+        whole = told == self._frames and written.grab()
+        written.release()
+        if not whole:
+            raise EnvironmentProblem(
+                f"{self._path} does not hold all of its {self._frames} frames",
+                remedy="free some space or choose another place with --annotate",
+            )
 
     def _open(self, drawn: Array) -> None:
         cv2 = load("cv2")
@@ -136,13 +154,9 @@ class UnsureFolder:
             if answer.frame.captured < self._next:
                 return
             self._next = answer.frame.captured + _LIVE_PAUSE_S
-        if answer.frame is None and not _is_dicom(Path(answer.path)):
-            target = self._folder / picture_name(answer, self._source, "")
-            try:
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(answer.path, target)
-            except OSError as error:
-                raise output_problem(target, error) from error
+        original = _original(answer)
+        if original is not None:
+            write_bytes(self._folder / picture_name(answer, self._source, ""), original)
         elif answer.picture is not None:
             target = self._folder / picture_name(answer, self._source, ".png")
             write_bytes(target, encode(answer.picture, ".png"))
@@ -197,11 +211,12 @@ def refuse_inside(folder: Path, source: Path | None, option: str) -> None:
         )
 
 
-def _is_dicom(path: Path) -> bool:
+def _original(answer: Answer) -> bytes | None:
+    """Return the bytes of the image file; None of a frame, of DICOM, and of a file that is gone since it was read."""
+    if answer.frame is not None:
+        return None
     try:
-        with path.open("rb") as stream:
-            return is_dicom(stream.read(132))
-    except OSError as error:
-        if error.errno == errno.ENOENT:  # deleted since it was read
-            return True
-        raise output_problem(path, error) from error
+        data = read_bytes(Path(answer.path))
+    except ImageError:
+        return None
+    return None if is_dicom(data) else data

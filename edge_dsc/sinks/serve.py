@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import json
+import socket
 import threading
 import time
 from collections import deque
@@ -22,7 +23,7 @@ from engines.errors import EnvironmentProblem
 _LATEST = 12
 _PICTURES_PER_S = 15.0  # more would only cost the device its processor
 _WAIT_S = 1.0
-_LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 class Board:
@@ -131,15 +132,16 @@ class Page:
             EnvironmentProblem: The port is taken, or the address is not of this machine.
         """
         self._board = board
-        handler = type("Handler", (_Handler,), {"board": board, "local_only": host in _LOOPBACK})
+        handler = type("Handler", (_Handler,), {"board": board, "local_only": host in LOOPBACK})
         try:
-            self._server = _Server((host, port), handler)
+            self._server = (_Server6 if ":" in host else _Server)((host, port), handler)
         except (OSError, OverflowError) as error:
             reason = getattr(error, "strerror", None) or error
             raise EnvironmentProblem(
                 f"cannot serve on {host}:{port}: {reason}", remedy="choose another --serve PORT"
             ) from error
-        self.address = f"http://{host}:{self._server.server_port}/"
+        name = f"[{host}]" if ":" in host else host
+        self.address = f"http://{name}:{self._server.server_port}/"
         self._thread = threading.Thread(
             target=self._server.serve_forever, args=(0.1,), name="page", daemon=True
         )
@@ -164,6 +166,10 @@ class _Server(http.server.ThreadingHTTPServer):
         """Say nothing: a browser that went away is no error of the run."""
 
 
+class _Server6(_Server):
+    address_family = socket.AF_INET6
+
+
 class _Handler(http.server.BaseHTTPRequestHandler):
     board: Board
     local_only: bool
@@ -174,7 +180,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         """Answer one request."""
         # A page of a foreign site may reach loopback through a name of its own: only our names are answered.
         host = urlsplit(f"//{self.headers.get('Host', '')}").hostname
-        if self.local_only and host not in _LOOPBACK:
+        if self.local_only and host not in LOOPBACK:
             self.send_error(HTTPStatus.FORBIDDEN)
             return
         path = urlsplit(self.path).path

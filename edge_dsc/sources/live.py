@@ -58,6 +58,8 @@ class LiveSource:
         self._changed = threading.Condition()
         self._newest: Frame | None = None
         self._index = 0
+        self._attempts = 0
+        self._lost: float | None = None
         self._ended: BaseException | None = None
         self._done = False
         first = open_source(spec)
@@ -111,6 +113,10 @@ class LiveSource:
                 self._changed.notify_all()
 
     def _put(self, pixels: Array, captured: float) -> None:
+        if self._lost is not None:  # only a frame proves that it is back: a bad cable opens and gives none
+            self.reconnects += 1
+            self._tell(f"{self._spec.name} is back after {captured - self._lost:.1f} s")
+            self._lost, self._attempts = None, 0
         with self._changed:
             self.dropped += self._newest is not None
             self._newest = Frame(index=self._index, pixels=pixels, captured=captured, dropped=self.dropped)
@@ -118,24 +124,23 @@ class LiveSource:
             self._changed.notify_all()
 
     def _open_again(self) -> Capture | None:
-        lost = self._clock()
-        self._tell(f"{self._spec.name} is gone: trying to open it again")
-        attempt = 0
-        while not self._closing.wait(self._backoff_s[min(attempt, len(self._backoff_s) - 1)]):
-            attempt += 1
+        if self._lost is None:
+            self._lost = self._clock()
+            self._tell(f"{self._spec.name} is gone: trying to open it again")
+        else:
+            self._check_patience("it opens and gives no frame", "check the cable and the camera's mode")
+        while not self._closing.wait(self._backoff_s[min(self._attempts, len(self._backoff_s) - 1)]):
+            self._attempts += 1
             try:
-                capture = self._open(self._spec)
+                return self._open(self._spec)
             except EdgeDscError as error:
-                away = self._clock() - lost
-                if self._give_up_s is not None and away >= self._give_up_s:
-                    raise BadInputError(
-                        f"{self._spec.name} stayed away for {away:.0f} s: {error.what}", remedy=error.remedy
-                    ) from error
-                continue
-            self.reconnects += 1
-            self._tell(f"{self._spec.name} is back after {self._clock() - lost:.1f} s")
-            return capture
+                self._check_patience(error.what, error.remedy)
         return None
+
+    def _check_patience(self, what: str, remedy: str) -> None:
+        away = self._clock() - (self._lost or 0.0)
+        if self._give_up_s is not None and away >= self._give_up_s:
+            raise BadInputError(f"{self._spec.name} stayed away for {away:.0f} s: {what}", remedy=remedy)
 
     def _tell(self, line: str) -> None:
         if self._say is not None:

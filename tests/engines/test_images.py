@@ -135,6 +135,14 @@ def test_truncated_jpegs_and_pngs_are_refused() -> None:
         images.decode_grey(jpeg[:-2], name="a.jpg")
 
 
+def test_a_truncated_png_is_named_without_a_word_of_libpng(capfd: pytest.CaptureFixture[str]) -> None:
+    png = encode(smooth(300, 260), ".png")
+    with pytest.raises(ImageError, match=r"a\.png is a truncated PNG \(\d+ bytes\)"):
+        images.decode_grey(png[:-1], name="a.png")
+    assert capfd.readouterr() == ("", "")
+    assert images.decode_grey(png + b"\n").shape == (300, 260)
+
+
 def test_a_text_file_named_png_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "note.png"
     path.write_text("hello, this is text")

@@ -136,7 +136,7 @@ def test_bad_images_get_an_error_row_each(
     words = {
         "empty.png": "0 bytes",
         "text.png": "no image",
-        "truncated.png": "damaged",
+        "truncated.png": "a truncated PNG",
         "dot.png": "1x1 pixels",
         "huge.png": "400 megapixels",
     }

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -72,6 +73,22 @@ def test_bad_pictures_cost_their_own_answer_only() -> None:
         ("bad", None),
         ("5", 5),
     ]
+
+
+def test_a_silent_source_runs_the_batch_that_is_not_full_and_hands_out_what_is_in_flight() -> None:
+    taken: list[int | None] = []
+
+    def source() -> Iterator[int | None]:
+        for item in (1, 2, 3, None, None, 4):
+            taken.append(item)
+            yield item
+
+    runner = Slots()
+    answers = classify(source(), prepare, runner, threads=1)
+    assert [next(answers).path for _ in range(3)] == ["1", "2", "3"]
+    assert (taken, runner.open) == ([1, 2, 3, None], 0)
+    assert [answer.path for answer in answers] == ["4"]
+    assert [line for line in runner.log if line != "collect"] == ["submit [1, 2]", "submit [3]", "submit [4]"]
 
 
 def test_a_profile_above_one_gets_the_last_picture_repeated() -> None:

@@ -19,7 +19,7 @@ def test_an_idle_source_lets_go_of_what_waits() -> None:
 
     results = ordered_map(times_ten, source(), threads=4)
     assert (next(results), taken) == (10, [1, 2, None])
-    assert list(results) == [20, 30]
+    assert list(results) == [20, None, None, 30]
 
 
 @pytest.mark.parametrize("count", [0, 1, 3, 4, 5, 100])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 
 import cv2
@@ -81,6 +82,21 @@ def test_an_annotated_video_can_be_played(tmp_path: Path) -> None:
     assert shapes == [(426, 334, 3)] * 6
 
 
+@pytest.mark.parametrize("suffix", [".avi", ".mp4", ".mkv"])
+def test_a_video_that_a_full_disk_cut_is_an_error(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"drawn{suffix}"
+    sink = annotated_sink(path, LABELS, SourceKind.VIDEO, None)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        for index in range(20):
+            sink.write(answer("ward.avi", frame=frame(index, index / 10)))
+        with pytest.raises(EnvironmentProblem, match="does not hold all of its 20 frames"):
+            sink.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
 def test_places_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="images are annotated into a folder"):
         AnnotatedVideo(tmp_path / "x.avi", LABELS, SourceKind.FILES)
@@ -129,15 +145,25 @@ def test_of_a_camera_one_unsure_frame_a_second_is_kept(tmp_path: Path) -> None:
     assert kept == [f"frame-{index:08}.png" for index in (0, 10, 20, 30)]
 
 
-def test_a_full_disk_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = tmp_path / "a.png"
-    cv2.imwrite(str(source), PICTURE)
-    (tmp_path / "kept").mkdir()
-    (tmp_path / "kept" / "a.png").symlink_to("/dev/full")
-    sink = UnsureFolder(tmp_path / "kept", 0.8, tmp_path / "elsewhere")
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(EnvironmentProblem, match=r"cannot write .*No space left on device"):
-        sink.write(answer("a.png"))
+def test_a_full_disk_is_said_and_leaves_no_half_picture(tmp_path: Path) -> None:
+    source = tmp_path / "scans"
+    source.mkdir()
+    cv2.imwrite(str(source / "a.png"), PICTURE)
+    sink = UnsureFolder(tmp_path / "kept", 0.8, source)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        with pytest.raises(EnvironmentProblem, match=r"cannot write .*a\.png: File too large"):
+            sink.write(answer(source / "a.png"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list((tmp_path / "kept").iterdir()) == []
+
+
+def test_an_unsure_file_that_is_gone_is_kept_as_it_was_seen(tmp_path: Path) -> None:
+    source = tmp_path / "scans"
+    UnsureFolder(tmp_path / "kept", 0.8, source).write(answer(source / "a.jpg"))
+    assert (cv2.imread(str(tmp_path / "kept" / "a.jpg.png"), cv2.IMREAD_GRAYSCALE) == PICTURE).all()
 
 
 def test_a_window_without_a_screen_says_what_to_use(monkeypatch: pytest.MonkeyPatch) -> None:

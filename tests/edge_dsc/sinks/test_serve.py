@@ -131,3 +131,16 @@ def test_a_taken_port_is_said(served: Served) -> None:
         EnvironmentProblem, match=f"cannot serve on 127.0.0.1:{served.port}: Address already in use"
     ):
         Page(Board("e", "s", LABELS), "127.0.0.1", served.port)
+
+
+def test_the_loopback_of_ipv6() -> None:
+    try:
+        page = Page(Board("e", "s", LABELS), "::1", 0)
+    except EnvironmentProblem as error:
+        pytest.skip(str(error))  # a machine without IPv6
+    parts = urlsplit(page.address)
+    assert parts.hostname == "::1"
+    served = Served(page, "::1", int(parts.port or 0))
+    assert served.get("/state.json")[0].status == 200
+    assert served.get("/state.json", Host="evil.example")[0].status == 403
+    page.close()

@@ -4,8 +4,11 @@ import io
 import os
 from pathlib import Path
 
+import pytest
+
 from edge_dsc.loop.stopping import Stop
 from edge_dsc.sources.listing import read_list
+from engines.errors import BadInputError
 
 
 def test_each_line_is_a_path() -> None:
@@ -30,10 +33,20 @@ def test_a_silent_pipe_is_idle_and_can_be_stopped() -> None:
         os.close(writing)
 
 
-def test_a_stream_that_is_not_text_is_an_error() -> None:
-    stream = io.TextIOWrapper(io.BytesIO(b"\xff\xfe"), encoding="utf-8")
-    try:
-        list(read_list(stream, Stop()))
-    except UnicodeDecodeError:
-        return
-    raise AssertionError
+def test_a_name_may_be_any_bytes() -> None:
+    stream = io.TextIOWrapper(io.BytesIO(b"a\xff.png\n"), encoding="utf-8")
+    assert [path for path in read_list(stream, Stop()) if path] == [Path(os.fsdecode(b"a\xff.png"))]
+
+
+def test_a_stream_that_fails_is_an_error() -> None:
+    class Broken(io.StringIO):
+        def __next__(self) -> str:
+            raise ZeroDivisionError("disk")
+
+    with pytest.raises(ZeroDivisionError, match="disk"):
+        list(read_list(Broken(), Stop()))
+
+
+def test_a_process_without_standard_input_says_so() -> None:
+    with pytest.raises(BadInputError, match="standard input is closed"):
+        list(read_list(None, Stop()))

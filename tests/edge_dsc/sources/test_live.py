@@ -125,6 +125,32 @@ def test_an_unplugged_camera_is_opened_again_with_growing_pauses(opened: Opened)
     assert lines == ["v4l2://0 is gone: trying to open it again", "v4l2://0 is back after 0.0 s"]
 
 
+def test_a_camera_that_opens_and_gives_no_frame_is_not_back(opened: Opened) -> None:
+    first, dead, last = Camera(), Camera(), Camera()
+    dead.pictures.put(None)
+    lines: list[str] = []
+    source = opened(
+        first, dead, gone(), last, backoff_s=(0.0, 0.001, 0.002), say=lines.append, clock=lambda: 5.0
+    )
+    waits: list[float] = []
+    original = source._closing.wait
+    source._closing.wait = lambda seconds: waits.append(seconds) or original(seconds)  # type: ignore[method-assign, func-returns-value]
+    first.pictures.put(None)
+    last.give("b")
+    assert (next(source.frames(Stop())).pixels, source.reconnects, dead.released) == ("b", 1, 1)
+    assert waits == [0.0, 0.001, 0.002]
+    assert lines == ["v4l2://0 is gone: trying to open it again", "v4l2://0 is back after 0.0 s"]
+
+
+def test_it_gives_up_on_one_that_only_opens(opened: Opened) -> None:
+    cameras = [Camera() for _ in range(4)]
+    for camera in cameras:
+        camera.pictures.put(None)
+    source = opened(*cameras, backoff_s=(0.0,), give_up_s=2, clock=iter(range(9)).__next__)
+    with pytest.raises(BadInputError, match="stayed away for 2 s: it opens and gives no frame"):
+        next(source.frames(Stop()))
+
+
 def test_it_gives_up_when_asked_to(opened: Opened) -> None:
     camera = Camera()
     source = opened(
