@@ -82,7 +82,7 @@ class MixedSearch:
             f"mixed precision: {self.tried} of {self.possible} mixes tried on {self.images} images; "
             f"left out of INT8: {kept}; accuracy drop {self.drop:.2f} points, same top class "
             f"{self.best.same_top1}/{self.images}; predicted cost {self.best.cost:.4g} {self.unit} "
-            f"(all INT8 {self.all_int8.cost:.4g}, all FP16 {self.all_float.cost:.4g})"
+            f"(all INT8 {self.all_int8.cost:.4g}, all float {self.all_float.cost:.4g})"
         )
 
 
