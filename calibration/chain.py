@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from calibration.layers import Layer, find_layers
+from calibration.qdq import activation_ranges, prepare
+from calibration.table import CalibrationTable
 from engines.errors import ArtefactError
 from engines.packages import load
 
@@ -145,6 +147,23 @@ class Chain:
                 _add_pair(graph, self._cuts[index], layer, signed=self.signed)
             self._opened[key] = _session(graph)
         return self._opened[key]
+
+
+def quantized_chain(model: Model, table: CalibrationTable, *, signed: bool) -> tuple[Chain, list[Grid]]:
+    """Cut the graph that a table's INT8 graph is made of; give each layer's input its grid.
+
+    Args:
+        model: The deployed FP32 graph.
+        table: Its calibration table.
+        signed: Which kind of INT8 graph.
+
+    Raises:
+        ArtefactError: The graph is no chain of layers, or the table is of another one.
+    """
+    prepared = prepare(model, table)
+    chain = Chain(prepared, signed=signed)
+    ranges = activation_ranges(prepared, table, signed=signed)
+    return chain, [grid_of(ranges[layer.input], signed=signed) for layer in chain.layers]
 
 
 def _logits(model: Model) -> str:

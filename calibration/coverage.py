@@ -150,7 +150,7 @@ def measure_coverage(
     if len(used) < PARTS:
         raise BadInputError(f"{len(used)} readable images", remedy="give more real images")
     scaled = scale_channels(model, table.channel_factors)
-    ranges = activation_ranges(scaled, table)
+    ranges = activation_ranges(scaled, table, signed=False)
     chain = Chain(scaled, signed=False)
     tallies = [_Tally(layer.input, ranges[layer.input]) for layer in chain.layers]
     for start in range(0, len(pixels), _CHUNK):

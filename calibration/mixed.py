@@ -8,10 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from calibration.chain import Chain, Grid, grid_of
+from calibration.chain import Chain, Grid, quantized_chain
 from calibration.costs import LayerCost, predict_costs
 from calibration.layers import Layer
-from calibration.qdq import activation_ranges, prepare
 from calibration.table import CalibrationTable
 from engines.errors import AccuracyGateError, BadInputError, UsageError
 from engines.packages import load
@@ -83,7 +82,7 @@ class MixedSearch:
             f"mixed precision: {self.tried} of {self.possible} mixes tried on {self.images} images; "
             f"left out of INT8: {kept}; accuracy drop {self.drop:.2f} points, same top class "
             f"{self.best.same_top1}/{self.images}; predicted cost {self.best.cost:.4g} {self.unit} "
-            f"(all INT8 {self.all_int8.cost:.4g}, all FP16 {self.all_float.cost:.4g})"
+            f"(all INT8 {self.all_int8.cost:.4g}, all float {self.all_float.cost:.4g})"
         )
 
 
@@ -127,8 +126,7 @@ def search(
         raise BadInputError(
             f"{len(pixels)} images with {len(labels)} labels to search on", remedy="give labelled images"
         )
-    model = prepare(model, table, signed=signed)
-    chain = Chain(model, signed=signed)
+    chain, grids = quantized_chain(model, table, signed=signed)
     layers = [layer for layer in chain.layers if not layer.last]
     if len(layers) > MOST_LAYERS:
         raise UsageError(
@@ -136,8 +134,6 @@ def search(
         )
     unit = "measured" if costs else "weighted multiply-adds"
     known = costs or predict_costs(model)
-    ranges = activation_ranges(model, table)
-    grids = [grid_of(ranges[layer.input], signed=signed) for layer in chain.layers]
     tally = _try_all(chain, grids, pixels, labels, progress)
     mixes = [_mix(choice, layers, tally[choice], known, len(labels)) for choice in sorted(tally)]
     by_name = {mix.float_layers: mix for mix in mixes}

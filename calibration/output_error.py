@@ -3,6 +3,9 @@
 Layer by layer from the image on, with all layers before already in INT8 as chosen: channels are brought to one
 range (:mod:`calibration.equalize`) by more or less, the range is cut by more or less, and what leaves the logits
 nearest to those of the float network is kept. So a layer also makes up for what those before it spoilt.
+
+The error is that of the signed grid, the coarser of the two. A search on the sum of both grids' errors made those of
+three trained CNNs' unsigned graphs 5 to 12 % less and of their signed ones 3 to 6 % more, at nearly twice the time.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from calibration.centering import CENTRED_RANGE, SUFFIX, center_pixels
+from calibration.centering import SUFFIX, center_pixels, centred_range
 from calibration.chain import Bounds, Chain, Grid, grid_of
 from calibration.equalize import can_scale, channel_count, scale_channels
 from calibration.layers import Layer
@@ -73,9 +76,8 @@ def search_ranges(model: Model, pixels: Array, progress: Progress | None = None)
     found = SearchedRanges({}, {})
     for index, layer in enumerate(chain.layers[:-1]):
         if layer.raw_pixels:
-            candidates = [
-                _Candidate(None, CENTRED_RANGE if layer.input.endswith(SUFFIX) else PIXEL_RANGE, chain)
-            ]
+            bounds = centred_range(signed=True) if layer.input.endswith(SUFFIX) else PIXEL_RANGE
+            candidates = [_Candidate(None, bounds, chain)]
         else:
             candidates = _candidates(chain, centred, layer, extremes[index])
         errors = [_error(chain, index, candidate, values, reference) for candidate in candidates]

@@ -3,10 +3,9 @@
 One table serves two kinds of graph. Both quantise the input of every layer with weights and the weights
 themselves (per output channel, symmetric), never the bias as an activation, and leave the last Dense and the
 softmax in floating point. Pairs stand at a layer's input only, so convolution, bias and ReLU stay fusible and
-pooling commutes.
+pooling commutes. Pixels are centred first (:mod:`calibration.centering`); either grid holds them exactly.
 
-- Signed, for TensorRT: symmetric int8 activations, zero point 0, weights as float -> Q -> DQ, bias in float;
-  pixels are centred first, so that int8 holds them exactly (:mod:`calibration.centering`).
+- Signed, for TensorRT: symmetric int8 activations, zero point 0, weights as float -> Q -> DQ, bias in float.
 - Unsigned, for onnxruntime on a CPU: uint8 activations with a zero point, weights stored in int8, bias in
   int32, Dense as Gemm and a pair behind its ReLU: that is what onnxruntime fuses into QLinearConv and QGemm.
 """
@@ -16,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from calibration.centering import CENTRED_RANGE, SUFFIX, center_pixels
+from calibration.centering import SUFFIX, center_pixels, centred_range
 from calibration.equalize import scale_channels
 from calibration.layers import (
     WEIGHTED_OPS,
@@ -64,12 +63,13 @@ def quantize(
     """
     onnx = load("onnx")
     _check_opset(model)
-    graph = prepare(model, table, signed=signed_activations)
+    graph = prepare(model, table)
     layers = _chosen_layers(graph, float_layers)
     if not signed_activations:
         _merge_dense_bias(graph)
     metadata = {entry.key: entry.value for entry in model.metadata_props}
-    quantizer = _quantizer(graph, layers, activation_ranges(graph, table), signed=signed_activations)
+    ranges = activation_ranges(graph, table, signed=signed_activations)
+    quantizer = _quantizer(graph, layers, ranges, signed=signed_activations)
     if not signed_activations:
         # A pair at the input of a float layer, too: it ends the integer part of the graph, and without it
         # onnxruntime runs the layer before in floating point.
@@ -85,14 +85,13 @@ def quantize(
     return quantized
 
 
-def prepare(model: Model, table: CalibrationTable, *, signed: bool) -> Model:
-    """Return the same network in the form that is quantised: channels scaled and, for a signed grid, pixels centred.
+def prepare(model: Model, table: CalibrationTable) -> Model:
+    """Return the same network in the form that is quantised: channels scaled, pixels centred.
 
     Raises:
         ArtefactError: The table's channel factors are of another network.
     """
-    scaled = scale_channels(model, table.channel_factors)
-    return center_pixels(scaled) if signed else scaled
+    return center_pixels(scale_channels(model, table.channel_factors))
 
 
 def _check_opset(model: Model) -> None:
@@ -118,8 +117,10 @@ def _chosen_layers(model: Model, float_layers: Collection[str]) -> tuple[Layer, 
     return chosen
 
 
-def activation_ranges(model: Model, table: CalibrationTable) -> dict[str, tuple[float, float]]:
-    """Return the range of every layer's input; the image's pixels have the range of their type.
+def activation_ranges(
+    model: Model, table: CalibrationTable, *, signed: bool
+) -> dict[str, tuple[float, float]]:
+    """Return the range of every layer's input; the image's pixels, centred or not, have that of their grid.
 
     Raises:
         ArtefactError: The table has none for a layer's input.
@@ -136,7 +137,9 @@ def activation_ranges(model: Model, table: CalibrationTable) -> dict[str, tuple[
             remedy=f"calibrate this model: {calibrate_command(method=table.method)}",
         )
     names = {layer.input for layer in find_layers(model)}
-    pixel_ranges = {name: CENTRED_RANGE if name.endswith(SUFFIX) else PIXEL_RANGE for name in pixels}
+    pixel_ranges = {
+        name: centred_range(signed=signed) if name.endswith(SUFFIX) else PIXEL_RANGE for name in pixels
+    }
     return {name: pixel_ranges.get(name) or table.ranges[name] for name in names}
 
 

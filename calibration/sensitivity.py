@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from calibration.chain import Chain, Grid, grid_of
+from calibration.chain import Chain, Grid, quantized_chain
 from calibration.mixed import squared_error
-from calibration.qdq import activation_ranges, prepare
 from calibration.table import CalibrationTable
 from engines.errors import BadInputError
 from engines.packages import load
@@ -107,10 +106,7 @@ def measure_sensitivity(
     """
     if len(pixels) == 0:
         raise BadInputError("no images to measure sensitivity on", remedy="give a folder of real X-rays")
-    prepared = prepare(model, table, signed=signed)
-    chain = Chain(prepared, signed=signed)
-    ranges = activation_ranges(prepared, table)
-    grids = [grid_of(ranges[layer.input], signed=signed) for layer in chain.layers]
+    chain, grids = quantized_chain(model, table, signed=signed)
     count = len(chain.layers) - 1
     tallies = [_Tally() for _ in range(count)]
     whole = _Tally()

@@ -96,7 +96,7 @@ def _scaled(method: str) -> UsageError:
 
 def tensor_scales(table: CalibrationTable, model: Model) -> dict[str, float]:
     """Return the symmetric int8 scale of every tensor between the layers, in the order of the graph."""
-    ranges = activation_ranges(model, table)
+    ranges = activation_ranges(model, table, signed=True)
     by_output = {name: node for node in model.graph.node for name in node.output}
     stored = {tensor.name for tensor in model.graph.initializer}
     layers = find_layers(model)

@@ -94,7 +94,8 @@ def format_validation(found: Validation, *, precision: str) -> str:
     """Return an accuracy gate's finding as text."""
     verdict = "within" if found.passed else "BEYOND"
     lines = [
-        f"accuracy gate: {found.drop:.2f} points lost, {verdict} the budget of {found.max_drop:g}",
+        f"accuracy gate: {abs(found.drop):.2f} points {'gained' if found.drop < 0 else 'lost'}, "
+        f"{verdict} the budget of {found.max_drop:g}",
         f"images: {found.images}" + (f", {found.skipped} unreadable" if found.skipped else ""),
         f"answered by: {found.answered_by}",
         format_agreement(found.agreement, candidate=precision.upper()),

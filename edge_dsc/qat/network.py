@@ -179,7 +179,7 @@ def rounded_weights_layer(keras: Any) -> Any:
                 outputs = ops.depthwise_conv(inputs, kernel, padding="same")
             else:
                 outputs = ops.conv(inputs, kernel, padding="same")
-                # calibration.centering: the signed graph subtracts the middle from the pixels and gives it back
+                # calibration.centering: the INT8 graph subtracts the middle from the pixels and gives it back
                 # through the bias with float kernels, and so without their rounding.
                 outputs = outputs + self._middle * ops.sum(self.kernel - kernel, axis=self._within)
             return self._activation(outputs if self.bias is None else outputs + self.bias)

@@ -15,7 +15,7 @@ from calibration.table import CalibrationTable
 PIXELS = np.random.default_rng(3).integers(0, 256, (3, 224, 224, 1), dtype=np.uint8)
 
 
-def run(model: onnx.ModelProto, *outputs: str) -> list[np.ndarray]:
+def run(model: onnx.ModelProto, *outputs: str, pixels: np.ndarray = PIXELS) -> list[np.ndarray]:
     opened = onnx.ModelProto()
     opened.CopyFrom(model)
     opened.graph.output.extend(onnx.helper.make_tensor_value_info(name, 1, None) for name in outputs)
@@ -24,7 +24,7 @@ def run(model: onnx.ModelProto, *outputs: str) -> list[np.ndarray]:
     session = onnxruntime.InferenceSession(
         opened.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
-    return list(session.run(None, {"image": PIXELS}))
+    return list(session.run(None, {"image": pixels}))
 
 
 @pytest.mark.parametrize("architecture", ["dsc", "cnn"])
@@ -43,16 +43,42 @@ def test_centred_pixels_change_no_answer(deployed_models: dict[str, Path], archi
     )
 
 
+@pytest.mark.parametrize("signed", [True, False])
 @pytest.mark.parametrize("architecture", ["dsc", "cnn"])
 def test_int8_holds_every_pixel_exactly(
-    deployed_models: dict[str, Path], network_tables: dict[str, CalibrationTable], architecture: str
+    deployed_models: dict[str, Path],
+    network_tables: dict[str, CalibrationTable],
+    architecture: str,
+    signed: bool,
 ) -> None:
     model = onnx.load(deployed_models[architecture])
-    graph = quantize(model, network_tables[architecture], signed_activations=True)
+    graph = quantize(model, network_tables[architecture], signed_activations=signed)
     node = next(node for node in graph.graph.node if node.op_type == "Conv")
     seen = run(graph, node.input[0])[1]
     expected = np.pad(PIXELS.astype(np.float32)[..., 0] - 128, ((0, 0), (1, 1), (1, 1)), constant_values=-128)
     np.testing.assert_array_equal(seen[:, 0], expected)
+
+
+@pytest.mark.parametrize("signed", [True, False])
+@pytest.mark.parametrize("architecture", ["dsc", "cnn"])
+def test_rounded_kernels_do_not_shift_a_grey_image(
+    deployed_models: dict[str, Path],
+    network_tables: dict[str, CalibrationTable],
+    architecture: str,
+    signed: bool,
+) -> None:
+    """The roundings of a kernel add up; on pixels that were not centred they would meet 128 times their sum."""
+    model = onnx.load(deployed_models[architecture])
+    graph = quantize(model, network_tables[architecture], signed_activations=signed)
+    grey = np.full((1, 224, 224, 1), 128, np.uint8)
+    output = next(node for node in model.graph.node if node.op_type == "Conv").output[0]
+    expected, seen = (run(which, output, pixels=grey)[1][0, :, 1:-1, 1:-1] for which in (model, graph))
+    weight = find_layers(model)[0].weight
+    kernels = next(tensor for tensor in model.graph.initializer if tensor.name == weight)
+    step = np.abs(onnx.numpy_helper.to_array(kernels)).max(axis=(1, 2, 3)) / 127
+    # The unsigned graph's bias is an integer of these steps; the signed graph's is a float.
+    allowed = 0.51 * step[:, None, None] if not signed else 1e-6
+    assert (np.abs(seen - expected) <= allowed).all()
 
 
 def test_centering_happens_once(deployed_models: dict[str, Path]) -> None:

@@ -7,10 +7,10 @@ import onnx
 import onnxruntime
 import pytest
 
-from calibration.chain import Chain, grid_of
+from calibration.chain import Chain, quantized_chain
 from calibration.equalize import scale_channels
 from calibration.layers import find_layers
-from calibration.qdq import activation_ranges, prepare, quantize
+from calibration.qdq import quantize
 from calibration.table import CalibrationTable
 from engines.errors import ArtefactError
 
@@ -45,11 +45,8 @@ def test_a_chain_computes_what_the_int8_graph_does(
     """A value at a boundary may round either way; an unsigned graph also rounds its biases to integers."""
     model = onnx.load(deployed_models[architecture])
     table = network_tables[architecture]
-    prepared = prepare(model, table, signed=signed)
-    chain = Chain(prepared, signed=signed)
+    chain, grids = quantized_chain(model, table, signed=signed)
     left_out = (chain.layers[1].name,) if second_float else ()
-    ranges = activation_ranges(prepared, table)
-    grids = [grid_of(ranges[layer.input], signed=signed) for layer in chain.layers]
     graph = quantize(model, table, signed_activations=signed, float_layers=left_out)
     np.testing.assert_allclose(
         softmax(chain.run(PIXELS, grids, left_out)), probabilities(graph), atol=tolerance

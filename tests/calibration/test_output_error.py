@@ -6,9 +6,8 @@ import numpy as np
 import onnx
 import pytest
 
-from calibration.chain import Chain, grid_of
+from calibration.chain import quantized_chain
 from calibration.output_error import search_ranges
-from calibration.qdq import activation_ranges, prepare
 from calibration.table import CalibrationTable
 
 
@@ -19,10 +18,7 @@ def smooth_pixels(count: int) -> np.ndarray:
 
 
 def logit_error(model: onnx.ModelProto, table: CalibrationTable, pixels: np.ndarray) -> float:
-    prepared = prepare(model, table, signed=True)
-    chain = Chain(prepared, signed=True)
-    ranges = activation_ranges(prepared, table)
-    grids = [grid_of(ranges[layer.input], signed=True) for layer in chain.layers]
+    chain, grids = quantized_chain(model, table, signed=True)
     difference = chain.run(pixels, grids) - chain.finish(0, chain.start(pixels))
     difference = difference - difference.mean(axis=1, keepdims=True)
     return float((difference**2).mean())

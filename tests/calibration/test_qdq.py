@@ -52,7 +52,8 @@ def outputs(model: onnx.ModelProto, optimised: Path | None = None) -> np.ndarray
     session = onnxruntime.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
-    images = np.random.default_rng(3).integers(0, 256, (4, 224, 224, 1), dtype=np.uint8)
+    coarse = np.random.default_rng(3).integers(0, 256, (4, 7, 7, 1), dtype=np.uint8)
+    images = coarse.repeat(32, axis=1).repeat(32, axis=2)  # noise of single pixels lies beyond the ranges
     return np.asarray(session.run(None, {"image": images})[0])
 
 
@@ -117,25 +118,23 @@ def test_the_activation_scales_are_those_of_the_table(
             continue
         low, high = ranges[node.input[0]]
         scale, zero_point = (graph.stored[name] for name in node.input[1:])
-        if node.input[0] == "Reshape_1":
-            low, high = 0.0, 255.0
         if signed:
             assert scale == pytest.approx(max(-low, high) * 2 / 254, rel=1e-6)
         else:
             assert scale == pytest.approx((max(high, 0) - min(low, 0)) / 255, rel=1e-6)
             assert zero_point == round(-min(low, 0) / float(scale))
         checked += 1
-    assert checked == (7 if signed else 9)  # a signed graph centres the pixels first
+    assert checked == (7 if signed else 8)  # all but the pixels; the unsigned one also before the last layer
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_pixels_are_exact_for_a_cpu(
+def test_centred_pixels_have_their_middle_as_zero_for_a_cpu(
     deployed_models: Paths, network_tables: Tables, architecture: str
 ) -> None:
     graph = Graph(quantized(deployed_models, network_tables, architecture, signed=False))
     stem = graph.of_type("Conv")[0]
     pixels, _ = graph.pair(stem.input[0])
-    assert (graph.stored[pixels.input[1]], graph.stored[pixels.input[2]]) == (1.0, 0)
+    assert (graph.stored[pixels.input[1]], graph.stored[pixels.input[2]]) == (1.0, 128)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -253,4 +252,4 @@ def test_a_dense_bias_is_merged_only_where_that_is_exact(
     model = onnx.load(small_model)
     graph = Graph(quantize(model, small_table, signed_activations=False))
     assert [node.op_type for node in graph.nodes if node.name in ("dense", "logits")] == ["Gemm", "MatMul"]
-    assert graph.of_type("Add") == []
+    assert [node.name for node in graph.of_type("Add")] == ["stem.centre"]

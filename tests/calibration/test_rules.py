@@ -6,6 +6,7 @@ weighted layers and not their outputs, symmetric, zero point 0, weights per outp
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from engines.record import Precision
 from engines.runtimes import BuildOptions, get_runtime
 
 LAYERS = {"dsc": 9, "cnn": 6}
-CHOICES = ("all", "depthwise float", "every second float")
+CHOICES = ("all", "depthwise float", "every second float", "channels scaled")
 Tables = dict[str, CalibrationTable]
 Paths = dict[str, Path]
 
@@ -37,7 +38,12 @@ def int8_graph(
         left_out = {layer.name for layer in layers if layer.depthwise}
     elif choice == "every second float":
         left_out = {layer.name for layer in layers[::2]}
-    made = quantize(model, tables[architecture], signed_activations=True, float_layers=left_out)
+    table = tables[architecture]
+    if choice == "channels scaled":  # as the method mse does
+        factors = tuple(2.0 ** (channel % 5) for channel in range(32))
+        scaled = {layer.input: factors for layer in layers if not layer.raw_pixels}
+        table = dataclasses.replace(table, channel_factors=scaled)
+    made = quantize(model, table, signed_activations=True, float_layers=left_out)
     return (put_rest_in_half(made) if rest == "FP16" else made), left_out
 
 

@@ -7,9 +7,8 @@ import numpy as np
 import onnx
 import pytest
 
-from calibration.chain import Chain, grid_of
+from calibration.chain import quantized_chain
 from calibration.layers import quantizable_layers
-from calibration.qdq import activation_ranges, prepare
 from calibration.sensitivity import measure_sensitivity
 from calibration.table import CalibrationTable
 from engines.errors import BadInputError
@@ -32,10 +31,7 @@ def test_each_layer_alone_and_each_left_out(
     assert found.layers[1].time_ms == {}
     assert all(0 < layer.output_error < 0.2 for layer in found.layers)
     # The whole and one layer left out, by the way that the other room takes.
-    prepared = prepare(model, table, signed=signed)
-    chain = Chain(prepared, signed=signed)
-    ranges = activation_ranges(prepared, table)
-    grids = [grid_of(ranges[layer.input], signed=signed) for layer in chain.layers]
+    chain, grids = quantized_chain(model, table, signed=signed)
     reference = chain.finish(0, chain.start(PIXELS))
     for floats, seen in (
         ((), found.logit_error),

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from edge_dsc.agreement import calibration_error, compare_answers, mcnemar_exact
+from edge_dsc.evaluation_report import format_validation
 from edge_dsc.metrics import classification_metrics
-from engines.validation import Agreement, Flip
+from engines.validation import Agreement, Flip, Validation
 
 LABELS = ("clear", "focal", "diffuse")
 
@@ -66,6 +67,26 @@ def test_what_flipped_was_lost_and_was_won() -> None:
     )
     assert found.largest_difference == 1.0
     assert found.mcnemar_p == 1.0
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "text"),
+    [
+        ((0, 0), (0, 1), "50.00 points lost, BEYOND the budget of 1"),
+        ((0, 1), (0, 0), "50.00 points gained, within the budget of 1"),
+        ((0, 0), (0, 0), "0.00 points lost, within the budget of 1"),
+    ],
+)
+def test_a_gate_says_lost_or_gained(before: tuple[int, ...], after: tuple[int, ...], text: str) -> None:
+    found = Validation(
+        images="all",
+        images_sha256="0",
+        answered_by="the engine",
+        max_drop=1,
+        skipped=0,
+        agreement=compare([0, 0], one_hot(*before), one_hot(*after)),
+    )
+    assert format_validation(found, precision="int8").splitlines()[0] == f"accuracy gate: {text}"
 
 
 def test_figures_are_those_of_the_metrics() -> None:
