@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from edge_dsc.metrics import Metrics
+from edge_dsc.evaluation.metrics import Metrics
 from engines.files import atomic_path
 from engines.packages import load
 

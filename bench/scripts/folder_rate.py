@@ -18,7 +18,7 @@ from pathlib import Path
 import cv2
 import onnxruntime
 
-from edge_dsc.folder_loop import classify_files, default_threads, read_files
+from edge_dsc.loop.folder import classify_files, default_threads, read_files
 from edge_dsc.sources import expand_source
 from engines.runtimes import open_engine
 

@@ -25,12 +25,12 @@ from bench.render import render_markdown
 from bench.tables import Table
 from calibration.methods import METHODS, QAT_METHOD
 from calibration.table import CalibrationTable, load_table
-from edge_dsc.accuracy_gate import HELD_OUT
-from edge_dsc.agreement import compare_answers
-from edge_dsc.calibration_run import CALIBRATION_NAME, CalibrationRequest, run_calibration
+from edge_dsc.building.calibration import CALIBRATION_NAME, CalibrationRequest, run_calibration
+from edge_dsc.building.graph import graph_in_precision
 from edge_dsc.data.loading import load_images
-from edge_dsc.deployment_graph import graph_in_precision
-from edge_dsc.evaluation import labelled_samples
+from edge_dsc.evaluation.agreement import compare_answers
+from edge_dsc.evaluation.answers import labelled_samples
+from edge_dsc.evaluation.gate import HELD_OUT
 from edge_dsc.training.record import load_training_record
 from engines.files import write_text
 from engines.graph import contract_of, load_model

@@ -27,8 +27,8 @@ from bench.plan import PLANS, Plan
 from bench.render import render_comparison, render_report
 from bench.report import BlockSamples, Report, SubjectReport, load_report, save_report
 from bench.statistics import MARGIN
-from edge_dsc.comparing import compare_files
-from edge_dsc.page import report_sections, save_page
+from edge_dsc.measuring.comparing import compare_files
+from edge_dsc.page.document import report_sections, save_page
 
 _MEDIANS_NS = (4.6e5, 1.5e6, 1.4e6, 1.55e6, 6e5, 9e5, 2e6, 5e5)
 _Result = TypeVar("_Result")

@@ -93,7 +93,7 @@ def calibrate(
     json: Json = False,
 ) -> None:
     """Find the activation ranges for INT8 over real images."""
-    from edge_dsc.calibration_run import CalibrationRequest, run_calibration
+    from edge_dsc.building.calibration import CalibrationRequest, run_calibration
     from edge_dsc.console import give, give_json, progress_bar
     from edge_dsc.inspection import describe_table
     from engines.errors import UsageError
@@ -182,11 +182,11 @@ def build_engine(
     json: Json = False,
 ) -> None:
     """Build an engine in FP32, FP16, INT8 or mixed and write the record that proves what it is."""
-    from edge_dsc.calibration_run import CALIBRATION_NAME, CalibrationRequest, run_calibration
+    from edge_dsc.building.calibration import CALIBRATION_NAME, CalibrationRequest, run_calibration
+    from edge_dsc.building.engine import BuildRequest
+    from edge_dsc.building.engine import build_engine as build
     from edge_dsc.cli.parse import parse_batch, parse_gate, parse_precision
     from edge_dsc.console import give, give_json, progress_bar, say
-    from edge_dsc.engine_builder import BuildRequest
-    from edge_dsc.engine_builder import build_engine as build
     from edge_dsc.inspection import format_record
     from engines.errors import UsageError
     from engines.record import Precision

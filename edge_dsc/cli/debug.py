@@ -41,9 +41,9 @@ def debug(
     json: Json = False,
 ) -> None:
     """Measure what INT8 does in each layer alone: at its output, at the logits, in decisions, in time."""
+    from edge_dsc.building.debugging import DebugRequest, format_debugged
+    from edge_dsc.building.debugging import debug as examine
     from edge_dsc.console import give, give_json, progress_bar
-    from edge_dsc.debugging import DebugRequest, format_debugged
-    from edge_dsc.debugging import debug as examine
 
     request = DebugRequest(
         target=model_of(target),

@@ -82,9 +82,9 @@ def bench(
     from bench.report import KIND, save_report
     from bench.stability import require_stable
     from edge_dsc.console import give, give_json, progress_bar, say
-    from edge_dsc.evaluation_report import read_accuracies
-    from edge_dsc.measuring import BenchOptions, default_report_path, measure_engines
-    from edge_dsc.scenarios import FOLDER, OFFLINE
+    from edge_dsc.evaluation.report import read_accuracies
+    from edge_dsc.measuring.engines import BenchOptions, default_report_path, measure_engines
+    from edge_dsc.measuring.scenarios import FOLDER, OFFLINE
     from engines.errors import UsageError
     from engines.files import require_writable
 
@@ -130,7 +130,7 @@ def bench(
     else:
         give(render_report(report))
     if html is not None:
-        from edge_dsc.page import report_sections, save_page
+        from edge_dsc.page.document import report_sections, save_page
 
         save_page(html, "Latency report", report_sections(report, accuracies=accuracies))
         say(f"page: {html}")
@@ -179,8 +179,8 @@ def compare(
     """Compare the engines of one latency report, two reports, or many; refuse what is not comparable."""
     from bench.compare import Comparison, require_fit_controls, require_no_regression
     from bench.render import render_comparison
-    from edge_dsc.comparing import compare_files, comparison_to_dict
     from edge_dsc.console import give, give_json
+    from edge_dsc.measuring.comparing import compare_files, comparison_to_dict
     from engines.errors import UsageError
     from engines.files import write_text
 
@@ -193,7 +193,7 @@ def compare(
     if out is not None:
         write_text(out, render_comparison(found, markdown=True))
     if html is not None:
-        from edge_dsc.page import comparison_sections, save_page
+        from edge_dsc.page.document import comparison_sections, save_page
 
         save_page(html, "Comparison of latency reports", comparison_sections(found))
     if json:

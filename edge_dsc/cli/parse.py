@@ -9,7 +9,7 @@ from engines.errors import UsageError
 from engines.record import BatchRange, Precision
 
 if TYPE_CHECKING:
-    from edge_dsc.accuracy_gate import GateOptions
+    from edge_dsc.evaluation.gate import GateOptions
 
 
 def parse_batch(text: str) -> BatchRange:
@@ -56,7 +56,7 @@ def parse_gate(validate: Path | None, max_drop: float | None) -> GateOptions | N
     Raises:
         UsageError: A budget without images.
     """
-    from edge_dsc.accuracy_gate import DEFAULT_MAX_DROP, GateOptions
+    from edge_dsc.evaluation.gate import DEFAULT_MAX_DROP, GateOptions
 
     if validate is None:
         if max_drop is not None:

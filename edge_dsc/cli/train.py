@@ -64,10 +64,10 @@ def train(
         )
         return
     from edge_dsc.console import give, give_json, progress_bar, say
-    from edge_dsc.evaluation_report import format_metrics
+    from edge_dsc.evaluation.report import format_metrics
     from edge_dsc.training import TrainOptions
     from edge_dsc.training import train as run_training
-    from edge_dsc.training_report import step_progress
+    from edge_dsc.training.report import step_progress
 
     options = TrainOptions(
         data=data,
@@ -110,10 +110,10 @@ def _fine_tune(
     json: bool,
 ) -> None:
     from edge_dsc.console import give, give_json, progress_bar, say
-    from edge_dsc.evaluation_report import format_metrics
+    from edge_dsc.evaluation.report import format_metrics
     from edge_dsc.qat import QatOptions, fine_tune
     from edge_dsc.qat.run import EPOCHS
-    from edge_dsc.training_report import step_progress
+    from edge_dsc.training.report import step_progress
     from engines.errors import UsageError
 
     if resume:

@@ -88,8 +88,8 @@ def infer(
     newest frame is taken each time the engine is free; the others are counted as dropped.
     """
     from edge_dsc.console import give_json, progress_bar, say
-    from edge_dsc.folder_loop import default_threads
-    from edge_dsc.inference import InferRequest, infer_source
+    from edge_dsc.loop.folder import default_threads
+    from edge_dsc.loop.inference import InferRequest, infer_source
     from edge_dsc.sinks.outputs import Outputs
 
     request = InferRequest(
@@ -129,9 +129,9 @@ def evaluate(
 ) -> None:
     """Measure how right an engine is on labelled images, and whether it agrees with another."""
     from edge_dsc.console import give, give_json, progress_bar, say
-    from edge_dsc.evaluation import evaluate as run_evaluation
-    from edge_dsc.evaluation_report import KIND, format_evaluation, save_evaluation
-    from edge_dsc.folder_loop import default_threads
+    from edge_dsc.evaluation.answers import evaluate as run_evaluation
+    from edge_dsc.evaluation.report import KIND, format_evaluation, save_evaluation
+    from edge_dsc.loop.folder import default_threads
 
     with progress_bar() as progress:
         result = run_evaluation(

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from calibration.table import load_table
+from edge_dsc.building.engine import BuildRequest, build_engine
+from edge_dsc.building.graph import graph_in_precision
 from edge_dsc.data import Sample
-from edge_dsc.deployment_graph import graph_in_precision
-from edge_dsc.engine_builder import BuildRequest, build_engine
-from edge_dsc.evaluation import evaluate_runner
-from edge_dsc.folder_loop import default_threads
+from edge_dsc.evaluation.answers import evaluate_runner
+from edge_dsc.loop.folder import default_threads
 from engines.errors import AccuracyGateError
 from engines.graph import load_model
 from engines.record import BatchRange, EngineRecord, Precision

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bench.report import Report
 from edge_dsc.demo.rows import DemoResult, demo_table
-from edge_dsc.page import Picture, Section, report_sections, save_page
+from edge_dsc.page.document import Picture, Section, report_sections, save_page
 from edge_dsc.training import TrainResult
 from engines.images import decode_grey, read_bytes, resize_to
 from engines.packages import load

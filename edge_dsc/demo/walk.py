@@ -10,19 +10,19 @@ from pathlib import Path
 from bench.plan import choose_plan
 from bench.report import Report, save_report
 from bench.tables import report_ratios
-from edge_dsc.calibration_run import CalibrationRequest, run_calibration
+from edge_dsc.building.calibration import CalibrationRequest, run_calibration
 from edge_dsc.data import Sample
 from edge_dsc.data.phantoms import CLASSES, write_phantoms
 from edge_dsc.demo.engines import DemoEngine, build_engines, measure_accuracy
 from edge_dsc.demo.page import save_demo_page
 from edge_dsc.demo.rows import DemoResult, DemoRow
 from edge_dsc.export import export_run
-from edge_dsc.folder_loop import default_threads
-from edge_dsc.inference import InferRequest, infer_source
-from edge_dsc.measuring import measure_engines
+from edge_dsc.loop.folder import default_threads
+from edge_dsc.loop.inference import InferRequest, infer_source
+from edge_dsc.measuring.engines import measure_engines
 from edge_dsc.networks import ARCHITECTURES
 from edge_dsc.training import TrainOptions, TrainResult, train
-from edge_dsc.training_report import step_progress
+from edge_dsc.training.report import step_progress
 from engines.errors import UsageError
 from engines.files import write_text
 from engines.graph import count_multiply_adds, load_model

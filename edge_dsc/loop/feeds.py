@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from edge_dsc.folder_loop import classify_files
 from edge_dsc.loop.answers import Answer, Prepared
 from edge_dsc.loop.classify import answer_group, classify
+from edge_dsc.loop.folder import classify_files
 from edge_dsc.loop.prepare import prepare_video_frame
 from edge_dsc.loop.stopping import Stop
 from edge_dsc.sinks.resume import skip_written

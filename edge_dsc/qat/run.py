@@ -11,7 +11,7 @@ from typing import Any
 from calibration.layers import find_layers
 from calibration.methods import QAT_METHOD
 from calibration.table import CalibrationImage, CalibrationTable, save_table
-from edge_dsc.calibration_run import CALIBRATION_NAME
+from edge_dsc.building.calibration import CALIBRATION_NAME
 from edge_dsc.data.discover import Sample, discover
 from edge_dsc.data.loading import load_images
 from edge_dsc.data.split import Split, load_split

@@ -5,7 +5,7 @@ from __future__ import annotations
 from base64 import b64encode
 from hashlib import sha256
 
-from edge_dsc.page_style import CSS
+from edge_dsc.page.style import CSS
 
 _STYLE = (
     CSS

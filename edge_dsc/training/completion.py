@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_dsc.data.split import Split, save_split
-from edge_dsc.metrics import Metrics, classification_metrics
+from edge_dsc.evaluation.metrics import Metrics, classification_metrics
 from edge_dsc.networks import feature_extractor_parameters, save_network
 from edge_dsc.pictures import draw_confusion, draw_curves
 from edge_dsc.training import record as records

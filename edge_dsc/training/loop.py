@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from edge_dsc.metrics import classification_metrics
+from edge_dsc.evaluation.metrics import classification_metrics
 from edge_dsc.networks import load_keras
 from edge_dsc.training.augmentation import Batches
 from edge_dsc.training.options import ReportProgress, TrainProgress

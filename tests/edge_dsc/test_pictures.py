@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from edge_dsc.metrics import classification_metrics
+from edge_dsc.evaluation.metrics import classification_metrics
 from edge_dsc.pictures import draw_confusion, draw_curves
 
 

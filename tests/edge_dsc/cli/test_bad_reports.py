@@ -149,7 +149,7 @@ def test_a_clock_that_jumps_is_said(
         state["now"] += -5_000_000 if state["calls"] % 50 == 0 else 1_000_000
         return state["now"]
 
-    monkeypatch.setattr("edge_dsc.measuring.measure", functools.partial(measure, clock=clock))
+    monkeypatch.setattr("edge_dsc.measuring.engines.measure", functools.partial(measure, clock=clock))
     out = tmp_path / "r.json"
     done = edge_dsc("bench", engine, "--iterations", 100, "--warmup", 0, "--out", out)
     assert done.code == 0, done.err

@@ -201,7 +201,9 @@ def test_bench_measures_memory_and_power_in_passes_of_their_own(
     from bench.power import Rail
 
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parents[3]))
-    monkeypatch.setattr("edge_dsc.measuring.find_rails", lambda: (Rail(name="VDD_IN", watts=lambda: 5.0),))
+    monkeypatch.setattr(
+        "edge_dsc.measuring.engines.find_rails", lambda: (Rail(name="VDD_IN", watts=lambda: 5.0),)
+    )
     short = ("--iterations", 20, "--warmup", 0, "--out", tmp_path / "r.json", "--json")
     done = edge_dsc("bench", engine, *short, "--memory", "--power", 0.05, "--limits")
     assert done.code == 0, done.err
@@ -212,7 +214,7 @@ def test_bench_measures_memory_and_power_in_passes_of_their_own(
     assert limits["multiply_adds"] == 36_453_056
     assert limits["bytes_per_s"] > 1e6 and limits["multiply_adds_per_s"] > 1e6
     assert [power["rail"] for power in subject["passes"]["power"]] == ["VDD_IN"]
-    monkeypatch.setattr("edge_dsc.measuring.find_rails", tuple)
+    monkeypatch.setattr("edge_dsc.measuring.engines.find_rails", tuple)
     (engine.parent / "model.onnx").rename(tmp_path / "away.onnx")
     done = edge_dsc("bench", engine, *short, "--power", 0.05, "--limits")
     assert done.code == 0 and "no rail can be read here" in done.err
@@ -248,7 +250,7 @@ def test_bench_measures_60_seconds_unless_told_otherwise(
         plans.append(plan)
         raise UsageError("enough", remedy="none")
 
-    monkeypatch.setattr("edge_dsc.measuring.measure_engines", measured)
+    monkeypatch.setattr("edge_dsc.measuring.engines.measure_engines", measured)
     assert edge_dsc("bench", engine, *flags, "--out", engine.with_name("r.json")).code == 2
     assert [(plan.name, plan.seconds) for plan in plans] == [(name, seconds)]
 

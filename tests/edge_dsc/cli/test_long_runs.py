@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from edge_dsc.inference import InferRequest, infer_source
+from edge_dsc.loop.inference import InferRequest, infer_source
 
 PROGRAM = [sys.executable, "-c", "from edge_dsc.cli import main; main()"]
 

@@ -14,8 +14,8 @@ import cv2
 import numpy as np
 import pytest
 
-from edge_dsc.inference import InferRequest, infer_source
 from edge_dsc.loop.answers import Prepared
+from edge_dsc.loop.inference import InferRequest, infer_source
 from edge_dsc.loop.prepare import prepare_video_frame
 from edge_dsc.sources.capture import open_capture
 from edge_dsc.sources.frames import Frame
@@ -135,7 +135,7 @@ def test_pictures_arrive_whole_and_in_order(rtsp: str) -> None:
 def test_infer_reads_it_and_hides_the_password(
     rtsp: str, deployed_models: dict[str, Path], tmp_path: Path
 ) -> None:
-    from edge_dsc.engine_builder import BuildRequest, build_engine
+    from edge_dsc.building.engine import BuildRequest, build_engine
 
     engine = build_engine(
         BuildRequest(model=deployed_models["dsc"], runtime="onnxruntime", out=tmp_path / "dsc.engine")

@@ -9,7 +9,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from edge_dsc.folder_loop import classify_files
+from edge_dsc.loop.folder import classify_files
 from engines.images import read_input
 from engines.trt.run import TrtRunner
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from calibration.table import CalibrationImage, CalibrationTable
-from edge_dsc.accuracy_gate import GateOptions, validation_samples
 from edge_dsc.data import discover
 from edge_dsc.data.split import save_split, split_dataset
+from edge_dsc.evaluation.gate import GateOptions, validation_samples
 from engines.errors import BadInputError, UsageError
 
 

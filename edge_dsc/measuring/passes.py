@@ -23,7 +23,7 @@ def peak():
     text = Path("/proc/self/status").read_text()
     return int(text.partition("VmHWM:")[2].split()[0]) * 1024
 from bench.nvml import first_gpu
-from edge_dsc.measuring import input_noise
+from edge_dsc.measuring.engines import input_noise
 from engines.runtimes import open_engine
 gpu = first_gpu()
 before, device = peak(), gpu and gpu.memory_used()

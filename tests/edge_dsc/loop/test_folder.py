@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
-from edge_dsc.folder_loop import Answer, classify_files, read_files
+from edge_dsc.loop.folder import Answer, classify_files, read_files
 from engines.contract import ModelContract
 from engines.errors import ImageError
 from engines.record import BatchRange

@@ -89,7 +89,7 @@ def run_calibration(request: CalibrationRequest, progress: Progress | None = Non
     coverage = measure_coverage(model, contract_of(model, str(request.model)), table, chosen, patients)
     save_coverage(path.with_name(f"{path.stem}.coverage.json"), coverage)
     if is_installed("matplotlib"):  # a machine that only calibrates need not have it
-        from edge_dsc.coverage_picture import draw_coverage
+        from edge_dsc.building.coverage_picture import draw_coverage
 
         draw_coverage(coverage, path.with_name(f"{path.stem}.coverage.png"))
     cache = None

@@ -9,8 +9,8 @@ import cv2
 import numpy as np
 import pytest
 
-from edge_dsc.engine_builder import BuildRequest, build_engine
-from edge_dsc.inference import InferRequest, infer_source
+from edge_dsc.building.engine import BuildRequest, build_engine
+from edge_dsc.loop.inference import InferRequest, infer_source
 from edge_dsc.loop.stopping import Stop
 from edge_dsc.sinks.outputs import Outputs
 from engines.errors import BadInputError, UsageError

@@ -12,7 +12,7 @@ from bench.pass_tables import Roof
 from bench.report import Report
 from bench.statistics import stage_medians
 from bench.table import milliseconds
-from edge_dsc.page_drawing import (
+from edge_dsc.page.drawing import (
     LEFT,
     RIGHT,
     TOP,

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from bench.render import align_rows
-from edge_dsc.evaluation import Evaluation
-from edge_dsc.metrics import Metrics
+from edge_dsc.evaluation.answers import Evaluation
+from edge_dsc.evaluation.metrics import Metrics
 from engines.errors import ArtefactError
 from engines.files import read_document, write_document
 from engines.validation import Agreement, Change, Validation

@@ -9,7 +9,7 @@ from bench.pass_tables import pass_tables
 from bench.plan import Plan
 from bench.power import Rail
 from bench.render import render_report
-from edge_dsc.passes import add_pass, memory_pass, power_pass
+from edge_dsc.measuring.passes import add_pass, memory_pass, power_pass
 
 
 def test_power_and_memory_become_tables() -> None:
@@ -36,4 +36,4 @@ def test_the_memory_of_an_engine_that_fails_is_not_told(tmp_path: Path) -> None:
 
 @pytest.fixture(autouse=True)
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parents[2]))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parents[3]))

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from bench.measure import Subject
-from edge_dsc.folder_loop import default_threads
+from edge_dsc.loop.folder import default_threads
 from edge_dsc.sources import expand_source
 from engines.errors import BadInputError, ImageError, UsageError
 from engines.images import read_input

@@ -3,9 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edge_dsc.agreement import calibration_error, compare_answers, mcnemar_exact
-from edge_dsc.evaluation_report import format_validation
-from edge_dsc.metrics import classification_metrics
+from edge_dsc.evaluation.agreement import calibration_error, compare_answers, mcnemar_exact
+from edge_dsc.evaluation.metrics import classification_metrics
+from edge_dsc.evaluation.report import format_validation
 from engines.validation import Agreement, Flip, Validation
 
 LABELS = ("clear", "focal", "diffuse")
@@ -135,7 +135,7 @@ def test_large_sets_are_drawn_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None
     true = [0, 1, 2] * 20
     after = one_hot(*([0, 1, 2] * 19 + [1, 1, 1]))
     whole = compare(true, one_hot(*true), after)
-    monkeypatch.setattr("edge_dsc.agreement._CELLS", 600)
+    monkeypatch.setattr("edge_dsc.evaluation.agreement._CELLS", 600)
     assert compare(true, one_hot(*true), after) == whole
 
 

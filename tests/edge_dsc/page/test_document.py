@@ -14,7 +14,7 @@ from bench.compare import compare_reports
 from bench.plan import Plan
 from bench.report import BlockSamples, Report, SubjectReport
 from bench.tables import Table, latency_table, ratio_table, report_ratios
-from edge_dsc.page import (
+from edge_dsc.page.document import (
     LatencyPlot,
     Picture,
     RatioPlot,

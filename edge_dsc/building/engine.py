@@ -12,9 +12,9 @@ from typing import Any
 
 from calibration.table import CalibrationTable, check_table, load_table
 from edge_dsc import __version__
-from edge_dsc.accuracy_gate import Candidate, GateOptions, run_gate
-from edge_dsc.deployment_graph import graph_in_precision, graph_precision, wanted_layers
-from edge_dsc.mixed import Assignment, MixedQuestion, assign_layers
+from edge_dsc.building.graph import graph_in_precision, graph_precision, wanted_layers
+from edge_dsc.building.mixed import Assignment, MixedQuestion, assign_layers
+from edge_dsc.evaluation.gate import Candidate, GateOptions, run_gate
 from engines.errors import UsageError
 from engines.files import atomic_path, sha256_file
 from engines.record import BatchRange, EngineRecord, Precision, save_record

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edge_dsc.agreement import compare_answers
 from edge_dsc.data import Sample, discover
 from edge_dsc.data.split import load_split
-from edge_dsc.folder_loop import Answer, classify_files
-from edge_dsc.metrics import Metrics, classification_metrics
+from edge_dsc.evaluation.agreement import compare_answers
+from edge_dsc.evaluation.metrics import Metrics, classification_metrics
+from edge_dsc.loop.folder import Answer, classify_files
 from edge_dsc.training.record import SPLIT_FILE
 from engines.errors import BadInputError, NotComparableError, UsageError
 from engines.packages import load

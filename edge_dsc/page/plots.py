@@ -10,7 +10,7 @@ from bench.bootstrap import sample_median
 from bench.compare import Ratio
 from bench.report import Report
 from bench.tables import milliseconds, verdict_words
-from edge_dsc.page_drawing import (
+from edge_dsc.page.drawing import (
     LEFT,
     RIGHT,
     TOP,

@@ -16,10 +16,10 @@ from bench.plan import Plan
 from bench.power import find_rails
 from bench.report import Report
 from bench.variance import BUILD_OF
-from edge_dsc.limits import limits_pass, measure_ceilings
-from edge_dsc.passes import add_pass, memory_pass, power_pass
-from edge_dsc.rebuild import rebuild_engine
-from edge_dsc.scenarios import folder_subject, offline_subjects
+from edge_dsc.measuring.limits import limits_pass, measure_ceilings
+from edge_dsc.measuring.passes import add_pass, memory_pass, power_pass
+from edge_dsc.measuring.rebuild import rebuild_engine
+from edge_dsc.measuring.scenarios import folder_subject, offline_subjects
 from engines.errors import UsageError
 from engines.packages import load
 from engines.record import load_record

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from edge_dsc.metrics import ClassMetrics, classification_metrics
+from edge_dsc.evaluation.metrics import ClassMetrics, classification_metrics
 
 LABELS = ("clear", "diffuse", "focal")
 

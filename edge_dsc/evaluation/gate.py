@@ -10,9 +10,9 @@ from calibration.methods import DEFAULT_METHOD
 from calibration.table import CalibrationTable
 from edge_dsc.data import Sample, discover
 from edge_dsc.data.split import load_split
-from edge_dsc.evaluation import evaluate_runner
-from edge_dsc.evaluation_report import format_validation
-from edge_dsc.folder_loop import default_threads
+from edge_dsc.evaluation.answers import evaluate_runner
+from edge_dsc.evaluation.report import format_validation
+from edge_dsc.loop.folder import default_threads
 from edge_dsc.training.record import SPLIT_FILE
 from engines.errors import AccuracyGateError, BadInputError, UsageError
 from engines.files import canonical_json, sha256_bytes

@@ -29,9 +29,9 @@ from bench.tables import (
     tail_table,
 )
 from bench.variance import build_spreads
-from edge_dsc.page_plots import distribution_plot, ratio_plot
-from edge_dsc.page_series import accuracy_plot, roofline_plot, stage_plot, time_plot
-from edge_dsc.page_style import CSS
+from edge_dsc.page.plots import distribution_plot, ratio_plot
+from edge_dsc.page.series import accuracy_plot, roofline_plot, stage_plot, time_plot
+from edge_dsc.page.style import CSS
 from engines.files import write_text
 from engines.packages import load
 
@@ -88,7 +88,7 @@ class Drawing:
     """A plot of ours as inline SVG; it may be empty, then nothing is shown.
 
     Attributes:
-        svg: The drawing: markup, made by edge_dsc.page_plots or edge_dsc.page_series.
+        svg: The drawing: markup, made by edge_dsc.page.plots or edge_dsc.page.series.
         caption: What it shows.
     """
 

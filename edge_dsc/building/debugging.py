@@ -13,7 +13,7 @@ from calibration.qdq import quantize
 from calibration.select import select_images
 from calibration.sensitivity import Sensitivity, measure_sensitivity
 from calibration.table import CalibrationTable, check_table, load_table
-from edge_dsc.calibration_run import CALIBRATION_NAME, calibration_images
+from edge_dsc.building.calibration import CALIBRATION_NAME, calibration_images
 from engines.errors import ArtefactError, ImageError
 from engines.files import sha256_file
 from engines.graph import contract_of, load_model
@@ -84,7 +84,7 @@ def debug(request: DebugRequest, progress: Progress | None = None) -> Debugged:
         ArtefactError: The engine's model is gone or was changed, or the table is of another model.
         BadInputError: Too few usable images.
     """
-    from edge_dsc.sensitivity_picture import draw_sensitivity
+    from edge_dsc.building.sensitivity_picture import draw_sensitivity
 
     path, runtime = _resolve(request)
     items, _ = calibration_images(request.data, path)

@@ -10,9 +10,9 @@ from typer.testing import CliRunner
 from calibration.collect import CalibrationOptions, calibrate
 from calibration.select import select_images
 from calibration.table import save_table
-from edge_dsc.calibration_run import calibration_images
+from edge_dsc.building.calibration import calibration_images
+from edge_dsc.building.debugging import DebugRequest, debug, format_debugged
 from edge_dsc.cli.app import app
-from edge_dsc.debugging import DebugRequest, debug, format_debugged
 from engines.errors import ArtefactError
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from bench.plan import Plan
 from bench.statistics import stage_medians
-from edge_dsc.measuring import BenchOptions, measure_engines
+from edge_dsc.measuring.engines import BenchOptions, measure_engines
 from engines.contract import ModelContract
 from engines.record import BatchRange, Precision
 from engines.runtimes import DEFAULT_OPTIONS, RunnerOptions
@@ -61,7 +61,7 @@ def test_stages_come_from_a_runner_of_their_own(monkeypatch: pytest.MonkeyPatch)
         return Fake(options)
 
     Fake.opened.clear()
-    monkeypatch.setattr("edge_dsc.measuring.open_engine", open_engine)
+    monkeypatch.setattr("edge_dsc.measuring.engines.open_engine", open_engine)
     plan = Plan(iterations=10, rounds=5, warmup_seconds=0, lead_in=0)
     report = measure_engines([Path("a.engine")], plan, BenchOptions(batch=2))
     (subject,) = report.subjects

@@ -7,8 +7,8 @@ import pytest
 from bench.measure import Subject, measure
 from bench.pass_tables import Roof, pass_tables
 from bench.plan import Plan
-from edge_dsc.limits import count_work, measure_ceilings
-from edge_dsc.passes import add_pass
+from edge_dsc.measuring.limits import count_work, measure_ceilings
+from edge_dsc.measuring.passes import add_pass
 from engines.record import Precision
 
 

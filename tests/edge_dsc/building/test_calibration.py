@@ -8,7 +8,7 @@ import pytest
 
 from calibration.table import load_table
 from calibration.trt_cache import check_cache, read_cache
-from edge_dsc.calibration_run import CalibrationRequest, run_calibration
+from edge_dsc.building.calibration import CalibrationRequest, run_calibration
 from engines.errors import BadInputError, UsageError
 from engines.graph import load_model
 
