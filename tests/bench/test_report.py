@@ -33,6 +33,17 @@ def rewrite(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
     write_document(path, KIND, SCHEMA_VERSION, {**body, "report_sha256": sha256_bytes(canonical_json(body))})
 
 
+def test_what_was_derived_from_a_report_is_not_written(saved: Path, tmp_path: Path) -> None:
+    loaded = load_report(saved)
+    first = loaded.subjects[0]
+    assert ([block.median_ns for block in first.blocks], list(first.ordered_ns)) == (
+        [305.0, 305.0],
+        [300, 305, 310],
+    )
+    save_report(tmp_path / "again.json", loaded)
+    assert (tmp_path / "again.json").read_bytes() == saved.read_bytes()
+
+
 def test_round_trip(saved: Path, subject: Callable[..., Any], report: Callable[..., Report]) -> None:
     loaded = load_report(saved)
     assert loaded == report(subject("cnn", [[300, 310], [305]]), subject("dsc", [[100], [101]], error="gone"))
