@@ -1,7 +1,7 @@
 """Whether the processor was there when the measurement wanted it: the scheduler's own account of this process.
 
 A call that has to wait for a processor is late by no fault of its engine, and the longer call waits more often: on
-one core shared with two other programs a network of 1.5 ms came out 14 times slower than one of 0.46 ms.
+one core shared with several other programs a network that is 3.5 times slower than another came out 14 times slower.
 """
 
 from __future__ import annotations
