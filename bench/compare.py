@@ -1,19 +1,132 @@
-"""Compare latencies: two subjects of one report, or two reports. Refuses what measured different things."""
+"""Comparing reports: which may be compared, the ratio of every engine, the control, and whether to trust them."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from bench.bootstrap import Interval, block_medians, paired_ratio, sample_median, unpaired_ratio
-from bench.control import Control, find_controls
-from bench.machine_state import throttling
+from bench.machine import crowded, throttling
 from bench.report import Report, SubjectReport
-from bench.signed_rank import signed_rank_chance
-from bench.stability import unstable_subjects
-from bench.statistics import MARGIN, Verdict, judge
+from bench.statistics import (
+    LEAST_BLOCKS,
+    MARGIN,
+    Interval,
+    Verdict,
+    block_medians,
+    judge,
+    paired_ratio,
+    sample_median,
+    signed_rank_chance,
+    spread,
+    unpaired_ratio,
+)
 from engines.errors import LatencyRegressionError, NotComparableError, UnstableError, UsageError
+
+if TYPE_CHECKING:
+    from bench.measure import Subject
+
+
+@dataclass(frozen=True, kw_only=True)
+class Control:
+    """How a subject's second measurement relates to its first.
+
+    Attributes:
+        subject: Name of the subject.
+        ratio: Second / first with its 95 % interval, taken within rounds.
+        verdict: What that shows; faster or slower means that the machine was not steady.
+    """
+
+    subject: str
+    ratio: Interval
+    verdict: Verdict
+
+    @property
+    def differs(self) -> bool:
+        """Whether the subject differs from itself by more than the margin."""
+        return self.verdict in (Verdict.FASTER, Verdict.SLOWER)
+
+    def words(self) -> str:
+        """Say it in one line."""
+        numbers = f"{self.ratio.value:.3f} ({self.ratio.low:.3f} to {self.ratio.high:.3f})"
+        if self.differs:
+            end = "differs from itself: the machine was not steady"
+        elif self.verdict is Verdict.NO_DIFFERENCE:
+            end = self.verdict.value
+        else:
+            end = f"{self.verdict.value} than itself: other differences as small may be the machine's, too"
+        return f"control: {self.subject} measured twice, ratio {numbers}: {end}"
+
+
+def control_subject(subject: Subject) -> Subject:
+    """Return the same subject once more, as its own control."""
+    return replace(subject, name=f"{subject.name} (control)", control_of=subject.name, stages=None)
+
+
+def find_controls(
+    report: Report, *, margin: float = MARGIN, seed: int = 0, test: bool = False
+) -> tuple[Control, ...]:
+    """Judge every control of a report that shares at least 5 rounds with its subject.
+
+    Args:
+        report: The report.
+        margin: The smallest difference worth a word, as a fraction.
+        seed: Seed of the bootstrap.
+        test: Make Wilcoxon's test too, as :func:`bench.compare.compare_subjects` does.
+    """
+    subjects = {subject.name: subject for subject in report.measured}
+    found = []
+    for control in report.controls:
+        subject = subjects.get(control.control_of or "")
+        if subject is None:
+            continue
+        first, second = block_medians(subject), block_medians(control)
+        if len(first.keys() & second.keys()) < LEAST_BLOCKS or min(first.values()) <= 0:
+            continue
+        ratio = paired_ratio(first, second, seed=seed)
+        chance = signed_rank_chance(first, second) if test else None
+        found.append(Control(subject=subject.name, ratio=ratio, verdict=judge(ratio, margin, chance)))
+    return tuple(found)
+
+
+UNSTABLE_SPREAD = 0.10  # of the block medians, as a fraction of their median
+
+
+def unstable_subjects(report: Report) -> tuple[str, ...]:
+    """Return why the report is no firm ground, one line a subject; empty when all is well.
+
+    A subject is unstable when it has fewer than 5 blocks, or when its block medians scatter by more than 10 %; a
+    report is when a subject differs from its own second measurement, or when other programs had the processor.
+
+    Source:
+        pyperf calls a benchmark unstable when the standard deviation is more than 10 % of the mean
+        (``pyperf check``); here it is taken between blocks, with a robust estimate, because the tail
+        within a block is the subject's own.
+    """
+    lines = []
+    for subject in report.measured:
+        medians = list(block_medians(subject).values())
+        if len(medians) < LEAST_BLOCKS:
+            lines.append(f"{subject.name} has {len(medians)} blocks, {LEAST_BLOCKS} are needed")
+        elif spread(medians) > UNSTABLE_SPREAD:
+            scatter = spread(medians) * 100
+            lines.append(f"{subject.name}'s block medians scatter by {scatter:.0f} %, 10 % is the limit")
+    lines += crowded(report.states)
+    return (*lines, *(control.words() for control in find_controls(report) if control.differs))
+
+
+def require_stable(report: Report) -> None:
+    """Fail where a subject is unstable.
+
+    Raises:
+        UnstableError: Names every such subject.
+    """
+    lines = unstable_subjects(report)
+    if lines:
+        raise UnstableError(
+            "; ".join(lines), remedy="quieten the machine, fix its clocks, or measure for longer"
+        )
+
 
 ENVIRONMENT_KEYS = ("machine", "architecture", "cpu", "cores", "cpu_limit", "gpu", "power_mode")
 SUBJECT_KEYS = ("batch", "threads", "switches")

@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from bench.bootstrap import sample_median
-from bench.compare import Ratio, check_conditions, compare_subjects, subject_conditions
-from bench.control import Control, find_controls
-from bench.machine_state import throttling
+from bench.compare import (
+    Control,
+    Ratio,
+    check_conditions,
+    compare_subjects,
+    find_controls,
+    subject_conditions,
+    unstable_subjects,
+)
+from bench.machine import throttling
 from bench.report import Report
-from bench.stability import unstable_subjects
-from bench.statistics import MARGIN
+from bench.statistics import MARGIN, sample_median
 from engines.errors import NotComparableError, UnstableError
 
 _NAMES = ("jetson", "gpu", "machine", "cpu")

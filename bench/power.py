@@ -9,8 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.machine_state import read_text
-from bench.nvml import Gpu, first_gpu
+from bench.machine import Gpu, first_gpu, read_text
 
 _PERIOD = 0.05  # seconds between readings: INA3221 averages over tens of milliseconds
 Pause = Callable[[float], object]

@@ -1,22 +1,24 @@
-"""The latency report: raw samples, how they were taken and where. Frozen, versioned, sealed."""
+"""The latency report: raw samples with all that was known of the machine, as an object and as JSON."""
 
 from __future__ import annotations
 
 from array import array
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from bench.plan import Plan
-from bench.samples import checked, decode_samples, encode_samples
+from bench.samples import checked, decode_samples, encode_samples, rounded_samples
 from engines.errors import ArtefactError, EdgeDscError
 from engines.files import read_sealed_document, write_sealed_document
-from engines.packages import load
 
 if TYPE_CHECKING:
     from bench.samples import Samples
+
 
 KIND = "edge-dsc/latency-report"
 SCHEMA_VERSION = 2  # 2: controls, storage, stages
@@ -61,7 +63,6 @@ class BlockSamples:
     @cached_property
     def median_ns(self) -> float:
         """Median of the samples, nanoseconds."""
-        np = load("numpy")
         return float(np.median(np.frombuffer(self.samples_ns, dtype=np.int64)))
 
 
@@ -128,7 +129,6 @@ class SubjectReport:
     @cached_property
     def ordered_ns(self) -> Any:
         """All samples ascending, ``int64 [calls]``, nanoseconds: sorted once, every statistic asks for it."""
-        np = load("numpy")
         return np.sort(np.frombuffer(self.samples_ns, dtype=np.int64))
 
 
@@ -144,7 +144,7 @@ class Report:
         created: UTC time of the start, ISO 8601.
         interrupted: Whether the user stopped it; what was measured until then is here.
         storage: How the samples are kept.
-        states: What the machine did: :func:`bench.machine_state.read_state` after each round, with ``at_ns``,
+        states: What the machine did: :func:`bench.machine.read_state` after each round, with ``at_ns``,
             nanoseconds since the first block.
         schema_version: Version of this description.
     """
@@ -292,3 +292,37 @@ def _subject_from_dict(values: Mapping[str, Any]) -> SubjectReport:
 def _field_values(instance: BlockSamples | SubjectReport) -> dict[str, Any]:
     """Return the fields alone, without what was derived from them and kept."""
     return {known.name: getattr(instance, known.name) for known in fields(instance)}
+
+
+MOST_EXACT = 1_000_000  # samples of one report that are kept to the nanosecond: about 3.5 MB
+SIGNIFICANT_BITS = 12  # an error of one part in 4,096 at most, a hundredth of the margin that a verdict needs
+
+
+def compact_report(report: Report, *, most_exact: int = MOST_EXACT) -> Report:
+    """Return the report itself, or, where it has too many samples, one with rounded samples in ascending order.
+
+    No sample is dropped and no block is merged, so medians, tails, ratios and their intervals are those of the
+    exact report within the rounding. What is lost is the order of the calls within a block.
+
+    Args:
+        report: The report.
+        most_exact: The largest number of samples that stay as they are.
+    """
+    blocks = [block for subject in report.subjects for block in subject.blocks]
+    if sum(len(block.samples_ns) for block in blocks) <= most_exact:
+        return report
+    return replace(
+        report,
+        subjects=tuple(_compact_subject(subject) for subject in report.subjects),
+        storage=Storage(in_order=False, significant_bits=SIGNIFICANT_BITS),
+    )
+
+
+def _compact_subject(subject: SubjectReport) -> SubjectReport:
+    return replace(
+        subject,
+        blocks=tuple(
+            replace(block, samples_ns=rounded_samples(block.samples_ns, SIGNIFICANT_BITS))
+            for block in subject.blocks
+        ),
+    )

@@ -1,32 +1,60 @@
-"""Reports and comparisons as tables of text: the one place where latencies become words."""
+"""Reports and comparisons as tables."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from bench.bootstrap import block_medians
-from bench.compare import Comparison, Ratio, compare_subjects
-from bench.control import find_controls
-from bench.machine_state import throttling
-from bench.pass_tables import pass_tables, scenario_tables
+from bench.compare import Comparison, Ratio, compare_subjects, find_controls, unstable_subjects
+from bench.fleet import Device, Fleet
+from bench.machine import throttling
 from bench.report import Report, SubjectReport
-from bench.stability import unstable_subjects
 from bench.statistics import (
     DETECTED,
     PERCENTILES,
     Summary,
     Verdict,
+    block_medians,
+    build_spreads,
+    sample_median,
     stage_medians,
     summarise,
     summarise_tails,
 )
-from bench.table import Table as Table
-from bench.table import milliseconds as milliseconds
-from bench.variance import build_spreads
 from engines.errors import NotComparableError, UnstableError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """A table of text.
+
+    Attributes:
+        title: What it shows.
+        header: Column names; the first column is text, the others are numbers where ``numeric``.
+        rows: Cells, one tuple a row, as many as the header has.
+        notes: Lines below it.
+        numeric: Whether all columns but the first are set flush right.
+    """
+
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    notes: tuple[str, ...] = ()
+    numeric: bool = True
+
+
+def milliseconds(nanoseconds: float) -> str:
+    """Return a time in milliseconds with four significant digits or more."""
+    value = nanoseconds / 1e6
+    if value < 0.1:
+        return f"{value:.5f}"
+    if value < 10:
+        return f"{value:.3f}"
+    return f"{value:.2f}" if value < 100 else f"{value:.1f}"
+
 
 _SLIGHT = (Verdict.SLIGHTLY_FASTER, Verdict.SLIGHTLY_SLOWER)
 TOO_SMALL = "n too small"
@@ -292,3 +320,279 @@ def _words(value: Any) -> str:
     if isinstance(value, list | tuple):
         return " to ".join(dict.fromkeys(_words(item) for item in value))
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+_MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Roof:
+    """The best that a machine could do with some work.
+
+    Attributes:
+        intensity: Multiply-adds a byte.
+        nanoseconds: The shortest time: all multiply-adds, or all bytes, at the ceiling's rate.
+        bound: Which of the two takes longer: ``compute`` or ``memory``.
+    """
+
+    intensity: float
+    nanoseconds: float
+    bound: str
+
+    @classmethod
+    def of(cls, limits: Mapping[str, float]) -> Roof:
+        """Derive it from a subject's pass ``limits``."""
+        compute = limits["multiply_adds"] / limits["multiply_adds_per_s"] * 1e9
+        memory = limits["bytes"] / limits["bytes_per_s"] * 1e9
+        bound = "compute" if compute >= memory else "memory"
+        return cls(limits["multiply_adds"] / limits["bytes"], max(compute, memory), bound)
+
+
+def pass_tables(report: Report) -> tuple[Table, ...]:
+    """Return a table for each kind of pass that the report holds."""
+    return tuple(
+        table for table in (_limits_table(report), _power_table(report), _memory_table(report)) if table.rows
+    )
+
+
+def scenario_tables(report: Report) -> tuple[Table, ...]:
+    """Return what a scenario asks for beside latencies: drops and misses of a camera, throughput of a pile."""
+    return tuple(table for table in (_camera_table(report), _throughput_table(report)) if table.rows)
+
+
+def _camera_table(report: Report) -> Table:
+    rows = []
+    fps = report.plan.fps
+    for subject in report.measured if fps else ():
+        answered = len(subject.samples_ns)
+        late = int((subject.ordered_ns > 1e9 / (fps or 1)).sum())
+        dropped = sum(block.dropped for block in subject.blocks)
+        cells = (
+            f"{dropped:,}",
+            f"{dropped / (answered + dropped):.2%}",
+            f"{late:,}",
+            f"{late / answered:.2%}",
+        )
+        rows.append((subject.name, f"{answered + dropped:,}", *cells))
+    return Table(
+        title=f"Frames at {fps:g} fps" if fps else "",
+        header=("engine", "arrived", "dropped", "of arrived", "late", "of answered"),
+        rows=tuple(rows),
+        notes=("dropped: a newer frame had come; late: answered after the next frame had come",),
+    )
+
+
+def _throughput_table(report: Report) -> Table:
+    told = [subject for subject in report.measured if "engine_batch" in subject.description]
+    rows = tuple(
+        (
+            subject.name,
+            str(subject.description["engine_batch"]),
+            str(subject.description["concurrency"]),
+            f"{subject.description['batch'] / sample_median(subject) * 1e9:,.1f}",
+        )
+        for subject in told
+    )
+    return Table(
+        title="Throughput of a pile of images", header=("engine", "batch", "threads", "images/s"), rows=rows
+    )
+
+
+def _power_table(report: Report) -> Table:
+    rows = tuple(
+        (
+            subject.name,
+            str(power["rail"]),
+            f"{power['idle_w']:.2f}",
+            f"{power['busy_w']:.2f}",
+            f"{power['joules'] * 1e3:.3f}",
+            f"{power['calls'] / power['seconds']:.1f}",
+        )
+        for subject in report.measured
+        for power in subject.passes.get("power", ())
+    )
+    return Table(
+        title="Power, in a pass of its own",
+        header=("engine", "rail", "idle, W", "busy, W", "mJ a request", "requests a second"),
+        rows=rows,
+        notes=("energy of a request: (busy - idle) / throughput, of this rail alone",),
+    )
+
+
+def _limits_table(report: Report) -> Table:
+    rows = []
+    peak: dict[str, float] = {}
+    for subject in report.measured:
+        found = subject.passes.get("limits")
+        if found:
+            roof = Roof.of(found)
+            median = sample_median(subject)
+            peak = found
+            rows.append(
+                (
+                    subject.name,
+                    f"{found['multiply_adds'] / 1e6:,.1f}",
+                    f"{found['bytes'] / 1e6:,.2f}",
+                    f"{roof.intensity:.1f}",
+                    roof.bound,
+                    milliseconds(roof.nanoseconds),
+                    milliseconds(median),
+                    f"{roof.nanoseconds / median:.0%}",
+                )
+            )
+    header = (
+        "engine",
+        "M multiply-adds",
+        "MB moved",
+        "per byte",
+        "bound by",
+        "roof, ms",
+        "median, ms",
+        "of roof",
+    )
+    notes = (
+        (
+            f"ceilings measured here: {peak['multiply_adds_per_s'] / 1e9:.1f} G multiply-adds/s (FP32 matrix product), "
+            f"{peak['bytes_per_s'] / 1e9:.1f} GB/s (copy)",
+            "moved: input, output and weights of each layer, none kept in a cache; INT8 may pass an FP32 ceiling",
+        )
+        if peak
+        else ()
+    )
+    return Table(title="Limits of the machine (roofline)", header=header, rows=tuple(rows), notes=notes)
+
+
+def _memory_table(report: Report) -> Table:
+    found = ((subject.name, subject.passes.get("memory")) for subject in report.measured)
+    rows = tuple(
+        (
+            name,
+            f"{memory['host_peak_bytes'] / _MIB:.1f}",
+            f"{(memory['host_peak_bytes'] - memory['host_before_bytes']) / _MIB:.1f}",
+            "-" if memory.get("device_bytes") is None else f"{memory['device_bytes'] / _MIB:.1f}",
+        )
+        for name, memory in found
+        if memory
+    )
+    return Table(
+        title="Memory of a process that runs only this engine",
+        header=("engine", "host peak, MiB", "of it after start, MiB", "device, MiB"),
+        rows=rows,
+        notes=(
+            "host: resident memory; before the engine is opened Python and its packages are loaded",
+            "device: what the engine adds to the used memory of a discrete GPU (NVML)",
+        ),
+    )
+
+
+_SIGNS = {Verdict.FASTER: "faster", Verdict.SLOWER: "slower", Verdict.NO_DIFFERENCE: "same"}
+_MISSING = "-"
+
+
+def fleet_tables(fleet: Fleet) -> tuple[Table, ...]:
+    """Return the medians, device by engine, and each engine's ratio to the first one on the same device."""
+    medians = Table(
+        title="Median latency, ms: device by engine",
+        header=("device", *fleet.engines),
+        rows=tuple((device.name, *_medians(device, fleet)) for device in fleet.devices),
+        notes=_notes(fleet),
+    )
+    if len(fleet.engines) < 2:
+        return (medians,)
+    ratios = Table(
+        title=f"Ratio to {fleet.engines[0]} on the same device, 95 % interval",
+        header=("device", *fleet.engines[1:]),
+        rows=tuple((device.name, *_ratios(device, fleet)) for device in fleet.devices),
+        notes=(
+            f"faster or slower: the whole interval is beyond {fleet.margin * 100:g} %",
+            "ratio: the median over the rounds of the ratio within a round",
+        ),
+    )
+    return (medians, ratios)
+
+
+def _medians(device: Device, fleet: Fleet) -> list[str]:
+    found = (device.medians_ns.get(engine) for engine in fleet.engines)
+    return [_MISSING if median is None else milliseconds(median) for median in found]
+
+
+def _ratios(device: Device, fleet: Fleet) -> list[str]:
+    cells = []
+    for engine in fleet.engines[1:]:
+        found = device.ratios.get(engine)
+        if found is None:
+            cells.append(_MISSING)
+        else:
+            ratio = found.ratio
+            cells.append(f"{ratio.value:.3f} ({ratio.low:.3f} to {ratio.high:.3f}) {_SIGNS[found.verdict]}")
+    return cells
+
+
+def _notes(fleet: Fleet) -> tuple[str, ...]:
+    notes = [f"{device.name}: {line}" for device in fleet.devices for line in device.cautions]
+    if fleet.allowed:
+        notes.append(f"allowed to differ: {', '.join(fleet.allowed)}")
+    notes += [f"{device.name}: {control.words()}" for device in fleet.devices for control in device.controls]
+    return tuple(dict.fromkeys(notes))
+
+
+def render_report(report: Report, *, markdown: bool = False, baseline: str | None = None) -> str:
+    """Return a report as text: latencies, ratios to the baseline (the first subject by default), the machine."""
+    return _render(report_tables(report, baseline=baseline), markdown)
+
+
+def render_comparison(comparison: Comparison | Fleet, *, markdown: bool = False) -> str:
+    """Return the comparison of two reports, or of many, as text."""
+    if isinstance(comparison, Fleet):
+        return _render(fleet_tables(comparison), markdown)
+    return _render([comparison_table(comparison)], markdown)
+
+
+def render_text(table: Table) -> str:
+    """Return a table with aligned columns, without colour codes."""
+    rows = align_rows(table.header, table.rows, numeric=table.numeric)
+    return "\n".join([table.title, "", rows, *(f"* {note}" for note in table.notes)])
+
+
+def align_rows(header: Sequence[str], rows: Sequence[Sequence[str]], *, numeric: bool = True) -> str:
+    """Return a header, a rule and rows with aligned columns: the first flush left, numbers flush right."""
+    lines = [tuple(header), *map(tuple, rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    rule = tuple("-" * width for width in widths)
+    return "\n".join(_align(line, widths, numeric) for line in (lines[0], rule, *lines[1:]))
+
+
+def render_markdown(table: Table) -> str:
+    """Return a table in GitHub's Markdown; cells cannot break out of it."""
+    mark = "---:" if table.numeric else "---"
+    lines = [
+        _markdown_row(table.header),
+        "| --- |" + "".join(f" {mark} |" for _ in table.header[1:]),
+        *(_markdown_row(row) for row in table.rows),
+    ]
+    notes = [f"- {_markdown_cell(note)}" for note in table.notes]
+    return "\n".join([f"### {_markdown_cell(table.title)}", "", *lines, *(["", *notes] if notes else [])])
+
+
+def _render(tables: Iterable[Table], markdown: bool) -> str:
+    one = render_markdown if markdown else render_text
+    return "\n\n".join([*(one(table) for table in tables), DISCLAIMER]) + "\n"
+
+
+def _align(row: tuple[str, ...], widths: list[int], numeric: bool) -> str:
+    cells = [row[0].ljust(widths[0])]
+    cells += [
+        cell.rjust(width) if numeric else cell.ljust(width)
+        for cell, width in zip(row[1:], widths[1:], strict=True)
+    ]
+    return "  ".join(cells).rstrip()
+
+
+def _markdown_row(row: tuple[str, ...]) -> str:
+    return "| " + " | ".join(_markdown_cell(cell) for cell in row) + " |"
+
+
+def _markdown_cell(text: str) -> str:
+    for plain, escaped in (("\\", "\\\\"), ("|", "\\|"), ("<", "&lt;"), ("\n", " ")):
+        text = text.replace(plain, escaped)
+    return text

@@ -12,7 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from bench.environment import environment
+from bench.machine import environment
 from bench.plan import Plan
 from bench.report import BlockSamples, Report, SubjectReport
 from engines.errors import BadInputError

@@ -11,6 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import onnx
+
 from calibration.layers import Layer, find_layers
 from calibration.qdq import activation_ranges, prepare
 from calibration.table import CalibrationTable
@@ -45,14 +48,13 @@ def grid_of(bounds: Bounds, *, signed: bool) -> Grid:
     Source: onnxruntime.quantization.quant_utils, ``compute_scale_zp``: symmetric int8 spans -127..127,
     asymmetric uint8 0..255.
     """
-    numpy = load("numpy")
-    low, high = (numpy.float32(value) for value in bounds)
-    low, high = min(low, numpy.float32(0)), max(high, numpy.float32(0))
+    low, high = (np.float32(value) for value in bounds)
+    low, high = min(low, np.float32(0)), max(high, np.float32(0))
     if signed:
         largest = max(-low, high)
-        return Grid(float(numpy.float32((largest + largest) / numpy.float32(254))), 0, True)
-    scale = numpy.float32((high - low) / numpy.float32(255))
-    return Grid(float(scale), int(numpy.rint(-low / scale)), False)
+        return Grid(float(np.float32((largest + largest) / np.float32(254))), 0, True)
+    scale = np.float32((high - low) / np.float32(255))
+    return Grid(float(scale), int(np.rint(-low / scale)), False)
 
 
 class Chain:
@@ -99,10 +101,9 @@ class Chain:
         name = self._cuts[index]
         if grid is None:
             return self._piece(index, int8=int8, pair=False).run(None, {name: values})[0]
-        numpy = load("numpy")
-        zero = numpy.array(grid.zero_point, numpy.int8 if grid.signed else numpy.uint8)
+        zero = np.array(grid.zero_point, np.int8 if grid.signed else np.uint8)
         session = self._piece(index, int8=int8, pair=True)
-        scale = numpy.array(grid.scale, numpy.float32)
+        scale = np.array(grid.scale, np.float32)
         return session.run(None, {name: values, "edge.scale": scale, "edge.zero": zero})[0]
 
     def finish(self, index: int, values: Array) -> Array:
@@ -137,12 +138,12 @@ class Chain:
         key = (index, int8, pair)
         if key not in self._opened:
             layer = self.layers[index]
-            graph = load("onnx").ModelProto()
+            graph = onnx.ModelProto()
             graph.CopyFrom(self._graphs[index + 1])
             for tensor in graph.graph.initializer if int8 else ():
                 if tensor.name == layer.weight:
                     rounded = _rounded_weight(self._model, layer)
-                    tensor.CopyFrom(load("onnx").numpy_helper.from_array(rounded, tensor.name))
+                    tensor.CopyFrom(onnx.numpy_helper.from_array(rounded, tensor.name))
             if pair:
                 _add_pair(graph, self._cuts[index], layer, signed=self.signed)
             self._opened[key] = _session(graph)
@@ -174,7 +175,6 @@ def _logits(model: Model) -> str:
 
 def _cut(model: Model, source: str, target: str) -> Model:
     """Return the part of a graph that computes ``target`` from ``source`` alone."""
-    onnx = load("onnx")
     stored = {tensor.name: tensor for tensor in model.graph.initializer}
     producers = {name: node for node in model.graph.node for name in node.output}
     needed: set[str] = set()
@@ -207,7 +207,6 @@ def _cut(model: Model, source: str, target: str) -> Model:
 
 def _add_pair(graph: Model, source: str, layer: Layer, *, signed: bool) -> None:
     """Put QuantizeLinear and DequantizeLinear before the layer; scale and zero point come with each run."""
-    onnx = load("onnx")
     types = onnx.TensorProto
     names = ["edge.scale", "edge.zero"]
     for name, kind in zip(names, (types.FLOAT, types.INT8 if signed else types.UINT8), strict=True):
@@ -223,14 +222,13 @@ def _add_pair(graph: Model, source: str, layer: Layer, *, signed: bool) -> None:
 
 def _rounded_weight(model: Model, layer: Layer) -> Array:
     """Return a layer's weight on its int8 grid, symmetric and one scale an output channel; float32."""
-    numpy = load("numpy")
     tensor = next(tensor for tensor in model.graph.initializer if tensor.name == layer.weight)
-    weight = load("onnx").numpy_helper.to_array(tensor)
+    weight = onnx.numpy_helper.to_array(tensor)
     others = tuple(axis for axis in range(weight.ndim) if axis != layer.axis)
-    largest = numpy.abs(weight).max(axis=others, keepdims=True)
-    scale = ((largest + largest) / numpy.float32(254)).astype(numpy.float32)
-    scale = numpy.where(scale > 0, scale, numpy.float32(1))
-    return (numpy.rint(weight / scale).clip(-127, 127) * scale).astype(numpy.float32)
+    largest = np.abs(weight).max(axis=others, keepdims=True)
+    scale = ((largest + largest) / np.float32(254)).astype(np.float32)
+    scale = np.where(scale > 0, scale, np.float32(1))
+    return (np.rint(weight / scale).clip(-127, 127) * scale).astype(np.float32)
 
 
 def _session(graph: Model) -> Any:

@@ -16,12 +16,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
+
 from calibration.layers import raw_pixel_tensors, tensors_to_calibrate, unclipped_tensors
-from calibration.methods import HISTOGRAM_BINS, MINIMUM_IMAGES, QUANTIZED_BINS
-from calibration.methods import CalibrationOptions as CalibrationOptions
-from calibration.output_error import SEARCHED_IMAGES, search_ranges
+from calibration.search import SEARCHED_IMAGES, search_ranges
 from calibration.select import relative_names, too_few
-from calibration.table import CalibrationImage, CalibrationTable, SkippedImage
+from calibration.table import (
+    HISTOGRAM_BINS,
+    MINIMUM_IMAGES,
+    QUANTIZED_BINS,
+    CalibrationImage,
+    CalibrationTable,
+    SkippedImage,
+)
+from calibration.table import CalibrationOptions as CalibrationOptions
 from engines.contract import ModelContract
 from engines.errors import BadInputError, ImageError
 from engines.files import sha256_file
@@ -84,7 +93,7 @@ def calibrate(
     ranges = _ranges(collector, options, graph)
     factors: dict[str, tuple[float, ...]] = {}
     if options.method == "mse":
-        found = search_ranges(graph, load("numpy").concatenate(pixels), progress)
+        found = search_ranges(graph, np.concatenate(pixels), progress)
         ranges, factors = {**ranges, **found.ranges}, found.channel_factors
     return CalibrationTable(
         method=options.method,
@@ -121,7 +130,7 @@ class _Reader:
                 self.skipped.append(SkippedImage(name, error.what.replace(str(path), name)))
                 continue
             self.read_images.append(CalibrationImage(name, label, sha256_file(path)))
-        return load("numpy").stack(pixels) if pixels else None
+        return np.stack(pixels) if pixels else None
 
     def check(self) -> None:
         """Refuse what is too little to calibrate on; a copied image counts once."""
@@ -141,7 +150,6 @@ def _chunks(images: Sequence[tuple[Path, str]], size: int) -> Iterator[Sequence[
 
 def _session(graph: Any, tensors: Sequence[str]) -> Any:
     """Open the model on the CPU with ``tensors`` as its only outputs, without files."""
-    onnx = load("onnx")
     ort = load("onnxruntime")
     augmented = onnx.ModelProto()
     augmented.CopyFrom(graph)

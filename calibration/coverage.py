@@ -8,15 +8,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from calibration.chain import Chain
-from calibration.equalize import scale_channels
 from calibration.qdq import activation_ranges
+from calibration.rewrites import scale_channels
 from calibration.table import CalibrationTable
 from engines.contract import ModelContract
 from engines.errors import BadInputError, ImageError
 from engines.files import write_document
 from engines.images import read_input
-from engines.packages import load
 
 Model = Any  # onnx.ModelProto
 Array = Any
@@ -139,7 +140,6 @@ def measure_coverage(
     Raises:
         BadInputError: Fewer than :data:`PARTS` readable images.
     """
-    numpy = load("numpy")
     pixels, used = [], []
     for path, label in images:
         try:
@@ -154,7 +154,7 @@ def measure_coverage(
     chain = Chain(scaled, signed=False)
     tallies = [_Tally(layer.input, ranges[layer.input]) for layer in chain.layers]
     for start in range(0, len(pixels), _CHUNK):
-        values = chain.start(numpy.stack(pixels[start : start + _CHUNK]))
+        values = chain.start(np.stack(pixels[start : start + _CHUNK]))
         for index, tally in enumerate(tallies):
             tally.add(values)
             values = chain.step(index, values, None, int8=False)
@@ -186,15 +186,14 @@ class _Tally:
         self.magnitudes: list[float] = []  # the largest of each image
 
     def add(self, values: Array) -> None:
-        numpy = load("numpy")
         low, high = self.bounds
         self.count += values.size
-        self.total += float(values.sum(dtype=numpy.float64))
-        self.squares += float(numpy.square(values, dtype=numpy.float64).sum())
+        self.total += float(values.sum(dtype=np.float64))
+        self.squares += float(np.square(values, dtype=np.float64).sum())
         self.outside += int(((values < low) | (values > high)).sum())
         self.smallest = min(self.smallest, float(values.min()))
         self.largest = max(self.largest, float(values.max()))
-        self.magnitudes += [float(value) for value in numpy.abs(values).reshape(len(values), -1).max(axis=1)]
+        self.magnitudes += [float(value) for value in np.abs(values).reshape(len(values), -1).max(axis=1)]
 
     def finish(self) -> TensorCoverage:
         number = len(self.magnitudes)

@@ -11,7 +11,7 @@ Model = Any  # onnx.ModelProto; onnx is loaded where it is used
 
 WEIGHTED_OPS = ("Conv", "MatMul", "Gemm")
 # Ops that hand values on unchanged: a raw pixel stays a raw pixel behind them.
-# Add and Pad of constants are how calibration.centering shifts them.
+# Add and Pad of constants are how calibration.rewrites shifts them.
 _VALUE_KEEPING = ("Cast", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Add", "Pad")
 
 

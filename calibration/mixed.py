@@ -1,4 +1,4 @@
-"""Which layers to run in INT8: every mix is tried, and the cheapest that keeps the accuracy is taken."""
+"""Mixed precision: the cheapest mix of INT8 and float layers that keeps the accuracy."""
 
 from __future__ import annotations
 
@@ -8,15 +8,81 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import onnx
+
 from calibration.chain import Chain, Grid, quantized_chain
-from calibration.costs import LayerCost, predict_costs
-from calibration.layers import Layer
+from calibration.layers import Layer, find_layers
 from calibration.table import CalibrationTable
-from engines.errors import AccuracyGateError, BadInputError, UsageError
-from engines.packages import load
+from engines.errors import AccuracyGateError, ArtefactError, BadInputError, UsageError
 from engines.runtimes import Progress
 
 Model = Any  # onnx.ModelProto
+
+# Multiply-adds a cycle of Orin's tensor cores: INT8 twice FP16.
+# Source: NVIDIA Jetson AGX Orin Series technical brief, table of dense INT8 and FP16 throughput.
+INT8_FACTOR = 0.5
+# Depthwise convolutions do not run on tensor cores: INT8 was not faster than FP16 there.
+# Source: NVIDIA/TensorRT issues 4529 and 1409.
+DEPTHWISE_INT8_FACTOR = 1.0
+CHANGE_FACTOR = 1.0  # a converted element counts as a multiply-add
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerCost:
+    """Cost of one layer, in weighted multiply-adds of one image or in any other unit common to all.
+
+    Attributes:
+        int8: In INT8.
+        rest: In FP16, or what else the rest of the engine runs in.
+        change: Added where the layer before it has the other precision.
+    """
+
+    int8: float
+    rest: float
+    change: float = 0.0
+
+
+def predict_costs(model: Model) -> dict[str, LayerCost]:
+    """Predict the cost of every layer from its multiply-adds.
+
+    A multiply-add counts 1 in FP16, 0.5 in INT8, and 1 in INT8 on a depthwise layer; each element of a tensor
+    that is converted between two layers counts 1. Launches, memory traffic and fusion are left out: measure where
+    you can.
+
+    Raises:
+        ArtefactError: The shapes of the graph cannot be inferred.
+    """
+    single = onnx.ModelProto()
+    single.CopyFrom(model)
+    for value in [*single.graph.input, *single.graph.output]:
+        value.type.tensor_type.shape.dim[0].dim_value = 1
+    del single.graph.value_info[:]
+    inferred = onnx.shape_inference.infer_shapes(single, data_prop=True).graph
+    sizes = {}
+    for value in [*inferred.value_info, *inferred.output]:
+        size = 1
+        for dim in value.type.tensor_type.shape.dim:
+            size *= int(dim.dim_value)
+        sizes[value.name] = size
+    outputs = {node.name: node.output[0] for node in single.graph.node}
+    found = {}
+    for layer in find_layers(model):
+        if not sizes.get(outputs[layer.name]) or not sizes.get(layer.input):
+            raise ArtefactError(
+                f"the shapes around {layer.name} are not known", remedy="export it again: edge-dsc export RUN"
+            )
+        weights = 1
+        for size in layer.shape:
+            weights *= size
+        multiply_adds = sizes[outputs[layer.name]] * (weights // layer.shape[layer.axis])
+        factor = DEPTHWISE_INT8_FACTOR if layer.depthwise else INT8_FACTOR
+        found[layer.name] = LayerCost(
+            int8=multiply_adds * factor, rest=multiply_adds, change=sizes[layer.input] * CHANGE_FACTOR
+        )
+    return found
+
+
 Array = Any
 
 MOST_LAYERS = 10  # 1,024 mixes; beyond that the search would have to choose
@@ -112,7 +178,7 @@ def search(
         labels: Class index of each.
         signed: Which kind of INT8 graph: signed for TensorRT.
         max_drop: Points of accuracy that may be lost against floating point.
-        costs: Cost of each layer; None predicts them from multiply-adds (:mod:`calibration.costs`).
+        costs: Cost of each layer; None predicts them from multiply-adds (:mod:`calibration.mixed`).
         progress: Called with (phase, images done, images in all).
 
     Raises:
@@ -157,11 +223,10 @@ def _try_all(
     chain: Chain, grids: Sequence[Grid], pixels: Array, labels: Sequence[int], progress: Progress | None
 ) -> dict[Choice, list[float]]:
     """Run every mix: ``{choice: [right, same top class, summed squared error]}``."""
-    numpy = load("numpy")
     tally: dict[Choice, list[float]] = {}
     for start in range(0, len(pixels), _CHUNK):
         batch = pixels[start : start + _CHUNK]
-        true = numpy.asarray(labels[start : start + _CHUNK])
+        true = np.asarray(labels[start : start + _CHUNK])
         first = chain.start(batch)
         reference = chain.finish(0, first)
         for choice, logits in _leaves(chain, grids, first, ()):

@@ -1,31 +1,18 @@
-"""From the FP32 graph and a calibration table to the INT8 graph: QuantizeLinear and DequantizeLinear pairs.
-
-One table serves two kinds of graph. Both quantise the input of every layer with weights and the weights
-themselves (per output channel, symmetric), never the bias as an activation, and leave the last Dense and the
-softmax in floating point. Pairs stand at a layer's input only, so convolution, bias and ReLU stay fusible and
-pooling commutes. Pixels are centred first (:mod:`calibration.centering`); either grid holds them exactly.
-
-- Signed, for TensorRT: symmetric int8 activations, zero point 0, weights as float -> Q -> DQ, bias in float.
-- Unsigned, for onnxruntime on a CPU: uint8 activations with a zero point, weights stored in int8, bias in
-  int32, Dense as Gemm and a pair behind its ReLU: that is what onnxruntime fuses into QLinearConv and QGemm.
-"""
+"""From an FP32 graph and its calibration table to the INT8 graph with Q/DQ pairs, its rest in FP16 where wanted."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
 from typing import Any
 
-from calibration.centering import SUFFIX, center_pixels, centred_range
-from calibration.equalize import scale_channels
-from calibration.layers import (
-    WEIGHTED_OPS,
-    Layer,
-    find_layers,
-    quantizable_layers,
-    raw_pixel_tensors,
-)
+import numpy as np
+import onnx
+
+from calibration.layers import WEIGHTED_OPS, Layer, find_layers, quantizable_layers, raw_pixel_tensors
+from calibration.rewrites import SUFFIX, center_pixels, centred_range, scale_channels
 from calibration.table import CalibrationTable, calibrate_command
 from engines.errors import ArtefactError, UsageError
+from engines.graph import cast_to_fp16
 from engines.packages import load
 
 Model = Any  # onnx.ModelProto
@@ -61,7 +48,6 @@ def quantize(
         ArtefactError: A tensor has no range in the table, or the graph's opset is outside 13..20.
         UsageError: ``float_layers`` names a layer that there is not, or nothing is left to quantise.
     """
-    onnx = load("onnx")
     _check_opset(model)
     graph = prepare(model, table)
     layers = _chosen_layers(graph, float_layers)
@@ -147,8 +133,6 @@ def _quantizer(
     model: Model, layers: tuple[Layer, ...], ranges: dict[str, tuple[float, float]], *, signed: bool
 ) -> Any:
     """Set up onnxruntime's quantiser for chosen layers of ``model``, which it will change."""
-    numpy = load("numpy")
-    onnx = load("onnx")
     tensor_data = load("onnxruntime.quantization.calibrate").TensorData
     types = load("onnxruntime.quantization.quant_utils").QuantType
     inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True)
@@ -171,9 +155,7 @@ def _quantizer(
         weight_qType=types.QInt8,
         activation_qType=types.QInt8 if signed else types.QUInt8,
         tensors_range={
-            name: tensor_data(
-                lowest=numpy.array(low, numpy.float32), highest=numpy.array(high, numpy.float32)
-            )
+            name: tensor_data(lowest=np.array(low, np.float32), highest=np.array(high, np.float32))
             for name, (low, high) in sorted(ranges.items())
         },
         nodes_to_quantize=[layer.name for layer in layers],
@@ -185,7 +167,6 @@ def _quantizer(
 
 def _merge_dense_bias(model: Model) -> None:
     """Turn MatMul + Add of a stored bias into Gemm, in place: only that has an integer kernel."""
-    onnx = load("onnx")
     stored = {tensor.name: tensor for tensor in model.graph.initializer}
     nodes = list(model.graph.node)
     outputs = {value.name for value in model.graph.output}
@@ -215,3 +196,59 @@ def _check_quantized(model: Model, layers: tuple[Layer, ...]) -> None:
                 f"the layer {layer.name} ({layer.op}) was left in floating point by onnxruntime's quantiser",
                 remedy="export the model again: edge-dsc export RUN",
             )
+
+
+Array = Any
+
+# The first opset whose QuantizeLinear and DequantizeLinear take float16 scales.
+# Source: ONNX operators, QuantizeLinear-19: T1 and y_scale may be float16.
+HALF_OPSET = 19
+_PAIR = ("QuantizeLinear", "DequantizeLinear")
+
+
+def put_rest_in_half(model: Model) -> Model:
+    """Turn everything that a signed Q/DQ graph computes in FP32 into FP16, the scales of its pairs too.
+
+    A strongly typed builder (TensorRT 10, 11, RTX) takes the types as they stand: with FP32 around the pairs,
+    ReLU, pooling, the last Dense and every layer left out of INT8 would run in FP32. TensorRT 8.6 wants the
+    graph as :func:`calibration.qdq.quantize` gives it, and the builder's flags FP16 and INT8.
+
+    A scale is rounded up to the next float16, so that no value of its range is cut off; the grid of the layer
+    gets coarser by less than 0.1 % where the scale is a normal float16, and by up to one step of 6e-8 below
+    6.1e-5 (a first kernel that holds the scale 1/255).
+
+    Args:
+        model: A Q/DQ graph (``onnx.ModelProto``) of opset 13 to 20; it is not changed.
+
+    Returns:
+        A graph of opset 19 or 20 between the same input and output, with the same metadata.
+
+    Raises:
+        AccuracyGateError: A weight does not fit into float16.
+        ArtefactError: The graph has no pairs.
+    """
+    graph = onnx.ModelProto()
+    graph.CopyFrom(model)
+    scales = {node.input[1] for node in graph.graph.node if node.op_type in _PAIR}
+    if not scales:
+        raise ArtefactError(
+            f"{graph.graph.name!r} has no QuantizeLinear", remedy="quantise it first, or cast it to FP16"
+        )
+    for tensor in graph.graph.initializer:
+        if tensor.name in scales:
+            values = round_up_to_half(onnx.numpy_helper.to_array(tensor))
+            tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+    half = cast_to_fp16(graph)
+    for entry in half.opset_import:
+        # Of the operators in use, 19 only lets Cast, Reshape, Identity and the pairs take more types.
+        if entry.domain in ("", "ai.onnx"):
+            entry.version = max(entry.version, HALF_OPSET)
+    onnx.checker.check_model(half)
+    return half
+
+
+def round_up_to_half(scales: Array) -> Array:
+    """Return the smallest float16 values that are not below positive ``scales``; any shape."""
+    half = scales.astype(np.float16)
+    higher = np.nextafter(half, np.float16(np.inf))
+    return np.where(half.astype(scales.dtype) < scales, higher, half).astype(np.float16)

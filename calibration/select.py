@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePath
 
-from calibration.methods import MINIMUM_IMAGES
+from calibration.table import MINIMUM_IMAGES
 from engines.errors import BadInputError, UsageError
 from engines.files import sha256_bytes, sha256_file
 

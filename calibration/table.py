@@ -1,4 +1,4 @@
-"""The calibration table: the range of every tensor, and what it was found on."""
+"""The calibration table: a method, the range of every tensor, and the hashes that tie them to images and model."""
 
 from __future__ import annotations
 
@@ -9,11 +9,55 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from calibration.methods import DEFAULT_METHOD, METHODS, MINIMUM_IMAGES, QAT_METHOD
 from engines.contract import ModelContract
-from engines.errors import ArtefactError
+from engines.errors import ArtefactError, UsageError
 from engines.files import read_sealed_document, sha256_file, write_sealed_document
 from engines.graph import contract_of, load_model
+
+METHODS = ("mse", "entropy", "minmax", "percentile")
+QAT_METHOD = "qat"  # ranges that quantisation-aware fine-tuning learnt; no calibration finds them
+DEFAULT_METHOD = "mse"
+MINIMUM_IMAGES = 128
+DEFAULT_IMAGES = 256
+DEFAULT_SEED = 0
+DEFAULT_PERCENTILE = 99.99
+
+# onnxruntime's histogram spans -max..max. Its own default of 128 bins for 128 levels makes the entropy method
+# find what minmax finds; TensorRT uses 2,048 bins, and 128 levels for the magnitudes, so 256 for both signs.
+HISTOGRAM_BINS = 2048
+QUANTIZED_BINS = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationOptions:
+    """What a calibration is asked for.
+
+    Attributes:
+        method: One of :data:`METHODS`.
+        seed: The seed that chose the images; kept in the table.
+        percentile: For ``percentile``: how much of a tensor's values the range holds, in percent; half of
+            the rest is cut on either side.
+
+    Raises:
+        UsageError: Another method, or a percentile outside 50 to 100.
+    """
+
+    method: str = DEFAULT_METHOD
+    seed: int = DEFAULT_SEED
+    percentile: float = DEFAULT_PERCENTILE
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        if self.method not in METHODS:
+            raise UsageError(
+                f"there is no calibration method {self.method!r}",
+                remedy=f"choose one of {', '.join(METHODS)}",
+            )
+        if not 50 < self.percentile <= 100:
+            raise UsageError(
+                f"percentile {self.percentile} is not in 50..100", remedy="99.9 to 99.999 is usual"
+            )
+
 
 KIND = "edge-dsc/calibration-table"
 SCHEMA_VERSION = 1
@@ -44,7 +88,7 @@ class CalibrationTable:
     The same inputs give the same bytes.
 
     Attributes:
-        method: How the ranges were found: one of :data:`calibration.methods.METHODS`, or ``qat`` where
+        method: How the ranges were found: one of :data:`calibration.table.METHODS`, or ``qat`` where
             quantisation-aware fine-tuning learnt them with the weights; then the images are those of the training.
         parameters: The method's own settings, such as ``{"percentile": 99.99, "histogram_bins": 2048}``.
         seed: The seed that chose the images.
@@ -56,7 +100,7 @@ class CalibrationTable:
         skipped: The images that could not be read, sorted.
         versions: Versions of the packages that the ranges depend on.
         channel_factors: Tensors whose channels are multiplied by factors before they are quantised, with one
-            positive factor a channel (:mod:`calibration.equalize`); their ranges are of the tensors after that.
+            positive factor a channel (:mod:`calibration.rewrites`); their ranges are of the tensors after that.
     """
 
     method: str

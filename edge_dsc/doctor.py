@@ -6,7 +6,7 @@ import platform
 from dataclasses import asdict
 from typing import Any
 
-from bench.render import align_rows
+from bench.tables import align_rows
 from edge_dsc import __version__
 from engines.errors import EdgeDscError
 from engines.packages import installed_version, load

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from calibration.table import CalibrationTable
-from edge_dsc.evaluation.report import format_validation
+from edge_dsc.evaluate.evaluation import format_validation
 from engines.errors import ArtefactError, BadInputError
 from engines.files import sha256_file
 from engines.record import EngineRecord, load_record, record_path

@@ -6,6 +6,8 @@ import io
 import warnings
 from typing import Any
 
+import numpy as np
+
 from engines.errors import ImageError
 from engines.packages import load
 
@@ -122,25 +124,23 @@ def _stored_values(dataset: Any, name: str) -> Array:
 
 def _grey(dataset: Any, pixels: Array) -> Array:
     """Map stored values to 0..255 through a table of every value between the smallest and the largest."""
-    numpy = load("numpy")
     lowest = int(pixels.min())
-    stored = numpy.arange(lowest, int(pixels.max()) + 1)
+    stored = np.arange(lowest, int(pixels.max()) + 1)
     shown = _first_shown(dataset, stored, pixels)
     if dataset.PhotometricInterpretation == "MONOCHROME1":
         shown = 1 - shown
-    table = numpy.rint(shown * 255).astype(numpy.uint8)
-    return table[pixels.astype(numpy.int32) - lowest]
+    table = np.rint(shown * 255).astype(np.uint8)
+    return table[pixels.astype(np.int32) - lowest]
 
 
 def _first_shown(dataset: Any, stored: Array, pixels: Array) -> Array:
     """Return what each stored value becomes on a screen, 0 to 1."""
-    numpy = load("numpy")
     processing = load("pydicom.pixels")
     values = processing.apply_modality_lut(stored, dataset)
     if dataset.get("VOILUTSequence"):
         bits = int(dataset.VOILUTSequence[0].LUTDescriptor[2])
-        looked_up = processing.apply_voi(numpy.rint(values).astype(numpy.int64), dataset)
-        return numpy.clip(looked_up / ((1 << bits) - 1), 0, 1)
+        looked_up = processing.apply_voi(np.rint(values).astype(np.int64), dataset)
+        return np.clip(looked_up / ((1 << bits) - 1), 0, 1)
     if dataset.get("WindowCenter") is not None and dataset.get("WindowWidth") is not None:
         center, width = _first(dataset.WindowCenter), _first(dataset.WindowWidth)
         return _window(values, center, width, str(dataset.get("VOILUTFunction") or "LINEAR"))
@@ -148,27 +148,25 @@ def _first_shown(dataset: Any, stored: Array, pixels: Array) -> Array:
 
 
 def _full_range(dataset: Any, stored: Array, values: Array, pixels: Array) -> Array:
-    numpy = load("numpy")
-    used = numpy.zeros(len(stored), bool)
-    used[numpy.unique(pixels) - stored[0]] = True
+    used = np.zeros(len(stored), bool)
+    used[np.unique(pixels) - stored[0]] = True
     padding = dataset.get("PixelPaddingValue")
     if padding is not None:
         used &= stored != int(padding)
     seen = values[used] if used.any() else values
     low, high = float(seen.min()), float(seen.max())
-    return numpy.clip((values - low) / max(high - low, 1e-9), 0, 1)
+    return np.clip((values - low) / max(high - low, 1e-9), 0, 1)
 
 
 def _window(values: Array, center: float, width: float, function: str) -> Array:
     # Source: DICOM PS3.3, C.11.2.1.2 and C.11.2.1.3.
-    numpy = load("numpy")
     if function == "SIGMOID":
-        return 1 / (1 + numpy.exp(numpy.clip(-4 * (values - center) / width, -500, 500)))
+        return 1 / (1 + np.exp(np.clip(-4 * (values - center) / width, -500, 500)))
     if function == "LINEAR_EXACT":
-        return numpy.clip((values - center) / width + 0.5, 0, 1)
+        return np.clip((values - center) / width + 0.5, 0, 1)
     if width <= 1:
         return (values > center - 0.5).astype(float)
-    return numpy.clip((values - (center - 0.5)) / (width - 1) + 0.5, 0, 1)
+    return np.clip((values - (center - 0.5)) / (width - 1) + 0.5, 0, 1)
 
 
 def _first(value: Any) -> float:

@@ -1,33 +1,117 @@
-"""Facts of an ONNX graph: its parameters, its multiply-adds and the precision of its layers."""
+"""An exported ONNX graph: read and checked, its parameters, multiply-adds and precisions counted, cast to FP16."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+import onnx
+
 from engines import packages
-from engines.errors import ArtefactError
-from engines.half import cast_to_fp16
-from engines.model_file import contract_of, load_model, parse_model
+from engines.contract import ModelContract
+from engines.errors import AccuracyGateError, ArtefactError
 
 if TYPE_CHECKING:
-    from onnx import ModelProto, NodeProto, TensorProto
+    from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 
-__all__ = [
-    "cast_to_fp16",
-    "contract_of",
-    "count_multiply_adds",
-    "count_parameters",
-    "executed_layer_types",
-    "executed_layers",
-    "layer_types",
-    "load_model",
-    "parse_model",
-    "weighted_layers",
-]
 
+LARGEST_MODEL = 512 << 20  # bytes; ours have a few MB, and protobuf itself ends at 2 GiB
+
+_Value = tuple[str, int, tuple[int, ...]]  # name, element type, shape without the batch
 _EXPORT_AGAIN = "export it again: edge-dsc export RUN"
+
+
+def load_model(path: Path) -> ModelProto:
+    """Read an exported ONNX model and check that it is one of ours, whole and consistent.
+
+    Raises:
+        ArtefactError: Missing, too large, not ONNX, damaged, with tensors in other files, or without a
+            contract that its own inputs and outputs keep.
+    """
+    try:
+        size = path.stat().st_size
+        if size > LARGEST_MODEL:
+            raise ArtefactError(
+                f"{path} has {size} bytes, a model of ours at most {LARGEST_MODEL}", remedy=_EXPORT_AGAIN
+            )
+        data = path.read_bytes()
+    except OSError as error:
+        raise ArtefactError(f"cannot read {path}: {error.strerror or error}", remedy=_EXPORT_AGAIN) from error
+    return parse_model(data, str(path))
+
+
+def parse_model(data: bytes, source: str) -> ModelProto:
+    """Do what :func:`load_model` does for a model that is already in memory.
+
+    Args:
+        data: A serialised ``ModelProto``.
+        source: Name of the file, for the error text.
+
+    Raises:
+        ArtefactError: As :func:`load_model`.
+    """
+    decode_error = packages.load("google.protobuf.message").DecodeError
+    try:
+        model = onnx.load_model_from_string(data)
+    except decode_error as error:
+        raise ArtefactError(f"{source} is not an ONNX model: {error}", remedy=_EXPORT_AGAIN) from error
+    if not model.graph.node:
+        raise ArtefactError(f"{source} is not an ONNX model: no nodes inside", remedy=_EXPORT_AGAIN)
+    for tensor in model.graph.initializer:
+        if tensor.external_data or tensor.data_location:
+            raise ArtefactError(f"{source} keeps {tensor.name} in another file", remedy=_EXPORT_AGAIN)
+    contract_of(model, source)
+    try:
+        onnx.checker.check_model(model)
+    except onnx.checker.ValidationError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ArtefactError(f"{source} is not a valid ONNX model: {reason}", remedy=_EXPORT_AGAIN) from error
+    return model
+
+
+def contract_of(model: ModelProto, source: str) -> ModelContract:
+    """Return the contract that a model carries, checked against its inputs and outputs.
+
+    Raises:
+        ArtefactError: No contract, or inputs and outputs that do not keep it.
+    """
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    contract = ModelContract.from_metadata(metadata, source=source)
+    types = onnx.TensorProto
+    stored = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in stored]
+    seen = (_describe(inputs), _describe(model.graph.output))
+    expected = (
+        [(contract.input_name, types.UINT8, contract.input_shape)],
+        [(contract.output_name, types.FLOAT, (len(contract.labels),))],
+    )
+    if seen != expected:
+        raise ArtefactError(
+            f"{source} takes {_words(seen[0])} and gives {_words(seen[1])}; "
+            f"its contract says {_words(expected[0])} and {_words(expected[1])}",
+            remedy=_EXPORT_AGAIN,
+        )
+    return contract
+
+
+def _describe(values: Iterable[ValueInfoProto]) -> list[_Value]:
+    """Name, element type and shape without the batch (0 where dynamic) of graph inputs or outputs."""
+    found = []
+    for value in values:
+        tensor = value.type.tensor_type
+        found.append((value.name, tensor.elem_type, tuple(dim.dim_value for dim in tensor.shape.dim[1:])))
+    return found
+
+
+def _words(values: Sequence[_Value]) -> str:
+    element = onnx.TensorProto.DataType.Name
+    return ", ".join(
+        f"{name} {element(kind).lower()} [N, {str(list(shape))[1:]}" for name, kind, shape in values
+    )
+
 
 # Position of the weight among the inputs of a layer. The names beyond ONNX's own are what ONNX Runtime's
 # optimiser makes of them.
@@ -52,7 +136,7 @@ def count_parameters(model: ModelProto) -> int:
     centres the pixels of a signed INT8 graph) do not count, so the FP32, FP16 and INT8 graphs of one network
     give the same number.
     """
-    types = packages.load("onnx").TensorProto
+    types = onnx.TensorProto
     sizes = {}
     for tensor in model.graph.initializer:
         sizes[tensor.name] = (tensor.data_type, _elements(tensor.dims))
@@ -76,7 +160,6 @@ def count_multiply_adds(model: ModelProto) -> int:
     Raises:
         ArtefactError: A layer's output shape cannot be inferred.
     """
-    onnx = packages.load("onnx")
     single = onnx.ModelProto()
     single.CopyFrom(model)
     for value in [*single.graph.input, *single.graph.output]:
@@ -157,7 +240,7 @@ def _count_layers(model: ModelProto, *, pairs: bool) -> dict[str, int]:
 
 def _typed_layers(model: ModelProto, *, pairs: bool) -> list[tuple[str, str]]:
     """Name and precision of each layer with weights, in the order of the graph."""
-    types = packages.load("onnx").TensorProto
+    types = onnx.TensorProto
     names = {types.FLOAT: "FP32", types.FLOAT16: "FP16"}
     producers = _producers(model)
     weighted = {node.output[0] for node, _ in _layers(model)}
@@ -224,3 +307,79 @@ def _elements(shape: Iterable[int]) -> int:
     for size in shape:
         total *= int(size)
     return total
+
+
+LARGEST_HALF = 65504.0  # largest finite float16. Source: IEEE 754-2008, binary16
+
+
+def cast_to_fp16(model: ModelProto) -> ModelProto:
+    """Return the graph with every float32 tensor as float16, between the same input and output types.
+
+    ``uint8`` pixels go to float16 in one Cast (0..255 are exact there) and the probabilities come back to
+    ``float32`` in one Cast at the end. Names, metadata and the contract stay.
+
+    The scale 1/255 lives in the first kernel, whose weights are therefore small: around 1e-3, against 6.1e-5
+    where float16's normal range ends. Below that the spacing stays 6e-8, so the smallest weights of a kernel
+    keep fewer digits, but the error of any one of them, 3e-8, is still below the rounding of its largest (up
+    to 2^-11 of it). They are kept as subnormals and not flushed; scaling them up would only move the factor
+    to the next layer. A tensor so small that this no longer holds is refused.
+
+    ``onnxruntime.transformers.float16`` would do most of this, but it warns on each weight below 6e-8 and
+    replaces it by 6e-8.
+
+    Raises:
+        AccuracyGateError: A weight is too large for float16, or a layer's weights too small.
+    """
+    half = onnx.ModelProto()
+    half.CopyFrom(model)
+    graph = half.graph
+    del graph.value_info[:]  # they name the old types; every reader infers them anew
+    for tensor in graph.initializer:
+        _halve_tensor(tensor)
+    for node in graph.node:
+        _halve_node(node)
+    _keep_outputs(graph)
+    return half
+
+
+def _halve_tensor(tensor: TensorProto) -> None:
+    if tensor.data_type != onnx.TensorProto.FLOAT:
+        return
+    values = onnx.numpy_helper.to_array(tensor)
+    largest = float(np.abs(values).max(initial=0.0))
+    if not largest <= LARGEST_HALF:
+        raise _refuse(tensor.name, f"reaches {largest:g}, float16 ends at {LARGEST_HALF:g}")
+    rounded = values.astype(np.float16)
+    error = float(np.abs(rounded.astype(np.float32) - values).max(initial=0.0))
+    # Half a unit in the last place of the largest weight is 2^-11 of it; a subnormal one loses more.
+    if error > largest * 2**-10:
+        raise _refuse(tensor.name, f"has no weight above {largest:g}, too small for float16")
+    tensor.CopyFrom(onnx.numpy_helper.from_array(rounded, tensor.name))
+
+
+def _refuse(name: str, why: str) -> AccuracyGateError:
+    return AccuracyGateError(f"{name} {why}", remedy="build with --fp32, or train anew; nothing was written")
+
+
+def _halve_node(node: NodeProto) -> None:
+    """Turn a node's own float32 constants and its target type into float16."""
+    types = onnx.TensorProto
+    for attribute in node.attribute:
+        if attribute.HasField("t"):
+            _halve_tensor(attribute.t)
+        if node.op_type == "Cast" and attribute.name == "to" and attribute.i == types.FLOAT:
+            attribute.i = types.FLOAT16
+
+
+def _keep_outputs(graph: GraphProto) -> None:
+    """Give every float32 output of the graph its old type and name back, through one Cast."""
+    for output in graph.output:
+        if output.type.tensor_type.elem_type != onnx.TensorProto.FLOAT:
+            continue
+        inner = f"{output.name}.fp16"
+        for node in graph.node:
+            node.input[:] = [inner if name == output.name else name for name in node.input]
+            node.output[:] = [inner if name == output.name else name for name in node.output]
+        name = f"cast_{output.name}"
+        cast = onnx.helper.make_node("Cast", [inner], [output.name], name=name, to=onnx.TensorProto.FLOAT)
+        graph.node.append(cast)

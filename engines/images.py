@@ -7,10 +7,12 @@ import struct
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
+
 from engines.contract import ModelContract
 from engines.dicom import decode_dicom, is_dicom
 from engines.errors import ImageError
-from engines.packages import load
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".dcm", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 MIN_SIDE = 32
@@ -82,8 +84,6 @@ def decode_grey(data: bytes, *, name: str = "image") -> Array:
     """
     if is_dicom(data):
         return decode_dicom(data, name=name)
-    cv2 = load("cv2")
-    numpy = load("numpy")
     flags = cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH
     size = encoded_size(data)
     if size is not None:
@@ -94,7 +94,7 @@ def decode_grey(data: bytes, *, name: str = "image") -> Array:
         elif data.rfind(_PNG_END) < 0:  # libpng would say so on the terminal
             raise _truncated(data, "PNG", name)
     try:
-        pixels = cv2.imdecode(numpy.frombuffer(data, numpy.uint8), flags)
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except (cv2.error, MemoryError) as error:
         raise _undecodable(data, name) from error
     if pixels is None:
@@ -113,10 +113,8 @@ def grey8(pixels: Array, *, name: str = "image") -> Array:
     Raises:
         ImageError: Another dtype or shape.
     """
-    cv2 = load("cv2")
-    numpy = load("numpy")
     channels = {3: cv2.COLOR_BGR2GRAY, 4: cv2.COLOR_BGRA2GRAY}
-    if pixels.dtype not in (numpy.uint8, numpy.uint16):
+    if pixels.dtype not in (np.uint8, np.uint16):
         raise ImageError(f"{name} has {pixels.dtype} pixels", remedy="store it with 8 or 16 bits a channel")
     if pixels.ndim == 3 and pixels.shape[2] in channels:
         pixels = cv2.cvtColor(pixels, channels[pixels.shape[2]])
@@ -126,10 +124,10 @@ def grey8(pixels: Array, *, name: str = "image") -> Array:
         raise ImageError(
             f"{name} has shape {pixels.shape}", remedy="give [H, W], [H, W, 1], [H, W, 3] or [H, W, 4]"
         )
-    if pixels.dtype == numpy.uint16 and pixels.size:
+    if pixels.dtype == np.uint16 and pixels.size:
         needed = int(pixels.max()).bit_length()
         stored = next(bits for bits in _STORED_BITS if bits >= needed)
-        pixels = (pixels >> (stored - 8)).astype(numpy.uint8)
+        pixels = (pixels >> (stored - 8)).astype(np.uint8)
     return pixels
 
 
@@ -167,7 +165,6 @@ def resize_to(grey: Array, height: int, width: int) -> Array:
     row or column is left out, since only even sides take OpenCV's fast path, six times faster than a direct
     resize of a large image). Then one area resize, or a linear one where a side grows.
     """
-    cv2 = load("cv2")
     rows, columns = grey.shape
     while rows >= 2 * height and columns >= 2 * width:
         rows, columns = rows // 2, columns // 2

@@ -5,12 +5,14 @@ from __future__ import annotations
 import platform
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType, ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any
 
+import onnx
+
 from engines import packages
-from engines.batches import BatchCheck
 from engines.errors import ArtefactError, EnvironmentProblem
 from engines.files import write_bytes
 from engines.graph import executed_layer_types, executed_layers, layer_types, parse_model
@@ -19,15 +21,18 @@ from engines.runtimes import (
     DEFAULT_OPTIONS,
     Array,
     Availability,
+    BatchCheck,
     BuildOptions,
     BuildResult,
+    DirectSubmission,
+    Runner,
     RunnerOptions,
     check_precision,
 )
-from engines.tickets import DirectSubmission
 
 if TYPE_CHECKING:
     from onnx import ModelProto
+
 
 # The same import package comes in several distributions.
 _DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml")
@@ -75,7 +80,6 @@ class OnnxRuntime:
             ArtefactError: The model is none that ONNX Runtime can read.
             EnvironmentProblem: ``onnxruntime`` is missing, or ``out`` cannot be written.
         """
-        onnx = packages.load("onnx")
         try:
             with (
                 tempfile.TemporaryDirectory() as folder
@@ -284,3 +288,25 @@ def _first_line(error: Exception) -> str:
 
 
 RUNTIME = OnnxRuntime()
+
+
+def open_reference(graph: ModelProto, record: EngineRecord, *, threads: int = 1) -> Runner:
+    """Run the graph that an engine was built from, whatever precision its layers get here.
+
+    The answers are those of the graph's own roundings (FP16 casts, Q/DQ pairs), computed by ONNX Runtime: what
+    they say of accuracy holds for the engine up to its runtime's arithmetic. Their time says nothing of it.
+
+    Args:
+        graph: The ``onnx.ModelProto`` in the engine's precision.
+        record: The engine's record.
+        threads: CPU threads for one run.
+
+    Raises:
+        ArtefactError: ONNX Runtime cannot read the graph.
+        EnvironmentProblem: ``onnxruntime`` is missing.
+    """
+    name = f"graph of {record.engine}"
+    session, failures = open_session(
+        graph.SerializeToString(), name, threads=threads, remedy=f"rebuild it: {record.build_command}"
+    )
+    return OrtRunner(session, replace(record, engine=name), failures)

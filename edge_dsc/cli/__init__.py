@@ -19,21 +19,21 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "train": Command("train", "train", "Train a network on a folder of X-rays"),
-    "export": Command("build", "export", "Export a trained network as ONNX, proven equal to Keras"),
-    "calibrate": Command("build", "calibrate", "Find the activation ranges for INT8 over real images"),
+    "train": Command("making", "train", "Train a network on a folder of X-rays"),
+    "export": Command("making", "export", "Export a trained network as ONNX, proven equal to Keras"),
+    "calibrate": Command("making", "calibrate", "Find the activation ranges for INT8 over real images"),
     "build-engine": Command(
-        "build", "build_engine", "Build an FP32, FP16, INT8 or mixed engine, held to a budget of accuracy"
+        "making", "build_engine", "Build an FP32, FP16, INT8 or mixed engine, held to a budget of accuracy"
     ),
-    "debug": Command("debug", "debug", "Find the layer that INT8 spoils"),
-    "infer": Command("use", "infer", "Classify images, a folder, a video or a camera"),
-    "evaluate": Command("use", "evaluate", "Measure accuracy, and agreement with another engine"),
-    "bench": Command("measure", "bench", "Measure the latency of engines against each other"),
-    "compare": Command("measure", "compare", "Compare latency reports"),
-    "import-times": Command("measure", "import_times", "Turn trtexec's --exportTimes file into a report"),
-    "inspect": Command("look", "inspect", "Say what a file of edge-dsc is"),
-    "doctor": Command("look", "doctor", "Say what is installed and which runtimes work here"),
-    "demo": Command("look", "demo", "Walk the whole line on procedural chest phantoms"),
+    "debug": Command("making", "debug", "Find the layer that INT8 spoils"),
+    "infer": Command("using", "infer", "Classify images, a folder, a video or a camera"),
+    "evaluate": Command("using", "evaluate", "Measure accuracy, and agreement with another engine"),
+    "bench": Command("measuring", "bench", "Measure the latency of engines against each other"),
+    "compare": Command("measuring", "compare", "Compare latency reports"),
+    "import-times": Command("measuring", "import_times", "Turn trtexec's --exportTimes file into a report"),
+    "inspect": Command("looking", "inspect", "Say what a file of edge-dsc is"),
+    "doctor": Command("looking", "doctor", "Say what is installed and which runtimes work here"),
+    "demo": Command("looking", "demo", "Walk the whole line on procedural chest phantoms"),
 }
 DESCRIPTION = """\
 Train, calibrate, build and measure small X-ray classifiers for NVIDIA Jetson.

@@ -1,11 +1,18 @@
-"""Options that several commands share, spelled the same everywhere."""
+"""Options that several commands share, and texts that need more than typer's own parsing."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
+
+from engines.errors import UsageError
+from engines.record import BatchRange, Precision
+
+if TYPE_CHECKING:
+    from edge_dsc.build.gate import GateOptions
+
 
 Json = Annotated[
     bool, typer.Option("--json", help="Print one versioned JSON object; everything else to stderr.")
@@ -27,3 +34,56 @@ Engine = Annotated[Path, typer.Argument(help="An engine that build-engine wrote.
 def model_of(model: Path) -> Path:
     """Return the ONNX model of a run folder, or the path itself when it is a file."""
     return model / "model.onnx" if model.is_dir() else model
+
+
+def parse_batch(text: str) -> BatchRange:
+    """Read ``8`` or ``1:8:32`` (smallest, best, largest).
+
+    Raises:
+        UsageError: Anything else.
+    """
+    remedy = "write N or MIN:OPT:MAX, such as --batch 1:8:32"
+    try:
+        sizes = [int(part) for part in text.split(":")]
+        if len(sizes) == 1:
+            return BatchRange(sizes[0], sizes[0], sizes[0])
+        smallest, best, largest = sizes
+        return BatchRange(smallest, best, largest)
+    except ValueError as error:
+        raise UsageError(f"--batch {text!r} is no batch range", remedy=remedy) from error
+
+
+def parse_precision(*, precision: str | None, fp32: bool, fp16: bool, int8: bool) -> Precision:
+    """Return the one precision that was asked for, by name or by flag; FP32 without either.
+
+    Raises:
+        UsageError: More than one.
+    """
+    asked = [
+        p for p, flag in ((Precision.FP32, fp32), (Precision.FP16, fp16), (Precision.INT8, int8)) if flag
+    ]
+    words = [f"--{p.value}" for p in asked]
+    if precision is not None:
+        asked.append(Precision(precision))
+        words.append(f"--precision {precision}")
+    if len(set(asked)) > 1:
+        raise UsageError(
+            f"{' and '.join(words)} exclude each other",
+            remedy="build one engine a precision",
+        )
+    return asked[0] if asked else Precision.FP32
+
+
+def parse_gate(validate: Path | None, max_drop: float | None) -> GateOptions | None:
+    """Return the accuracy gate that was asked for, or None.
+
+    Raises:
+        UsageError: A budget without images.
+    """
+    from edge_dsc.build.gate import DEFAULT_MAX_DROP, GateOptions
+
+    if validate is None:
+        if max_drop is not None:
+            raise UsageError("--max-drop needs images to measure the drop on", remedy="add --validate DIR")
+        return None
+    return GateOptions(data=validate, max_drop=DEFAULT_MAX_DROP if max_drop is None else max_drop)

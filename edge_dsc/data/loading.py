@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from edge_dsc.data.discover import Sample
 from engines.contract import ModelContract
 from engines.errors import BadInputError, ImageError
 from engines.images import quiet_decoder, read_input
-from engines.packages import load
 from engines.runtimes import Progress
 
 Array = Any
@@ -42,10 +43,8 @@ def load_images(
     Raises:
         BadInputError: Not one image can be read.
     """
-    numpy = load("numpy")
-    load("cv2")
     quiet_decoder()
-    pixels = numpy.empty((len(samples), *contract.input_shape), numpy.uint8)
+    pixels = np.empty((len(samples), *contract.input_shape), np.uint8)
     kept: list[Sample] = []
     skipped: list[tuple[str, str]] = []
 

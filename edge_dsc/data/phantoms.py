@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
+
 from engines.errors import UsageError
 from engines.files import write_bytes, write_text
-from engines.packages import load
 from engines.runtimes import Progress
 
 CLASSES = ("clear", "diffuse", "focal")
@@ -69,14 +71,13 @@ def write_phantoms(root: Path, per_class: int, seed: int, progress: Progress | N
         raise UsageError(f"{per_class} phantoms a class", remedy="ask for at least 1")
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise UsageError(f"{root} is not an empty folder", remedy="choose a new folder for the phantoms")
-    numpy = load("numpy")
     rows = ["class,file,patient"]
     patient = 0
     for number, label in enumerate(CLASSES):
         done = 0
         while done < per_class:
             patient += 1
-            rng = numpy.random.default_rng([seed, patient])
+            rng = np.random.default_rng([seed, patient])
             anatomy = _draw_anatomy(label, rng)
             for image in range(min(int(rng.integers(1, _MOST_IMAGES_OF_A_PATIENT + 1)), per_class - done)):
                 data, suffix = _encode(_expose(_paint(anatomy, rng), rng), rng)
@@ -95,7 +96,7 @@ def draw_phantom(label: str, seed: int) -> Array:
     Returns:
         ``uint8 [H, W]``, 256 to 512 pixels a side.
     """
-    rng = load("numpy").random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     return _expose(_paint(_draw_anatomy(label, rng), rng), rng)
 
 
@@ -122,11 +123,10 @@ def _draw_anatomy(label: str, rng: Generator) -> _Anatomy:
 
 def _paint(anatomy: _Anatomy, rng: Generator) -> Array:
     """Paint the anatomy, positioned anew: ``float32 [H, W]``, about 0..255."""
-    numpy = load("numpy")
     height, width = (int(side) for side in rng.integers(256, 513, 2))
-    y, x = numpy.meshgrid(
-        numpy.linspace(-1, 1, height, dtype=numpy.float32),
-        numpy.linspace(-1, 1, width, dtype=numpy.float32),
+    y, x = np.meshgrid(
+        np.linspace(-1, 1, height, dtype=np.float32),
+        np.linspace(-1, 1, width, dtype=np.float32),
         indexing="ij",
     )
     x, y = x - rng.uniform(-0.06, 0.06), y - rng.uniform(-0.06, 0.06)
@@ -134,9 +134,9 @@ def _paint(anatomy: _Anatomy, rng: Generator) -> Array:
         _soft_ellipse(x - side * anatomy.lung_x, y - anatomy.lung_y, anatomy.lung_rx, anatomy.lung_ry, 8.0)
         for side in (-1, 1)
     )
-    lungs = numpy.clip(lungs, 0, 1)
-    picture = 165 - 95 * lungs - 60 * numpy.clip(x * x + 0.3 * y * y - 0.75, 0, 1)
-    picture += 38 * numpy.exp(-((x / 0.09) ** 2)) * (1 + 0.15 * numpy.sin(y * 28))
+    lungs = np.clip(lungs, 0, 1)
+    picture = 165 - 95 * lungs - 60 * np.clip(x * x + 0.3 * y * y - 0.75, 0, 1)
+    picture += 38 * np.exp(-((x / 0.09) ** 2)) * (1 + 0.15 * np.sin(y * 28))
     picture += _ribs(anatomy, x, y) * (0.35 + 0.65 * lungs)
     heart_x, heart_y, heart_r = anatomy.heart
     picture += (
@@ -148,50 +148,44 @@ def _paint(anatomy: _Anatomy, rng: Generator) -> Array:
         grain = 1 + 0.3 * _band_noise(height, width, 0.035, rng)
         for lesion_x, lesion_y, radius, strength in anatomy.lesions:
             distance = ((x - lesion_x) ** 2 + (y - lesion_y) ** 2) / (radius * edge) ** 2
-            picture += strength * numpy.exp(-(distance**2)) * grain * lungs
+            picture += strength * np.exp(-(distance**2)) * grain * lungs
     if anatomy.net:
         picture += anatomy.net * lungs * _band_noise(height, width, 0.030, rng)
-    return picture.astype(numpy.float32)
+    return picture.astype(np.float32)
 
 
 def _ribs(anatomy: _Anatomy, x: Array, y: Array) -> Array:
-    numpy = load("numpy")
     pairs, bend = anatomy.ribs
-    picture = numpy.zeros_like(x)
+    picture = np.zeros_like(x)
     for rib in range(pairs):
-        line = -0.85 + rib * 1.5 / pairs + bend * (numpy.abs(x) - 0.35) ** 2 * (1 if rib % 2 else 0.6)
-        picture += 17 * numpy.exp(-(((y - line) / 0.035) ** 2))
+        line = -0.85 + rib * 1.5 / pairs + bend * (np.abs(x) - 0.35) ** 2 * (1 if rib % 2 else 0.6)
+        picture += 17 * np.exp(-(((y - line) / 0.035) ** 2))
     return picture
 
 
 def _soft_ellipse(x: Array, y: Array, half_width: float, half_height: float, sharpness: float) -> Array:
-    numpy = load("numpy")
     inside = 1 - (x / half_width) ** 2 - (y / half_height) ** 2
-    return 1 / (1 + numpy.exp(-numpy.clip(inside * sharpness, -30, 30)))
+    return 1 / (1 + np.exp(-np.clip(inside * sharpness, -30, 30)))
 
 
 def _band_noise(height: int, width: int, scale: float, rng: Generator) -> Array:
     """Return noise of one grain, ``scale`` of the picture's side; mean 0, standard deviation 1."""
-    cv2 = load("cv2")
-    numpy = load("numpy")
     cells = max(4, round(1 / scale))
-    coarse = rng.standard_normal((cells, cells)).astype(numpy.float32)
+    coarse = rng.standard_normal((cells, cells)).astype(np.float32)
     noise = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
     return (noise - noise.mean()) / noise.std()
 
 
 def _expose(picture: Array, rng: Generator) -> Array:
     """Vary contrast, brightness, gamma and noise as machines do: ``uint8 [H, W]``."""
-    numpy = load("numpy")
     height, width = picture.shape
-    tone = numpy.clip(picture / 255, 0, 1) ** rng.uniform(0.85, 1.2)
+    tone = np.clip(picture / 255, 0, 1) ** rng.uniform(0.85, 1.2)
     tone = (tone - 0.5) * rng.uniform(0.8, 1.15) + 0.5 + rng.uniform(-0.10, 0.10)
-    noise = rng.standard_normal((height, width), dtype=numpy.float32) * rng.uniform(2, 7)
-    return numpy.clip(tone * 255 + noise + 0.5, 0, 255).astype(numpy.uint8)
+    noise = rng.standard_normal((height, width), dtype=np.float32) * rng.uniform(2, 7)
+    return np.clip(tone * 255 + noise + 0.5, 0, 255).astype(np.uint8)
 
 
 def _encode(grey: Array, rng: Generator) -> tuple[bytes, str]:
-    cv2 = load("cv2")
     pixels = _stain(grey, rng) if rng.random() < _COLOUR_SHARE else grey
     suffix, settings = (
         (".png", []) if rng.random() < _PNG_SHARE else (".jpg", [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
@@ -201,11 +195,10 @@ def _encode(grey: Array, rng: Generator) -> tuple[bytes, str]:
 
 def _stain(grey: Array, rng: Generator) -> Array:
     """Colour a grey picture without changing its luma: ``uint8 [H, W, 3]``, BGR."""
-    numpy = load("numpy")
     # Source: ITU-R BT.601 luma, 0.299 R + 0.587 G + 0.114 B. What red gains, blue must lose 2.62 times.
     red = 18 * _band_noise(grey.shape[0], grey.shape[1], 0.035, rng)
-    room = numpy.minimum(grey, 255 - grey.astype(numpy.float32))
-    red = numpy.clip(red, -room / 2.62, room / 2.62)
+    room = np.minimum(grey, 255 - grey.astype(np.float32))
+    red = np.clip(red, -room / 2.62, room / 2.62)
     blue = -red * 0.299 / 0.114
-    stained = numpy.stack([grey + blue, grey, grey + red], axis=2)
-    return numpy.clip(stained + 0.5, 0, 255).astype(numpy.uint8)
+    stained = np.stack([grey + blue, grey, grey + red], axis=2)
+    return np.clip(stained + 0.5, 0, 255).astype(np.uint8)

@@ -7,10 +7,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from edge_dsc.data.discover import Dataset, Sample, count_labels
 from engines.errors import ArtefactError, BadInputError
 from engines.files import canonical_json, read_document, sha256_bytes, write_document
-from engines.packages import load
 
 KIND = "edge-dsc/split"
 SCHEMA_VERSION = 1
@@ -140,20 +141,19 @@ class _Deal:
 
 
 def _deal(patients: Mapping[str, list[Sample]], labels: tuple[str, ...], seed: int, attempt: int) -> _Deal:
-    numpy = load("numpy")
     names = sorted(patients)
-    counts = numpy.zeros((len(names), len(labels)))
+    counts = np.zeros((len(names), len(labels)))
     for row, name in enumerate(names):
         for sample in patients[name]:
             counts[row, labels.index(sample.label)] += 1
-    wanted = numpy.outer([FRACTIONS[part] for part in PARTS], counts.sum(axis=0))
-    given = numpy.zeros_like(wanted)
-    place = numpy.zeros(len(names), int)
-    order = numpy.random.default_rng([seed, attempt]).permutation(len(names))
-    order = order[numpy.argsort(-counts[order].sum(axis=1), kind="stable")]
+    wanted = np.outer([FRACTIONS[part] for part in PARTS], counts.sum(axis=0))
+    given = np.zeros_like(wanted)
+    place = np.zeros(len(names), int)
+    order = np.random.default_rng([seed, attempt]).permutation(len(names))
+    order = order[np.argsort(-counts[order].sum(axis=1), kind="stable")]
     for index in order:
         lack = ((wanted - given) / wanted * counts[index]).sum(axis=1)
-        place[index] = numpy.argmax(lack)
+        place[index] = np.argmax(lack)
         given[place[index]] += counts[index]
     _refine(counts, wanted, given, place, order)
     dealt: dict[str, list[Sample]] = {part: [] for part in PARTS}
@@ -164,22 +164,21 @@ def _deal(patients: Mapping[str, list[Sample]], labels: tuple[str, ...], seed: i
             part: tuple(sorted(samples, key=lambda sample: sample.path)) for part, samples in dealt.items()
         },
         misfit=float(((given - wanted) ** 2 / wanted).sum()),
-        lacking=[labels[column] for column in numpy.flatnonzero((given == 0).any(axis=0))],
+        lacking=[labels[column] for column in np.flatnonzero((given == 0).any(axis=0))],
     )
 
 
 def _refine(counts: Array, wanted: Array, given: Array, place: Array, order: Array) -> None:
     """Move single patients wherever that lowers the misfit and leaves every part its classes; twice over all."""
-    numpy = load("numpy")
-    for index in numpy.concatenate([order, order]):
+    for index in np.concatenate([order, order]):
         moved, part = counts[index], place[index]
         left = given[part] - moved
         if ((left == 0) & (given[part] > 0)).any():
             continue
         gain = ((given[part] - wanted[part]) ** 2 - (left - wanted[part]) ** 2) / wanted[part]
         cost = (moved * (2 * (given - wanted) + moved) / wanted).sum(axis=1)
-        cost[part] = numpy.inf
-        best = int(numpy.argmin(cost))
+        cost[part] = np.inf
+        best = int(np.argmin(cost))
         if cost[best] < gain.sum() - 1e-9:
             given[part], place[index] = left, best
             given[best] += moved

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from edge_dsc.training.completion import TrainResult
-from edge_dsc.training.options import RECIPES, Recipe, TrainOptions, TrainProgress
-from edge_dsc.training.run import train
+from edge_dsc.training.recipes import RECIPES, Recipe, TrainOptions, TrainProgress
+from edge_dsc.training.train import TrainResult, train
 
 __all__ = ["RECIPES", "Recipe", "TrainOptions", "TrainProgress", "TrainResult", "train"]

@@ -1,4 +1,4 @@
-"""Failures of TensorRT and CUDA around one engine, turned into our errors."""
+"""TensorRT's log and CUDA's errors, turned into errors of ours."""
 
 from __future__ import annotations
 
@@ -9,8 +9,54 @@ from typing import Any
 
 from engines.errors import ArtefactError, EnvironmentProblem
 from engines.record import EngineRecord
-from engines.trt.capture import GraphError
-from engines.trt.log import first_error, forget_errors
+from engines.trt.cuda import GraphError
+from engines.trt.versions import is_harmless
+
+_KEPT = 20  # messages; the first one tells the cause
+
+
+_loggers: dict[int, tuple[Any, Any]] = {}  # id of a TensorRT module -> the module, its logger
+
+
+def process_logger(trt: Any) -> Any:
+    """Return the process's one logger for a TensorRT; its list ``errors`` is empty.
+
+    TensorRT keeps the first logger that it is given as the global one (NVIDIA/TensorRT#1475) and reports through it
+    from then on. A logger that went away with its builder left TensorRT with a dead one: seen with TensorRT for RTX 1.7 as a
+    build that hung in its first message. So there is one, and it lives as long as the process.
+    """
+    if id(trt) not in _loggers:
+        _loggers[id(trt)] = (trt, _make_logger(trt))
+    logger = _loggers[id(trt)][1]
+    forget_errors(logger)
+    return logger
+
+
+def _make_logger(trt: Any) -> Any:
+    """Return a logger that keeps the first errors; its class is made here because its base may not be installed."""
+
+    class Logger(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.errors: list[str] = []
+
+        def log(self, severity: Any, msg: str) -> None:
+            wrong = severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR)
+            if wrong and len(self.errors) < _KEPT and not is_harmless(msg):
+                self.errors.append(" ".join(msg.split()))
+
+    return Logger()
+
+
+def first_error(logger: Any, default: str = "it gave no reason") -> str:
+    """Return the first error that TensorRT logged."""
+    return str(logger.errors[0]) if logger.errors else default
+
+
+def forget_errors(logger: Any) -> None:
+    """Empty the list, so that the next failure is told by its own first message."""
+    logger.errors.clear()
+
 
 _REMEDY = "see edge-dsc doctor; free GPU memory, or use a smaller batch"
 
@@ -27,7 +73,7 @@ class Faults:
 
         Args:
             record: The engine's record.
-            logger: TensorRT's logger, from :func:`engines.trt.log.make_logger`.
+            logger: TensorRT's logger, from :func:`engines.trt.faults.make_logger`.
             cuda: The module ``pycuda.driver``.
         """
         self._record = record

@@ -1,4 +1,4 @@
-"""What TensorRT and TensorRT for RTX have in common as runtimes."""
+"""TensorRT and TensorRT for RTX as runtimes: what works here, building, opening."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from engines.files import write_bytes
 from engines.record import EngineRecord, read_engine
 from engines.runtimes import DEFAULT_OPTIONS, Availability, BuildOptions, BuildResult, RunnerOptions
 from engines.trt import versions
-from engines.trt.build import build_plan
-from engines.trt.driver import Gpu, find_gpu
-from engines.trt.run import TrtRunner
+from engines.trt.builder import build_plan
+from engines.trt.cuda import Gpu, find_gpu
+from engines.trt.runner import TrtRunner
+from engines.trt.versions import RTX_GPUS
 
 _NO_GPU = "run it on a machine with an NVIDIA GPU and its driver, or build with --backend onnxruntime"
 
@@ -130,3 +131,21 @@ def _check_origin(record: EngineRecord, there: Mapping[str, str], here: Mapping[
 def _comparable(key: str, value: str) -> object:
     """A version by its numbers, because 8.6.1 and 8.6.1.post1 are the same library; anything else as it is."""
     return packages.parse_version(value) if key == "version" else value
+
+
+TENSORRT = TensorRtRuntime(
+    name="tensorrt",
+    package="tensorrt",
+    distributions=("tensorrt",),
+    builds_on_cpu=False,
+    portable_to="",
+)
+
+
+TENSORRT_RTX = TensorRtRuntime(
+    name="tensorrt-rtx",
+    package="tensorrt_rtx",
+    distributions=("tensorrt-rtx", "tensorrt-rtx-cu13", "tensorrt-rtx-cu12"),
+    builds_on_cpu=True,
+    portable_to=RTX_GPUS,
+)

@@ -7,15 +7,15 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
 
-from engines import packages
+import numpy as np
+
 from engines.errors import EnvironmentProblem
 from engines.record import EngineRecord
 from engines.runtimes import RunnerOptions
 from engines.trt import versions
-from engines.trt.capture import CudaGraph, GraphError, capture_graph
+from engines.trt.cuda import BUFFERS, CudaGraph, GraphError, capture_graph
 from engines.trt.faults import Faults
 from engines.trt.loaded import LoadedEngine
-from engines.trt.memory import BUFFERS
 
 Array = Any
 
@@ -93,8 +93,7 @@ class Slot:
 
     def warm(self, size: int) -> None:
         """Answer a black batch twice: lazy initialisation happens here, and the graph is captured."""
-        numpy = packages.load("numpy")
-        batch = numpy.zeros((size, *self._parts.record.contract.input_shape), numpy.uint8)
+        batch = np.zeros((size, *self._parts.record.contract.input_shape), np.uint8)
         for _ in range(2):
             self.enqueue(batch)
             self.wait(size)

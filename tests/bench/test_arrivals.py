@@ -8,11 +8,9 @@ from typing import Any
 
 import pytest
 
-from bench.arrivals import time_arrivals, wait_until
-from bench.measure import Subject, measure
-from bench.pass_tables import scenario_tables
+from bench.measure import Subject, measure, time_arrivals, wait_until
 from bench.plan import Block, choose_plan
-from bench.render import render_report
+from bench.tables import render_report, scenario_tables
 from engines.errors import UsageError
 
 Make = Callable[..., Any]

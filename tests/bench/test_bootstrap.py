@@ -5,10 +5,17 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from bench.bootstrap import Interval, block_medians, median_interval, paired_ratio, unpaired_ratio
 from bench.report import SubjectReport
-from bench.signed_rank import signed_rank_chance
-from bench.statistics import Verdict, judge
+from bench.statistics import (
+    Interval,
+    Verdict,
+    block_medians,
+    judge,
+    median_interval,
+    paired_ratio,
+    signed_rank_chance,
+    unpaired_ratio,
+)
 from engines.errors import UnstableError
 
 Make = Callable[..., SubjectReport]

@@ -6,10 +6,9 @@ from typing import Any
 
 import pytest
 
-from bench.co_load import crowded, read_scheduled, waiting_share
-from bench.compare import compare_within
-from bench.render import render_report
-from bench.stability import require_stable, unstable_subjects
+from bench.compare import compare_within, require_stable, unstable_subjects
+from bench.machine import crowded, read_scheduled, waiting_share
+from bench.tables import render_report
 from engines.errors import UnstableError
 
 Make = Callable[..., Any]

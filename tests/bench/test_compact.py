@@ -7,12 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench.compact import MOST_EXACT, SIGNIFICANT_BITS, compact_report
 from bench.compare import compare_subjects
-from bench.render import render_report
-from bench.report import Storage, load_report, save_report
+from bench.report import MOST_EXACT, SIGNIFICANT_BITS, Storage, compact_report, load_report, save_report
 from bench.samples import as_samples, rounded_samples
 from bench.statistics import summarise
+from bench.tables import render_report
 
 Make = Callable[..., Any]
 

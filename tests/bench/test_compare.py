@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 
-from bench.bootstrap import Interval
 from bench.compare import (
     Ratio,
     compare_reports,
@@ -14,9 +13,9 @@ from bench.compare import (
     regressions,
     require_no_regression,
 )
-from bench.render import render_comparison
 from bench.report import Report
-from bench.statistics import Verdict
+from bench.statistics import Interval, Verdict
+from bench.tables import render_comparison
 from engines.errors import LatencyRegressionError, NotComparableError, UnstableError, UsageError
 
 Make = Callable[..., Any]

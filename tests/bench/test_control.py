@@ -6,14 +6,19 @@ from typing import Any
 
 import pytest
 
-from bench.bootstrap import Interval
-from bench.compare import compare_reports, compare_within, require_fit_controls
-from bench.control import control_subject, find_controls
+from bench.compare import (
+    compare_reports,
+    compare_within,
+    control_subject,
+    find_controls,
+    require_fit_controls,
+    require_stable,
+    unstable_subjects,
+)
 from bench.measure import Subject
-from bench.render import render_comparison, render_report
 from bench.report import Report, SubjectReport
-from bench.stability import require_stable, unstable_subjects
-from bench.statistics import Verdict
+from bench.statistics import Interval, Verdict
+from bench.tables import render_comparison, render_report
 from engines.errors import UnstableError
 
 Make = Callable[..., Any]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.environment import environment
+from bench.machine import environment
 
 
 def write(root: Path, name: str, text: str) -> None:

@@ -7,10 +7,9 @@ from typing import Any
 import pytest
 
 from bench.fleet import compare_fleet
-from bench.fleet_tables import fleet_tables
-from bench.render import render_comparison
 from bench.report import Report
 from bench.statistics import Verdict
+from bench.tables import fleet_tables, render_comparison
 from engines.errors import NotComparableError
 
 Make = Callable[..., Any]

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from bench.compare import compare_within
-from bench.machine_state import read_state, throttled_between, throttling
-from bench.render import render_report
+from bench.machine import read_state, throttled_between, throttling
+from bench.tables import render_report
 
 Make = Callable[..., Any]
 

@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 
-from bench import nvml
-from bench.machine_state import read_state, throttling
-from bench.nvml import Gpu, first_gpu
+from bench import machine as nvml
+from bench.machine import Gpu, first_gpu, read_state, throttling
 
 
 class Library:

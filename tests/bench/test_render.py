@@ -7,9 +7,8 @@ import pytest
 
 from bench.compare import compare_reports
 from bench.plan import Plan
-from bench.render import render_comparison, render_markdown, render_report, render_text
 from bench.report import WarmUp
-from bench.tables import Table, milliseconds
+from bench.tables import Table, milliseconds, render_comparison, render_markdown, render_report, render_text
 
 Make = Callable[..., Any]
 

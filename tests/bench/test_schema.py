@@ -12,11 +12,10 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
-from bench.compact import compact_report
-from bench.control import control_subject
+from bench.compare import control_subject
 from bench.measure import Subject, measure
 from bench.plan import Plan
-from bench.report import SCHEMA_VERSION, Report, load_report, save_report
+from bench.report import SCHEMA_VERSION, Report, compact_report, load_report, save_report
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +72,7 @@ def test_what_is_no_report_does_not_fit(
     assert list(schema.iter_errors(body))
 
 
-KEPT = sorted((Path(__file__).resolve().parents[2] / "bench/reports").glob("*.json"))
+KEPT = sorted((Path(__file__).resolve().parents[2] / "docs/reports").glob("*.json"))
 
 
 @pytest.mark.parametrize("path", KEPT, ids=lambda path: path.stem)

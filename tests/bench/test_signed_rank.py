@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bench.signed_rank import signed_rank_chance
+from bench.statistics import signed_rank_chance
 
 
 def test_a_published_example() -> None:

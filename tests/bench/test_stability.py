@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from bench.stability import require_stable, unstable_subjects
+from bench.compare import require_stable, unstable_subjects
 from engines.errors import UnstableError
 
 Make = Callable[..., Any]

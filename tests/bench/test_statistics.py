@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from bench.bootstrap import Interval
 from bench.report import SubjectReport
-from bench.statistics import Tail, Verdict, allowed_slower, judge, spread, summarise, tail
+from bench.statistics import Interval, Tail, Verdict, allowed_slower, judge, spread, summarise, tail
 from engines.errors import UnstableError
 
 Make = Callable[..., SubjectReport]

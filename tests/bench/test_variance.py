@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench.render import render_report
-from bench.variance import build_spreads
+from bench.statistics import build_spreads
+from bench.tables import render_report
 
 Make = Callable[..., Any]
 

@@ -11,9 +11,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from calibration.collect import CalibrationOptions, calibrate
+from calibration.collect import calibrate
 from calibration.select import select_images
-from calibration.table import CalibrationTable
+from calibration.table import CalibrationOptions, CalibrationTable
 from engines.contract import ModelContract
 
 Items = list[tuple[Path, str]]

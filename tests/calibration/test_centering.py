@@ -7,9 +7,9 @@ import onnx
 import onnxruntime
 import pytest
 
-from calibration.centering import center_pixels
 from calibration.layers import find_layers
 from calibration.qdq import quantize
+from calibration.rewrites import center_pixels
 from calibration.table import CalibrationTable
 
 PIXELS = np.random.default_rng(3).integers(0, 256, (3, 224, 224, 1), dtype=np.uint8)

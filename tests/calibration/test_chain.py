@@ -8,9 +8,9 @@ import onnxruntime
 import pytest
 
 from calibration.chain import Chain, quantized_chain
-from calibration.equalize import scale_channels
 from calibration.layers import find_layers
 from calibration.qdq import quantize
+from calibration.rewrites import scale_channels
 from calibration.table import CalibrationTable
 from engines.errors import ArtefactError
 

@@ -13,11 +13,10 @@ import onnxruntime
 import pytest
 from onnxruntime.quantization.calibrate import CalibrationDataReader, CalibrationMethod, create_calibrator
 
-from calibration.collect import CHUNK, CalibrationOptions, calibrate
+from calibration.collect import CHUNK, calibrate
 from calibration.layers import tensors_to_calibrate
-from calibration.methods import METHODS
 from calibration.select import select_images
-from calibration.table import CalibrationTable, save_table
+from calibration.table import METHODS, CalibrationOptions, CalibrationTable, save_table
 from engines.contract import ModelContract
 from engines.errors import ArtefactError, BadInputError, EdgeDscError
 from engines.images import read_input

@@ -7,8 +7,7 @@ import onnx
 import onnxruntime
 import pytest
 
-from calibration.half_rest import put_rest_in_half, round_up_to_half
-from calibration.qdq import quantize
+from calibration.qdq import put_rest_in_half, quantize, round_up_to_half
 from calibration.table import CalibrationTable
 from engines.errors import ArtefactError
 

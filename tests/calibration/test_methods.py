@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from calibration.methods import METHODS, CalibrationOptions
+from calibration.table import METHODS, CalibrationOptions
 from engines.errors import UsageError
 
 

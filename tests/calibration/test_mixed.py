@@ -7,9 +7,8 @@ import numpy as np
 import onnx
 import pytest
 
-from calibration.costs import LayerCost, predict_costs
 from calibration.layers import quantizable_layers
-from calibration.mixed import Mix, search
+from calibration.mixed import LayerCost, Mix, predict_costs, search
 from calibration.table import CalibrationTable
 from engines.errors import AccuracyGateError, BadInputError, UsageError
 

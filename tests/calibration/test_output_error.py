@@ -7,7 +7,7 @@ import onnx
 import pytest
 
 from calibration.chain import quantized_chain
-from calibration.output_error import search_ranges
+from calibration.search import search_ranges
 from calibration.table import CalibrationTable
 
 

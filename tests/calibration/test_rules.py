@@ -14,9 +14,8 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from calibration.half_rest import put_rest_in_half
 from calibration.layers import quantizable_layers
-from calibration.qdq import quantize
+from calibration.qdq import put_rest_in_half, quantize
 from calibration.table import CalibrationTable
 from engines.graph import weighted_layers
 from engines.record import Precision

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from calibration.methods import MINIMUM_IMAGES
 from calibration.select import relative_names, select_images
+from calibration.table import MINIMUM_IMAGES
 from engines.errors import BadInputError, UsageError
 
 Lister = Callable[[Path], list[tuple[Path, str]]]

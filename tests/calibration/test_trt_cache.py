@@ -8,7 +8,7 @@ import pytest
 
 from calibration.layers import find_layers
 from calibration.table import CalibrationTable
-from calibration.trt_cache import (
+from calibration.tensorrt import (
     TrtCache,
     check_cache,
     decode_scale,

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import pytest
 
-from calibration.trt_calibrators import make_calibrator
+from calibration.tensorrt import make_calibrator
 from engines.contract import ModelContract
 from engines.errors import EnvironmentProblem, UsageError
 from engines.images import read_input

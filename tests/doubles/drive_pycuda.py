@@ -20,9 +20,8 @@ import numpy as np
 import pycuda.driver as cuda
 from double_tensorrt import DoubleTensorRt, session_of
 
-from engines.runtimes import RunnerOptions
-from engines.tickets import answer_batches
-from engines.trt.run import TrtRunner
+from engines.runtimes import RunnerOptions, answer_batches
+from engines.trt.runner import TrtRunner
 
 DRIVER = ctypes.CDLL("libcuda.so.1")
 CALLBACK = ctypes.CFUNCTYPE(None, ctypes.c_void_p)

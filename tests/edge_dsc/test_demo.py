@@ -53,7 +53,7 @@ def test_what_it_leaves_behind(demo: tuple[DemoResult, list[str]]) -> None:
 
 
 def test_a_second_demo_replaces_the_first_and_nothing_else(tmp_path: Path) -> None:
-    from edge_dsc.demo.walk import _clear
+    from edge_dsc.demo import _clear
     from engines.errors import UsageError
 
     _clear(tmp_path / "out")

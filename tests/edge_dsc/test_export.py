@@ -12,13 +12,18 @@ import onnxruntime
 import pytest
 from onnx import numpy_helper
 
+from edge_dsc.build import export as export_module
+from edge_dsc.build.export import deploy_graph, export_run
 from edge_dsc.data import load_split
-from edge_dsc.export import export_run
-from edge_dsc.export import run as export_module
-from edge_dsc.export.folding import fold_batch_norm, fold_network, fold_separable_stem, fold_stem
-from edge_dsc.export.surgery import deploy_graph
-from edge_dsc.networks import build_network, load_network
-from edge_dsc.training.loop import predict
+from edge_dsc.networks import (
+    build_network,
+    fold_batch_norm,
+    fold_network,
+    fold_separable_stem,
+    fold_stem,
+    load_network,
+)
+from edge_dsc.training.fit import predict
 from engines.contract import ModelContract
 from engines.errors import AccuracyGateError, ArtefactError, BadInputError, EdgeDscError
 from engines.files import sha256_file
@@ -168,7 +173,7 @@ def test_files_that_are_not_the_runs_are_refused(dsc_run: object, cnn_run: objec
 
 
 def test_an_untrained_network_with_zero_biases_keeps_the_form(exported: dict[str, Path]) -> None:
-    from edge_dsc.export.conversion import convert_to_onnx
+    from edge_dsc.build.export import convert_to_onnx
 
     contract = ModelContract(labels=("clear", "diffuse", "focal"), architecture="cnn")
     model = deploy_graph(convert_to_onnx(fold_network(build_network("cnn", 3))), contract, {})

@@ -6,8 +6,8 @@ import cv2
 import numpy as np
 import pytest
 
-from edge_dsc.evaluation.metrics import classification_metrics
-from edge_dsc.pictures import draw_confusion, draw_curves
+from edge_dsc.evaluate.metrics import classification_metrics
+from edge_dsc.page.figures import draw_confusion, draw_curves
 
 
 @pytest.mark.parametrize("epochs", [1, 30])

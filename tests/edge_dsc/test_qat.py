@@ -14,19 +14,20 @@ import pytest
 from calibration.layers import find_layers
 from calibration.qdq import quantize
 from calibration.table import check_table, load_table
-from edge_dsc.data.split import load_split
-from edge_dsc.export.folding import fold_network
-from edge_dsc.networks import build_network, load_keras, load_network
-from edge_dsc.qat import QatOptions, QatResult, fine_tune
-from edge_dsc.qat.network import (
+from edge_dsc.build.qat import (
+    QatOptions,
+    QatResult,
     deployed_weights,
+    fine_tune,
     learnt_ranges,
     quantized_network,
     rounded_weights_layer,
     rounding_layer,
     weighted_layers,
 )
-from edge_dsc.training.record import load_training_record
+from edge_dsc.data.split import load_split
+from edge_dsc.networks import build_network, fold_network, load_keras, load_network
+from edge_dsc.training.run_folder import load_training_record
 from engines.errors import BadInputError, UsageError
 from engines.graph import load_model
 
@@ -127,7 +128,7 @@ def test_the_trained_graph_is_the_deployed_one(
 ) -> None:
     """What Keras computes with its roundings is what ONNX Runtime computes with the Q/DQ pairs."""
     from calibration.table import CalibrationTable
-    from edge_dsc.export import export_run
+    from edge_dsc.build.export import export_run
 
     run = request.getfixturevalue(f"{architecture}_run").result.run
     deployed = fold_network(load_network(run / "model.keras"))

@@ -6,10 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engines.batches import BatchCheck
 from engines.errors import BadInputError
 from engines.record import BatchRange
-from engines.runtimes import BuildResult
+from engines.runtimes import BatchCheck, BuildResult
 
 
 @pytest.fixture

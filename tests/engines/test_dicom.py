@@ -21,7 +21,7 @@ from pydicom.uid import (
     generate_uid,
 )
 
-from edge_dsc.sources import expand_source
+from edge_dsc.infer.source import expand_source
 from engines.contract import ModelContract
 from engines.dicom import decode_dicom
 from engines.errors import ImageError

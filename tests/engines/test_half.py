@@ -10,8 +10,7 @@ import pytest
 from onnx import TensorProto, numpy_helper
 
 from engines.errors import AccuracyGateError
-from engines.graph import load_model
-from engines.half import cast_to_fp16
+from engines.graph import cast_to_fp16, load_model
 
 
 def run(model: onnx.ModelProto, batch: np.ndarray) -> np.ndarray:

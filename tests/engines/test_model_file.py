@@ -6,9 +6,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from engines import model_file
+from engines import graph as model_file
 from engines.errors import ArtefactError
-from engines.model_file import contract_of, load_model
+from engines.graph import contract_of, load_model
 
 
 def save(model: onnx.ModelProto, folder: Path) -> Path:

@@ -5,8 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from engines.errors import EnvironmentProblem
-from engines.runtimes import RunnerOptions
-from engines.tickets import DirectSubmission, Ticket, answer_batches
+from engines.runtimes import DirectSubmission, RunnerOptions, Ticket, answer_batches
 
 
 class Doubling(DirectSubmission):

@@ -47,8 +47,8 @@ def built_run(
     deployed_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory, textures: Path
 ) -> Path:
     """A folder with model.onnx, calibration.json and an FP32 and an INT8 engine of onnxruntime."""
-    from edge_dsc.building.calibration import CalibrationRequest, run_calibration
-    from edge_dsc.building.engine import BuildRequest, build_engine
+    from edge_dsc.build.calibrate import CalibrationRequest, run_calibration
+    from edge_dsc.build.engine import BuildRequest, build_engine
     from engines.record import BatchRange, Precision
 
     run = tmp_path_factory.mktemp("run")

@@ -177,9 +177,9 @@ def test_a_full_disk_leaves_the_old_engine(run: Path, engine: Path) -> None:
     ("command", "target"),
     [
         (("calibrate", "{run}", "--calib-data", "{data}"), "calibration.collect.read_input"),
-        (("build-engine", "{run}", *ORT), "edge_dsc.building.engine.wanted_layers"),
-        (("evaluate", "{engine}", "{data}"), "edge_dsc.loop.prepare.read_input"),
-        (("bench", "{engine}"), "edge_dsc.measuring.engines.load"),
+        (("build-engine", "{run}", *ORT), "edge_dsc.build.engine.wanted_layers"),
+        (("evaluate", "{engine}", "{data}"), "edge_dsc.infer.classify.read_input"),
+        (("bench", "{engine}"), "edge_dsc.latency.subjects.load"),
     ],
 )
 def test_ctrl_c_is_one_line_and_loses_nothing(

@@ -106,9 +106,9 @@ def test_a_regression_ends_with_6_and_its_own_line(edge_dsc: Any, report: Path, 
 
 @pytest.fixture
 def calm(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bench.stability.UNSTABLE_SPREAD", float("inf"))
-    monkeypatch.setattr("bench.co_load.MOST_WAITING", 1.0)
-    monkeypatch.setattr("bench.control.judge", lambda *_: Verdict.NO_DIFFERENCE)
+    monkeypatch.setattr("bench.compare.UNSTABLE_SPREAD", float("inf"))
+    monkeypatch.setattr("bench.machine.MOST_WAITING", 1.0)
+    monkeypatch.setattr("bench.compare.judge", lambda *_: Verdict.NO_DIFFERENCE)
 
 
 @pytest.mark.usefixtures("calm")
@@ -149,7 +149,7 @@ def test_a_clock_that_jumps_is_said(
         state["now"] += -5_000_000 if state["calls"] % 50 == 0 else 1_000_000
         return state["now"]
 
-    monkeypatch.setattr("edge_dsc.measuring.engines.measure", functools.partial(measure, clock=clock))
+    monkeypatch.setattr("edge_dsc.latency.subjects.measure", functools.partial(measure, clock=clock))
     out = tmp_path / "r.json"
     done = edge_dsc("bench", engine, "--iterations", 100, "--warmup", 0, "--out", out)
     assert done.code == 0, done.err

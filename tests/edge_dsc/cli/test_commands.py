@@ -14,13 +14,12 @@ import pytest
 from bench.statistics import Verdict
 from edge_dsc import __version__
 from edge_dsc.cli import COMMANDS, main
-from edge_dsc.cli.build import Backend, CalibMethod, PrecisionName
-from edge_dsc.cli.train import Arch, RecipeName
+from edge_dsc.cli.making import Arch, Backend, CalibMethod, PrecisionName, RecipeName
 from engines.errors import UsageError
 
 
 def test_choices_are_those_of_the_library() -> None:
-    from calibration.methods import METHODS
+    from calibration.table import METHODS
     from edge_dsc.networks import ARCHITECTURES
     from edge_dsc.training import RECIPES
     from engines.record import Precision
@@ -114,15 +113,15 @@ def test_evaluate_against_itself_agrees(edge_dsc: Any, engine: Path, textures: P
 @pytest.fixture
 def calm(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let no noise of this machine end a measurement with exit code 7."""
-    monkeypatch.setattr("bench.control.judge", lambda *_: Verdict.NO_DIFFERENCE)
-    monkeypatch.setattr("bench.stability.UNSTABLE_SPREAD", float("inf"))
-    monkeypatch.setattr("bench.co_load.MOST_WAITING", 1.0)
+    monkeypatch.setattr("bench.compare.judge", lambda *_: Verdict.NO_DIFFERENCE)
+    monkeypatch.setattr("bench.compare.UNSTABLE_SPREAD", float("inf"))
+    monkeypatch.setattr("bench.machine.MOST_WAITING", 1.0)
 
 
 def test_an_unstable_measurement_is_kept_and_said(
     edge_dsc: Any, engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bench.stability.UNSTABLE_SPREAD", -1.0)
+    monkeypatch.setattr("bench.compare.UNSTABLE_SPREAD", -1.0)
     done = edge_dsc("bench", engine, "--iterations", 40, "--warmup", 0, "--out", tmp_path / "report.json")
     assert done.code == 7
     assert "error: dsc-fp32.onnxruntime's block medians scatter" in done.err
@@ -133,7 +132,7 @@ def test_an_unstable_measurement_is_kept_and_said(
 def test_a_control_that_differs_ends_bench_and_compare_with_7(
     edge_dsc: Any, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bench.control.judge", lambda *_: Verdict.SLOWER)
+    monkeypatch.setattr("bench.compare.judge", lambda *_: Verdict.SLOWER)
     engines = [run / f"dsc-{precision}.onnxruntime.engine" for precision in ("fp32", "int8")]
     short = ("--iterations", 20, "--warmup", 0)
     report = tmp_path / "report.json"
@@ -142,8 +141,8 @@ def test_a_control_that_differs_ends_bench_and_compare_with_7(
     for reports in ([report], [report, report]):
         done = edge_dsc("compare", *reports, "--fail-if-slower", 0)
         assert done.code == 7 and "measured twice, ratio" in done.err
-    monkeypatch.setattr("bench.stability.UNSTABLE_SPREAD", float("inf"))
-    monkeypatch.setattr("bench.co_load.MOST_WAITING", 1.0)
+    monkeypatch.setattr("bench.compare.UNSTABLE_SPREAD", float("inf"))
+    monkeypatch.setattr("bench.machine.MOST_WAITING", 1.0)
     done = edge_dsc("bench", *engines, *short, "--no-control", "--out", report, "--json")
     assert done.code == 0 and len(done.json["subjects"]) == 2
     assert edge_dsc("compare", report, "--json").json["controls"] == []
@@ -202,7 +201,7 @@ def test_bench_measures_memory_and_power_in_passes_of_their_own(
 
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parents[3]))
     monkeypatch.setattr(
-        "edge_dsc.measuring.engines.find_rails", lambda: (Rail(name="VDD_IN", watts=lambda: 5.0),)
+        "edge_dsc.latency.subjects.find_rails", lambda: (Rail(name="VDD_IN", watts=lambda: 5.0),)
     )
     short = ("--iterations", 20, "--warmup", 0, "--out", tmp_path / "r.json", "--json")
     done = edge_dsc("bench", engine, *short, "--memory", "--power", 0.05, "--limits")
@@ -214,7 +213,7 @@ def test_bench_measures_memory_and_power_in_passes_of_their_own(
     assert limits["multiply_adds"] == 36_453_056
     assert limits["bytes_per_s"] > 1e6 and limits["multiply_adds_per_s"] > 1e6
     assert [power["rail"] for power in subject["passes"]["power"]] == ["VDD_IN"]
-    monkeypatch.setattr("edge_dsc.measuring.engines.find_rails", tuple)
+    monkeypatch.setattr("edge_dsc.latency.subjects.find_rails", tuple)
     (engine.parent / "model.onnx").rename(tmp_path / "away.onnx")
     done = edge_dsc("bench", engine, *short, "--power", 0.05, "--limits")
     assert done.code == 0 and "no rail can be read here" in done.err
@@ -250,7 +249,7 @@ def test_bench_measures_60_seconds_unless_told_otherwise(
         plans.append(plan)
         raise UsageError("enough", remedy="none")
 
-    monkeypatch.setattr("edge_dsc.measuring.engines.measure_engines", measured)
+    monkeypatch.setattr("edge_dsc.latency.subjects.measure_engines", measured)
     assert edge_dsc("bench", engine, *flags, "--out", engine.with_name("r.json")).code == 2
     assert [(plan.name, plan.seconds) for plan in plans] == [(name, seconds)]
 

@@ -18,7 +18,7 @@ from onnx import numpy_helper
 
 from calibration.qdq import quantize
 from calibration.table import load_table, save_table
-from edge_dsc.building import engine as engine_builder
+from edge_dsc.build import engine as engine_builder
 from engines.record import EngineRecord, load_record, record_path, save_record
 
 ORT = ("--backend", "onnxruntime")
@@ -260,7 +260,7 @@ def two_float_layers(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         calls.append(len(labels))
         return SimpleNamespace(float_layers=("Conv_6", "MatMul_18"), text="mixed precision: as searched")
 
-    monkeypatch.setattr("edge_dsc.building.mixed.search", search)
+    monkeypatch.setattr("edge_dsc.build.assign.search", search)
     return calls
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from edge_dsc.loop.inference import InferRequest, infer_source
+from edge_dsc.infer.inference import InferRequest, infer_source
 
 PROGRAM = [sys.executable, "-c", "from edge_dsc.cli import main; main()"]
 
@@ -134,7 +134,7 @@ def test_a_camera_unplugged_in_mid_frame_comes_back(
 ) -> None:
     import functools
 
-    from edge_dsc.loop import feeds
+    from edge_dsc.infer import inference as feeds
 
     monkeypatch.setattr(feeds, "LiveSource", functools.partial(feeds.LiveSource, backoff_s=(0.01,)))
     whole, torn = network_camera.part(jpeg(80)), network_camera.part(jpeg(200))
@@ -163,7 +163,7 @@ def test_two_loops_in_one_process(engine: Path, textures: Path, tmp_path: Path) 
 
 
 def test_memory_stays_flat() -> None:
-    script = Path(__file__).parents[3] / "bench" / "scripts" / "memory_flat.py"
+    script = Path(__file__).parents[3] / "scripts" / "memory_flat.py"
     done = subprocess.run(
         [sys.executable, script, "--frames", "20000"],
         cwd=script.parents[2], env={**os.environ, "PYTHONPATH": str(script.parents[2])},

@@ -10,9 +10,9 @@ import pytest
 
 from bench.plan import Plan
 from bench.report import BlockSamples, Report, SubjectReport
-from edge_dsc.evaluation.report import read_accuracies
+from edge_dsc.evaluate.evaluation import read_accuracies
+from edge_dsc.page.charts import accuracy_plot, roofline_plot, stage_plot, time_plot
 from edge_dsc.page.document import make_page, report_sections
-from edge_dsc.page.series import accuracy_plot, roofline_plot, stage_plot, time_plot
 from engines.errors import ArtefactError
 
 SECOND = 10**9

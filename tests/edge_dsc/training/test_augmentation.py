@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from edge_dsc.training.augmentation import Batches, augment_image, class_weights
-from edge_dsc.training.options import RECIPES
+from edge_dsc.training.batches import Batches, augment_image, class_weights
+from edge_dsc.training.recipes import RECIPES
 
 STILL = replace(RECIPES["default"]["dsc"], rotation=0.0, zoom=0.0, shift=0.0, flip=False, batch=4)
 IMAGES = np.random.default_rng(0).integers(0, 256, (10, 24, 32, 1), dtype=np.uint8)

@@ -14,11 +14,9 @@ from edge_dsc.data import load_split
 from edge_dsc.data.phantoms import write_phantoms
 from edge_dsc.networks import build_network, load_network
 from edge_dsc.training import TrainOptions, TrainProgress, TrainResult, train
-from edge_dsc.training.loop import predict, seed_everything
-from edge_dsc.training.optimization import compile_model, start_convolutions, start_dense
-from edge_dsc.training.options import RECIPES
-from edge_dsc.training.record import load_training_record
-from edge_dsc.training.state import TrainState, load_state, save_state
+from edge_dsc.training.fit import compile_model, predict, seed_everything, start_convolutions, start_dense
+from edge_dsc.training.recipes import RECIPES
+from edge_dsc.training.run_folder import TrainState, load_state, load_training_record, save_state
 from engines.errors import ArtefactError, BadInputError, EdgeDscError, UsageError
 from engines.files import read_document, sha256_file
 

@@ -19,9 +19,9 @@ from engines.contract import ModelContract
 from engines.files import sha256_bytes
 from engines.record import BatchRange, EngineRecord, Precision
 from engines.runtimes import BuildOptions, RunnerOptions
-from engines.trt import driver as cuda_driver
-from engines.trt.build import build_plan
-from engines.trt.run import TrtRunner
+from engines.trt import cuda as cuda_driver
+from engines.trt.builder import build_plan
+from engines.trt.runner import TrtRunner
 
 BATCH = BatchRange(1, 4, 8)
 

@@ -13,11 +13,12 @@ from onnx import TensorProto, helper, load_model_from_string
 from engines.errors import AccuracyGateError, ArtefactError, EnvironmentProblem
 from engines.record import BatchRange, Precision
 from engines.runtimes import BuildOptions
-from engines.trt import build, census, runtime, versions
-from engines.trt.build import build_plan
+from engines.trt import builder as build
+from engines.trt import census, runtime, versions
+from engines.trt.builder import build_plan
 from engines.trt.census import INSPECTOR, NETWORK
-from engines.trt.driver import find_gpu
-from engines.trt.tensorrt_rtx import RUNTIME
+from engines.trt.cuda import find_gpu
+from engines.trt.runtime import TENSORRT_RTX
 
 trt = pytest.importorskip("tensorrt_rtx")
 
@@ -43,7 +44,7 @@ def test_both_networks_in_every_precision(
     engine = tmp_path / "a.engine"
     layers = LAYERS[architecture]
     required = layers - 1 if precision == "int8" else layers  # the last dense layer stays in FP32
-    result = RUNTIME.build(graph_in(architecture, precision), engine, options(precision, required))
+    result = TENSORRT_RTX.build(graph_in(architecture, precision), engine, options(precision, required))
     expected = {"INT8": layers - 1, "FP32": 1} if precision == "int8" else {precision.upper(): layers}
     assert result.layers == expected
     assert result.layers_source == NETWORK
@@ -58,13 +59,13 @@ def test_a_graph_of_another_precision_is_refused(tmp_path: Path, graph_in: Graph
     with pytest.raises(
         AccuracyGateError, match="asked for 9 layers in FP16, the engine would have 9 in FP32"
     ):
-        RUNTIME.build(graph_in("dsc", "fp32"), tmp_path / "a.engine", options("fp16", 9))
+        TENSORRT_RTX.build(graph_in("dsc", "fp32"), tmp_path / "a.engine", options("fp16", 9))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_progress_is_reported_to_its_end(tmp_path: Path, graph_in: Graphs) -> None:
     seen: list[tuple[str, int, int]] = []
-    RUNTIME.build(
+    TENSORRT_RTX.build(
         graph_in("dsc", "fp32"),
         tmp_path / "a.engine",
         options("fp32", progress=lambda *step: seen.append(step)),
@@ -83,14 +84,16 @@ def test_ctrl_c_while_building_ends_it(tmp_path: Path, graph_in: Graphs) -> None
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        RUNTIME.build(graph_in("dsc", "fp32"), tmp_path / "a.engine", options("fp32", progress=interrupt))
+        TENSORRT_RTX.build(
+            graph_in("dsc", "fp32"), tmp_path / "a.engine", options("fp32", progress=interrupt)
+        )
     assert calls == [0]
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_model_that_the_parser_refuses(tmp_path: Path) -> None:
     with pytest.raises(ArtefactError, match=r"tensorrt_rtx [\d.]+ cannot read the model: .*ONNX") as caught:
-        RUNTIME.build(b"nonsense", tmp_path / "a.engine", options("fp32"))
+        TENSORRT_RTX.build(b"nonsense", tmp_path / "a.engine", options("fp32"))
     assert "\n" not in str(caught.value)
     assert "edge-dsc export" in caught.value.remedy
 
@@ -99,14 +102,14 @@ def test_an_operator_that_the_parser_does_not_know(tmp_path: Path, graph_in: Gra
     model = load_model_from_string(graph_in("dsc", "fp32"))
     next(node for node in model.graph.node if node.op_type == "Softmax").op_type = "Mystery"
     with pytest.raises(ArtefactError, match="Mystery"):
-        RUNTIME.build(model.SerializeToString(), tmp_path / "a.engine", options("fp32"))
+        TENSORRT_RTX.build(model.SerializeToString(), tmp_path / "a.engine", options("fp32"))
 
 
 def test_a_fixed_batch_that_the_profile_does_not_fit(tmp_path: Path, graph_in: Graphs) -> None:
     model = load_model_from_string(graph_in("dsc", "fp32"))
     model.graph.input[0].CopyFrom(helper.make_tensor_value_info("image", TensorProto.UINT8, [1, 224, 224, 1]))
     with pytest.raises(EnvironmentProblem, match="cannot build"):
-        RUNTIME.build(model.SerializeToString(), tmp_path / "a.engine", options("fp32"))
+        TENSORRT_RTX.build(model.SerializeToString(), tmp_path / "a.engine", options("fp32"))
 
 
 def test_a_builder_that_does_not_start_tells_why(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,7 +118,7 @@ def test_a_builder_that_does_not_start_tells_why(monkeypatch: pytest.MonkeyPatch
     def refuse(_: object) -> None:
         raise TypeError("pybind11::init(): factory function returned nullptr")
 
-    monkeypatch.setattr(build, "make_logger", lambda module: logger)
+    monkeypatch.setattr(build, "process_logger", lambda module: logger)
     fake = SimpleNamespace(__name__="tensorrt", __version__="10.3.0", Builder=refuse)
     with pytest.raises(
         EnvironmentProblem, match=r"tensorrt 10\.3\.0 cannot build: CUDA initialization failure"
@@ -126,10 +129,10 @@ def test_a_builder_that_does_not_start_tells_why(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.skipif(find_gpu()[0] is not None, reason="what happens without a GPU")
 def test_without_a_gpu_the_engine_cannot_be_loaded(tmp_path: Path, graph_in: Graphs) -> None:
     from engines.trt.census import inspect_plan
-    from engines.trt.log import first_error, make_logger
+    from engines.trt.faults import first_error, process_logger
 
-    RUNTIME.build(graph_in("dsc", "fp32"), tmp_path / "a.engine", options("fp32"))
-    logger = make_logger(trt)
+    TENSORRT_RTX.build(graph_in("dsc", "fp32"), tmp_path / "a.engine", options("fp32"))
+    logger = process_logger(trt)
     assert inspect_plan(trt, logger, (tmp_path / "a.engine").read_bytes()) is None
     assert "cudaError 35" in first_error(logger)
 

@@ -11,7 +11,7 @@ import pytest
 
 from engines.errors import EnvironmentProblem
 from engines.trt import cache
-from engines.trt.run import TrtRunner
+from engines.trt.runner import TrtRunner
 
 Open = Callable[..., TrtRunner]
 

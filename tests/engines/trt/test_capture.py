@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from engines.trt.capture import CudaGraph, GraphError, capture_graph, missing_functions
+from engines.trt.cuda import CudaGraph, GraphError, capture_graph, missing_functions
 
 
 class Driver:

@@ -10,8 +10,8 @@ import pytest
 from double_cuda import API, POISON, DoubleCuda, DoubleDriver, Error, Misuse
 from double_tensorrt import DoubleTensorRt
 
-from engines.trt.capture import GraphError, capture_graph
-from engines.trt.log import make_logger
+from engines.trt.cuda import GraphError, capture_graph
+from engines.trt.faults import process_logger
 
 SHAPE = (2, 224, 224, 1)
 
@@ -21,7 +21,7 @@ class Device:
 
     def __init__(self, cuda: DoubleCuda, trt: DoubleTensorRt, plan: bytes) -> None:
         self.cuda = cuda
-        self.runtime = trt.Runtime(make_logger(trt))
+        self.runtime = trt.Runtime(process_logger(trt))
         self.engine = self.runtime.deserialize_cuda_engine(plan)
         self.execution = self.engine.create_execution_context()
         self.stream = cuda.Stream(1)
@@ -240,7 +240,7 @@ def test_methods_are_those_of_the_release(device: Device, trt: DoubleTensorRt, r
     assert hasattr(device.execution, "is_stream_capturable") == (release == "rtx")
     assert hasattr(device.engine, "create_runtime_config") == (release in ("11.4", "rtx"))
     assert not hasattr(device.execution, "execute_async_v2") and not hasattr(trt, "Bilder")
-    config = trt.Builder(make_logger(trt)).create_builder_config()
+    config = trt.Builder(process_logger(trt)).create_builder_config()
     assert hasattr(config, "progress_monitor") == (release != "8.6")
     with pytest.raises(AttributeError, match=r"IBuilderConfig of TensorRT .* has no 'max_workspace'"):
         config.max_workspace = 1

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from engines.trt import driver
-from engines.trt.driver import Gpu, find_gpu
+from engines.trt import cuda as driver
+from engines.trt.cuda import Gpu, find_gpu
 
 
 def fake_driver(*, start: int = 0, devices: int = 1, name: int = 0) -> Any:

@@ -9,9 +9,9 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from edge_dsc.loop.folder import classify_files
+from edge_dsc.infer.classify import classify_files
 from engines.images import read_input
-from engines.trt.run import TrtRunner
+from engines.trt.runner import TrtRunner
 
 
 @pytest.mark.parametrize("slots", [1, 2, 3])

@@ -26,11 +26,10 @@ from engines import packages
 from engines.errors import ArtefactError
 from engines.files import sha256_bytes
 from engines.record import BatchRange, EngineRecord, Precision, save_record
-from engines.runtimes import BuildOptions, Runner, RunnerOptions, get_runtime, open_engine
-from engines.tickets import answer_batches
-from engines.trt import driver as cuda_driver
+from engines.runtimes import BuildOptions, Runner, RunnerOptions, answer_batches, get_runtime, open_engine
+from engines.trt import cuda as cuda_driver
 from engines.trt import runtime as runtime_module
-from engines.trt.driver import Gpu
+from engines.trt.cuda import Gpu
 
 BATCH = BatchRange(1, 2, 4)
 LAYERS = {"dsc": 9, "cnn": 6}
@@ -230,7 +229,7 @@ def test_the_measuring_script(
     switch: list[str],
 ) -> None:
     out, engine = tmp_path / "stages.json", engine_of()
-    script = str(Path(__file__).parents[3] / "bench" / "scripts" / "gpu_stages.py")
+    script = str(Path(__file__).parents[3] / "scripts" / "gpu_stages.py")
     sizes = ["--blocks", "2", "--calls", "3", "--batch", "2"]
     arguments = [script, str(engine), "--images", str(textures / "focal"), *sizes, "--out", str(out), *switch]
     monkeypatch.setattr(sys, "argv", arguments)

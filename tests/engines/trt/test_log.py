@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-from engines.trt.log import first_error, make_logger
+from engines.trt.faults import first_error, process_logger
 
 
 class ILogger:
@@ -10,7 +10,7 @@ class ILogger:
 
 
 def test_only_errors_are_kept_on_one_line_each() -> None:
-    logger = make_logger(SimpleNamespace(ILogger=ILogger))
+    logger = process_logger(SimpleNamespace(ILogger=ILogger))
     assert first_error(logger) == "it gave no reason"
     logger.log(ILogger.WARNING, "a warning")
     logger.log(ILogger.INTERNAL_ERROR, "Thread context has not been set! Using global log stream.")
@@ -21,7 +21,16 @@ def test_only_errors_are_kept_on_one_line_each() -> None:
 
 
 def test_a_flood_is_cut_off() -> None:
-    logger = make_logger(SimpleNamespace(ILogger=ILogger))
+    logger = process_logger(SimpleNamespace(ILogger=ILogger))
     for number in range(100):
         logger.log(ILogger.ERROR, f"error {number}")
     assert (len(logger.errors), first_error(logger)) == (20, "error 0")
+
+
+def test_a_process_has_one_logger_for_each_tensorrt() -> None:
+    one, other = SimpleNamespace(ILogger=ILogger), SimpleNamespace(ILogger=ILogger)
+    logger = process_logger(one)
+    logger.log(ILogger.ERROR, "of an earlier build")
+    assert process_logger(one) is logger
+    assert first_error(logger) == "it gave no reason"
+    assert process_logger(other) is not logger

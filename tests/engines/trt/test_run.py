@@ -11,9 +11,9 @@ import pytest
 from double_tensorrt import session_of
 
 from engines.errors import ArtefactError, BadInputError, EnvironmentProblem
-from engines.tickets import answer_batches
-from engines.trt import driver as cuda_driver
-from engines.trt.run import TrtRunner
+from engines.runtimes import answer_batches
+from engines.trt import cuda as cuda_driver
+from engines.trt.runner import TrtRunner
 
 Open = Callable[..., TrtRunner]
 

@@ -12,7 +12,7 @@ from engines.errors import ArtefactError, EnvironmentProblem
 from engines.record import BatchRange, EngineRecord, Precision
 from engines.runtimes import Availability, BuildOptions, BuildResult, get_runtime
 from engines.trt import runtime
-from engines.trt.driver import Gpu
+from engines.trt.cuda import Gpu
 
 NO_DRIVER = "no CUDA driver: libcuda.so.1 not found"
 ORIN = Gpu("Orin", "8.7")

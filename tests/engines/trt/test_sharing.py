@@ -12,7 +12,7 @@ from double_tensorrt import session_of
 
 from engines.files import sha256_bytes
 from engines.runtimes import RunnerOptions
-from engines.trt.run import TrtRunner
+from engines.trt.runner import TrtRunner
 
 
 @pytest.fixture(params=["8.6", "10.3"])

@@ -1,0 +1,226 @@
+"""Exact rewrites of the FP32 graph that make it easier to quantise: centred pixels, channels of one range."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+
+from calibration.layers import Layer, find_layers
+from engines.errors import ArtefactError
+
+Model = Any  # onnx.ModelProto
+
+MIDDLE = 128.0
+SUFFIX = ".centred"
+
+
+def center_pixels(model: Model) -> Model:
+    """Return the same network with 128 subtracted from the pixels before its first convolution.
+
+    The border that the convolution pads with becomes -128 by a Pad of its own, and 128 times the sum of each
+    kernel is added to its bias: the same function. Both kinds of grid gain by it:
+
+    - With float kernels in that sum, the error of rounded kernels meets the centred pixels, which are smaller and
+      of both signs. On pixels of 0..255 it shifts every output of the layer the same way. Measured on two
+      trained CNNs, unsigned: the squared error of the logits fell from 0.22 to 0.007, and from 0.0020 to 0.0005.
+    - Symmetric int8 has no zero point, so 0..255 would get a scale of two and lose a bit of every pixel. Measured
+      on a trained depthwise network, signed: 0.021 fell to 0.008.
+
+    Args:
+        model: The deployed FP32 graph; it is not changed.
+
+    Returns:
+        A new graph; an equal one where the first layer is no convolution of raw pixels with explicit padding.
+    """
+    centred = onnx.ModelProto()
+    centred.CopyFrom(model)
+    layer = find_layers(centred)[0]
+    node = next(node for node in centred.graph.node if node.name == layer.name)
+    if not _fits(layer, node, centred):
+        return centred
+    stored = {tensor.name: tensor for tensor in centred.graph.initializer}
+    weight = onnx.numpy_helper.to_array(stored[layer.weight])
+    shift = (MIDDLE * weight.astype(np.float64).sum(axis=(1, 2, 3))).astype(np.float32)
+    name = f"{layer.name}.centred_bias"
+    if len(node.input) > 2:
+        shift = onnx.numpy_helper.to_array(stored[node.input[2]]) + shift
+        del node.input[2:]
+    pads = next((list(attribute.ints) for attribute in node.attribute if attribute.name == "pads"), [0] * 4)
+    constants = {
+        name: shift,
+        f"{layer.input}.middle": np.array(-MIDDLE, np.float32),
+        f"{layer.input}.pads": np.array([0, 0, *pads[:2], 0, 0, *pads[2:]], np.int64),
+    }
+    centred.graph.initializer.extend(
+        onnx.numpy_helper.from_array(value, key) for key, value in constants.items()
+    )
+    shifted, padded = f"{layer.input}.shifted", f"{layer.input}{SUFFIX}"
+    middle, frame = f"{layer.input}.middle", f"{layer.input}.pads"
+    place = list(centred.graph.node).index(node)
+    node.input[0] = padded
+    node.input.append(name)
+    kept = [attribute for attribute in node.attribute if attribute.name != "pads"]
+    del node.attribute[:]
+    node.attribute.extend(kept)
+    before = [
+        onnx.helper.make_node("Add", [layer.input, middle], [shifted], f"{layer.name}.centre"),
+        onnx.helper.make_node("Pad", [shifted, frame, middle], [padded], f"{layer.name}.border"),
+    ]
+    for index, made in enumerate(before):
+        centred.graph.node.insert(place + index, made)
+    _drop_unused(centred)
+    return centred
+
+
+def centred_range(*, signed: bool) -> tuple[float, float]:
+    """Return the range that gives centred pixels a scale of exactly 1.
+
+    The scale of a symmetric range is its end / 127, and QuantizeLinear keeps -128 as it is.
+    """
+    return (-127.0, 127.0) if signed else (-128.0, 127.0)
+
+
+def _fits(layer: Layer, node: Any, model: Model) -> bool:
+    """Whether this is a convolution of raw pixels, not yet centred, whose padding and bias are known."""
+    stored = {tensor.name for tensor in model.graph.initializer}
+    explicit = all(attribute.name != "auto_pad" or attribute.s == b"NOTSET" for attribute in node.attribute)
+    known = len(node.input) < 3 or node.input[2] in stored
+    plain = layer.op == "Conv" and len(layer.shape) == 4 and not layer.depthwise
+    return layer.raw_pixels and plain and explicit and known and not layer.input.endswith(SUFFIX)
+
+
+def _drop_unused(model: Model) -> None:
+    used = {name for node in model.graph.node for name in node.input}
+    kept = [tensor for tensor in model.graph.initializer if tensor.name in used]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept)
+
+
+Array = Any
+
+# Ops between two layers that a positive factor a channel passes through.
+_HOMOGENEOUS = (
+    "Relu",
+    "MaxPool",
+    "AveragePool",
+    "GlobalAveragePool",
+    "Reshape",
+    "Flatten",
+    "Identity",
+    "Add",
+)
+
+
+def can_scale(model: Model, layer: Layer) -> bool:
+    """Whether the channels of a layer's input can be scaled by the layer before it."""
+    return _producer(model, layer) is not None
+
+
+def channel_count(model: Model, layer: Layer) -> int:
+    """Return the channels of a layer's input: those of the layer before, even where they were flattened."""
+    producer = _producer(model, layer)
+    assert producer is not None, "asked of a layer whose input can be scaled"
+    return producer.shape[producer.axis]
+
+
+def scale_channels(model: Model, factors: Mapping[str, Sequence[float]]) -> Model:
+    """Return the same network with some tensors' channels multiplied by factors.
+
+    Args:
+        model: The deployed FP32 graph; it is not changed.
+        factors: For the input tensor of a layer, one positive factor a channel.
+
+    Raises:
+        ArtefactError: A tensor that is no layer's input, whose channels cannot be scaled, or another number
+            of factors than it has channels.
+    """
+    scaled = onnx.ModelProto()
+    scaled.CopyFrom(model)
+    layers = {layer.input: layer for layer in find_layers(scaled)}
+    stored = {tensor.name: tensor for tensor in scaled.graph.initializer}
+
+    def multiply(name: str, values: Array) -> None:
+        old = onnx.numpy_helper.to_array(stored[name])
+        stored[name].CopyFrom(onnx.numpy_helper.from_array((old * values).astype(np.float32), name))
+
+    for tensor, values in factors.items():
+        layer = layers.get(tensor)
+        producer = None if layer is None else _producer(scaled, layer)
+        if layer is None or producer is None or len(values) != producer.shape[producer.axis]:
+            raise ArtefactError(
+                f"{tensor} has no {len(values)} channels to scale", remedy="calibrate this model anew"
+            )
+        factor = np.asarray(values, np.float64)
+        multiply(producer.weight, _along(factor, producer.axis, len(producer.shape)))
+        for bias in _biases(scaled, producer, layer.input):
+            multiply(bias, factor.reshape(_bias_shape(stored[bias].dims)))
+        multiply(layer.weight, divisors(layer, factor))
+    return scaled
+
+
+def divisors(layer: Layer, factor: Array) -> Array:
+    """Return what a layer's weight is multiplied by when its input's channels were multiplied by ``factor``.
+
+    Args:
+        layer: The layer.
+        factor: float64 [channels of the layer before].
+
+    Returns:
+        Broadcastable to the weight.
+    """
+    inverse = 1 / np.asarray(factor, np.float64)
+    if layer.op == "Conv":
+        # A depthwise weight is [channels, 1, height, width]: its input channel is its output channel.
+        return _along(inverse, 0 if layer.depthwise else 1, len(layer.shape))
+    axis = 1 - layer.axis
+    return _along(np.repeat(inverse, layer.shape[axis] // len(inverse)), axis, len(layer.shape))
+
+
+def _along(values: Array, axis: int, dimensions: int) -> Array:
+    shape = [1] * dimensions
+    shape[axis] = -1
+    return values.reshape(shape)
+
+
+def _bias_shape(dims: Sequence[int]) -> tuple[int, ...]:
+    return tuple(-1 if size != 1 else 1 for size in dims) or (-1,)
+
+
+def _producer(model: Model, layer: Layer) -> Layer | None:
+    """Return the layer before, if only what a factor passes through lies between; else None."""
+    by_output = {name: node for node in model.graph.node for name in node.output}
+    layers = {found.name: found for found in find_layers(model)}
+    stored = {tensor.name for tensor in model.graph.initializer}
+    name = layer.input
+    while name in by_output:
+        node = by_output[name]
+        if node.name in layers:
+            found = layers[node.name]
+            # A flattened tensor repeats each channel for every place: weights must divide evenly.
+            depth = layer.shape[1 - layer.axis] if layer.op != "Conv" else found.shape[found.axis]
+            multiplier = layer.depthwise and layer.shape[0] != found.shape[found.axis]
+            return None if depth % found.shape[found.axis] or multiplier else found
+        if node.op_type not in _HOMOGENEOUS:
+            return None
+        if node.op_type == "Add" and not (set(node.input) & stored):
+            return None
+        name = next(value for value in node.input if value not in stored)
+    return None
+
+
+def _biases(model: Model, producer: Layer, end: str) -> list[str]:
+    """Name the stored biases added between a layer and ``end``."""
+    by_output = {name: node for node in model.graph.node for name in node.output}
+    stored = {tensor.name for tensor in model.graph.initializer}
+    found = []
+    name = end
+    while by_output[name].name != producer.name:
+        node = by_output[name]
+        if node.op_type == "Add":
+            found += [value for value in node.input if value in stored]
+        name = next(value for value in node.input if value not in stored)
+    found += [value for value in by_output[name].input[2:] if value in stored]
+    return found

@@ -1,0 +1,325 @@
+"""From a trained run to the deployed ONNX model, proven equal to Keras."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from typing import Any
+from edge_dsc.networks import load_keras
+from engines.packages import load
+from dataclasses import dataclass
+from dataclasses import field
+from edge_dsc.networks import BLOCKS
+from engines.contract import ModelContract
+from engines.errors import EdgeDscError
+from pathlib import Path
+from edge_dsc.data.discover import Sample
+from edge_dsc.data.loading import load_images
+from edge_dsc.data.split import Split
+from edge_dsc.data.split import load_split
+from edge_dsc.networks import fold_network
+from edge_dsc.networks import load_network
+from edge_dsc.training.fit import predict
+from edge_dsc.training.run_folder import MODEL_FILE
+from edge_dsc.training.run_folder import SPLIT_FILE
+from edge_dsc.training.run_folder import TrainingRecord
+from edge_dsc.training.run_folder import load_training_record
+from engines.errors import AccuracyGateError
+from engines.errors import ArtefactError
+from engines.errors import BadInputError
+from engines.files import canonical_json
+from engines.files import write_bytes
+from engines.runtimes import Progress
+import onnx
+import numpy as np
+
+
+
+OPSET = 18
+INPUT_NAME = "image"
+
+Model = Any
+
+
+def convert_to_onnx(model: Model) -> Any:
+    """Convert a Keras model with one input ``float32 [N, H, W, 1]``.
+
+    Returns:
+        ``onnx.ModelProto`` as tf2onnx writes it, with a channels-first input.
+
+    Raises:
+        EnvironmentProblem: tf2onnx is missing.
+    """
+    load_keras()
+    tensorflow = load("tensorflow")
+    with warnings.catch_warnings():
+        # tf2onnx 1.17 and TensorFlow call each other's and numpy's deprecated names; nothing a user can act on.
+        warnings.simplefilter("ignore")
+        tf2onnx = load("tf2onnx")
+        logging.getLogger("tf2onnx").setLevel(logging.ERROR)
+        # Keras 3 models only convert with an explicit signature (onnx/tensorflow-onnx#2329).
+        signature = [
+            tensorflow.TensorSpec((None, *model.input_shape[1:]), tensorflow.float32, name=INPUT_NAME)
+        ]
+        proto, _ = tf2onnx.convert.from_keras(
+            model, input_signature=signature, opset=OPSET, inputs_as_nchw=[INPUT_NAME]
+        )
+    return proto
+
+
+
+IR_VERSION = 9
+_GLUE = frozenset(
+    {"Cast", "Concat", "Gather", "Reshape", "Shape", "Slice", "Squeeze", "Transpose", "Unsqueeze"}
+)
+
+Array = Any
+Proto = Any
+
+
+@dataclass
+class _Graph:
+    """A chain of nodes under construction; every node has one data output, named after it."""
+
+    onnx: Any
+    tensor: str
+    nodes: list[Proto] = field(default_factory=list)
+    constants: list[Proto] = field(default_factory=list)
+
+    def add(self, op: str, name: str, *constants: tuple[str, Array], **attributes: Any) -> None:
+        inputs = [self.tensor]
+        for suffix, value in constants:
+            self.constants.append(self.onnx.numpy_helper.from_array(value, f"{name}.{suffix}"))
+            inputs.append(f"{name}.{suffix}")
+        self.nodes.append(self.onnx.helper.make_node(op, inputs, [name], name=name, **attributes))
+        self.tensor = name
+
+
+def chain_of(architecture: str) -> list[tuple[str, str]]:
+    """Return (name, op) of the compute nodes of a deployed network, from stem to softmax."""
+    chain = [("stem", "Conv"), ("stem_relu", "Relu")]
+    for block in range(1, BLOCKS + 1):
+        convolutions = ("depthwise", "pointwise") if architecture == "dsc" else ("conv",)
+        chain.append((f"block{block}_pool", "MaxPool"))
+        chain += [(f"block{block}_{name}", "Conv") for name in convolutions]
+        chain.append((f"block{block}_relu", "Relu"))
+    chain += [("pool", "MaxPool"), ("dense", "MatMul"), ("dense_relu", "Relu"), ("logits", "MatMul")]
+    return [*chain, ("probabilities", "Softmax")]
+
+
+def deploy_graph(converted: Proto, contract: ModelContract, metadata: dict[str, str]) -> Proto:
+    """Write the deployed graph.
+
+    Args:
+        converted: What tf2onnx made of a folded network.
+        contract: Becomes the graph's input and output, and its metadata.
+        metadata: More metadata properties.
+
+    Returns:
+        A checked ``onnx.ModelProto``: ``uint8 [N, 224, 224, 1]`` in, ``float32 [N, classes]`` out, Cast first
+        (TensorRT takes a uint8 input only so), static Reshapes, no Transpose.
+
+    Raises:
+        EdgeDscError: tf2onnx gave another chain of nodes than the network has.
+    """
+    stored = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in converted.graph.initializer}
+    names = chain_of(contract.architecture)
+    steps = _match_chain(converted, names)
+    graph = _Graph(onnx, contract.input_name)
+    graph.add("Cast", "pixels", to=onnx.TensorProto.FLOAT)
+    graph.add(
+        "Reshape", "planes", ("shape", np.array([-1, 1, contract.height, contract.width], np.int64))
+    )
+    channels = 1
+    for (name, op), (node, add) in zip(names, steps, strict=True):
+        weights = [
+            stored[tensor] for tensor in [*node.input, *(add.input if add else ())] if tensor in stored
+        ]
+        if op == "Conv":
+            channels = int(weights[0].shape[0])
+            _add_convolution(graph, name, weights)
+        elif op == "MaxPool":
+            graph.add("MaxPool", name, kernel_shape=[2, 2], strides=[2, 2])
+        elif op == "MatMul":
+            _add_dense(graph, name, weights, channels)
+        elif op == "Relu":
+            graph.add("Relu", name)
+        else:
+            graph.add("Softmax", contract.output_name, axis=1)
+    return _finished_model(graph, contract, metadata)
+
+
+def _match_chain(converted: Proto, names: list[tuple[str, str]]) -> list[tuple[Proto, Proto | None]]:
+    """Pair every node of the chain with the Add of its bias; a bias of zeros has been optimised away."""
+    steps: list[tuple[Proto, Proto | None]] = []
+    for node in converted.graph.node:
+        if node.op_type == "Add" and steps:
+            steps[-1] = (steps[-1][0], node)
+        elif node.op_type not in _GLUE:
+            steps.append((node, None))
+    found = [node.op_type for node, _ in steps]
+    if found != [op for _, op in names]:
+        raise EdgeDscError(
+            f"tf2onnx gave an unexpected graph: {' '.join(found)}",
+            remedy="install the tested versions: pip install -c constraints.txt 'edge-dsc[train]'",
+        )
+    return steps
+
+
+def _add_convolution(graph: _Graph, name: str, weights: list[Array]) -> None:
+    kernel = weights[0]
+    outputs, per_group, side = kernel.shape[0], kernel.shape[1], kernel.shape[2]
+    grouped = name.endswith("depthwise")
+    constants = [("weight", kernel)]
+    if not grouped:
+        constants.append(
+            ("bias", weights[1].reshape(-1) if len(weights) > 1 else np.zeros(outputs, np.float32))
+        )
+    graph.add(
+        "Conv",
+        name,
+        *constants,
+        group=outputs // per_group if grouped else 1,
+        pads=[side // 2] * 4,
+        kernel_shape=[side, side],
+    )
+
+
+def _add_dense(graph: _Graph, name: str, weights: list[Array], channels: int) -> None:
+    kernel = weights[0]
+    bias = weights[1] if len(weights) > 1 else np.zeros(kernel.shape[1], np.float32)
+    if name == "dense":
+        # Keras flattened [H, W, C]; these rows follow [C, H, W], so that no Transpose is needed.
+        side = round((kernel.shape[0] / channels) ** 0.5)
+        units = kernel.shape[1]
+        kernel = kernel.reshape(side, side, channels, units).transpose(2, 0, 1, 3).reshape(-1, units)
+        graph.add("Reshape", "flatten", ("shape", np.array([-1, kernel.shape[0]], np.int64)))
+    graph.add("MatMul", name, ("weight", np.ascontiguousarray(kernel)))
+    graph.add("Add", f"{name}_bias", ("value", bias.reshape(-1)))
+
+
+def _finished_model(graph: _Graph, contract: ModelContract, metadata: dict[str, str]) -> Proto:
+    onnx = graph.onnx
+    helper = onnx.helper
+    image = helper.make_tensor_value_info(
+        contract.input_name, onnx.TensorProto.UINT8, ["N", *contract.input_shape]
+    )
+    answer = helper.make_tensor_value_info(
+        contract.output_name, onnx.TensorProto.FLOAT, ["N", len(contract.labels)]
+    )
+    body = helper.make_graph(graph.nodes, contract.architecture, [image], [answer], graph.constants)
+    model = helper.make_model(
+        body, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name="edge-dsc"
+    )
+    helper.set_model_props(model, {**contract.to_metadata(), **metadata})
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+
+PARENTS_KEY = "edge_dsc.parents"
+PARITY_TOLERANCE = 1e-5
+_PARITY_IMAGES = 32
+
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportResult:
+    """What an export gave.
+
+    Attributes:
+        path: The ONNX file.
+        parity: Largest difference of a probability between Keras and onnxruntime.
+        images: Real images that were compared.
+        contract: The contract inside.
+    """
+
+    path: Path
+    parity: float
+    images: int
+    contract: ModelContract
+
+
+def export_run(
+    run: Path, *, out: Path | None = None, data: Path | None = None, progress: Progress | None = None
+) -> ExportResult:
+    """Export a run's network to ONNX in its deployed form.
+
+    Args:
+        run: A run folder that :func:`edge_dsc.training.train` wrote.
+        out: The ONNX file; by default ``model.onnx`` in the run folder.
+        data: Where the run's images are now; by default where they were at training.
+        progress: Called before and after each phase.
+
+    Returns:
+        The result; the same run gives the same bytes every time.
+
+    Raises:
+        ArtefactError: The run is incomplete, or a file of it is not the one recorded.
+        BadInputError: None of the run's images are there to compare with.
+        AccuracyGateError: The exported network answers differently; nothing is written.
+        EnvironmentProblem: TensorFlow or tf2onnx is missing, or the place cannot be written.
+    """
+    report = progress or (lambda phase, done, total: None)
+    record = load_training_record(run)
+    split = load_split(run / SPLIT_FILE)
+    if split.sha256 != record.split_sha256:
+        raise ArtefactError(
+            f"{run / SPLIT_FILE} is not the split of its run",
+            remedy="train again: edge-dsc train DATA --overwrite",
+        )
+    contract = ModelContract(labels=record.labels, architecture=record.architecture)
+    pixels = load_images(*_parity_samples(split, data), contract).pixels
+    report("loading", 0, 3)
+    model = load_network(run / MODEL_FILE)
+    report("converting", 1, 3)
+    proto = _deployed(model, contract, record)
+    report("comparing", 2, 3)
+    parity = measure_parity(model, proto, pixels)
+    if not parity <= PARITY_TOLERANCE:
+        raise AccuracyGateError(
+            f"the exported network differs from Keras by {parity:.1e} on {len(pixels)} images, "
+            f"more than {PARITY_TOLERANCE:.0e}",
+            remedy="nothing was written; install the tested versions (constraints.txt) or train again",
+        )
+    target = out or run / "model.onnx"
+    write_bytes(target, proto.SerializeToString(deterministic=True))
+    report("comparing", 3, 3)
+    return ExportResult(path=target, parity=parity, images=len(pixels), contract=contract)
+
+
+def measure_parity(model: Model, proto: Proto, pixels: Any) -> float:
+    """Return the largest difference between a Keras model's and an ONNX model's answers.
+
+    Args:
+        model: Keras, taking ``float32 [N, 224, 224, 1]``.
+        proto: The deployed ``onnx.ModelProto``.
+        pixels: ``uint8 [N, 224, 224, 1]``.
+    """
+    onnxruntime = load("onnxruntime")
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    (answers,) = session.run(None, {session.get_inputs()[0].name: pixels})
+    return float(np.abs(answers - predict(model, pixels)).max())
+
+
+def _deployed(model: Model, contract: ModelContract, record: TrainingRecord) -> Proto:
+    parents = canonical_json({MODEL_FILE: record.model_sha256}).decode()
+    return deploy_graph(convert_to_onnx(fold_network(model)), contract, {PARENTS_KEY: parents})
+
+
+def _parity_samples(split: Split, data: Path | None) -> tuple[Path, list[Sample]]:
+    """Choose images evenly from the held-out parts, those that are there."""
+    root = data or split.root
+    samples = [
+        sample
+        for part in ("evaluation", "test", "validation")
+        for sample in split.samples(part)
+        if (root / sample.path).is_file()
+    ]
+    if not samples:
+        raise BadInputError(
+            f"none of the run's held-out images are below {root}",
+            remedy="name the folder with the images of the training: --data DIR",
+        )
+    stride = max(1, len(samples) // _PARITY_IMAGES)
+    return root, samples[::stride][:_PARITY_IMAGES]

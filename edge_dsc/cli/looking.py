@@ -1,0 +1,58 @@
+"""Commands that look or show: inspect, doctor, demo."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edge_dsc.cli.options import Json, Seed
+
+
+def inspect(
+    path: Annotated[
+        Path, typer.Argument(help="Any file that edge-dsc wrote, or a run folder.", show_default=False)
+    ],
+    json: Json = False,
+) -> None:
+    """Say what a file is and what it says of itself, after checking it."""
+    from edge_dsc.cli.console import give, give_json
+    from edge_dsc.inspection import format_inspection, inspect_path
+
+    found = inspect_path(path)
+    if json:
+        give_json("edge-dsc/inspect-result", found)
+    else:
+        give(format_inspection(found))
+
+
+def doctor(json: Json = False) -> None:
+    """Say what is installed and which runtimes work on this machine."""
+    from edge_dsc.cli.console import give, give_json
+    from edge_dsc.doctor import examine, format_examination
+
+    found = examine()
+    if json:
+        give_json("edge-dsc/doctor-result", found)
+    else:
+        give(format_examination(found))
+
+
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="Folder for everything the demo makes.")] = Path(
+        "runs/demo"
+    ),
+    seed: Seed = 0,
+    json: Json = False,
+) -> None:
+    """Walk the whole line on procedural chest phantoms: train, export, calibrate, build, classify, measure."""
+    from edge_dsc.cli.console import give, give_json, progress_bar, say
+    from edge_dsc.demo import DemoPlan, run_demo
+
+    with progress_bar() as progress:
+        result = run_demo(out, DemoPlan(seed=seed), progress=progress, say=say)
+    if json:
+        give_json("edge-dsc/demo-result", result.to_dict())
+    else:
+        give(result.text())

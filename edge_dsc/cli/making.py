@@ -1,0 +1,418 @@
+"""Commands that make things: train, export, calibrate, build-engine, debug."""
+
+from __future__ import annotations
+
+import enum
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from edge_dsc.cli.app import INTERRUPTED
+from edge_dsc.cli.options import Json, Out, Seed, model_of
+
+
+class Arch(str, enum.Enum):
+    """The names of edge_dsc.networks.ARCHITECTURES."""
+
+    DSC = "dsc"
+    CNN = "cnn"
+
+
+class RecipeName(str, enum.Enum):
+    """The names of edge_dsc.training.RECIPES."""
+
+    DEFAULT = "default"
+    QUICK = "quick"
+    PAPER = "paper"
+
+
+def train(
+    data: Annotated[Path, typer.Argument(help="Folder of X-rays: DIR/class/file, or the Kaggle layout.")],
+    arch: Annotated[Arch, typer.Option("--arch", help="Which network.")] = Arch.DSC,
+    recipe: Annotated[RecipeName, typer.Option("--recipe", help="How to train.")] = RecipeName.DEFAULT,
+    epochs: Annotated[
+        Optional[int], typer.Option("--epochs", min=1, help="Instead of the recipe's.", show_default=False)
+    ] = None,
+    seed: Seed = 0,
+    qat: Annotated[
+        Optional[Path],
+        typer.Option(
+            "--qat",
+            help="Fine-tune this finished run of the same images for INT8, 5 epochs; needs no calibration after.",
+            show_default=False,
+        ),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the unfinished run in the run folder.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the run in the run folder.")
+    ] = False,
+    out: Annotated[
+        Optional[Path],
+        typer.Option(
+            "--out", help="The run folder; default: runs/ARCH, with --qat RUN-qat.", show_default=False
+        ),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Train a network on a folder of X-rays and measure it on the images held back."""
+    if qat is not None:
+        _fine_tune(
+            data, qat, epochs=epochs, seed=seed, resume=resume, overwrite=overwrite, out=out, json=json
+        )
+        return
+    from edge_dsc.cli.console import give, give_json, progress_bar, say
+    from edge_dsc.evaluate.evaluation import format_metrics
+    from edge_dsc.training import TrainOptions
+    from edge_dsc.training import train as run_training
+    from edge_dsc.training.train import step_progress
+
+    options = TrainOptions(
+        data=data,
+        out=out or Path("runs") / arch.value,
+        architecture=arch.value,
+        recipe=recipe.value,
+        epochs=epochs,
+        seed=seed,
+        resume=resume,
+        overwrite=overwrite,
+    )
+    with progress_bar() as progress:
+        result = run_training(options, progress=step_progress(arch.value, progress), reading=progress)
+    for path, reason in result.record.skipped:
+        say(f"skipped {path}: {reason}")
+    if result.record.skipped:
+        say(f"{len(result.record.skipped)} images could not be read and were left out")
+    if json:
+        metrics = {part: figures.to_dict() for part, figures in result.metrics.items()}
+        give_json("edge-dsc/train-result", {"run": str(result.run), "metrics": metrics})
+    else:
+        give(f"{result.run}: evaluation and test images together, none seen in training")
+        give(format_metrics(result.metrics["held_out"]))
+    if result.record.interrupted:
+        say(
+            f"interrupted: kept the best weights so far, of epoch {result.record.best_epoch} (--resume goes on)"
+        )
+        raise typer.Exit(INTERRUPTED)
+
+
+def _fine_tune(
+    data: Path,
+    run: Path,
+    *,
+    epochs: Optional[int],
+    seed: int,
+    resume: bool,
+    overwrite: bool,
+    out: Optional[Path],
+    json: bool,
+) -> None:
+    from edge_dsc.build.qat import EPOCHS, QatOptions, fine_tune
+    from edge_dsc.cli.console import give, give_json, progress_bar, say
+    from edge_dsc.evaluate.evaluation import format_metrics
+    from edge_dsc.training.train import step_progress
+    from engines.errors import UsageError
+
+    if resume:
+        raise UsageError(
+            "--resume has no use with --qat", remedy="a fine-tuning run takes minutes: begin anew"
+        )
+    options = QatOptions(
+        data=data,
+        run=run,
+        out=out or run.with_name(f"{run.name}-qat"),
+        epochs=epochs or EPOCHS,
+        seed=seed,
+        overwrite=overwrite,
+    )
+    with progress_bar() as progress:
+        result = fine_tune(options, progress=step_progress(run.name, progress), reading=progress)
+    trained = result.trained
+    if json:
+        metrics = {part: figures.to_dict() for part, figures in trained.metrics.items()}
+        body = {"run": str(trained.run), "onnx": str(result.onnx), "calibration": str(result.table)}
+        give_json("edge-dsc/train-result", {**body, "metrics": metrics})
+    else:
+        give(f"{trained.run}: evaluation and test images together, in INT8 as it was trained")
+        give(format_metrics(trained.metrics["held_out"]))
+        say(f"next: edge-dsc build-engine {trained.run} --int8 --validate {data}")
+    if trained.record.interrupted:
+        say(f"interrupted: kept the best weights so far, of epoch {trained.record.best_epoch}")
+        raise typer.Exit(INTERRUPTED)
+
+
+DEFAULT_RUN = Path("runs/dsc")
+
+
+class CalibMethod(str, enum.Enum):
+    """How ranges are chosen; the names of calibration.table.METHODS."""
+
+    MSE = "mse"
+    ENTROPY = "entropy"
+    MINMAX = "minmax"
+    PERCENTILE = "percentile"
+
+
+class PrecisionName(str, enum.Enum):
+    """The values of engines.record.Precision."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+    INT8 = "int8"
+    MIXED = "mixed"
+
+
+class Backend(str, enum.Enum):
+    """The runtimes' table and ``auto``."""
+
+    AUTO = "auto"
+    ONNXRUNTIME = "onnxruntime"
+    TENSORRT = "tensorrt"
+    TENSORRT_RTX = "tensorrt-rtx"
+
+
+Model = Annotated[Path, typer.Argument(help="A run folder that train wrote, or an ONNX model of export.")]
+CalibData = Annotated[
+    Optional[Path],
+    typer.Option("--calib-data", help="Folder of real X-rays, DIR/class/file.", show_default=False),
+]
+CalibImages = Annotated[
+    int, typer.Option("--calib-images", min=1, help="Images to draw, stratified by class.")
+]
+Method = Annotated[CalibMethod, typer.Option("--calib-method", help="How the ranges are chosen.")]
+
+
+def export(
+    run: Annotated[Path, typer.Argument(help="A run folder that train wrote.")] = DEFAULT_RUN,
+    data: Annotated[
+        Optional[Path],
+        typer.Option(
+            "--data", help="Images for the parity check; default: those of training.", show_default=False
+        ),
+    ] = None,
+    out: Out = None,
+    json: Json = False,
+) -> None:
+    """Export a trained network as ONNX in its deployed form, and prove it equal to Keras."""
+    from edge_dsc.build.export import export_run
+    from edge_dsc.cli.console import give, give_json, progress_bar
+
+    with progress_bar() as progress:
+        result = export_run(run, out=out, data=data, progress=progress)
+    if json:
+        body = {"path": str(result.path), "parity": result.parity, "images": result.images}
+        give_json("edge-dsc/export-result", {**body, "contract": result.contract.to_dict()})
+    else:
+        give(f"{result.path}: equal to Keras within {result.parity:.1e} on {result.images} real images")
+
+
+def calibrate(
+    calib_data: CalibData,
+    model: Model = DEFAULT_RUN,
+    calib_method: Method = CalibMethod.MSE,
+    calib_images: CalibImages = 256,
+    seed: Seed = 0,
+    trt_cache: Annotated[
+        Optional[str],
+        typer.Option(
+            "--trt-cache",
+            help="Also write TensorRT's own calibration cache, for this release: 8.6.2, 10.3.0.",
+            show_default=False,
+        ),
+    ] = None,
+    out: Out = None,
+    json: Json = False,
+) -> None:
+    """Find the activation ranges for INT8 over real images."""
+    from edge_dsc.build.calibrate import CalibrationRequest, run_calibration
+    from edge_dsc.cli.console import give, give_json, progress_bar
+    from edge_dsc.inspection import describe_table
+    from engines.errors import UsageError
+
+    if calib_data is None:
+        raise UsageError("calibration needs real images", remedy="add --calib-data DIR")
+    request = CalibrationRequest(
+        model=model_of(model),
+        data=calib_data,
+        method=calib_method.value,
+        images=calib_images,
+        seed=seed,
+        out=out,
+        trt_release=trt_cache,
+    )
+    with progress_bar() as progress:
+        made = run_calibration(request, progress)
+    description = {"path": str(made.path), "held_out": made.held_out, **describe_table(made.table)}
+    description["trt_cache"] = str(made.trt_cache) if made.trt_cache else None
+    description["coverage"] = made.coverage.to_dict()
+    if json:
+        give_json("edge-dsc/calibrate-result", description)
+    else:
+        give(
+            f"{made.path}: {len(made.table.ranges)} ranges by {made.table.method} over {len(made.table.images)} images"
+            f" ({made.held_out} left out as held back by the split)\n{made.coverage.text()}"
+            + (f"\nTensorRT's cache: {made.trt_cache}" if made.trt_cache else "")
+        )
+
+
+def build_engine(
+    model: Model = DEFAULT_RUN,
+    precision: Annotated[
+        Optional[PrecisionName],
+        typer.Option(
+            "--precision",
+            help="Precision; mixed leaves in floating point what spoils --max-drop, and no more.",
+            show_default=False,
+        ),
+    ] = None,
+    fp32: Annotated[bool, typer.Option("--fp32", help="Build in FP32 (the default).")] = False,
+    fp16: Annotated[bool, typer.Option("--fp16", help="Build in FP16.")] = False,
+    int8: Annotated[bool, typer.Option("--int8", help="Build in INT8, from a calibration.")] = False,
+    calib_data: CalibData = None,
+    calibration: Annotated[
+        Optional[Path],
+        typer.Option(
+            "--calibration", help="A calibration table; default: the one beside MODEL.", show_default=False
+        ),
+    ] = None,
+    calib_method: Method = CalibMethod.MSE,
+    calib_images: CalibImages = 256,
+    layers: Annotated[
+        Optional[Path],
+        typer.Option(
+            "--layers",
+            help="For mixed: take the layers from this engine; default: from the one that is replaced, else search.",
+            show_default=False,
+        ),
+    ] = None,
+    seed: Seed = 0,
+    backend: Annotated[Backend, typer.Option("--backend", help="Which runtime builds.")] = Backend.AUTO,
+    batch: Annotated[str, typer.Option("--batch", help="Batch sizes, N or MIN:OPT:MAX.")] = "1:8:32",
+    workspace: Annotated[
+        int, typer.Option("--workspace", min=1, help="Scratch memory for the builder, MiB.")
+    ] = 1024,
+    validate: Annotated[
+        Optional[Path],
+        typer.Option(
+            "--validate",
+            help="Labelled X-rays to hold the engine against FP32 on; beyond the budget nothing is shipped.",
+            show_default=False,
+        ),
+    ] = None,
+    max_drop: Annotated[
+        Optional[float],
+        typer.Option(
+            "--max-drop",
+            min=0,
+            max=100,
+            help="With --validate: accuracy that may be lost, percentage points; default 0.5.",
+            show_default=False,
+        ),
+    ] = None,
+    out: Out = None,
+    json: Json = False,
+) -> None:
+    """Build an engine in FP32, FP16, INT8 or mixed and write the record that proves what it is."""
+    from edge_dsc.build.calibrate import CALIBRATION_NAME, CalibrationRequest, run_calibration
+    from edge_dsc.build.engine import BuildRequest
+    from edge_dsc.build.engine import build_engine as build
+    from edge_dsc.cli.console import give, give_json, progress_bar, say
+    from edge_dsc.cli.options import parse_batch, parse_gate, parse_precision
+    from edge_dsc.inspection import format_record
+    from engines.errors import UsageError
+    from engines.record import Precision
+
+    path = model_of(model)
+    asked = parse_precision(precision=precision and precision.value, fp32=fp32, fp16=fp16, int8=int8)
+    calibrated = asked in (Precision.INT8, Precision.MIXED)
+    batch_range = parse_batch(batch)
+    gate = parse_gate(validate, max_drop)
+    if not calibrated and (calib_data or calibration):
+        raise UsageError(f"calibration has no use in {asked.value}", remedy="add --int8")
+    if asked is not Precision.MIXED and layers:
+        raise UsageError(f"--layers has no use in {asked.value}", remedy="add --precision mixed")
+    if asked is Precision.MIXED and gate is None:
+        raise UsageError("mixed precision needs images to be judged on", remedy="add --validate DIR")
+    if calib_data and calibration:
+        raise UsageError("--calib-data and --calibration exclude each other", remedy="give one of them")
+    with progress_bar() as progress:
+        if calib_data:
+            request = CalibrationRequest(
+                model=path, data=calib_data, method=calib_method.value, images=calib_images, seed=seed
+            )
+            calibration = run_calibration(request, progress).path
+        elif calibrated and calibration is None and (path.parent / CALIBRATION_NAME).is_file():
+            calibration = path.parent / CALIBRATION_NAME
+            say(f"using the calibration table {calibration}")
+        built = build(
+            BuildRequest(
+                model=path,
+                precision=asked,
+                runtime=backend.value,
+                batch=batch_range,
+                calibration=calibration,
+                out=out,
+                workspace_mib=workspace,
+                gate=gate,
+                layers=layers,
+            ),
+            progress,
+        )
+    say(f"runtime: {built.chosen}")
+    if json:
+        give_json("edge-dsc/build-engine-result", {"path": str(built.path), "record": built.record.to_dict()})
+    else:
+        give(f"{built.path}\n{format_record(built.record)}")
+
+
+class Int8Backend(str, enum.Enum):
+    """The runtimes that run INT8 graphs."""
+
+    ONNXRUNTIME = "onnxruntime"
+    TENSORRT = "tensorrt"
+    TENSORRT_RTX = "tensorrt-rtx"
+
+
+def debug(
+    target: Annotated[
+        Path, typer.Argument(help="An engine, an ONNX model or a run folder.", show_default=False)
+    ],
+    calib_data: Annotated[
+        Path, typer.Option("--calib-data", help="Folder of real X-rays, DIR/class/file.", show_default=False)
+    ],
+    calibration: Annotated[
+        Optional[Path],
+        typer.Option(
+            "--calibration", help="A calibration table; default: the one beside MODEL.", show_default=False
+        ),
+    ] = None,
+    backend: Annotated[
+        Int8Backend, typer.Option("--backend", help="For an ONNX model: whose INT8 graph to look at.")
+    ] = Int8Backend.TENSORRT,
+    images: Annotated[int, typer.Option("--images", min=1, help="Images to look at, equal by class.")] = 128,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the images' draw.")] = 1,
+    out: Out = None,
+    json: Json = False,
+) -> None:
+    """Measure what INT8 does in each layer alone: at its output, at the logits, in decisions, in time."""
+    from edge_dsc.build.debug import DebugRequest, format_debugged
+    from edge_dsc.build.debug import debug as examine
+    from edge_dsc.cli.console import give, give_json, progress_bar
+
+    request = DebugRequest(
+        target=model_of(target),
+        data=calib_data,
+        calibration=calibration,
+        runtime=backend.value,
+        images=images,
+        seed=seed,
+        out=out,
+    )
+    with progress_bar() as progress:
+        found = examine(request, progress)
+    if json:
+        give_json("edge-dsc/debug-result", found.to_dict())
+    else:
+        give(format_debugged(found))

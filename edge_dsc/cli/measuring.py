@@ -1,0 +1,235 @@
+"""Commands that measure and compare latency: bench, compare."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from edge_dsc.cli.app import INTERRUPTED
+from edge_dsc.cli.options import Json, Out, Seed
+
+Html = Annotated[
+    Optional[Path], typer.Option("--html", help="Write a page with plots too.", show_default=False)
+]
+
+
+def bench(
+    engines: Annotated[
+        list[Path], typer.Argument(help="Engines; the first is the baseline.", show_default=False)
+    ],
+    quick: Annotated[
+        bool, typer.Option("--quick", help="10 seconds an engine after the warm-up, instead of 60.")
+    ] = False,
+    publish: Annotated[
+        bool, typer.Option("--publish", help="600 seconds an engine, for figures that others will quote.")
+    ] = False,
+    duration: Annotated[
+        Optional[float],
+        typer.Option("--duration", help="Seconds an engine, instead of 60.", show_default=False),
+    ] = None,
+    iterations: Annotated[
+        Optional[int],
+        typer.Option("--iterations", help="Requests an engine, instead of seconds.", show_default=False),
+    ] = None,
+    warmup: Annotated[
+        Optional[float], typer.Option("--warmup", help="Shortest warm-up, seconds.", show_default=False)
+    ] = None,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Images a request.")] = 1,
+    threads: Annotated[int, typer.Option("--threads", min=1, help="CPU threads of one request.")] = 1,
+    control: Annotated[
+        bool,
+        typer.Option("--control/--no-control", help="Measure the baseline twice: it must not differ."),
+    ] = True,
+    fps: Annotated[
+        Optional[float],
+        typer.Option("--fps", help="Requests arrive at this rate, as a camera's frames.", show_default=False),
+    ] = None,
+    folder: Annotated[
+        Optional[str],
+        typer.Option("--folder", help="Requests are the image files of a folder.", show_default=False),
+    ] = None,
+    offline: Annotated[
+        Optional[int],
+        typer.Option("--offline", min=1, help="Requests are piles of so many images.", show_default=False),
+    ] = None,
+    builds: Annotated[
+        int, typer.Option("--builds", min=1, help="Build each engine so often, and tell the builds apart.")
+    ] = 1,
+    power: Annotated[
+        float, typer.Option("--power", min=0, help="Seconds of a power pass of each engine; 0: none.")
+    ] = 0.0,
+    memory: Annotated[bool, typer.Option("--memory", help="Measure the peak of memory too.")] = False,
+    limits: Annotated[
+        bool, typer.Option("--limits", help="Hold CPU engines against the machine's own ceilings.")
+    ] = False,
+    seed: Seed = 0,
+    out: Out = None,
+    html: Html = None,
+    evaluation: Annotated[
+        Optional[list[Path]],
+        typer.Option(
+            "--evaluation", help="What evaluate --out wrote, for the page. Repeatable.", show_default=False
+        ),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Measure engines against each other, interleaved, and write a report with every sample."""
+    from bench.compare import require_stable
+    from bench.plan import choose_plan
+    from bench.report import KIND, compact_report, save_report
+    from bench.tables import render_report
+    from edge_dsc.cli.console import give, give_json, progress_bar, say
+    from edge_dsc.evaluate.evaluation import read_accuracies
+    from edge_dsc.latency.subjects import FOLDER, OFFLINE, BenchOptions, default_report_path, measure_engines
+    from engines.errors import UsageError
+    from engines.files import require_writable
+
+    if sum(given is not None for given in (fps, folder, offline)) > 1:
+        raise UsageError("--fps, --folder and --offline exclude each other", remedy="give one of them")
+    scenario = FOLDER if folder is not None else OFFLINE if offline is not None else None
+    if quick and publish:
+        raise UsageError("--quick and --publish exclude each other", remedy="give one of them")
+    chosen = choose_plan(
+        "quick" if quick else "publish" if publish else "standard",
+        seconds=duration,
+        iterations=iterations,
+        warmup_seconds=warmup,
+        seed=seed,
+        scenario=scenario,
+        fps=fps,
+    )
+    options = BenchOptions(
+        batch=batch,
+        threads=threads,
+        control=control,
+        power_seconds=power,
+        memory=memory,
+        limits=limits,
+        folder=folder,
+        offline=offline,
+        builds=builds,
+    )
+    path = out or default_report_path()
+    require_writable(path)
+    accuracies = read_accuracies(evaluation or ())
+    with progress_bar() as progress:
+        report = measure_engines(engines, chosen, options, progress=progress)
+    if power and not any("power" in subject.passes for subject in report.subjects):
+        say("power: no rail can be read here (INA3221, RAPL, NVML)")
+    if limits and not all("limits" in subject.passes for subject in report.measured):
+        say("limits: told of engines on the processor that have their ONNX model beside them; not of a GPU's")
+    report = compact_report(report)
+    save_report(path, report)
+    say(f"report: {path}")
+    if json:
+        give_json(KIND, report.to_dict(), schema_version=report.schema_version)
+    else:
+        give(render_report(report))
+    if html is not None:
+        from edge_dsc.page.document import report_sections, save_page
+
+        save_page(html, "Latency report", report_sections(report, accuracies=accuracies))
+        say(f"page: {html}")
+    if report.failed:
+        count = sum(subject.control_of is None for subject in report.subjects)
+        failed = sum(subject.control_of is None for subject in report.failed)
+        say(f"error: {failed} of {count} engines failed; the report has the others")
+        raise typer.Exit(1)
+    if report.interrupted:
+        say("interrupted: the report has what was measured until then")
+        raise typer.Exit(INTERRUPTED)
+    require_stable(report)
+
+
+def compare(
+    reports: Annotated[
+        list[Path],
+        typer.Argument(
+            help="One report; a baseline and a candidate; or three and more: device by engine.",
+            show_default=False,
+        ),
+    ],
+    allow: Annotated[
+        Optional[list[str]],
+        typer.Option(
+            "--allow", help="A condition that may differ, such as cpu. Repeatable.", show_default=False
+        ),
+    ] = None,
+    margin: Annotated[
+        float, typer.Option("--margin", help="Smallest difference worth a word, percent.")
+    ] = 3.0,
+    fail_if_slower: Annotated[
+        Optional[float],
+        typer.Option(
+            "--fail-if-slower", help="Exit with 6 when slower by more, percent.", show_default=False
+        ),
+    ] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
+    out: Annotated[
+        Optional[Path],
+        typer.Option("--out", help="Write the comparison as Markdown too.", show_default=False),
+    ] = None,
+    html: Html = None,
+    json: Json = False,
+) -> None:
+    """Compare the engines of one latency report, two reports, or many; refuse what is not comparable."""
+    from bench.compare import Comparison, require_fit_controls, require_no_regression
+    from bench.tables import render_comparison
+    from edge_dsc.cli.console import give, give_json
+    from edge_dsc.latency.comparing import compare_files, comparison_to_dict
+    from engines.errors import UsageError
+    from engines.files import write_text
+
+    if fail_if_slower is not None and len(reports) > 2:
+        raise UsageError(
+            f"--fail-if-slower with {len(reports)} reports",
+            remedy="give one report, or a baseline and a candidate",
+        )
+    found = compare_files(reports, allow=allow or (), margin=margin / 100)
+    if out is not None:
+        write_text(out, render_comparison(found, markdown=True))
+    if html is not None:
+        from edge_dsc.page.document import comparison_sections, save_page
+
+        save_page(html, "Comparison of latency reports", comparison_sections(found))
+    if json:
+        kind = "edge-dsc/comparison" if isinstance(found, Comparison) else "edge-dsc/fleet"
+        give_json(kind, comparison_to_dict(found))
+    else:
+        give(render_comparison(found, markdown=markdown))
+    require_fit_controls(found.controls)
+    if fail_if_slower is not None and isinstance(found, Comparison):
+        require_no_regression(found.rows, fail_if_slower)
+
+
+def import_times(
+    times: Annotated[
+        Path, typer.Argument(help="A file that trtexec --exportTimes wrote.", show_default=False)
+    ],
+    name: Annotated[
+        Optional[str],
+        typer.Option("--name", help="Name of the engine; default: the file's.", show_default=False),
+    ] = None,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Images a request.")] = 1,
+    this_machine: Annotated[
+        bool, typer.Option("--this-machine", help="The times were taken on this machine.")
+    ] = False,
+    out: Out = None,
+    json: Json = False,
+) -> None:
+    """Turn the times that trtexec exported into a latency report, for compare."""
+    from bench.report import KIND, compact_report, save_report
+    from bench.tables import render_report
+    from bench.trtexec import import_trtexec
+    from edge_dsc.cli.console import give, give_json, say
+
+    path = out or times.with_name(f"{times.stem}.report.json")
+    report = compact_report(import_trtexec(times, name=name, batch=batch, this_machine=this_machine))
+    save_report(path, report)
+    say(f"report: {path}")
+    if json:
+        give_json(KIND, report.to_dict(), schema_version=report.schema_version)
+    else:
+        give(render_report(report))

@@ -1,0 +1,152 @@
+"""Commands that use an engine: infer, evaluate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from edge_dsc.cli.options import Engine, Json, Out, Threads
+
+
+def infer(
+    engine: Engine,
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="An image, a folder (recursive), a quoted glob, a video, /dev/videoN or v4l2://N, csi://N, "
+            "rtsp://..., http://... (MJPEG), or - for a list of paths on standard input. Cameras take "
+            "?width=1280&height=720&fps=30.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[
+        Optional[Path],
+        typer.Option(
+            "--out",
+            help="Write .csv or .jsonl, row by row; default: CSV on standard output.",
+            show_default=False,
+        ),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on after the last row of --out (files and folders).")
+    ] = False,
+    limit: Annotated[
+        Optional[int],
+        typer.Option("--limit", min=1, help="End after so many images or frames.", show_default=False),
+    ] = None,
+    give_up: Annotated[
+        Optional[float],
+        typer.Option(
+            "--give-up",
+            min=0,
+            metavar="SECONDS",
+            help="End when a camera or stream stays away for so long; default: try for ever.",
+            show_default=False,
+        ),
+    ] = None,
+    annotate: Annotated[
+        Optional[Path],
+        typer.Option(
+            "--annotate",
+            help="Draw label, probability and latency on each picture: a folder, or a video (.avi, .mp4).",
+            show_default=False,
+        ),
+    ] = None,
+    save_unsure: Annotated[
+        Optional[tuple[float, Path]],
+        typer.Option(
+            "--save-unsure",
+            metavar="T DIR",
+            help="Keep pictures whose best class is under T (such as 0.6) in DIR, for labelling.",
+            show_default=False,
+        ),
+    ] = None,
+    show: Annotated[bool, typer.Option("--show", help="Show a window; q or Escape ends.")] = False,
+    serve: Annotated[
+        Optional[int],
+        typer.Option(
+            "--serve",
+            min=0,
+            max=65535,
+            metavar="PORT",
+            help="Serve a page with the live picture, the latest answers, rate and latency.",
+            show_default=False,
+        ),
+    ] = None,
+    host: Annotated[
+        str,
+        typer.Option("--host", help="Address for --serve; 0.0.0.0 lets the network look, without password."),
+    ] = "127.0.0.1",
+    threads: Threads = None,
+    json: Json = False,
+) -> None:
+    """Classify pictures: the top class and all probabilities, one row an image or frame.
+
+    Ctrl-C and SIGTERM finish the picture at hand, keep every row and print the summary. Of a camera or stream the
+    newest frame is taken each time the engine is free; the others are counted as dropped.
+    """
+    from edge_dsc.cli.console import give_json, progress_bar, say
+    from edge_dsc.infer.classify import default_threads
+    from edge_dsc.infer.inference import InferRequest, infer_source
+    from edge_dsc.infer.sinks import Outputs
+
+    request = InferRequest(
+        engine=engine,
+        source=source,
+        out=out,
+        threads=threads or default_threads(),
+        keep_rows=json,
+        resume=resume,
+        limit=limit,
+        give_up_s=give_up,
+        outputs=Outputs(annotate=annotate, unsure=save_unsure, show=show, serve=serve, host=host),
+    )
+    with progress_bar() as progress:
+        summary = infer_source(request, progress=progress, say=say)
+    say(summary.line())
+    if json:
+        give_json("edge-dsc/infer-result", summary.to_dict())
+
+
+def evaluate(
+    engine: Engine,
+    data: Annotated[
+        Path, typer.Argument(help="Folder of labelled images, DIR/class/file.", show_default=False)
+    ],
+    reference: Annotated[
+        Optional[Path],
+        typer.Option("--reference", help="An engine to compare the answers with.", show_default=False),
+    ] = None,
+    split: Annotated[
+        Optional[list[str]],
+        typer.Option("--split", help="Only this part of the engine's run: evaluation, test, ... Repeatable."),
+    ] = None,
+    threads: Threads = None,
+    out: Out = None,
+    json: Json = False,
+) -> None:
+    """Measure how right an engine is on labelled images, and whether it agrees with another."""
+    from edge_dsc.cli.console import give, give_json, progress_bar, say
+    from edge_dsc.evaluate.evaluation import KIND, format_evaluation, save_evaluation
+    from edge_dsc.evaluate.evaluation import evaluate as run_evaluation
+    from edge_dsc.infer.classify import default_threads
+
+    with progress_bar() as progress:
+        result = run_evaluation(
+            engine,
+            data,
+            reference=reference,
+            parts=tuple(split or ()),
+            threads=threads or default_threads(),
+            progress=progress,
+        )
+    for path, reason in result.skipped:
+        say(f"skipped {path}: {reason}")
+    if out is not None:
+        save_evaluation(out, result)
+    if json:
+        give_json(KIND, result.to_dict())
+    else:
+        give(format_evaluation(result))

@@ -1,0 +1,1 @@
+"""What an engine answers on labelled images: accuracy, and agreement with another."""

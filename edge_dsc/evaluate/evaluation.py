@@ -1,0 +1,337 @@
+"""``evaluate``: how right an engine is on labelled images, how far it agrees with another, as document and text."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.tables import align_rows
+from edge_dsc.data import Sample, discover
+from edge_dsc.data.split import load_split
+from edge_dsc.evaluate.agreement import compare_answers
+from edge_dsc.evaluate.metrics import Metrics, classification_metrics
+from edge_dsc.infer.classify import Answer, classify_files
+from edge_dsc.training.run_folder import SPLIT_FILE
+from engines.errors import ArtefactError, BadInputError, NotComparableError, UsageError
+from engines.files import read_document, write_document
+from engines.record import Agreement, Change, Validation
+from engines.runtimes import Progress, Runner, open_engine
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The result of ``evaluate``.
+
+    Attributes:
+        engine: The engine's file name.
+        images: Images that were answered.
+        skipped: Images that could not be read: (path, reason).
+        metrics: Accuracy and the rest.
+        agreement: Against the reference engine, where one was given.
+    """
+
+    engine: str
+    images: int
+    skipped: tuple[tuple[str, str], ...]
+    metrics: Metrics
+    agreement: Agreement | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-ready values."""
+        return {
+            "engine": self.engine,
+            "images": self.images,
+            "skipped": [list(row) for row in self.skipped],
+            "metrics": self.metrics.to_dict(),
+            "agreement": None if self.agreement is None else self.agreement.to_dict(),
+        }
+
+
+def evaluate(
+    engine: Path,
+    data: Path,
+    *,
+    reference: Path | None = None,
+    parts: Sequence[str] = (),
+    threads: int = 1,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Evaluate an engine on a folder of labelled images.
+
+    Args:
+        engine: The engine file.
+        data: A folder that training would take: ``DIR/class/file`` or the Kaggle layout.
+        reference: Another engine of the same classes to compare answers with.
+        parts: Parts of the split that stands beside the engine (``evaluation``, ``test``, ...); empty
+            takes every image.
+        threads: Decoding threads.
+        progress: Called with (phase, done, total).
+
+    Raises:
+        BadInputError: Class names that the engine does not know, or no readable image.
+        NotComparableError: The reference knows other classes or wants other input.
+        UsageError: Parts were asked for, but there is no split beside the engine.
+    """
+    samples = labelled_samples(data, engine.parent / SPLIT_FILE, parts)
+    with contextlib.ExitStack() as stack:
+        runner = stack.enter_context(open_engine(engine))
+        other = stack.enter_context(open_engine(reference)) if reference is not None else None
+        return evaluate_runner(runner, data, samples, reference=other, threads=threads, progress=progress)
+
+
+def evaluate_runner(
+    runner: Runner,
+    data: Path,
+    samples: Sequence[Sample],
+    *,
+    reference: Runner | None = None,
+    threads: int = 1,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Evaluate a loaded engine on samples of a folder; see :func:`evaluate`."""
+    contract = runner.record.contract
+    name = runner.record.engine
+    _check_classes({sample.label for sample in samples}, contract.labels, name)
+    paths = [data / sample.path for sample in samples]
+    others = None
+    if reference is not None:
+        if reference.record.contract.labels != contract.labels:
+            raise NotComparableError(
+                f"{reference.record.engine} knows {', '.join(reference.record.contract.labels)}, "
+                f"{name} knows {', '.join(contract.labels)}",
+                remedy="give a reference that was trained on the same classes",
+            )
+        others = _answers(paths, reference, threads, progress)
+    answers = _answers(paths, runner, threads, progress)
+    agreement = None
+    if reference is not None and others is not None:
+        agreement = _agreement(reference.record.engine, samples, answers, others, contract.labels)
+    return _summarise(name, samples, answers, contract.labels, agreement)
+
+
+def labelled_samples(data: Path, split_file: Path, parts: Sequence[str]) -> list[Sample]:
+    """Name the labelled images of a folder, or only those of some parts of a split.
+
+    Raises:
+        UsageError: Parts were asked for, but there is no split file.
+        BadInputError: The folder holds none of the images of these parts.
+    """
+    found = discover(data)
+    if not parts:
+        return list(found.samples)
+    if not split_file.is_file():
+        raise UsageError(
+            f"there is no {split_file.name} beside the engine",
+            remedy="leave --split out, or keep the engine in its run folder",
+        )
+    split = load_split(split_file)
+    unknown = sorted(set(parts) - set(split.parts))
+    if unknown:
+        raise UsageError(
+            f"there is no part {', '.join(unknown)}", remedy=f"choose of {', '.join(split.parts)}"
+        )
+    wanted = {sample.sha256 for part in parts for sample in split.samples(part)}
+    samples = [sample for sample in found.samples if sample.sha256 in wanted]
+    if not samples:
+        raise BadInputError(
+            f"{data} holds none of the images of {', '.join(parts)} in {split_file}",
+            remedy="give the folder that the network was trained on",
+        )
+    return samples
+
+
+def _answers(paths: list[Path], runner: Runner, threads: int, progress: Progress | None) -> list[Answer]:
+    answers = []
+    for answer in classify_files(paths, runner, threads=threads):
+        answers.append(answer)
+        if progress is not None:
+            progress(f"evaluating {runner.record.engine}", len(answers), len(paths))
+    return answers
+
+
+def _check_classes(seen: set[str], labels: Sequence[str], engine: str) -> None:
+    unknown = sorted(seen - set(labels))
+    if unknown:
+        raise BadInputError(
+            f"{engine} does not know the class {', '.join(unknown)}",
+            remedy=f"name the folders after its classes: {', '.join(labels)}",
+        )
+
+
+def _summarise(
+    engine: str,
+    samples: Sequence[Sample],
+    answers: Sequence[Answer],
+    labels: Sequence[str],
+    agreement: Agreement | None,
+) -> Evaluation:
+    good = [(s, a) for s, a in zip(samples, answers, strict=True) if a.probabilities is not None]
+    if not good:
+        raise BadInputError(
+            f"none of the {len(answers)} images could be read", remedy=f"first: {answers[0].error}"
+        )
+    true = np.array([labels.index(sample.label) for sample, _ in good])
+    probabilities = np.array([answer.probabilities for _, answer in good], np.float32)
+    skipped = tuple((str(a.path), str(a.error)) for a in answers if a.probabilities is None)
+    metrics = classification_metrics(true, probabilities, labels)
+    return Evaluation(engine, len(good), skipped, metrics, agreement)
+
+
+def _agreement(
+    reference: str,
+    samples: Sequence[Sample],
+    answers: Sequence[Answer],
+    others: Sequence[Answer],
+    labels: Sequence[str],
+) -> Agreement | None:
+    """Compare the answers of both for the images that both answered; None where there is no such image."""
+    both = [
+        row
+        for row in zip(samples, answers, others, strict=True)
+        if row[1].probabilities is not None and row[2].probabilities is not None
+    ]
+    if not both:
+        return None
+    return compare_answers(
+        np.array([labels.index(sample.label) for sample, _, _ in both]),
+        np.array([other.probabilities for _, _, other in both], np.float32),
+        np.array([answer.probabilities for _, answer, _ in both], np.float32),
+        paths=[str(answer.path) for _, answer, _ in both],
+        patients=[sample.patient for sample, _, _ in both],
+        labels=labels,
+        name=reference,
+    )
+
+
+KIND = "edge-dsc/evaluation"
+SCHEMA_VERSION = 1
+SHOWN_FLIPS = 20
+
+
+def save_evaluation(path: Path, result: Evaluation) -> None:
+    """Write an evaluation as a JSON document."""
+    write_document(path, KIND, SCHEMA_VERSION, result.to_dict())
+
+
+def read_accuracies(paths: Iterable[Path]) -> dict[str, float]:
+    """Return engine name, as latency reports name it -> accuracy, 0 to 1, from files that evaluate wrote.
+
+    Raises:
+        ArtefactError: A file is damaged or foreign.
+    """
+    found = {}
+    for path in paths:
+        body = read_document(path, KIND, SCHEMA_VERSION, renew="edge-dsc evaluate ENGINE DATA --out FILE")
+        try:
+            found[Path(str(body["engine"])).stem] = float(body["metrics"]["accuracy"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ArtefactError(
+                f"{path} holds no accuracy: {error}", remedy="make it anew: edge-dsc evaluate"
+            ) from error
+    return found
+
+
+def format_evaluation(result: Evaluation) -> str:
+    """Return an evaluation as text: the metrics, the confusion matrix and the agreement."""
+    blocks = [
+        f"{result.engine}: {result.images} images, {len(result.skipped)} skipped",
+        format_metrics(result.metrics),
+    ]
+    if result.agreement is not None:
+        blocks.append(format_agreement(result.agreement, candidate=result.engine))
+    return "\n".join(blocks)
+
+
+def format_agreement(found: Agreement, *, candidate: str) -> str:
+    """Return how an engine differs from its reference as text: figures, the paired test, the flipped images.
+
+    Args:
+        found: The comparison.
+        candidate: Name of the engine.
+    """
+    rows = [
+        ["accuracy", *_change(found.accuracy, 100, "{:.2f} %", "points")],
+        ["macro F1", *_change(found.macro_f1, 1, "{:.4f}", "")],
+        [
+            "calibration error",
+            f"{found.reference_calibration_error:.4f}",
+            f"{found.candidate_calibration_error:.4f}",
+            "",
+            "",
+        ],
+    ]
+    header = [f"{found.images} images", found.reference, candidate, "difference", "95 % interval"]
+    lines = [
+        align_rows(header, rows),
+        f"same class for {found.same_top1} of {found.images} images ({found.same_top1 / found.images:.2%}),"
+        f" largest difference of a probability {found.largest_difference:.2g}",
+        f"{found.lost} lost, {found.won} won: McNemar's exact p = {found.mcnemar_p:.3g}",
+    ]
+    if not found.lost + found.won:
+        # Source: Hanley and Lippman-Hand, JAMA 249 (1983): no event in n trials excludes a rate of 3/n at 95 %.
+        lines.append(
+            f"no image changed between right and wrong: a rate below {3 / found.images:.2%} is not excluded"
+        )
+    lines += [
+        f"  {flip.path} is {flip.label}: {flip.reference} -> {flip.candidate}"
+        for flip in found.flipped[:SHOWN_FLIPS]
+    ]
+    if len(found.flipped) > SHOWN_FLIPS:
+        lines.append(f"  ... {len(found.flipped) - SHOWN_FLIPS} more images changed their class")
+    return "\n".join(lines)
+
+
+def format_validation(found: Validation, *, precision: str) -> str:
+    """Return an accuracy gate's finding as text."""
+    verdict = "within" if found.passed else "BEYOND"
+    lines = [
+        f"accuracy gate: {abs(found.drop):.2f} points {'gained' if found.drop < 0 else 'lost'}, "
+        f"{verdict} the budget of {found.max_drop:g}",
+        f"images: {found.images}" + (f", {found.skipped} unreadable" if found.skipped else ""),
+        f"answered by: {found.answered_by}",
+        format_agreement(found.agreement, candidate=precision.upper()),
+    ]
+    step = 100 / found.agreement.images
+    if step > found.max_drop > 0:
+        lines.append(
+            f"one image is {step:.2f} points: with so few images the budget allows no net loss at all"
+        )
+    worst = -100 * found.agreement.accuracy.low
+    if found.passed and worst > found.max_drop:
+        lines.append(f"these images do not exclude a drop of {worst:.2f} points: more images would narrow it")
+    return "\n".join(lines)
+
+
+def _change(change: Change, unit: float, form: str, word: str) -> list[str]:
+    before, after = (form.format(unit * value) for value in (change.reference, change.candidate))
+    sign = "{:+.2f}" if unit == 100 else "{:+.4f}"
+    moved, low, high = (sign.format(unit * v) for v in (change.difference, change.low, change.high))
+    return [before, after, moved, f"{low} to {high} {word}".rstrip()]
+
+
+def format_metrics(metrics: Metrics) -> str:
+    """Return metrics as text tables: a row a class, then the confusion matrix."""
+    classes = metrics.per_class.items()
+    rows = [[name, str(c.support), *_decimals(c.precision, c.recall, c.f1)] for name, c in classes]
+    rows.append(["macro", str(metrics.count), *_decimals(metrics.precision, metrics.recall, metrics.f1)])
+    confusion = [
+        [f"is {name}", *map(str, counts)]
+        for name, counts in zip(metrics.labels, metrics.confusion, strict=True)
+    ]
+    return "\n".join(
+        [
+            f"accuracy {metrics.accuracy:.2%}, loss {metrics.loss:.4f}",
+            align_rows(["class", "images", "precision", "recall", "F1"], rows),
+            "",
+            align_rows(["", *(f"called {name}" for name in metrics.labels)], confusion),
+        ]
+    )
+
+
+def _decimals(*values: float) -> list[str]:
+    return [f"{value:.3f}" for value in values]

@@ -1,0 +1,1 @@
+"""A picture on its way: source, decode, prepare, batch, run, answer, sink."""

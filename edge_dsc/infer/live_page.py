@@ -1,0 +1,381 @@
+"""``--serve``: a small page with the live picture and the latest answers, for a device without a screen."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import math
+import socket
+import threading
+import time
+from base64 import b64encode
+from collections import deque
+from collections.abc import Sequence
+from hashlib import sha256
+from http import HTTPStatus
+from typing import Any
+from urllib.parse import urlsplit
+
+from edge_dsc.infer.classify import Answer
+from edge_dsc.infer.pictures import draw_answer, encode
+from edge_dsc.page.document import CSS
+from engines.errors import EnvironmentProblem
+
+_STEP = math.log(1.02)  # a bucket is 2 % wide
+_FLOOR_MS = 1e-3
+
+
+class TimeHistogram:
+    """Counts durations in buckets 2 % wide: quantiles to 1 %, a few hundred numbers however long it runs.
+
+    Attributes:
+        count: Durations added.
+        largest_ms: The longest, exactly.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.largest_ms = 0.0
+        self._buckets: dict[int, int] = {}
+
+    def add(self, milliseconds: float) -> None:
+        """Count one duration."""
+        self.count += 1
+        self.largest_ms = max(self.largest_ms, milliseconds)
+        bucket = math.floor(math.log(max(milliseconds, _FLOOR_MS) / _FLOOR_MS) / _STEP)
+        self._buckets[bucket] = self._buckets.get(bucket, 0) + 1
+
+    def quantile(self, fraction: float) -> float | None:
+        """Return the duration below which ``fraction`` of all lie, to 1 %; None where nothing was added."""
+        rank = math.ceil(fraction * self.count)
+        seen = 0
+        for bucket in sorted(self._buckets):
+            seen += self._buckets[bucket]
+            if seen >= max(rank, 1):
+                return min(_FLOOR_MS * math.exp((bucket + 0.5) * _STEP), self.largest_ms)
+        return None
+
+    def to_dict(self) -> dict[str, float | None]:
+        """Return ``median_ms``, ``p99_ms`` and ``max_ms``, rounded to a microsecond; None where too few."""
+        median = self.quantile(0.5)
+        p99 = self.quantile(0.99) if self.count >= 100 else None
+        return {
+            "median_ms": round(median, 3) if median is not None else None,
+            "p99_ms": round(p99, 3) if p99 is not None else None,
+            "max_ms": round(self.largest_ms, 3) if self.count else None,
+        }
+
+
+class RecentRate:
+    """Answers a second over the last hundred or so."""
+
+    def __init__(self, window: int = 120) -> None:
+        self._times: deque[float] = deque(maxlen=window)
+
+    def add(self, now: float) -> None:
+        """Note an answer at a monotonic time, in seconds."""
+        self._times.append(now)
+
+    def per_second(self) -> float | None:
+        """Return the rate, or None before the second answer."""
+        if len(self._times) < 2 or self._times[-1] <= self._times[0]:
+            return None
+        return (len(self._times) - 1) / (self._times[-1] - self._times[0])
+
+
+_STYLE = (
+    CSS
+    + """
+main, footer { max-width: 76rem; } main { padding-top: 1.25rem; } footer { margin-top: 1.5rem; }
+.live { display: grid; grid-template-columns: minmax(0, 3fr) minmax(17rem, 2fr); gap: 1.75rem; align-items: start; }
+.live img { display: block; width: 100%; max-height: 82vh; object-fit: contain; background: #000; border-radius: 6px;
+  min-height: 12rem; }
+.answer { font-size: 1.75rem; line-height: 1.2; font-weight: 650; margin: 0; }
+.facts { display: grid; grid-template-columns: auto 1fr; gap: .2rem 1rem; margin: 1rem 0 1.25rem; }
+.facts dt { color: var(--soft); } .facts dd { margin: 0; font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
+#latest { width: 100%; } #latest td:first-child { overflow-wrap: anywhere; }
+#latest td:nth-child(n+3), #latest th:nth-child(n+3) { text-align: right; white-space: nowrap; }
+.lost { color: var(--s1); font-weight: 600; }
+@media (max-width: 52rem) { .live { grid-template-columns: minmax(0, 1fr); } }
+"""
+)
+_SCRIPT = """
+const at = (id) => document.getElementById(id);
+const ms = (value) => value === null ? "–" : value.toFixed(value < 10 ? 2 : 0) + " ms";
+const times = (t) => t === null || t.median_ms === null ? "–" :
+  ms(t.median_ms) + " median" + (t.p99_ms === null ? "" : ", " + ms(t.p99_ms) + " p99") + ", " + ms(t.max_ms) + " max";
+const cell = (row, text) => { row.insertCell().textContent = text; };
+const show = (state) => {
+  const newest = state.latest[0];
+  at("answer").textContent = !newest ? "waiting for the first picture" :
+    newest.error !== null ? "no answer" : newest.label + " " + (100 * newest.probability).toFixed(1) + " %";
+  at("engine").textContent = state.engine;
+  at("source").textContent = state.source;
+  at("rate").textContent = state.per_second === null ? "–" : state.per_second.toFixed(1) + " a second";
+  at("count").textContent = state.answers + (state.failed ? ", " + state.failed + " without answer" : "") +
+    (state.dropped === null ? "" : ", " + state.dropped + " frames dropped");
+  at("latency").textContent = times(state.latency);
+  for (const id of ["age-name", "age"]) at(id).hidden = state.age === null;
+  at("age").textContent = times(state.age);
+  const body = at("rows");
+  body.replaceChildren();
+  for (const answer of state.latest) {
+    const row = body.insertRow();
+    cell(row, answer.name);
+    cell(row, answer.error === null ? answer.label : answer.error);
+    cell(row, answer.probability === null ? "" : (100 * answer.probability).toFixed(1) + " %");
+    cell(row, ms(answer.latency_ms));
+  }
+};
+let lost = false;
+const ask = async () => {
+  try {
+    show(await (await fetch("state.json", { cache: "no-store" })).json());
+    if (lost) at("picture").src = "stream.mjpg?" + Date.now();
+    lost = false;
+  } catch (error) { lost = true; }
+  at("lost").hidden = !lost;
+  setTimeout(ask, 500);
+};
+ask();
+"""
+_BODY = """<main>
+<div class="live">
+<img id="picture" src="stream.mjpg" alt="The newest picture with its answer">
+<div>
+<p class="answer" id="answer" aria-live="polite">waiting for the first picture</p>
+<p class="lost" id="lost" hidden>The run has ended or cannot be reached.</p>
+<dl class="facts">
+<dt>Rate</dt><dd id="rate">–</dd>
+<dt>Latency</dt><dd id="latency">–</dd>
+<dt id="age-name" hidden>Age</dt><dd id="age" hidden>–</dd>
+<dt>Answers</dt><dd id="count">0</dd>
+<dt>Engine</dt><dd id="engine"></dd>
+<dt>Source</dt><dd id="source"></dd>
+</dl>
+<table id="latest"><thead><tr><th>Picture</th><th>Answer</th><th>Probability</th><th>Latency</th></tr></thead>
+<tbody id="rows"></tbody></table>
+</div>
+</div>
+</main>
+<footer><p>For research and engineering only: not a medical device. Latency is decoding, preprocessing and executing
+one picture; age is from the moment a camera's frame was there to its answer.</p></footer>"""
+
+
+def _source(text: str) -> str:
+    return f"'sha256-{b64encode(sha256(text.encode()).digest()).decode()}'"
+
+
+CONTENT_SECURITY_POLICY = (
+    f"default-src 'none'; img-src 'self' data:; connect-src 'self'; script-src {_source(_SCRIPT)}; "
+    f"style-src {_source(_STYLE)}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+PAGE = f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>edge-dsc</title><link rel="icon" href="data:,"><style>{_STYLE}</style></head>
+<body>{_BODY}<script>{_SCRIPT}</script></body></html>
+"""
+
+
+_LATEST = 12
+_PICTURES_PER_S = 15.0  # more would only cost the device its processor
+_WAIT_S = 1.0
+LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+class Board:
+    """What the page shows, shared by the loop, which writes, and the requests, which read.
+
+    Nothing is drawn or encoded until a browser asks for it, and then once for all browsers.
+    """
+
+    def __init__(self, engine: str, source: str, labels: Sequence[str]) -> None:
+        self._engine, self._source, self._labels = engine, source, labels
+        self._changed = threading.Condition()
+        self._answer: Answer | None = None
+        self._number = 0
+        self._failed = 0
+        self._latest: deque[dict[str, Any]] = deque(maxlen=_LATEST)
+        self._latency = TimeHistogram()
+        self._age = TimeHistogram()
+        self._rate = RecentRate()
+        self._encoding = threading.Lock()
+        self._encoded: tuple[int, bytes] = (0, b"")
+        self.ended = False
+
+    def put(self, answer: Answer) -> None:
+        """Take an answer."""
+        with self._changed:
+            self._number += 1
+            self._rate.add(time.monotonic())
+            if answer.error is not None:
+                self._failed += 1
+            else:
+                self._latency.add(answer.latency_ms)
+            if answer.age_ms is not None:
+                self._age.add(answer.age_ms)
+            if answer.picture is not None:
+                self._answer = answer
+            self._latest.appendleft(self._row(answer))
+            self._changed.notify_all()
+
+    def end(self) -> None:
+        """Let every waiting request go."""
+        with self._changed:
+            self.ended = True
+            self._changed.notify_all()
+
+    def picture(self, after: int) -> tuple[int, bytes] | None:
+        """Return the newest annotated picture as JPEG with its number, or None where none came in a second.
+
+        Args:
+            after: Number of the picture that the browser has.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self.ended or self._shown() > after, _WAIT_S)
+            answer, number = self._answer, self._number
+            if answer is None or number <= after:
+                return None
+        with self._encoding:
+            if self._encoded[0] < number:
+                assert answer.picture is not None
+                self._encoded = (number, encode(draw_answer(answer.picture, answer, self._labels), ".jpg"))
+            return self._encoded
+
+    def state(self) -> dict[str, Any]:
+        """Return what the page tells in words."""
+        with self._changed:
+            rate = self._rate.per_second()
+            frame = self._answer.frame if self._answer else None
+            return {
+                "engine": self._engine,
+                "source": self._source,
+                "answers": self._number,
+                "failed": self._failed,
+                "per_second": round(rate, 1) if rate is not None else None,
+                "latency": self._latency.to_dict(),
+                "age": self._age.to_dict() if self._age.count else None,
+                "dropped": frame.dropped if frame is not None and frame.seconds is None else None,
+                "latest": list(self._latest),
+            }
+
+    def _shown(self) -> int:
+        return self._number if self._answer is not None else 0
+
+    def _row(self, answer: Answer) -> dict[str, Any]:
+        name = str(answer.path) if answer.frame is None else f"frame {answer.frame.index}"
+        top = answer.top
+        return {
+            "name": name,
+            "label": self._labels[top] if top is not None else None,
+            "probability": round(max(answer.probabilities), 4) if answer.probabilities else None,
+            "latency_ms": round(answer.latency_ms, 2),
+            "error": answer.error,
+        }
+
+
+class Page:
+    """The sink: a web server in threads of its own."""
+
+    def __init__(self, board: Board, host: str, port: int) -> None:
+        """Start to serve.
+
+        Args:
+            board: What is shown.
+            host: Address to listen on; loopback unless the person says otherwise.
+            port: Port; 0 takes a free one.
+
+        Raises:
+            EnvironmentProblem: The port is taken, or the address is not of this machine.
+        """
+        self._board = board
+        handler = type("Handler", (_Handler,), {"board": board, "local_only": host in LOOPBACK})
+        try:
+            self._server = (_Server6 if ":" in host else _Server)((host, port), handler)
+        except (OSError, OverflowError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise EnvironmentProblem(
+                f"cannot serve on {host}:{port}: {reason}", remedy="choose another --serve PORT"
+            ) from error
+        name = f"[{host}]" if ":" in host else host
+        self.address = f"http://{name}:{self._server.server_port}/"
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(0.1,), name="page", daemon=True
+        )
+        self._thread.start()
+
+    def write(self, answer: Answer) -> None:
+        """Show an answer."""
+        self._board.put(answer)
+
+    def close(self) -> None:
+        """Stop serving."""
+        self._board.end()
+        self._server.shutdown()
+        self._server.server_close()
+
+
+class _Server(http.server.ThreadingHTTPServer):
+    daemon_threads = True
+    block_on_close = False
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing: a browser that went away is no error of the run."""
+
+
+class _Server6(_Server):
+    address_family = socket.AF_INET6
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    board: Board
+    local_only: bool
+    server_version = "edge-dsc"
+    sys_version = ""
+
+    def do_GET(self) -> None:
+        """Answer one request."""
+        # A page of a foreign site may reach loopback through a name of its own: only our names are answered.
+        host = urlsplit(f"//{self.headers.get('Host', '')}").hostname
+        if self.local_only and host not in LOOPBACK:
+            self.send_error(HTTPStatus.FORBIDDEN)
+            return
+        path = urlsplit(self.path).path
+        if path == "/":
+            self._give("text/html; charset=utf-8", PAGE.encode())
+        elif path == "/state.json":
+            self._give("application/json", json.dumps(self.board.state(), allow_nan=False).encode())
+        elif path == "/stream.mjpg":
+            self._stream()
+        else:
+            self.send_error(HTTPStatus.NOT_FOUND)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Say nothing: the terminal belongs to the run."""
+
+    def _give(self, content_type: str, body: bytes) -> None:
+        self.send_response(HTTPStatus.OK)
+        self._headers(content_type)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def _headers(self, content_type: str) -> None:
+        self.send_header("Content-Type", content_type)
+        self.send_header("Cache-Control", "no-store")
+        self.send_header("Content-Security-Policy", CONTENT_SECURITY_POLICY)
+        self.send_header("X-Content-Type-Options", "nosniff")
+
+    def _stream(self) -> None:
+        self.send_response(HTTPStatus.OK)
+        self._headers("multipart/x-mixed-replace; boundary=picture")
+        self.end_headers()
+        number = 0
+        while not self.board.ended:
+            found = self.board.picture(number)
+            if found is None:
+                continue
+            number, jpeg = found
+            head = f"--picture\r\nContent-Type: image/jpeg\r\nContent-Length: {len(jpeg)}\r\n\r\n"
+            self.wfile.write(head.encode() + jpeg + b"\r\n")
+            time.sleep(1 / _PICTURES_PER_S)

@@ -1,0 +1,303 @@
+"""Pictures with their answers: drawn, in a window, in a folder or a video, and unsure ones kept for labelling."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path, PurePath
+from typing import Any
+
+import cv2
+
+from edge_dsc.infer.classify import Answer
+from edge_dsc.infer.source import VIDEO_SUFFIXES, SourceKind
+from edge_dsc.infer.stop import Stop
+from engines.dicom import is_dicom
+from engines.errors import EnvironmentProblem, ImageError, UsageError
+from engines.files import write_bytes
+from engines.images import Array, read_bytes
+
+_SMALLEST_WIDTH = 320  # below it the text would not be readable
+_BAND = 0.075  # height of the band of text, of the width
+
+
+def caption_of(answer: Answer, labels: Sequence[str]) -> str:
+    """Return the text under a picture: ``focal 98.2 %   0.9 ms``, or the error."""
+    if answer.probabilities is None or answer.top is None:
+        return str(answer.error)
+    text = f"{labels[answer.top]} {answer.probabilities[answer.top]:.1%}   {answer.latency_ms:.1f} ms"
+    return text if answer.age_ms is None else f"{text}   age {answer.age_ms:.0f} ms"
+
+
+def draw_answer(picture: Array, answer: Answer, labels: Sequence[str]) -> Array:
+    """Draw the caption in a band below a picture; the picture itself stays as the engine saw it.
+
+    Args:
+        picture: ``uint8 [H, W]`` grey or ``uint8 [H, W, 3]`` BGR; not changed.
+        answer: What is written.
+        labels: Class names; characters outside ASCII become ``?``, OpenCV's fonts have no others.
+
+    Returns:
+        ``uint8 [H', W', 3]`` BGR, at least 320 pixels wide, both sides even (video encoders want that).
+    """
+    if picture.ndim == 2:
+        picture = cv2.cvtColor(picture, cv2.COLOR_GRAY2BGR)
+    if picture.shape[1] < _SMALLEST_WIDTH:
+        height = round(picture.shape[0] * _SMALLEST_WIDTH / picture.shape[1])
+        picture = cv2.resize(picture, (_SMALLEST_WIDTH, height), interpolation=cv2.INTER_LINEAR)
+    height, width = picture.shape[:2]
+    band = max(24, round(width * _BAND))
+    bottom = band + (height + band) % 2
+    drawn = cv2.copyMakeBorder(picture, 0, bottom, 0, width % 2, cv2.BORDER_CONSTANT, value=(0, 0, 0))
+    text = caption_of(answer, labels).encode("ascii", "replace").decode()
+    scale, thickness = band / 34, max(1, round(band / 24))
+    wide = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, thickness)[0][0]
+    scale *= min(1.0, (width - band) / max(wide, 1))
+    at = (band // 4, height + round(band * 0.68))
+    cv2.putText(drawn, text, at, cv2.FONT_HERSHEY_SIMPLEX, scale, (255, 255, 255), thickness, cv2.LINE_AA)
+    return drawn
+
+
+_TITLE = "edge-dsc"
+_KEYS = (ord("q"), 27)  # 27: Escape
+
+
+class Window:
+    """Shows each annotated picture; q or Escape ends the run."""
+
+    def __init__(self, labels: Sequence[str], stop: Stop) -> None:
+        """Open it.
+
+        Raises:
+            EnvironmentProblem: No screen, or an OpenCV without windows.
+        """
+        remedy = "use --serve PORT and a browser, or JetPack's OpenCV on a desktop"
+        # Qt would end the process where it finds no screen: it is looked for before.
+        if sys.platform.startswith("linux") and not (
+            os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+        ):
+            raise EnvironmentProblem("--show needs a screen, and DISPLAY is not set", remedy=remedy)
+        try:
+            cv2.namedWindow(_TITLE, cv2.WINDOW_NORMAL)
+        except (cv2.error, AttributeError) as error:
+            raise EnvironmentProblem(
+                f"OpenCV {cv2.__version__} here has no windows", remedy=remedy
+            ) from error
+        self._cv2, self._labels, self._stop = cv2, labels, stop
+
+    def write(self, answer: Answer) -> None:
+        """Show one picture."""
+        if answer.picture is not None:
+            self._cv2.imshow(_TITLE, draw_answer(answer.picture, answer, self._labels))
+        if self._cv2.waitKey(1) & 0xFF in _KEYS:
+            self._stop.ask()
+
+    def close(self) -> None:
+        """Close the window."""
+        self._cv2.destroyWindow(_TITLE)
+
+
+_VIDEO_FPS = 25.0
+_LIVE_PAUSE_S = 1.0
+_CODECS = {".avi": "MJPG", ".mp4": "mp4v", ".mkv": "mp4v", ".mov": "mp4v"}
+
+
+class AnnotatedFolder:
+    """One annotated JPEG a picture, under the source's own folders and names."""
+
+    def __init__(self, folder: Path, labels: Sequence[str], source: Path | None) -> None:
+        """Prepare it.
+
+        Args:
+            folder: Where they go.
+            labels: Class names.
+            source: The folder that paths are made relative to, where the source is one.
+
+        Raises:
+            UsageError: The folder lies in the source: the next run would classify annotated pictures.
+        """
+        refuse_inside(folder, source, "--annotate")
+        self._folder, self._labels, self._source = folder, labels, source
+
+    def write(self, answer: Answer) -> None:
+        """Write one; a picture that could not be decoded has none.
+
+        Raises:
+            EnvironmentProblem: The disk is full, or the place cannot be written.
+        """
+        if answer.picture is not None:
+            drawn = draw_answer(answer.picture, answer, self._labels)
+            write_bytes(self._folder / picture_name(answer, self._source, ".jpg"), encode(drawn, ".jpg"))
+
+    def close(self) -> None:
+        """Do nothing: each picture is whole."""
+
+
+class AnnotatedVideo:
+    """An annotated video; its first frame decides the size."""
+
+    def __init__(self, path: Path, labels: Sequence[str], kind: SourceKind) -> None:
+        """Prepare it.
+
+        Raises:
+            UsageError: The source has pictures of many sizes, or the suffix is one that cannot be written.
+        """
+        if kind in (SourceKind.FILES, SourceKind.LIST):
+            raise UsageError(f"--annotate {path}: images are annotated into a folder", remedy="name a folder")
+        if path.suffix.lower() not in _CODECS:
+            raise UsageError(
+                f"--annotate cannot write {path.suffix}", remedy=f"name it {' or '.join(_CODECS)}"
+            )
+        self._path, self._labels = path, labels
+        self._writer: Any = None
+        self._size = (0, 0)
+        self._frames = 0
+
+    def write(self, answer: Answer) -> None:
+        """Write one frame.
+
+        Raises:
+            EnvironmentProblem: The video cannot be opened for writing.
+        """
+        if answer.picture is None:
+            return
+        drawn = draw_answer(answer.picture, answer, self._labels)
+        if self._writer is None:
+            self._open(drawn)
+        if (drawn.shape[1], drawn.shape[0]) != self._size:  # a camera came back in another mode
+            drawn = cv2.resize(drawn, self._size)
+        self._writer.write(drawn)
+        self._frames += 1
+
+    def close(self) -> None:
+        """Finish the file and look for its last frame: OpenCV says nothing of a full disk.
+
+        Raises:
+            EnvironmentProblem: The file does not hold every frame.
+        """
+        if self._writer is None:
+            return
+        self._writer.release()
+        self._writer = None
+        written = cv2.VideoCapture(str(self._path))
+        # A cut .avi, .mp4 or .mov tells another number; a cut .mkv tells this one and does not have it.
+        told = int(written.get(cv2.CAP_PROP_FRAME_COUNT))
+        written.set(cv2.CAP_PROP_POS_FRAMES, self._frames - 1)
+        whole = told == self._frames and written.grab()
+        written.release()
+        if not whole:
+            raise EnvironmentProblem(
+                f"{self._path} does not hold all of its {self._frames} frames",
+                remedy="free some space or choose another place with --annotate",
+            )
+
+    def _open(self, drawn: Array) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._size = (drawn.shape[1], drawn.shape[0])
+        codec = cv2.VideoWriter.fourcc(*_CODECS[self._path.suffix.lower()])
+        self._writer = cv2.VideoWriter(str(self._path), codec, _VIDEO_FPS, self._size)
+        if not self._writer.isOpened():
+            raise EnvironmentProblem(f"cannot write {self._path}", remedy="name an .avi in a writable folder")
+
+
+class UnsureFolder:
+    """Keeps pictures whose best class stays under a threshold, unannotated, for labelling.
+
+    Image files are copied as they are; frames, and DICOM files, whose headers name the patient, are kept as the
+    grey or colour picture, PNG. Of a camera at most one frame a second is kept: the next one shows the same.
+    """
+
+    def __init__(self, folder: Path, threshold: float, source: Path | None) -> None:
+        """Prepare it.
+
+        Raises:
+            UsageError: The threshold is no probability, or the folder lies in the source.
+        """
+        if not 0 < threshold <= 1:
+            raise UsageError(
+                f"--save-unsure {threshold:g} is no probability", remedy="such as --save-unsure 0.6 DIR"
+            )
+        refuse_inside(folder, source, "--save-unsure")
+        self._folder, self._threshold, self._source = folder, threshold, source
+        self.kept = 0
+        self._next = float("-inf")
+
+    def write(self, answer: Answer) -> None:
+        """Keep one picture if its answer is unsure.
+
+        Raises:
+            EnvironmentProblem: The disk is full, or the place cannot be written.
+        """
+        if answer.probabilities is None or max(answer.probabilities) >= self._threshold:
+            return
+        if answer.frame is not None and answer.frame.seconds is None:
+            if answer.frame.captured < self._next:
+                return
+            self._next = answer.frame.captured + _LIVE_PAUSE_S
+        original = _original(answer)
+        if original is not None:
+            write_bytes(self._folder / picture_name(answer, self._source, ""), original)
+        elif answer.picture is not None:
+            target = self._folder / picture_name(answer, self._source, ".png")
+            write_bytes(target, encode(answer.picture, ".png"))
+        self.kept += 1
+
+    def close(self) -> None:
+        """Do nothing: each picture is whole."""
+
+
+def annotated_sink(
+    path: Path, labels: Sequence[str], kind: SourceKind, source: Path | None
+) -> AnnotatedFolder | AnnotatedVideo:
+    """Return the sink for ``--annotate``: a video by its suffix, else a folder."""
+    if path.suffix.lower() in VIDEO_SUFFIXES:
+        return AnnotatedVideo(path, labels, kind)
+    return AnnotatedFolder(path, labels, source)
+
+
+def picture_name(answer: Answer, source: Path | None, suffix: str) -> PurePath:
+    """Return where a picture goes below its folder; different pictures have different names."""
+    if answer.frame is not None:
+        stem = Path(answer.path).stem if answer.frame.seconds is not None else "frame"
+        return PurePath(f"{stem}-{answer.frame.index:08}{suffix}")
+    path = Path(answer.path)
+    if source is not None and path.is_relative_to(source):
+        path = path.relative_to(source)
+    parts = [part for part in path.parts if part not in (path.anchor, "..", ".")]
+    return PurePath(*parts[:-1], parts[-1] + suffix)
+
+
+def encode(picture: Array, suffix: str) -> bytes:
+    """Encode pixels as JPEG or PNG.
+
+    Raises:
+        EnvironmentProblem: OpenCV cannot.
+    """
+    good, data = cv2.imencode(suffix, picture)
+    if not good:
+        raise EnvironmentProblem(f"OpenCV cannot encode {suffix}", remedy="free some memory")
+    return bytes(data)
+
+
+def refuse_inside(folder: Path, source: Path | None, option: str) -> None:
+    """Refuse to write pictures into the folder that is being read.
+
+    Raises:
+        UsageError: ``folder`` lies in ``source``.
+    """
+    if source is not None and folder.resolve().is_relative_to(source.resolve()):
+        raise UsageError(
+            f"{option} {folder} lies in the source {source}", remedy="choose a folder beside the source"
+        )
+
+
+def _original(answer: Answer) -> bytes | None:
+    """Return the bytes of the image file; None of a frame, of DICOM, and of a file that is gone since it was read."""
+    if answer.frame is not None:
+        return None
+    try:
+        data = read_bytes(Path(answer.path))
+    except ImageError:
+        return None
+    return None if is_dicom(data) else data

@@ -1,0 +1,93 @@
+"""Where answers go: what was asked for, and the sinks that do it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from edge_dsc.infer.classify import Answer
+from edge_dsc.infer.live_page import LOOPBACK, Board, Page
+from edge_dsc.infer.pictures import UnsureFolder, Window, annotated_sink
+from edge_dsc.infer.source import SourceSpec
+from edge_dsc.infer.stop import Stop
+from engines.record import EngineRecord
+
+
+class Sink(Protocol):
+    """Takes every answer in order; called by the loop's thread alone."""
+
+    def write(self, answer: Answer) -> None:
+        """Take one answer.
+
+        Raises:
+            EnvironmentProblem: The disk is full, or the place cannot be written.
+        """
+        ...
+
+    def close(self) -> None:
+        """Finish what is open."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outputs:
+    """Where pictures go.
+
+    Attributes:
+        annotate: A folder, or a video file, for annotated pictures.
+        unsure: A threshold (0 to 1) and a folder for pictures whose best class stays under it.
+        show: Show a window.
+        serve: Port of the live page; 0 takes a free one; None serves nothing.
+        host: Address that the page listens on.
+    """
+
+    annotate: Path | None = None
+    unsure: tuple[float, Path] | None = None
+    show: bool = False
+    serve: int | None = None
+    host: str = "127.0.0.1"
+
+
+def needs_pictures(outputs: Outputs) -> bool:
+    """Say whether answers must carry their decoded pictures."""
+    return outputs != Outputs(host=outputs.host)
+
+
+def open_sinks(
+    outputs: Outputs,
+    record: EngineRecord,
+    spec: SourceSpec,
+    stop: Stop,
+    say: Callable[[str], None] | None = None,
+) -> Iterator[Sink]:
+    """Open what was asked for, one after the other, so that the caller can close what is open when one fails.
+
+    Args:
+        outputs: What was asked for.
+        record: The engine's record.
+        spec: The source.
+        stop: Asked by the window to end.
+        say: Called with the page's address.
+
+    Raises:
+        UsageError: A place inside the source, or one that does not fit it.
+        EnvironmentProblem: No screen, or the port is taken.
+    """
+    labels = record.contract.labels
+    folder = Path(spec.target) if Path(spec.target).is_dir() else None
+    if outputs.annotate is not None:
+        yield annotated_sink(outputs.annotate, labels, spec.kind, folder)
+    if outputs.unsure is not None:
+        threshold, place = outputs.unsure
+        yield UnsureFolder(place, threshold, folder)
+    if outputs.show:
+        yield Window(labels, stop)
+    if outputs.serve is not None:
+        page = Page(Board(record.engine, spec.name, labels), outputs.host, outputs.serve)
+        if say is not None:
+            say(f"live page: {page.address}")
+            if outputs.host not in LOOPBACK:
+                say(f"note: everybody who reaches {outputs.host} sees the pictures; there is no password")
+        yield page

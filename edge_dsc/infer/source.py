@@ -1,0 +1,234 @@
+"""What a source is by its name, and the image files that it stands for."""
+
+from __future__ import annotations
+
+import enum
+import glob
+import io
+import os
+import queue
+import re
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+from urllib.parse import parse_qs, urlsplit
+
+from edge_dsc.infer.stop import Stop
+from engines.dicom import is_dicom
+from engines.errors import BadInputError, UsageError
+from engines.images import IMAGE_SUFFIXES
+
+VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm"})
+_SCHEMES = "csi://N, v4l2://N, /dev/videoN, rtsp://, http://, a file, a folder, a glob or -"
+_STREAMS = frozenset({"rtsp", "rtsps", "http", "https"})
+
+
+class SourceKind(enum.Enum):
+    """How a source behaves."""
+
+    FILES = "files"  # image files: counted, in a stable order, resumable
+    LIST = "list"  # paths on standard input: the same, but not counted
+    VIDEO = "video"  # every frame of a file, in order
+    LIVE = "live"  # the newest frame wins
+
+
+@dataclass(frozen=True, kw_only=True)
+class CameraMode:
+    """What a local camera is asked for; None leaves the driver's choice.
+
+    Attributes:
+        width: Pixels a row.
+        height: Rows.
+        fps: Frames a second.
+    """
+
+    width: int | None = None
+    height: int | None = None
+    fps: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceSpec:
+    """A source as it was named.
+
+    Attributes:
+        kind: How it behaves.
+        name: What rows and messages call it: the name as given, without password.
+        target: What is opened: a path, a device, a sensor's number or a URL.
+        scheme: ``csi``, ``v4l2``, ``rtsp``, ``http`` or ``file``.
+        mode: What a local camera is asked for.
+    """
+
+    kind: SourceKind
+    name: str
+    target: str
+    scheme: str = "file"
+    mode: CameraMode = CameraMode()
+
+
+def parse_source(source: str) -> SourceSpec:
+    """Tell what kind of source a text names; nothing is opened.
+
+    Args:
+        source: ``-``, ``csi://0?width=1280&height=720&fps=30``, ``v4l2:///dev/video0``, ``/dev/video0``,
+            ``rtsp://...``, ``http://...``, a video file, or an image, a folder or a glob.
+
+    Raises:
+        UsageError: An unknown scheme, or a camera that is no number.
+    """
+    if source == "-":
+        return SourceSpec(kind=SourceKind.LIST, name="-", target="-")
+    scheme, marker, rest = source.partition("://")
+    scheme = scheme.lower()
+    if not marker:
+        if re.fullmatch(r"/dev/video\d+", source):
+            return SourceSpec(kind=SourceKind.LIVE, name=source, target=source, scheme="v4l2")
+        kind = SourceKind.VIDEO if Path(source).suffix.lower() in VIDEO_SUFFIXES else SourceKind.FILES
+        # A folder may be called "study.ts", a glob may end in it: only a single file is a video.
+        single = not Path(source).is_dir() and not set("*?[") & set(source)
+        return SourceSpec(kind=kind if single else SourceKind.FILES, name=source, target=source)
+    if scheme in _STREAMS:
+        short = "rtsp" if scheme.startswith("rtsp") else "http"
+        return SourceSpec(kind=SourceKind.LIVE, name=hide_password(source), target=source, scheme=short)
+    if scheme in ("csi", "v4l2"):
+        return _camera(source, scheme, rest)
+    raise UsageError(f"cannot read {scheme}:// sources ({source!r})", remedy=f"a source is {_SCHEMES}")
+
+
+def _camera(source: str, scheme: str, rest: str) -> SourceSpec:
+    device, _, query = rest.partition("?")
+    match = re.fullmatch(r"/?(?:/dev/video)?(\d+)", device)
+    if match is None:
+        raise UsageError(f"{source!r} names no camera", remedy=f"write {scheme}://0")
+    target = match.group(1) if scheme == "csi" else f"/dev/video{match.group(1)}"
+    return SourceSpec(
+        kind=SourceKind.LIVE, name=source, target=target, scheme=scheme, mode=_mode(source, query)
+    )
+
+
+def _mode(source: str, query: str) -> CameraMode:
+    values = {name: found[-1] for name, found in parse_qs(query, keep_blank_values=True).items()}
+    remedy = "such as csi://0?width=1280&height=720&fps=30"
+    unknown = sorted(set(values) - {"width", "height", "fps"})
+    if unknown:
+        raise UsageError(f"{source!r} asks for {', '.join(unknown)}", remedy=remedy)
+    for name, value in values.items():
+        if not value.isascii() or not value.isdigit() or int(value) < 1:
+            raise UsageError(f"{source!r}: {name} is {value!r}, not a positive number", remedy=remedy)
+    return CameraMode(**{name: int(value) for name, value in values.items()})
+
+
+def hide_password(url: str) -> str:
+    """Return a URL as it may stand in results and logs: ``rtsp://user:***@host/path``."""
+    parts = urlsplit(url)
+    user, marker, host = parts.netloc.rpartition("@")
+    if not marker:
+        return url
+    return parts._replace(netloc=f"{user.partition(':')[0]}:***@{host}").geturl()
+
+
+_GLOB_CHARACTERS = frozenset("*?[")
+
+
+def expand_source(source: str) -> list[Path]:
+    """Name the image files of a source.
+
+    Args:
+        source: A file (taken whatever its suffix), a folder (searched recursively for image suffixes and for
+            DICOM files without one; hidden files and folders are left out, links to folders are not followed) or a glob
+            (``**`` allowed).
+
+    Returns:
+        Paths sorted by name, without repetition.
+
+    Raises:
+        BadInputError: Nothing is there, or no image is in it.
+    """
+    path = Path(source)
+    if path.is_dir():
+        found = _walk(path)
+    elif path.exists():
+        return [path]
+    elif _GLOB_CHARACTERS & set(source):
+        matches = (Path(match) for match in glob.glob(source, recursive=True))  # noqa: PTH207 - absolute patterns
+        found = [match for match in matches if match.is_file() and _is_image(match)]
+    else:
+        raise BadInputError(f"there is no file, folder or glob match {source!r}", remedy="check the path")
+    if not found:
+        suffixes = " ".join(sorted(IMAGE_SUFFIXES))
+        raise BadInputError(f"no images in {source!r}", remedy=f"image files end in one of {suffixes}")
+    return sorted(set(found))
+
+
+def _walk(root: Path) -> list[Path]:
+    found = []
+    for folder, folders, files in os.walk(root):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [
+            Path(folder, name) for name in files if not name.startswith(".") and _is_image(Path(folder, name))
+        ]
+    return found
+
+
+def _is_image(path: Path) -> bool:
+    suffix = path.suffix.lower()
+    if suffix in IMAGE_SUFFIXES:
+        return True
+    # Archives export DICOM as IM000001, or as a UID, whose last number looks like a suffix.
+    if (suffix and not suffix[1:].isdigit()) or not path.is_file():
+        return False
+    try:
+        with path.open("rb") as stream:
+            return is_dicom(stream.read(132))
+    except OSError:
+        return False
+
+
+_LINES_AHEAD = 1024
+_IDLE_S = 0.05
+
+
+def read_list(stream: TextIO | None, stop: Stop) -> Iterator[Path | None]:
+    """Yield the paths of a stream as they come; empty lines are skipped.
+
+    A thread reads, because reading a pipe that is open and silent cannot be interrupted.
+
+    Args:
+        stream: Text, a path a line; None where the process has no standard input.
+        stop: Ends it while it waits.
+
+    Yields:
+        A path, or None while no line is at hand.
+
+    Raises:
+        BadInputError: There is no stream.
+    """
+    if stream is None:
+        raise BadInputError("standard input is closed", remedy="pipe a list of paths into it")
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="surrogateescape")  # a file's name may be any bytes
+    lines: queue.Queue[str | BaseException | None] = queue.Queue(_LINES_AHEAD)
+
+    def read() -> None:
+        try:
+            for line in stream:
+                lines.put(line)
+            lines.put(None)
+        except Exception as error:  # noqa: BLE001 - handed to the thread that takes the paths
+            lines.put(error)
+
+    threading.Thread(target=read, name="paths", daemon=True).start()
+    while not stop.asked:
+        try:
+            line = lines.get(timeout=_IDLE_S)
+        except queue.Empty:
+            yield None
+            continue
+        if line is None:
+            return
+        if isinstance(line, BaseException):
+            raise line
+        if name := line.rstrip("\r\n"):
+            yield Path(name)

@@ -1,0 +1,249 @@
+"""Fitting a network: loss, optimizer and start of a recipe, the epochs, the best weights, going on after a stop."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from edge_dsc.evaluate.metrics import classification_metrics
+from edge_dsc.networks import load_keras
+from edge_dsc.training.batches import Batches
+from edge_dsc.training.recipes import Recipe, ReportProgress, TrainProgress
+from edge_dsc.training.run_folder import TrainState
+from engines.errors import EdgeDscError
+from engines.packages import load
+
+_DENSE_DEVIATION = 0.004
+_DENSE_BIAS = 0.5
+
+Array = Any
+Model = Any
+
+
+def compile_model(model: Model, recipe: Recipe, steps_per_epoch: int) -> None:
+    """Give the model the recipe's loss and optimizer, with all of the optimizer's variables made.
+
+    Args:
+        model: From :func:`edge_dsc.networks.build_network`.
+        recipe: Learning rate, label smoothing.
+        steps_per_epoch: Steps an epoch; the cosine ends with the recipe's epochs.
+    """
+    keras = load_keras()
+    rate: Any = recipe.learning_rate
+    if recipe.cosine:
+        warmup = min(recipe.warmup, recipe.epochs - 1) * steps_per_epoch
+        rate = keras.optimizers.schedules.CosineDecay(
+            rate / 20 if warmup else rate,
+            steps_per_epoch * recipe.epochs - warmup,
+            warmup_target=rate if warmup else None,
+            warmup_steps=warmup,
+        )
+    model.compile(
+        _make_adam(rate, model.get_layer("dense").trainable_weights, recipe.dense_rate),
+        loss=keras.losses.CategoricalCrossentropy(label_smoothing=recipe.label_smoothing),
+        metrics=["accuracy"],
+        weighted_metrics=[],
+        jit_compile=False,  # XLA on a CPU: 2.0 s a step instead of 0.1 s (measured on two cores)
+    )
+    model.optimizer.build(model.trainable_variables)
+
+
+def start_dense(model: Model, seed: int) -> None:
+    """Give the Dense(64) layer a start with every unit alive on every image."""
+    layer = model.get_layer("dense")
+    kernel, bias = layer.get_weights()
+    drawn = np.random.default_rng(seed).normal(0, _DENSE_DEVIATION, kernel.shape)
+    layer.set_weights([drawn.astype(np.float32), np.full_like(bias, _DENSE_BIAS)])
+
+
+def start_convolutions(model: Model, images: Array) -> None:
+    """Scale and shift every ordinary convolution so that its channels start at mean 0, deviation 1 on some images.
+
+    Without BatchNorm, and with pixels that are all positive, the activations of the conventional network
+    would shrink from layer to layer, and training would not leave the ground in the first epochs.
+    Source: Mishkin and Matas, "All you need is a good init", ICLR 2016, here per channel.
+
+    Args:
+        model: Untrained; a network without ordinary convolutions that have a bias is left as it is.
+        images: ``uint8 [N, 224, 224, 1]``, a few of each class.
+    """
+    keras = load_keras()
+    for layer in model.layers:
+        if type(layer) is not keras.layers.Conv2D or not layer.use_bias:
+            continue
+        features = keras.Model(model.input, layer.input)(images.astype("float32"), training=False)
+        kernel, bias = layer.get_weights()
+        answers = keras.ops.convert_to_numpy(keras.ops.conv(features, kernel, padding="same"))
+        mean, deviation = answers.mean(axis=(0, 1, 2)), answers.std(axis=(0, 1, 2)) + 1e-6
+        layer.set_weights([kernel / deviation, (bias - mean) / deviation])
+
+
+def _make_adam(rate: Any, slow: list[Any], share: float) -> Any:
+    """Return Adam with a share of its learning rate for some variables; Keras 3 has no such option."""
+    keras = load_keras()
+    if share == 1.0:
+        return keras.optimizers.Adam(rate)
+
+    class AdamWithSlowLayer(keras.optimizers.Adam):  # type: ignore[misc, name-defined]
+        """Adam that moves the variables in ``slow`` at a share of the learning rate."""
+
+        def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+            """Update one variable."""
+            # TensorFlow's trainer hands over its own variable, the value of Keras' one.
+            if any(variable is one or variable is one.value for one in slow):
+                learning_rate = learning_rate * share
+            super().update_step(gradient, variable, learning_rate)
+
+    return AdamWithSlowLayer(rate)
+
+
+_PREDICT_BATCH = 64
+
+
+def seed_everything(seed: int) -> None:
+    """Make Keras and TensorFlow repeat themselves in this process: same seed, same machine, same weights."""
+    keras = load_keras()
+    keras.utils.set_random_seed(seed)
+    load("tensorflow").config.experimental.enable_op_determinism()
+
+
+def fit_model(
+    model: Model,
+    batches: Batches,
+    validation: tuple[Array, Array],
+    state: TrainState,
+    *,
+    save: Callable[[TrainState], None],
+    progress: ReportProgress | None = None,
+) -> bool:
+    """Train to the end of the recipe, or until the user stops it; the model ends with its best weights.
+
+    Args:
+        model: Compiled; a resumed one is brought to ``state`` first.
+        batches: The training images.
+        validation: Pixels ``uint8 [V, height, width, 1]`` and class indices ``int [V]``.
+        state: Changed in place, a whole epoch at a time.
+        save: Called with the state after every epoch.
+        progress: Called after every step.
+
+    Returns:
+        True where Ctrl-C ended it early.
+
+    Raises:
+        EdgeDscError: The loss is no number any more.
+        KeyboardInterrupt: Stopped before the first epoch was done: there is nothing to keep.
+    """
+    if state.epoch:
+        _restore(model, state)
+    interrupted = False
+    clock = _Clock(steps=batches.steps * (batches.recipe.epochs - state.epoch))
+    try:
+        while state.epoch < batches.recipe.epochs:
+            trained = _train_epoch(model, batches, state, clock, progress)
+            _close_epoch(model, trained, validation, batches.classes, state)
+            save(state)
+    except KeyboardInterrupt:
+        if not state.epoch:
+            raise
+        interrupted = True
+    model.set_weights(state.best_weights)
+    return interrupted
+
+
+def predict(model: Model, pixels: Array) -> Array:
+    """Return probabilities ``float32 [N, classes]`` for ``uint8 [N, height, width, 1]``.
+
+    Every batch has the same size, so TensorFlow traces the model once.
+    """
+    answers = []
+    for start in range(0, len(pixels), _PREDICT_BATCH):
+        part = pixels[start : start + _PREDICT_BATCH]
+        batch = np.zeros((_PREDICT_BATCH, *pixels.shape[1:]), np.float32)
+        batch[: len(part)] = part
+        answers.append(model.predict_on_batch(batch)[: len(part)])
+    return np.concatenate(answers)
+
+
+class _Clock:
+    """Time left, from the steps done so far."""
+
+    def __init__(self, steps: int) -> None:
+        self.left = steps
+        self.done = 0
+        self.started = time.monotonic()
+
+    def step(self) -> float:
+        self.left -= 1
+        self.done += 1
+        return (time.monotonic() - self.started) / self.done * self.left
+
+
+def _train_epoch(
+    model: Model, batches: Batches, state: TrainState, clock: _Clock, progress: ReportProgress | None
+) -> dict[str, float]:
+    seen = state.history.get("validation_accuracy")
+    sums = {"loss": 0.0, "accuracy": 0.0}
+    for step, (images, targets, weights) in enumerate(batches.of_epoch(state.epoch), start=1):
+        model.reset_metrics()
+        figures = model.train_on_batch(images, targets, sample_weight=weights, return_dict=True)
+        sums = {name: value + float(figures[name]) for name, value in sums.items()}  # a step's own figures
+        if not math.isfinite(sums["loss"]):
+            raise EdgeDscError(
+                f"training diverged: the loss is {figures['loss']} in epoch {state.epoch + 1}, step {step}",
+                remedy="train with another --seed or --recipe; the last whole epoch is kept",
+            )
+        seconds_left = clock.step()
+        if progress:
+            progress(
+                TrainProgress(
+                    epoch=state.epoch + 1,
+                    epochs=batches.recipe.epochs,
+                    step=step,
+                    steps=batches.steps,
+                    loss=sums["loss"] / step,
+                    accuracy=sums["accuracy"] / step,
+                    validation_accuracy=seen[-1] if seen else None,
+                    seconds_left=seconds_left,
+                )
+            )
+    return {name: value / batches.steps for name, value in sums.items()}
+
+
+def _close_epoch(
+    model: Model, trained: dict[str, float], validation: tuple[Array, Array], classes: int, state: TrainState
+) -> None:
+    """Validate and record an epoch. The state's fields change together, last, so that Ctrl-C cannot part them."""
+    pixels, targets = validation
+    metrics = classification_metrics(
+        targets, predict(model, pixels), [str(index) for index in range(classes)]
+    )
+    row = {
+        "loss": trained["loss"],
+        "accuracy": trained["accuracy"],
+        "validation_loss": metrics.loss,
+        "validation_accuracy": metrics.accuracy,
+    }
+    history = {name: [*state.history.get(name, []), value] for name, value in row.items()}
+    best = min(history["validation_loss"]) == metrics.loss
+    changes: dict[str, Any] = {
+        "history": history,
+        "variables": [variable.numpy() for variable in model.variables],
+        "optimizer": [variable.numpy() for variable in model.optimizer.variables],
+        "epoch": state.epoch + 1,
+    }
+    if best:
+        changes |= {"best_epoch": state.epoch + 1, "best_weights": model.get_weights()}
+    vars(state).update(changes)
+
+
+def _restore(model: Model, state: TrainState) -> None:
+    for variables, values in (
+        (model.variables, state.variables),
+        (model.optimizer.variables, state.optimizer),
+    ):
+        for variable, value in zip(variables, values, strict=True):
+            variable.assign(value)

@@ -1,0 +1,276 @@
+"""The CUDA driver through pycuda: the device's context, its memory, and graphs captured from a stream."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from engines.record import EngineRecord
+
+# Source: cuda.h, CUdevice_attribute
+_MAJOR = 75  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR
+_MINOR = 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR
+_LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """The first GPU.
+
+    Attributes:
+        name: Such as ``Orin``.
+        compute_capability: Such as ``8.7``.
+    """
+
+    name: str
+    compute_capability: str
+
+
+def load_driver() -> ctypes.CDLL:
+    """Return the CUDA driver's library.
+
+    Raises:
+        OSError: There is none.
+    """
+    return ctypes.CDLL(_LIBRARY)
+
+
+def release_context(driver: Any, context: Any) -> None:
+    """Detach a primary context of pycuda's and leave the thread's stack of contexts as it was.
+
+    To detach a context that is not current, pycuda (up to 2026.1 at least) pushes it and trusts that this takes
+    it off the stack again. That holds for contexts that were created; releasing a primary one never pops it, so
+    the thread would be left with a context that is gone.
+
+    Args:
+        driver: The CUDA driver library; None where it has none for us.
+        context: From ``retain_primary_context``, not current.
+    """
+    before = _current_context(driver)
+    try:
+        context.detach()
+    finally:
+        if _current_context(driver) != before:
+            driver.cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))
+
+
+def _current_context(driver: Any) -> int | None:
+    current = ctypes.c_void_p()
+    if driver is None or driver.cuCtxGetCurrent(ctypes.byref(current)) != 0:
+        return None
+    return current.value
+
+
+def find_gpu() -> tuple[Gpu | None, str]:
+    """Look for a GPU.
+
+    Returns:
+        The first GPU and an empty text, or None and the reason why none can be used.
+    """
+    try:
+        cuda = load_driver()
+    except OSError:
+        return None, f"no CUDA driver: {_LIBRARY} not found"
+    status = cuda.cuInit(0)
+    if status != 0:
+        return None, f"the CUDA driver does not start: cuInit gives error {status}"
+    count = ctypes.c_int(0)
+    if cuda.cuDeviceGetCount(ctypes.byref(count)) != 0 or count.value < 1:
+        return None, "the CUDA driver finds no GPU"
+    device = ctypes.c_int(0)
+    name = ctypes.create_string_buffer(256)
+    major, minor = ctypes.c_int(0), ctypes.c_int(0)
+    steps = (
+        cuda.cuDeviceGet(ctypes.byref(device), 0),
+        cuda.cuDeviceGetName(name, len(name), device),
+        cuda.cuDeviceGetAttribute(ctypes.byref(major), _MAJOR, device),
+        cuda.cuDeviceGetAttribute(ctypes.byref(minor), _MINOR, device),
+    )
+    if any(steps):
+        return None, f"the CUDA driver does not describe its GPU: errors {steps}"
+    return Gpu(name.value.decode(errors="replace"), f"{major.value}.{minor.value}"), ""
+
+
+Array = Any
+
+
+class DeviceBuffers:
+    """Page-locked host memory, device memory, and asynchronous copies.
+
+    Attributes:
+        host_input: ``uint8 [largest, height, width, 1]``.
+        host_output: ``float32 [largest, classes]``.
+        input_address: Where TensorRT reads, a device pointer.
+        output_address: Where it writes.
+    """
+
+    kind = "device"
+
+    def __init__(self, cuda: Any, record: EngineRecord, frees: contextlib.ExitStack) -> None:
+        """Allocate for the largest batch.
+
+        Args:
+            cuda: The module ``pycuda.driver``.
+            record: Tells the shapes.
+            frees: Takes what must be freed.
+        """
+        self._cuda = cuda
+        self.host_input, self.host_output = _host_arrays(cuda, record, frees, flags=0)
+        self._device_input = cuda.mem_alloc(self.host_input.nbytes)
+        frees.callback(self._device_input.free)
+        self._device_output = cuda.mem_alloc(self.host_output.nbytes)
+        frees.callback(self._device_output.free)
+        self.input_address, self.output_address = int(self._device_input), int(self._device_output)
+
+    def copy_in(self, size: int, stream: Any) -> None:
+        """Enqueue the copy of the first ``size`` images to the device."""
+        self._cuda.memcpy_htod_async(self._device_input, self.host_input[:size], stream)
+
+    def copy_out(self, size: int, stream: Any) -> None:
+        """Enqueue the copy of the first ``size`` answers to the host."""
+        self._cuda.memcpy_dtoh_async(self.host_output[:size], self._device_output, stream)
+
+
+class MappedBuffers:
+    """Host memory that the GPU reads and writes in place: no copies. For GPUs that share the host's memory.
+
+    The attributes are those of :class:`DeviceBuffers`.
+    """
+
+    kind = "mapped"
+
+    def __init__(self, cuda: Any, record: EngineRecord, frees: contextlib.ExitStack) -> None:
+        """Allocate for the largest batch; arguments as for :class:`DeviceBuffers`."""
+        flags = cuda.host_alloc_flags.DEVICEMAP
+        self.host_input, self.host_output = _host_arrays(cuda, record, frees, flags=flags)
+        self.input_address = int(self.host_input.base.get_device_pointer())
+        self.output_address = int(self.host_output.base.get_device_pointer())
+
+    def copy_in(self, size: int, stream: Any) -> None:
+        """Do nothing: the GPU reads what the host wrote."""
+
+    def copy_out(self, size: int, stream: Any) -> None:
+        """Do nothing: the GPU wrote where the host reads."""
+
+
+Buffers = DeviceBuffers | MappedBuffers
+BUFFERS: dict[str, type[DeviceBuffers] | type[MappedBuffers]] = {
+    "device": DeviceBuffers,
+    "mapped": MappedBuffers,
+}
+
+
+def _host_arrays(cuda: Any, record: EngineRecord, frees: contextlib.ExitStack, flags: int) -> list[Array]:
+    largest = record.batch.largest
+    arrays = []
+    for shape, dtype in (
+        ((largest, *record.contract.input_shape), np.uint8),
+        ((largest, len(record.contract.labels)), np.float32),
+    ):
+        array = cuda.pagelocked_empty(shape, dtype, mem_flags=flags)
+        frees.callback(array.base.free)  # the array over it is dead from then on
+        arrays.append(array)
+    return arrays
+
+
+# Source: cuda.h, CUstreamCaptureMode. Other threads of this process may allocate and synchronise meanwhile.
+_THREAD_LOCAL = 1
+_NEEDED = (
+    "cuStreamBeginCapture_v2",
+    "cuStreamEndCapture",
+    "cuGraphInstantiateWithFlags",  # CUDA 11.4
+    "cuGraphLaunch",
+    "cuGraphDestroy",
+    "cuGraphExecDestroy",
+)
+
+
+class GraphError(Exception):
+    """The driver refused a step of capturing or launching a graph."""
+
+
+class CudaGraph:
+    """A captured and instantiated graph: one launch replays all the work, at the addresses it was captured with."""
+
+    def __init__(self, driver: Any, handle: ctypes.c_void_p, stream: ctypes.c_void_p) -> None:
+        """Take over an instantiated graph and the stream that it was captured on."""
+        self._driver = driver
+        self._handle: ctypes.c_void_p | None = handle
+        self._stream = stream
+        self._launch = driver.cuGraphLaunch  # looked up once: this is the call of every batch
+
+    def launch(self) -> None:
+        """Enqueue the whole graph on its stream.
+
+        Raises:
+            GraphError: The driver refuses.
+        """
+        status = self._launch(self._handle, self._stream)
+        if status != 0:
+            raise GraphError(f"cuGraphLaunch failed: {_describe(self._driver, status)}")
+
+    def destroy(self) -> None:
+        """Free the graph; it must not be running. A second call does nothing.
+
+        Raises:
+            GraphError: The driver refuses.
+        """
+        handle, self._handle = self._handle, None
+        if handle is not None:
+            _call(self._driver, "cuGraphExecDestroy", handle)
+
+
+def missing_functions(driver: Any) -> str:
+    """Return which of the functions for graphs a CUDA driver library lacks, or an empty text."""
+    return ", ".join(name for name in _NEEDED if not hasattr(driver, name))
+
+
+def capture_graph(driver: Any, stream_handle: int, work: Callable[[], None]) -> CudaGraph:
+    """Capture the work that a function enqueues on a stream, without running it.
+
+    Args:
+        driver: The CUDA driver library.
+        stream_handle: The stream; not the default one, and with nothing of another stream waiting on it.
+        work: Enqueues on that stream alone; may raise.
+
+    Returns:
+        The graph, ready to launch.
+
+    Raises:
+        GraphError: The driver refuses, for example because something in the work cannot be captured.
+    """
+    stream = ctypes.c_void_p(stream_handle)
+    graph, executable = ctypes.c_void_p(), ctypes.c_void_p()
+    _call(driver, "cuStreamBeginCapture_v2", stream, ctypes.c_int(_THREAD_LOCAL))
+    try:
+        work()
+    except BaseException:
+        # The stream must leave capture mode even where the work failed; the graph, if any, is of no use.
+        if driver.cuStreamEndCapture(stream, ctypes.byref(graph)) == 0 and graph:
+            driver.cuGraphDestroy(graph)
+        raise
+    _call(driver, "cuStreamEndCapture", stream, ctypes.byref(graph))
+    try:
+        _call(driver, "cuGraphInstantiateWithFlags", ctypes.byref(executable), graph, ctypes.c_ulonglong(0))
+    finally:
+        driver.cuGraphDestroy(graph)
+    return CudaGraph(driver, executable, stream)
+
+
+def _call(driver: Any, name: str, *arguments: Any) -> None:
+    status = getattr(driver, name)(*arguments)
+    if status != 0:
+        raise GraphError(f"{name} failed: {_describe(driver, status)}")
+
+
+def _describe(driver: Any, status: int) -> str:
+    text = ctypes.c_char_p()
+    if driver.cuGetErrorName(ctypes.c_int(status), ctypes.byref(text)) != 0 or text.value is None:
+        return f"error {status}"
+    return text.value.decode()

@@ -1,0 +1,291 @@
+"""A loaded TensorRT engine that runs batches: opened, submitted to, collected from, closed."""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from engines.errors import EnvironmentProblem
+from engines.record import EngineRecord
+from engines.runtimes import DEFAULT_OPTIONS, Array, BatchCheck, RunnerOptions, Ticket
+from engines.trt import cuda as cuda_driver
+from engines.trt.cuda import missing_functions
+from engines.trt.faults import Faults, process_logger
+from engines.trt.loaded import LoadedEngine
+from engines.trt.slot import Parts, Slot
+
+_ROUNDS = 20  # batches per kind of memory, where the kind is measured
+
+
+class TrtRunner:
+    """A loaded TensorRT engine with its buffers, bound to the thread that opened it.
+
+    The device's primary context is retained for the runner's life and current only while one of its methods
+    runs, so that several runners can live in one process and close in any order.
+
+    Attributes:
+        record: The engine's record.
+        thread_safe: False.
+        slots: Batches that can be in flight at once.
+    """
+
+    thread_safe = False
+
+    def __init__(
+        self,
+        trt: Any,
+        cuda: Any,
+        plan: bytes,
+        record: EngineRecord,
+        options: RunnerOptions = DEFAULT_OPTIONS,
+        *,
+        place: Path | None = None,
+        clock: Callable[[], int] = time.perf_counter_ns,
+    ) -> None:
+        """Load an engine on the first GPU, run it for the first time and capture its graph.
+
+        Args:
+            trt: The module ``tensorrt`` or ``tensorrt_rtx``.
+            cuda: The module ``pycuda.driver``.
+            plan: The serialised engine, checked against its record.
+            record: The engine's record.
+            options: How to run it.
+            place: The engine's path, beside which TensorRT for RTX keeps what it compiles; None keeps nothing.
+            clock: Nanoseconds, for choosing the memory.
+
+        Raises:
+            ArtefactError: TensorRT refuses the engine, or it is not of this contract.
+            EnvironmentProblem: TensorRT or CUDA fails, for lack of memory for example.
+        """
+        self.record = record
+        self.slots = 0
+        self._cuda = cuda
+        self._options = options
+        self._check = BatchCheck(record)
+        self._owner = threading.get_ident()
+        self._faults = Faults(record, process_logger(trt), cuda)
+        self._words: dict[str, str] = {}
+        self._free: list[Slot] = []
+        self._busy: dict[Ticket, tuple[Slot, int]] = {}
+        self._closed = False
+        self._frees = contextlib.ExitStack()  # what must happen while the context is current, last first
+        self._device_context: Any = None
+        self._driver = self._load_driver()
+        try:
+            with self._faults.told("open"):
+                cuda.init()
+                device = cuda.Device(0)
+                self._device_context = device.retain_primary_context()
+            self._running = self._faults.current(self._device_context, "run")
+            with self._faults.current(self._device_context, "open"):
+                self._open(trt, plan, place, device, clock)
+        except BaseException:
+            with contextlib.suppress(EnvironmentProblem):  # the first failure is the one to tell
+                self.close()
+            raise
+
+    @property
+    def description(self) -> Mapping[str, str]:
+        """How it runs: execution, memory, slots, and the runtime cache of RTX."""
+        words = dict(self._words)
+        slots = [*self._free, *(slot for slot, _ in self._busy.values())]
+        if slots:
+            words["execution"] = slots[0].execution_words()
+        if not self._closed and self._loaded.cache is not None:
+            words["runtime_cache"] = self._loaded.cache.state
+        return words
+
+    def run(self, batch: Array) -> Array:
+        """Classify a batch; returns when the device has answered. Arguments and errors as for submit and collect."""
+        self._check_usable()
+        self._check(batch)
+        slot = self._free_slot()
+        with self._running:
+            slot.enqueue(batch)
+            return slot.wait(len(batch))
+
+    def submit(self, batch: Array) -> Ticket:
+        """Copy a batch and enqueue its work; returns before the device has done it.
+
+        Args:
+            batch: ``uint8 [N, height, width, 1]`` with N within the engine's batch range.
+
+        Raises:
+            BadInputError: Another type, shape or size.
+            EnvironmentProblem: CUDA or TensorRT failed.
+            RuntimeError: Called from another thread than the one that opened the runner, or no slot is free.
+            ValueError: The runner is closed.
+        """
+        self._check_usable()
+        self._check(batch)
+        slot = self._free_slot()
+        with self._running:
+            slot.enqueue(batch)
+        self._free.remove(slot)
+        ticket = Ticket(self)
+        self._busy[ticket] = (slot, len(batch))
+        return ticket
+
+    def collect(self, ticket: Ticket) -> Array:
+        """Wait for a batch.
+
+        Returns:
+            Probabilities, ``float32 [N, classes]``, owned by the caller.
+
+        Raises:
+            EnvironmentProblem: CUDA failed.
+            RuntimeError: Called from another thread than the one that opened the runner.
+            ValueError: The runner is closed, or the ticket is of another or was collected before.
+        """
+        self._check_usable()
+        ticket.take(self)
+        slot, size = self._busy.pop(ticket)
+        self._free.append(slot)
+        with self._running:
+            answers = slot.wait(size)
+            if self._options.time_stages:
+                ticket.stages_ns = slot.stages_ns()
+        return answers
+
+    def close(self) -> None:
+        """Free everything, buffers before the engine's context; a second call does nothing. Open tickets are lost.
+
+        Raises:
+            EnvironmentProblem: CUDA fails while freeing; everything else is freed all the same.
+            RuntimeError: Called from another thread than the one that opened the runner.
+        """
+        self._check_owner()
+        if self._closed:
+            return
+        self._words = dict(self.description) if self.slots else {}
+        self._closed = True
+        if self._device_context is None:
+            return
+        try:
+            with self._faults.current(self._device_context, "close"):
+                self._frees.close()
+        finally:
+            with self._faults.told("close"):
+                cuda_driver.release_context(self._driver, self._device_context)
+            self._device_context = None
+            self._free.clear()
+            self._busy.clear()
+
+    def __enter__(self) -> TrtRunner:
+        """Return itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close."""
+        self.close()
+
+    def _open(self, trt: Any, plan: bytes, place: Path | None, device: Any, clock: Callable[[], int]) -> None:
+        """Load the engine, open the slots and warm each; the context is current."""
+        logger = self._faults.logger
+        self._loaded = LoadedEngine(trt, logger, plan, self.record, self._faults, place)
+        self._loaded.register(self._frees)
+        driver, no_graph = self._graph_driver()
+        parts = Parts(
+            cuda=self._cuda,
+            driver=driver,
+            no_graph=no_graph,
+            engine=self._loaded,
+            record=self.record,
+            options=self._options,
+            faults=self._faults,
+        )
+        memory = self._choose_memory(parts, device, clock)
+        for index in range(self._options.slots):
+            with contextlib.ExitStack() as frees:
+                try:
+                    slot = Slot(parts, memory, frees)
+                    slot.warm(self.record.batch.best)
+                except EnvironmentProblem as error:
+                    if index == 0:
+                        raise
+                    self._words["slots"] = f"{index} of {self._options.slots}: {error.what}"
+                    break
+                self._frees.push(frees.pop_all())
+            self._free.append(slot)
+        self.slots = len(self._free)
+        self._words.setdefault("slots", str(self.slots))
+        self._faults.forget()
+        self._keep_cache()
+        self._frees.callback(self._keep_cache)
+
+    def _keep_cache(self) -> None:
+        if self._loaded.cache is not None:
+            self._loaded.cache.save()
+
+    def _choose_memory(self, parts: Parts, device: Any, clock: Callable[[], int]) -> str:
+        """Return ``device`` or ``mapped``: as asked, by the kind of GPU, or by measuring both."""
+        asked, attributes = self._options.memory, self._cuda.device_attribute
+        if asked != "auto":
+            self._words["memory"] = f"{asked}, as asked"
+            return asked
+        if not device.get_attribute(attributes.INTEGRATED):
+            self._words["memory"] = "device: the GPU has its own"
+            return "device"
+        best = self.record.batch.best
+        median_ns = {kind: _median_ns(parts, kind, best, clock) for kind in ("device", "mapped")}
+        chosen = min(median_ns, key=median_ns.__getitem__)
+        measured = ", ".join(f"{kind} {value / 1e3:.0f} us" for kind, value in median_ns.items())
+        self._words["memory"] = f"{chosen}: measured at batch {best}, {measured}"
+        return chosen
+
+    def _load_driver(self) -> Any:
+        """Return the CUDA driver library; pycuda has it loaded already.
+
+        Raises:
+            EnvironmentProblem: There is none under its usual name.
+        """
+        try:
+            return cuda_driver.load_driver()
+        except OSError as error:
+            raise self._faults.problem("open", str(error)) from error
+
+    def _graph_driver(self) -> tuple[Any, str]:
+        """Return the driver library for graphs, or None and why there are none."""
+        if not self._options.graph:
+            return None, "as asked"
+        missing = missing_functions(self._driver)
+        return (None, f"the driver lacks {missing}") if missing else (self._driver, "")
+
+    def _free_slot(self) -> Slot:
+        if not self._free:
+            raise RuntimeError(
+                f"all {self.slots} slots of {self.record.engine} are in flight: collect a ticket"
+            )
+        return self._free[0]
+
+    def _check_owner(self) -> None:
+        if threading.get_ident() != self._owner:
+            raise RuntimeError(f"the runner of {self.record.engine} belongs to the thread that opened it")
+
+    def _check_usable(self) -> None:
+        self._check_owner()
+        if self._closed:
+            raise ValueError(f"the runner of {self.record.engine} is closed")
+
+
+def _median_ns(parts: Parts, kind: str, size: int, clock: Callable[[], int]) -> float:
+    """Return how long one batch takes from host memory to host memory, alone on the device."""
+    with contextlib.ExitStack() as frees:
+        slot = Slot(parts, kind, frees)
+        slot.warm(size)
+        batch = slot.buffers.host_input[:size].copy()
+        samples = []
+        for _ in range(_ROUNDS):
+            started = clock()
+            slot.enqueue(batch)
+            slot.wait(size)
+            samples.append(clock() - started)
+        return statistics.median(samples)

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from edge_dsc.infer.camera import open_capture
+from edge_dsc.infer.mjpeg import open_mjpeg
+from edge_dsc.infer.source import parse_source
+from engines.errors import BadInputError
+
+
+def read_all(stream: Any) -> list[bytes]:
+    found = []
+    while (data := stream.read()) is not None:
+        found.append(data)
+    stream.release()
+    return found
+
+
+@pytest.mark.parametrize("length", [True, False])
+def test_every_part_is_one_picture(network_camera: Any, jpeg: Any, length: bool) -> None:
+    pictures = [jpeg(value) for value in (10, 100, 200)]
+    body = b"".join(network_camera.part(picture, length=length) for picture in pictures)
+    network_camera.scripts = [b"\r\npreamble\r\n" + body]
+    read = read_all(open_capture(parse_source(network_camera.url)))
+    assert [data.rstrip(b"\r\n") for data in read] == pictures
+
+
+@pytest.mark.parametrize("length", [True, False])
+def test_a_stream_that_ends_in_mid_frame_gives_no_half_picture(
+    network_camera: Any, jpeg: Any, length: bool
+) -> None:
+    whole, torn = network_camera.part(jpeg(10), length=length), network_camera.part(jpeg(90), length=length)
+    network_camera.scripts = [whole + torn[: len(torn) // 2]]
+    assert len(read_all(open_mjpeg(parse_source(network_camera.url), timeout_s=5))) == 1
+
+
+def test_the_closing_delimiter_ends_it(network_camera: Any, jpeg: Any) -> None:
+    network_camera.scripts = [
+        network_camera.part(jpeg(10)) + b"--frame--\r\n" + network_camera.part(jpeg(20))
+    ]
+    assert len(read_all(open_mjpeg(parse_source(network_camera.url), timeout_s=5))) == 1
+
+
+def test_a_boundary_may_hold_its_own_dashes(network_camera: Any, jpeg: Any) -> None:
+    network_camera.content_type = 'multipart/x-mixed-replace;boundary="--frame"'
+    network_camera.scripts = [network_camera.part(jpeg(10))]
+    assert len(read_all(open_mjpeg(parse_source(network_camera.url), timeout_s=5))) == 1
+
+
+def test_a_length_that_lies_ends_the_stream(network_camera: Any) -> None:
+    network_camera.scripts = [b"--frame\r\nContent-Length: 999999999999\r\n\r\nxx"]
+    assert read_all(open_mjpeg(parse_source(network_camera.url), timeout_s=5)) == []
+    network_camera.scripts = [b"--frame\r\nContent-Length: many\r\n\r\nxx"]
+    assert read_all(open_mjpeg(parse_source(network_camera.url), timeout_s=5)) == []
+
+
+def test_user_and_password_are_sent(network_camera: Any, jpeg: Any) -> None:
+    network_camera.scripts = [network_camera.part(jpeg(10))]
+    url = network_camera.url.replace("http://", "http://me:p%40ss@")
+    read_all(open_mjpeg(parse_source(url), timeout_s=5))
+    assert network_camera.requests[0]["Authorization"] == "Basic bWU6cEBzcw=="
+
+
+def test_what_is_not_mjpeg_is_left_to_ffmpeg(network_camera: Any) -> None:
+    network_camera.scripts = [b"text"]
+    network_camera.content_type = "text/plain"
+    assert open_mjpeg(parse_source(network_camera.url), timeout_s=5) is None
+
+
+def test_refusals_are_said(network_camera: Any) -> None:
+    network_camera.scripts = [b""]
+    network_camera.status = 401
+    with pytest.raises(BadInputError, match=r"answers 401 .*password"):
+        open_mjpeg(parse_source(network_camera.url), timeout_s=5)
+    with pytest.raises(BadInputError, match=r"cannot open http://u:\*\*\*@127.0.0.1:1/: Connection refused"):
+        open_mjpeg(parse_source("http://u:secret@127.0.0.1:1/"), timeout_s=5)

@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+import http.client
+import json
+import re
+from base64 import b64encode
+from collections.abc import Iterator
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import cv2
+import numpy as np
+import pytest
+
+from edge_dsc.infer.classify import Answer
+from edge_dsc.infer.live_page import Board, Page
+from edge_dsc.infer.video import Frame
+from engines.errors import EnvironmentProblem
+
+LABELS = ("dark", "light")
+
+
+@dataclass
+class Served:
+    page: Page
+    host: str
+    port: int
+
+    def get(self, path: str, **headers: str) -> tuple[http.client.HTTPResponse, bytes]:
+        connection = http.client.HTTPConnection(self.host, self.port, timeout=30)
+        connection.request("GET", path, headers=headers)
+        response = connection.getresponse()
+        body = response.read()
+        connection.close()
+        return response, body
+
+
+@pytest.fixture
+def served() -> Iterator[Served]:
+    page = Page(Board("dsc.engine", "rtsp://u:***@host/live", LABELS), "127.0.0.1", 0)
+    parts = urlsplit(page.address)
+    yield Served(page, str(parts.hostname), int(parts.port or 0))
+    page.close()
+    assert not page._thread.is_alive()
+
+
+def live(index: int, light: float = 0.75) -> Answer:
+    frame = Frame(index=index, pixels=None, captured=0.0, dropped=index * 2)
+    picture = np.full((300, 400), index, np.uint8)
+    return Answer("cam", (1 - light, light), latency_ms=1.5, age_ms=4.0, frame=frame, picture=picture)
+
+
+def test_the_page_needs_nothing_from_outside_and_its_policy_fits_it(served: Served) -> None:
+    response, body = served.get("/")
+    text = body.decode()
+    assert response.status == 200 and response.headers["Content-Type"] == "text/html; charset=utf-8"
+    assert not re.search(r"https?://|//[a-z]+\.", text)
+    policy = str(response.headers["Content-Security-Policy"])
+    for tag in ("style", "script"):
+        content = re.findall(f"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
+        assert len(content) == 1
+        assert f"{tag}-src 'sha256-{b64encode(sha256(content[0].encode()).digest()).decode()}'" in policy
+    assert "not a medical device" in text
+
+
+def test_the_state_tells_the_latest_answers(served: Served) -> None:
+    assert json.loads(served.get("/state.json")[1])["answers"] == 0
+    for index in range(15):
+        served.page.write(live(index))
+    served.page.write(Answer(Path("bad.png"), None, "no image"))
+    state = json.loads(served.get("/state.json")[1])
+    assert (state["engine"], state["source"]) == ("dsc.engine", "rtsp://u:***@host/live")
+    assert (state["answers"], state["failed"], state["dropped"]) == (16, 1, 28)
+    assert state["latency"]["median_ms"] == pytest.approx(1.5, rel=0.011)
+    assert state["age"]["max_ms"] == 4.0
+    assert len(state["latest"]) == 12
+    assert state["latest"][0] == {
+        "name": "bad.png", "label": None, "probability": None, "latency_ms": 0.0, "error": "no image",
+    }  # fmt: skip
+    assert state["latest"][1]["name"] == "frame 14" and state["latest"][1]["probability"] == 0.75
+
+
+def test_the_stream_shows_the_newest_picture_with_its_answer(served: Served) -> None:
+    for value in (10, 200):
+        served.page.write(live(value))
+    connection = http.client.HTTPConnection(served.host, served.port, timeout=30)
+    connection.request("GET", "/stream.mjpg")
+    response = connection.getresponse()
+    assert response.headers["Content-Type"] == "multipart/x-mixed-replace; boundary=picture"
+
+    def picture() -> np.ndarray:
+        assert response.readline() == b"--picture\r\n"
+        assert response.readline() == b"Content-Type: image/jpeg\r\n"
+        length = int(response.readline().split(b":")[1])
+        assert response.readline() == b"\r\n"
+        data = response.read(length)
+        assert response.readline() == b"\r\n"
+        return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+
+    first = picture()
+    assert first.shape == (330, 400, 3) and abs(int(first[100, 100, 0]) - 200) <= 2
+    served.page.write(live(90))
+    assert abs(int(picture()[100, 100, 0]) - 90) <= 2
+    connection.close()
+
+
+def test_a_picture_is_encoded_once_for_all_browsers() -> None:
+    board = Board("e", "s", LABELS)
+    board.put(live(1))
+    first = board.picture(0)
+    assert first is not None and board.picture(0) is not None
+    assert board.picture(0)[1] is first[1]  # type: ignore[index]
+    board.end()
+    assert board.picture(first[0]) is None
+
+
+@pytest.mark.parametrize("path", ["/x", "/../etc/passwd", "/state.json/"])
+def test_nothing_else_is_served(served: Served, path: str) -> None:
+    assert served.get(path)[0].status == 404
+
+
+def test_a_foreign_name_for_loopback_is_refused(served: Served) -> None:
+    assert served.get("/state.json", Host="evil.example")[0].status == 403
+    assert served.get("/state.json", Host=f"localhost:{served.port}")[0].status == 200
+
+
+def test_a_taken_port_is_said(served: Served) -> None:
+    with pytest.raises(
+        EnvironmentProblem, match=f"cannot serve on 127.0.0.1:{served.port}: Address already in use"
+    ):
+        Page(Board("e", "s", LABELS), "127.0.0.1", served.port)
+
+
+def test_the_loopback_of_ipv6() -> None:
+    try:
+        page = Page(Board("e", "s", LABELS), "::1", 0)
+    except EnvironmentProblem as error:
+        pytest.skip(str(error))  # a machine without IPv6
+    parts = urlsplit(page.address)
+    assert parts.hostname == "::1"
+    served = Served(page, "::1", int(parts.port or 0))
+    assert served.get("/state.json")[0].status == 200
+    assert served.get("/state.json", Host="evil.example")[0].status == 403
+    page.close()
