@@ -34,7 +34,7 @@ from calibration.table import CalibrationOptions as CalibrationOptions
 from engines.contract import ModelContract
 from engines.errors import BadInputError, ImageError
 from engines.files import sha256_file
-from engines.graph import contract_of, load_model
+from engines.graph import OnnxModel
 from engines.images import read_input
 from engines.packages import load
 from engines.runtimes import Progress
@@ -46,7 +46,7 @@ CHUNK = 8  # images; 8 times about 1 million floats of the depthwise network are
 
 
 def calibrate(
-    model: Path,
+    model: OnnxModel,
     images: Sequence[tuple[Path, str]],
     options: CalibrationOptions,
     progress: Progress | None = None,
@@ -68,8 +68,7 @@ def calibrate(
         ArtefactError: The model is not one of ours.
         BadInputError: Fewer readable images than the minimum, or a tensor that never changes over them.
     """
-    graph = load_model(model)
-    contract = contract_of(graph, str(model))
+    graph, contract = model.proto, model.contract
     names = relative_names([path for path, _ in images])
     # Histograms grow with what comes, so the order must be one of the images' own.
     images = sorted(images, key=lambda item: (item[1], names[item[0]]))
@@ -100,7 +99,7 @@ def calibrate(
         parameters=_parameters(options),
         seed=options.seed,
         ranges=ranges,
-        onnx_sha256=sha256_file(model),
+        onnx_sha256=model.sha256,
         preprocess_sha256=contract.preprocess_sha256,
         images=tuple(reader.read_images),
         skipped=tuple(reader.skipped),

@@ -9,10 +9,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from engines.contract import ModelContract
 from engines.errors import ArtefactError, UsageError
-from engines.files import read_sealed_document, sha256_file, write_sealed_document
-from engines.graph import contract_of, load_model
+from engines.files import read_sealed_document, write_sealed_document
+from engines.graph import OnnxModel
 
 METHODS = ("mse", "entropy", "minmax", "percentile")
 QAT_METHOD = "qat"  # ranges that quantisation-aware fine-tuning learnt; no calibration finds them
@@ -180,7 +179,7 @@ def load_table(path: Path) -> CalibrationTable:
     return CalibrationTable.from_dict(body, source=str(path))
 
 
-def check_table(table: CalibrationTable, model: Path, *, path: Path | None = None) -> None:
+def check_table(table: CalibrationTable, model: OnnxModel, *, path: Path | None = None) -> None:
     """Hold a table against the model that is to be quantised with it.
 
     Args:
@@ -192,19 +191,19 @@ def check_table(table: CalibrationTable, model: Path, *, path: Path | None = Non
         ArtefactError: The table is of another model, of other weights, or of another preprocess.
     """
     method = DEFAULT_METHOD if table.method == QAT_METHOD else table.method
-    remedy = f"calibrate again: {calibrate_command(model=model, method=method, out=path)}"
-    contract: ModelContract = contract_of(load_model(model), str(model))
+    remedy = f"calibrate again: {calibrate_command(model=model.path, method=method, out=path)}"
+    contract = model.contract
     if table.preprocess_sha256 != contract.preprocess_sha256:
         raise ArtefactError(
             f"the calibration table is of another preprocess ({table.preprocess_sha256[:12]}) "
-            f"than {model} ({contract.preprocess_sha256[:12]})",
+            f"than {model.path} ({contract.preprocess_sha256[:12]})",
             remedy=remedy,
         )
-    seen = sha256_file(model)
+    seen = model.sha256
     if table.onnx_sha256 != seen:
         raise ArtefactError(
             f"the calibration table is of another model (ONNX {table.onnx_sha256[:12]}) "
-            f"than {model} ({seen[:12]})",
+            f"than {model.path} ({seen[:12]})",
             remedy=remedy,
         )
 

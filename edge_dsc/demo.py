@@ -14,7 +14,7 @@ import numpy as np
 from bench.compare import Ratio
 from bench.plan import choose_plan
 from bench.report import Report, save_report
-from bench.tables import Table, render_text, report_ratios
+from bench.tables import report_ratios
 from calibration.table import load_table
 from edge_dsc.build.calibrate import CalibrationRequest, run_calibration
 from edge_dsc.build.engine import BuildRequest, build_engine, graph_in_precision
@@ -36,6 +36,7 @@ from engines.images import decode_grey, read_bytes, resize_to
 from engines.ort import open_reference
 from engines.record import BatchRange, EngineRecord, Precision
 from engines.runtimes import RUNTIME_NAMES, Progress, get_runtime, open_engine
+from engines.text_table import Table, render_text
 
 BATCH = BatchRange(1, 8, 32)
 PRECISIONS = (Precision.FP32, Precision.FP16, Precision.INT8)
@@ -114,7 +115,7 @@ def measure_accuracy(engine: DemoEngine, data: Path, samples: list[Sample]) -> f
 def _graph(engine: DemoEngine) -> Any:
     table = load_table(engine.table) if engine.precision is Precision.INT8 else None
     runtime = get_runtime(engine.record.runtime)
-    model = load_model(engine.model)
+    model = load_model(engine.model).proto
     return graph_in_precision(model, engine.precision, table, runtime)
 
 
@@ -425,7 +426,7 @@ def _row(engine: DemoEngine, trained: TrainResult, accuracy: float, report: Repo
         runtime=engine.record.runtime,
         features=trained.record.parameters["feature_extractor"],
         parameters=trained.record.parameters["trainable"],
-        multiply_adds=count_multiply_adds(load_model(engine.model)),
+        multiply_adds=count_multiply_adds(load_model(engine.model).proto),
         engine_bytes=engine.record.engine_bytes,
         accuracy=accuracy,
         accuracy_of="engine" if engine.no_run is None else "graph",

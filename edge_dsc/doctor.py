@@ -6,11 +6,11 @@ import platform
 from dataclasses import asdict
 from typing import Any
 
-from bench.tables import align_rows
 from edge_dsc import __version__
 from engines.errors import EdgeDscError
 from engines.packages import installed_version, load
 from engines.runtimes import RUNTIME_NAMES, get_runtime
+from engines.text_table import align_rows
 
 # Distribution names by import name; several distributions give the same import.
 _PACKAGES = {

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from calibration.table import CalibrationTable
 from edge_dsc.evaluate.evaluation import format_validation
 from engines.errors import ArtefactError, BadInputError
@@ -34,7 +36,7 @@ def inspect_path(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise BadInputError(f"there is no {path}", remedy="name a file that edge-dsc wrote, or a run folder")
     if record_path(path).is_file():
-        return {"what": "engine", "path": str(path), "record": load_record(path).to_dict()}
+        return {"what": "engine", "path": str(path), "record": msgspec.to_builtins(load_record(path))}
     if path.suffix == ".onnx":
         return _inspect_onnx(path)
     if path.suffix == ".json":
@@ -73,18 +75,18 @@ def _inspect_run(folder: Path) -> dict[str, Any]:
 
 
 def _inspect_onnx(path: Path) -> dict[str, Any]:
-    from engines.graph import contract_of, count_multiply_adds, count_parameters, load_model, weighted_layers
+    from engines.graph import count_multiply_adds, count_parameters, load_model, weighted_layers
 
     model = load_model(path)
     return {
         "what": "ONNX model",
         "path": str(path),
-        "sha256": sha256_file(path),
-        "contract": contract_of(model, str(path)).to_dict(),
-        "parameters": count_parameters(model),
-        "multiply_adds": count_multiply_adds(model),
-        "layers": dict(weighted_layers(model)),
-        "operators": [node.op_type for node in model.graph.node],
+        "sha256": model.sha256,
+        "contract": msgspec.to_builtins(model.contract),
+        "parameters": count_parameters(model.proto),
+        "multiply_adds": count_multiply_adds(model.proto),
+        "layers": dict(weighted_layers(model.proto)),
+        "operators": [node.op_type for node in model.proto.graph.node],
     }
 
 
@@ -102,7 +104,11 @@ def _inspect_document(path: Path) -> dict[str, Any]:
         )
     if kind == "edge-dsc/engine-record":
         engine = path.with_suffix("")
-        return {"what": "engine record", "path": str(path), "record": load_record(engine).to_dict()}
+        return {
+            "what": "engine record",
+            "path": str(path),
+            "record": msgspec.to_builtins(load_record(engine)),
+        }
     return {"what": kind.partition("/")[2].replace("-", " "), "path": str(path), "document": document}
 
 

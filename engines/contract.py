@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+
+import msgspec
 
 from engines.errors import ArtefactError
 from engines.files import canonical_json, sha256_bytes
@@ -18,8 +18,7 @@ RESIZE_RULE = "halve-area-v1"  # engines.images.resize_to
 _EXPORT_AGAIN = "export it again: edge-dsc export RUN"
 
 
-@dataclass(frozen=True, kw_only=True)
-class ModelContract:
+class ModelContract(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What an image must become before the network sees it, and what the answers mean.
 
     Attributes:
@@ -62,47 +61,9 @@ class ModelContract:
         names = ("height", "width", "dtype", "layout", "decode", "resize", "scale")
         return sha256_bytes(canonical_json({name: getattr(self, name) for name in names}))
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the contract as JSON-ready values."""
-        return {**asdict(self), "labels": list(self.labels)}
-
-    @classmethod
-    def from_dict(cls, values: object, *, source: str) -> ModelContract:
-        """Rebuild a contract from JSON values.
-
-        Args:
-            values: What :meth:`to_dict` gave.
-            source: Name of the file the values came from, for the error text.
-
-        Raises:
-            ArtefactError: Not a contract, of another schema version, or with rules unknown to this code.
-        """
-        names = {field.name for field in fields(cls)}
-        if not isinstance(values, dict) or set(values) != names:
-            raise ArtefactError(f"{source} holds no readable model contract", remedy=_EXPORT_AGAIN)
-        labels = values["labels"]
-        if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
-            raise ArtefactError(f"{source} holds no readable class labels", remedy=_EXPORT_AGAIN)
-        contract = cls(**{**values, "labels": tuple(labels)})
-        known = {
-            "schema_version": SCHEMA_VERSION,
-            "decode": DECODE_RULE,
-            "resize": RESIZE_RULE,
-            "dtype": "uint8",
-            "layout": "NHWC",
-        }
-        for name, expected in known.items():
-            seen = getattr(contract, name)
-            if seen != expected:
-                raise ArtefactError(
-                    f"{source} asks for {name} {seen!r}, this edge-dsc knows {expected!r}",
-                    remedy=_EXPORT_AGAIN,
-                )
-        return contract
-
     def to_metadata(self) -> dict[str, str]:
         """Return the ONNX metadata properties that carry this contract."""
-        return {METADATA_KEY: json.dumps(self.to_dict(), sort_keys=True)}
+        return {METADATA_KEY: json.dumps(msgspec.to_builtins(self), sort_keys=True)}
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str], *, source: str) -> ModelContract:
@@ -117,9 +78,31 @@ class ModelContract:
                 f"{source} was not exported by edge-dsc (no contract inside)", remedy=_EXPORT_AGAIN
             )
         try:
-            values = json.loads(text)
-        except ValueError as error:
+            contract = msgspec.convert(json.loads(text), cls, strict=True)
+        except ValueError as error:  # msgspec's own is one, too
             raise ArtefactError(
                 f"{source} holds a damaged contract: {error}", remedy=_EXPORT_AGAIN
             ) from error
-        return cls.from_dict(values, source=source)
+        contract.check(source)
+        return contract
+
+    def check(self, source: str) -> None:
+        """Refuse a contract whose rules this code does not know.
+
+        Raises:
+            ArtefactError: Another schema version, decode or resize rule, dtype or layout.
+        """
+        known = {
+            "schema_version": SCHEMA_VERSION,
+            "decode": DECODE_RULE,
+            "resize": RESIZE_RULE,
+            "dtype": "uint8",
+            "layout": "NHWC",
+        }
+        for name, expected in known.items():
+            seen = getattr(self, name)
+            if seen != expected:
+                raise ArtefactError(
+                    f"{source} asks for {name} {seen!r}, this edge-dsc knows {expected!r}",
+                    remedy=_EXPORT_AGAIN,
+                )

@@ -9,12 +9,16 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Generic, TypeVar, cast
+
+import msgspec
 
 from engines.errors import ArtefactError, EnvironmentProblem
 
 _CHUNK = 1 << 20
+Body = TypeVar("Body")
 Upgrade = Callable[[dict[str, Any]], dict[str, Any]]  # a body of one version -> that of the next
 
 
@@ -104,6 +108,90 @@ def write_bytes(target: Path, data: bytes) -> None:
 def write_text(target: Path, text: str) -> None:
     """Write a whole UTF-8 text file atomically."""
     write_bytes(target, text.encode())
+
+
+@dataclass(frozen=True, kw_only=True)
+class DocumentKind(Generic[Body]):
+    """One kind of JSON document of ours: read and written nowhere else, checked field by field.
+
+    The version grows whenever a field comes, goes or changes its meaning; ``older`` makes each earlier body the next
+    one. A reader refuses a later version by its number, and an unknown, missing or mistyped field by its name.
+
+    Attributes:
+        name: Its ``kind``, such as ``edge-dsc/engine-record``.
+        version: The ``schema_version`` that is written.
+        body: The ``msgspec.Struct`` that holds it, frozen, with ``forbid_unknown_fields``.
+        renew: The command that makes such a file again.
+        seal: Name of the field with the hash of the body as it was written; None for a document without a seal.
+        older: Earlier versions that are read too, each with the function that makes its body the next one.
+    """
+
+    name: str
+    version: int
+    body: type[Body]
+    renew: str
+    seal: str | None = None
+    older: Mapping[int, Upgrade] = field(default_factory=dict)
+
+    def save(self, path: Path, value: Body) -> None:
+        """Write a document atomically: ``kind`` and ``schema_version``, the fields, then the seal. No NaN."""
+        body = msgspec.to_builtins(value)
+        sealed = {self.seal: sha256_bytes(canonical_json(body))} if self.seal else {}
+        document = {"kind": self.name, "schema_version": self.version, **body, **sealed}
+        write_text(path, json.dumps(document, indent=1, allow_nan=False) + "\n")
+
+    def load(self, path: Path, *, renew: str | None = None) -> Body:
+        """Read a document.
+
+        Args:
+            path: The file.
+            renew: The command that makes it again, where more is known than :attr:`renew` says.
+
+        Raises:
+            ArtefactError: Missing, unreadable, not JSON, another kind or version, edited after it was sealed, or a
+                field that is missing, unknown or of another type; the message names it.
+        """
+        remedy = f"make it again: {renew or self.renew}"
+        document = read_json(path, remedy=remedy)
+        if not isinstance(document, dict) or document.get("kind") != self.name:
+            seen = document.get("kind") if isinstance(document, dict) else type(document).__name__
+            raise ArtefactError(f"{path} is not an {self.name} document (kind: {seen})", remedy=remedy)
+        return self._convert(document, path, remedy)
+
+    def _convert(self, document: dict[str, Any], path: Path, remedy: str) -> Body:
+        body = dict(document)
+        del body["kind"]
+        version = body.pop("schema_version", None)
+        if isinstance(version, bool) or version not in (*self.older, self.version):
+            reads = " and ".join(map(str, sorted((*self.older, self.version))))
+            raise ArtefactError(
+                f"{path} has schema version {version}, this edge-dsc reads {reads}", remedy=remedy
+            )
+        if self.seal and body.pop(self.seal, None) != sha256_bytes(canonical_json(body)):
+            raise ArtefactError(f"{path} was edited after it was made", remedy=remedy)
+        try:
+            while version != self.version:
+                body, version = self.older[version](body), version + 1
+            return msgspec.convert(body, self.body, strict=True)
+        except (msgspec.ValidationError, KeyError, TypeError, AttributeError) as error:
+            raise ArtefactError(f"{path} is no readable {self.name}: {error}", remedy=remedy) from error
+
+
+def read_json(path: Path, *, remedy: str) -> object:
+    """Read a JSON file, whatever it holds; ``NaN`` and ``Infinity`` are no JSON.
+
+    Raises:
+        ArtefactError: Missing, unreadable, no UTF-8 or no JSON.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not a text file"
+        raise ArtefactError(f"cannot read {path}: {reason}", remedy=remedy) from error
+    try:
+        return json.loads(text, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise ArtefactError(f"{path} is not valid JSON: {error}", remedy=remedy) from error
 
 
 def write_document(target: Path, kind: str, schema_version: int, body: Mapping[str, Any]) -> None:

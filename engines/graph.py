@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ import onnx
 from engines import packages
 from engines.contract import ModelContract
 from engines.errors import AccuracyGateError, ArtefactError
+from engines.files import sha256_bytes
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
@@ -24,7 +26,24 @@ _Value = tuple[str, int, tuple[int, ...]]  # name, element type, shape without t
 _EXPORT_AGAIN = "export it again: edge-dsc export RUN"
 
 
-def load_model(path: Path) -> ModelProto:
+@dataclass(frozen=True)
+class OnnxModel:
+    """An exported model as one command knows it: read, hashed, parsed and checked once, then handed on.
+
+    Attributes:
+        path: Its file.
+        sha256: Hash of that file.
+        proto: The graph; shared, so copy it before you change it.
+        contract: The contract that it carries.
+    """
+
+    path: Path
+    sha256: str
+    proto: ModelProto
+    contract: ModelContract
+
+
+def load_model(path: Path) -> OnnxModel:
     """Read an exported ONNX model and check that it is one of ours, whole and consistent.
 
     Raises:
@@ -40,7 +59,8 @@ def load_model(path: Path) -> ModelProto:
         data = path.read_bytes()
     except OSError as error:
         raise ArtefactError(f"cannot read {path}: {error.strerror or error}", remedy=_EXPORT_AGAIN) from error
-    return parse_model(data, str(path))
+    proto = parse_model(data, str(path))
+    return OnnxModel(path, sha256_bytes(data), proto, contract_of(proto, str(path)))
 
 
 def parse_model(data: bytes, source: str) -> ModelProto:

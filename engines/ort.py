@@ -5,7 +5,6 @@ from __future__ import annotations
 import platform
 import tempfile
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType, ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any
@@ -309,4 +308,4 @@ def open_reference(graph: ModelProto, record: EngineRecord, *, threads: int = 1)
     session, failures = open_session(
         graph.SerializeToString(), name, threads=threads, remedy=f"rebuild it: {record.build_command}"
     )
-    return OrtRunner(session, replace(record, engine=name), failures)
+    return OrtRunner(session, record.renamed(name), failures)

@@ -16,6 +16,9 @@ _REMEDIES = {
     "numpy": _BASE,
     "onnx": _BASE,
     "onnxruntime": _BASE,
+    "msgspec": _BASE,
+    "jinja2": _BASE,
+    "pynvml": _BASE,
     "scipy": f"the statistics of latency reports need SciPy: {_BASE}",
     "cv2": "pip install opencv-python-headless; on a Jetson use JetPack's OpenCV (apt install python3-opencv)",
     "pydicom": "reading DICOM files needs pydicom: pip install 'edge-dsc[dicom]'",
@@ -39,9 +42,22 @@ def load(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        root = name.split(".", 1)[0]
-        remedy = _REMEDIES.get(root, f"pip install {root}")
-        raise EnvironmentProblem(f"cannot import {name}: {error}", remedy=remedy) from error
+        raise import_problem(error, name) from error
+
+
+def import_problem(error: ImportError, name: str | None = None) -> EnvironmentProblem:
+    """Turn a failed import into what to install and why.
+
+    Args:
+        error: As Python raised it, at the top of a module or in :func:`load`.
+        name: The import name, where it is known better than the error says.
+    """
+    quoted = re.search(r"'([\w.]+)'", str(error))
+    name = name or error.name or (quoted[1] if quoted else str(error))
+    root = name.split(".", 1)[0]
+    return EnvironmentProblem(
+        f"cannot import {name}: {error}", remedy=_REMEDIES.get(root, f"pip install {root}")
+    )
 
 
 def is_installed(name: str) -> bool:

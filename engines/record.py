@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from engines.contract import ModelContract
 from engines.errors import ArtefactError
-from engines.files import read_sealed_document, sha256_bytes, sha256_file, write_sealed_document
+from engines.files import DocumentKind, sha256_bytes, sha256_file
 
 
-@dataclass(frozen=True)
-class Change:
+class Change(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A figure of the reference and of the engine, with a paired interval of their difference.
 
     Attributes:
@@ -35,8 +35,7 @@ class Change:
         return self.candidate - self.reference
 
 
-@dataclass(frozen=True)
-class Flip:
+class Flip(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """An image whose most probable class differs.
 
     Attributes:
@@ -52,8 +51,7 @@ class Flip:
     candidate: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class Agreement:
+class Agreement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How one engine's answers differ from a reference's on the same images.
 
     Attributes:
@@ -84,29 +82,8 @@ class Agreement:
     largest_difference: float
     flipped: tuple[Flip, ...]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return JSON-ready values."""
-        return {**asdict(self), "flipped": [asdict(flip) for flip in self.flipped]}
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Agreement:
-        """Rebuild from JSON values.
-
-        Raises:
-            KeyError, TypeError: A field is missing or unknown.
-        """
-        return cls(
-            **{
-                **values,
-                "accuracy": Change(**values["accuracy"]),
-                "macro_f1": Change(**values["macro_f1"]),
-                "flipped": tuple(Flip(**flip) for flip in values["flipped"]),
-            }
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Validation:
+class Validation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """An accuracy gate that an engine went through; part of its record.
 
     Attributes:
@@ -136,23 +113,7 @@ class Validation:
         # Shares of whole images: what lies beyond the budget by less than a millionth is rounding.
         return self.drop <= self.max_drop + 1e-6
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return JSON-ready values."""
-        return {**vars(self), "agreement": self.agreement.to_dict()}
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Validation:
-        """Rebuild from JSON values.
-
-        Raises:
-            KeyError, TypeError: A field is missing or unknown.
-        """
-        return cls(**{**values, "agreement": Agreement.from_dict(values["agreement"])})
-
-
-KIND = "edge-dsc/engine-record"
-SCHEMA_VERSION = 1
-_SEAL = "record_sha256"
 SUFFIX = ".json"  # model.engine -> model.engine.json
 
 
@@ -165,8 +126,7 @@ class Precision(str, enum.Enum):
     MIXED = "mixed"  # some layers in INT8, some in float, as a search found best
 
 
-@dataclass(frozen=True)
-class BatchRange:
+class BatchRange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Smallest, best and largest batch that an engine takes.
 
     Raises:
@@ -187,8 +147,7 @@ class BatchRange:
         return f"{self.smallest}:{self.best}:{self.largest}"
 
 
-@dataclass(frozen=True, kw_only=True)
-class EngineRecord:
+class EngineRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """All that must be known about an engine before it is loaded.
 
     Attributes:
@@ -236,55 +195,33 @@ class EngineRecord:
     build_command: str
     edge_dsc: str
     created: str
-    notes: tuple[str, ...] = field(default=())
-    # Later fields have defaults, so that the records of older versions stay readable.
-    layer_types: Mapping[str, str] = field(default_factory=dict)
-    float_layers: tuple[str, ...] = field(default=())
-    validation: Validation | None = field(default=None)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the record as JSON-ready values."""
-        return {
-            **asdict(self),
-            "platform": dict(self.platform),
-            "layers": dict(self.layers),
-            "precision": self.precision.value,
-            "contract": self.contract.to_dict(),
-            "notes": list(self.notes),
-            "layer_types": dict(self.layer_types),
-            "float_layers": list(self.float_layers),
-            "validation": None if self.validation is None else self.validation.to_dict(),
-        }
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any], *, source: str) -> EngineRecord:
-        """Rebuild a record from JSON values.
-
-        Raises:
-            ArtefactError: A field is missing, unknown or of the wrong type.
-        """
-        try:
-            validation = values.get("validation")
-            return cls(
-                **{
-                    **values,
-                    "precision": Precision(values["precision"]),
-                    "batch": BatchRange(**values["batch"]),
-                    "contract": ModelContract.from_dict(values["contract"], source=source),
-                    "notes": tuple(values["notes"]),
-                    "float_layers": tuple(values.get("float_layers", ())),
-                    "validation": validation and Validation.from_dict(validation),
-                }
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise ArtefactError(f"{source} is no readable engine record: {error}", remedy=_REBUILD) from error
+    notes: tuple[str, ...] = ()
+    layer_types: Mapping[str, str] = msgspec.field(default_factory=dict)
+    float_layers: tuple[str, ...] = ()
+    validation: Validation | None = None
 
     def renamed(self, engine: str) -> EngineRecord:
         """Return the record of the same engine under another file name."""
-        return replace(self, engine=engine)
+        return msgspec.structs.replace(self, engine=engine)
 
 
-_REBUILD = "build the engine again: edge-dsc build-engine MODEL.onnx"
+_BUILD = "edge-dsc build-engine MODEL.onnx"
+_REBUILD = f"build the engine again: {_BUILD}"
+
+
+def _from_version_1(body: dict[str, Any]) -> dict[str, Any]:
+    """Fill in what version 1 gained under its own number, one release after the other."""
+    return {"layer_types": {}, "float_layers": [], "validation": None, **body}
+
+
+RECORD = DocumentKind(
+    name="edge-dsc/engine-record",
+    version=2,
+    body=EngineRecord,
+    renew=_BUILD,
+    seal="record_sha256",
+    older={1: _from_version_1},
+)
 
 
 def record_path(engine: Path) -> Path:
@@ -295,7 +232,7 @@ def record_path(engine: Path) -> Path:
 def save_record(engine: Path, record: EngineRecord) -> Path:
     """Write the record beside its engine, sealed with a hash of its own content, and return its path."""
     path = record_path(engine)
-    write_sealed_document(path, KIND, SCHEMA_VERSION, record.to_dict(), seal=_SEAL)
+    RECORD.save(path, record)
     return path
 
 
@@ -311,9 +248,8 @@ def load_record(engine: Path) -> EngineRecord:
     path = record_path(engine)
     if not path.is_file():
         raise ArtefactError(f"{engine} has no record beside it ({path.name})", remedy=_REBUILD)
-    renew = _REBUILD.partition(": ")[2]
-    body = read_sealed_document(path, KIND, SCHEMA_VERSION, seal=_SEAL, renew=renew)
-    record = EngineRecord.from_dict(body, source=str(path))
+    record = RECORD.load(path)
+    record.contract.check(str(path))
     _check_engine(engine, record)
     return record
 

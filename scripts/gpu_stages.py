@@ -24,6 +24,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from bench.machine import environment
@@ -48,7 +49,7 @@ def main() -> None:
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (size, *record.contract.input_shape), np.uint8)
     body: dict[str, Any] = {
-        "engine": record.to_dict(),
+        "engine": msgspec.to_builtins(record),
         "batch": size,
         "graph": options.graph,
         "stages_us": stages(options, record, pixels),

@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 
-from bench.tables import Table, render_markdown
 from calibration.table import METHODS, QAT_METHOD, CalibrationTable, load_table
 from edge_dsc.build.calibrate import CALIBRATION_NAME, CalibrationRequest, run_calibration
 from edge_dsc.build.engine import graph_in_precision
@@ -31,10 +30,11 @@ from edge_dsc.evaluate.agreement import compare_answers
 from edge_dsc.evaluate.evaluation import labelled_samples
 from edge_dsc.training.run_folder import load_training_record
 from engines.files import write_text
-from engines.graph import contract_of, load_model
+from engines.graph import load_model
 from engines.ort import open_session
 from engines.record import Agreement, Precision
 from engines.runtimes import get_runtime
+from engines.text_table import Table, render_markdown
 
 _RUNTIMES = {"signed": "tensorrt-rtx", "unsigned": "onnxruntime"}
 _BATCH = 16
@@ -83,12 +83,12 @@ def main() -> None:
 def _measure_run(run: Path, options: argparse.Namespace) -> Iterator[Answers]:
     record = load_training_record(run)
     model = load_model(run / "model.onnx")
-    contract = contract_of(model, str(run))
+    contract = model.contract
     samples = labelled_samples(options.data, run / "split.json", HELD_OUT)
     loaded = load_images(options.data, samples, contract)
-    reference = _answer(model, loaded.pixels)
+    reference = _answer(model.proto, loaded.pixels)
     for method, source, table in _tables(run, options):
-        int8 = load_model(source)
+        int8 = load_model(source).proto
         for graph, name in _RUNTIMES.items():
             quantized = graph_in_precision(int8, Precision.INT8, table, get_runtime(name))
             yield Answers(

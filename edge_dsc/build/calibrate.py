@@ -90,11 +90,11 @@ def run_calibration(request: CalibrationRequest, progress: Progress | None = Non
     require_writable(path)
     chosen = select_images(items, request.images, request.seed)
     options = CalibrationOptions(method=request.method, seed=request.seed)
-    table = calibrate(request.model, chosen, options, progress)
+    model = load_model(request.model)
+    table = calibrate(model, chosen, options, progress)
     save_table(path, table)
     patients = {request.data / sample.path: sample.patient for sample in discover(request.data).samples}
-    model = load_model(request.model)
-    coverage = measure_coverage(model, contract_of(model, str(request.model)), table, chosen, patients)
+    coverage = measure_coverage(model.proto, model.contract, table, chosen, patients)
     save_coverage(path.with_name(f"{path.stem}.coverage.json"), coverage)
     if is_installed("matplotlib"):  # a machine that only calibrates need not have it
         from edge_dsc.page.figures import draw_coverage
@@ -103,7 +103,7 @@ def run_calibration(request: CalibrationRequest, progress: Progress | None = Non
     cache = None
     if request.trt_release is not None:
         cache = path.with_name(f"{path.stem}.trt-cache.txt")
-        write_text(cache, write_cache(table, model, request.trt_release))
+        write_text(cache, write_cache(table, model.proto, request.trt_release))
     return CalibrationRun(path, table, held_out, coverage, cache)
 
 

@@ -21,8 +21,8 @@ from edge_dsc.build.calibrate import calibration_images
 from engines.errors import ArtefactError
 from engines.errors import ImageError
 from engines.files import sha256_file
-from engines.graph import contract_of
-from engines.graph import load_model
+from engines.graph import OnnxModel, load_model
+from engines.graph import OnnxModel, load_model
 from engines.images import read_input
 from engines.packages import load
 from engines.record import load_record
@@ -99,9 +99,9 @@ def debug(request: DebugRequest, progress: Progress | None = None) -> Debugged:
 
     path, runtime = _resolve(request)
     items, _ = calibration_images(request.data, path)
-    table = _table(request, path, items, progress)
-    model = load_model(path)
-    contract = contract_of(model, str(path))
+    loaded = load_model(path)
+    model, contract = loaded.proto, loaded.contract
+    table = _table(request, loaded, items, progress)
     chosen = select_images(items, request.images, request.seed)
     pixels = _read(chosen, contract)
     signed = get_runtime(runtime).signed_activations
@@ -169,9 +169,9 @@ def _resolve(request: DebugRequest) -> tuple[Path, str]:
 
 
 def _table(
-    request: DebugRequest, model: Path, items: list[tuple[Path, str]], progress: Progress | None
+    request: DebugRequest, model: OnnxModel, items: list[tuple[Path, str]], progress: Progress | None
 ) -> CalibrationTable:
-    beside = model.parent / CALIBRATION_NAME
+    beside = model.path.parent / CALIBRATION_NAME
     path = request.calibration or (beside if beside.is_file() else None)
     if path is not None:
         table = load_table(path)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from typing import Any
+
+import msgspec
 from calibration.layers import find_layers
 from calibration.layers import quantizable_layers
 from calibration.table import CalibrationTable
+from engines.graph import OnnxModel, cast_to_fp16, load_model
 from engines.record import Precision
 from engines.runtimes import FLOAT
 from engines.runtimes import Runtime
@@ -65,8 +68,6 @@ def graph_in_precision(
     Raises:
         UsageError: There is no such layer.
     """
-    from engines.graph import cast_to_fp16
-
     if precision is Precision.FP32:
         return model
     if precision is Precision.FP16:
@@ -208,20 +209,16 @@ def build_engine(request: BuildRequest, progress: Progress | None = None) -> Bui
                 table=plan.table,
                 searched=plan.assignment.searched if plan.assignment else frozenset(),
             )
-            record = replace(record, validation=run_gate(candidate, request.gate, progress))
+            record = msgspec.structs.replace(record, validation=run_gate(candidate, request.gate, progress))
     save_record(plan.out, record)
     return BuiltEngine(plan.out, record, plan.chosen)
 
 
 def _plan(request: BuildRequest, progress: Progress | None) -> _Plan:
-    from engines.graph import contract_of
-    from engines.graph import load_model
-
-    model = load_model(request.model)
-    contract = contract_of(model, str(request.model))
+    loaded = load_model(request.model)
+    model, contract, model_sha256 = loaded.proto, loaded.contract, loaded.sha256
     runtime, chosen = choose_runtime(request.runtime)
-    table = _checked_table(request)
-    model_sha256 = sha256_file(request.model)
+    table = _checked_table(request, loaded)
     out = request.out or default_engine_path(request.model, contract.architecture, request.precision, runtime)
     assignment = None
     if request.precision is Precision.MIXED:
@@ -282,7 +279,7 @@ def build_command(request: BuildRequest, runtime: Runtime, out: Path) -> str:
     return shlex.join([*words, "--out", str(out)])
 
 
-def _checked_table(request: BuildRequest) -> CalibrationTable | None:
+def _checked_table(request: BuildRequest, model: OnnxModel) -> CalibrationTable | None:
     if request.precision not in _CALIBRATED:
         return None
     if request.calibration is None:
@@ -291,7 +288,7 @@ def _checked_table(request: BuildRequest) -> CalibrationTable | None:
             remedy=f"add --calib-data DIR, or first run edge-dsc calibrate {request.model} --calib-data DIR",
         )
     table = load_table(request.calibration)
-    check_table(table, request.model, path=request.calibration)
+    check_table(table, model, path=request.calibration)
     return table
 
 

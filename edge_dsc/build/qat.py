@@ -410,14 +410,13 @@ def _table(
     onnx: Path, ranges: list[tuple[float, float]], split: Split, options: QatOptions
 ) -> CalibrationTable:
     model = load_model(onnx)
-    contract_hash = ModelContract(labels=split.labels, architecture=model.graph.name).preprocess_sha256
     return CalibrationTable(
         method=QAT_METHOD,
         parameters={"epochs": options.epochs},
         seed=options.seed,
-        ranges={layer.input: bounds for layer, bounds in zip(find_layers(model), ranges, strict=True)},
-        onnx_sha256=sha256_file(onnx),
-        preprocess_sha256=contract_hash,
+        ranges={layer.input: bounds for layer, bounds in zip(find_layers(model.proto), ranges, strict=True)},
+        onnx_sha256=model.sha256,
+        preprocess_sha256=model.contract.preprocess_sha256,
         images=tuple(
             CalibrationImage(sample.path, sample.label, sample.sha256) for sample in split.samples("train")
         ),

@@ -14,6 +14,7 @@ import typer
 from edge_dsc.cli import COMMANDS, DESCRIPTION
 from edge_dsc.cli.console import say
 from engines.errors import EdgeDscError
+from engines.packages import import_problem
 
 INTERRUPTED = 130  # as a shell reports a command that Ctrl-C ended
 CLOSED_PIPE = 141  # likewise for one whose reader went away
@@ -31,12 +32,13 @@ def reported(command: Command) -> Command:
     def wrapper(*args: object, **options: object) -> None:
         try:
             command(*args, **options)
-        except EdgeDscError as error:
+        except (EdgeDscError, ImportError) as error:
             _debug()
-            if error.details:
-                say(error.details)
-            say(f"error: {error}")
-            raise typer.Exit(error.exit_code) from None
+            known = import_problem(error) if isinstance(error, ImportError) else error
+            if known.details:
+                say(known.details)
+            say(f"error: {known}")
+            raise typer.Exit(known.exit_code) from None
         except KeyboardInterrupt:
             say("interrupted: files are whole, the old one or the new one")
             raise typer.Exit(INTERRUPTED) from None

@@ -6,8 +6,10 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
+
+import msgspec
 
 from engines.runtimes import Progress
 
@@ -24,9 +26,10 @@ def give(text: str) -> None:
     print(text, flush=True)  # noqa: T201
 
 
-def give_json(kind: str, body: Mapping[str, Any], *, schema_version: int = 1) -> None:
+def give_json(kind: str, body: Any, *, schema_version: int = 1) -> None:
     """Print the one JSON object of a ``--json`` run: its kind, its schema version, then ``body``."""
-    give(json.dumps({"kind": kind, "schema_version": schema_version, **body}, indent=1, allow_nan=False))
+    values = msgspec.to_builtins(body, enc_hook=str)
+    give(json.dumps({"kind": kind, "schema_version": schema_version, **values}, indent=1, allow_nan=False))
 
 
 @contextlib.contextmanager

@@ -203,7 +203,7 @@ def export(
         result = export_run(run, out=out, data=data, progress=progress)
     if json:
         body = {"path": str(result.path), "parity": result.parity, "images": result.images}
-        give_json("edge-dsc/export-result", {**body, "contract": result.contract.to_dict()})
+        give_json("edge-dsc/export-result", {**body, "contract": result.contract})
     else:
         give(f"{result.path}: equal to Keras within {result.parity:.1e} on {result.images} real images")
 
@@ -362,7 +362,7 @@ def build_engine(
         )
     say(f"runtime: {built.chosen}")
     if json:
-        give_json("edge-dsc/build-engine-result", {"path": str(built.path), "record": built.record.to_dict()})
+        give_json("edge-dsc/build-engine-result", {"path": str(built.path), "record": built.record})
     else:
         give(f"{built.path}\n{format_record(built.record)}")
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
-from bench.tables import align_rows
 from edge_dsc.data import Sample, discover
 from edge_dsc.data.split import load_split
 from edge_dsc.evaluate.agreement import compare_answers
@@ -21,6 +21,7 @@ from engines.errors import ArtefactError, BadInputError, NotComparableError, Usa
 from engines.files import read_document, write_document
 from engines.record import Agreement, Change, Validation
 from engines.runtimes import Progress, Runner, open_engine
+from engines.text_table import align_rows
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Evaluation:
             "images": self.images,
             "skipped": [list(row) for row in self.skipped],
             "metrics": self.metrics.to_dict(),
-            "agreement": None if self.agreement is None else self.agreement.to_dict(),
+            "agreement": None if self.agreement is None else msgspec.to_builtins(self.agreement),
         }
 
 

@@ -72,7 +72,7 @@ def count_work(model: Path, precision: Precision, batch: int) -> Work:
     Raises:
         ArtefactError: The graph's shapes cannot be inferred.
     """
-    loaded = load_model(model)
+    loaded = load_model(model).proto
     adds = count_multiply_adds(loaded)
     for value in [*loaded.graph.input, *loaded.graph.output]:
         value.type.tensor_type.shape.dim[0].dim_value = 1

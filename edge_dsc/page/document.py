@@ -15,7 +15,6 @@ from bench.fleet import Fleet
 from bench.report import Report
 from bench.statistics import build_spreads, sample_median
 from bench.tables import (
-    Table,
     build_table,
     comparison_table,
     drift_table,
@@ -40,6 +39,7 @@ from edge_dsc.page.charts import (
     time_plot,
 )
 from engines.files import write_text
+from engines.text_table import Table
 
 # Series colours keep apart for the common kinds of colour blindness and are told apart by dash as well;
 # after Okabe and Ito, Color Universal Design (2008), darkened on white and lightened on black for contrast.

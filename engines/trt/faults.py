@@ -22,8 +22,8 @@ def process_logger(trt: Any) -> Any:
     """Return the process's one logger for a TensorRT; its list ``errors`` is empty.
 
     TensorRT keeps the first logger that it is given as the global one (NVIDIA/TensorRT#1475) and reports through it
-    from then on. A logger that went away with its builder left TensorRT with a dead one: seen with TensorRT for RTX 1.7 as a
-    build that hung in its first message. So there is one, and it lives as long as the process.
+    from then on. A logger that went away with its builder left TensorRT with a dead one: seen with TensorRT for RTX
+    1.7 as a build that hung in its first message. So there is one, and it lives as long as the process.
     """
     if id(trt) not in _loggers:
         _loggers[id(trt)] = (trt, _make_logger(trt))

@@ -8,7 +8,8 @@ import pytest
 from bench.compare import compare_reports
 from bench.plan import Plan
 from bench.report import WarmUp
-from bench.tables import Table, milliseconds, render_comparison, render_markdown, render_report, render_text
+from bench.tables import milliseconds, render_comparison, render_report
+from engines.text_table import Table, render_markdown, render_text
 
 Make = Callable[..., Any]
 

@@ -15,6 +15,7 @@ from calibration.collect import calibrate
 from calibration.select import select_images
 from calibration.table import CalibrationOptions, CalibrationTable
 from engines.contract import ModelContract
+from engines.graph import load_model
 
 Items = list[tuple[Path, str]]
 
@@ -78,7 +79,9 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def small_table(small_model: Path, textures: Path) -> CalibrationTable:
     return calibrate(
-        small_model, select_images(items_of(textures), 128, 0), CalibrationOptions(method="minmax")
+        load_model(small_model),
+        select_images(items_of(textures), 128, 0),
+        CalibrationOptions(method="minmax"),
     )
 
 
@@ -87,4 +90,4 @@ def network_tables(deployed_models: dict[str, Path], textures: Path) -> dict[str
     """minmax tables of both networks."""
     chosen = select_images(items_of(textures), 128, 0)
     options = CalibrationOptions(method="minmax")
-    return {name: calibrate(model, chosen, options) for name, model in deployed_models.items()}
+    return {name: calibrate(load_model(model), chosen, options) for name, model in deployed_models.items()}

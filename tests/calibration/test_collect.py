@@ -19,6 +19,7 @@ from calibration.select import select_images
 from calibration.table import METHODS, CalibrationOptions, CalibrationTable, save_table
 from engines.contract import ModelContract
 from engines.errors import ArtefactError, BadInputError, EdgeDscError
+from engines.graph import load_model
 from engines.images import read_input
 
 Items = list[tuple[Path, str]]
@@ -68,7 +69,7 @@ class Chunks(CalibrationDataReader):
 def test_the_ranges_are_those_of_onnxruntimes_own_calibrator(
     small_model: Path, items: Items, tmp_path: Path, method: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    table = calibrate(small_model, items, CalibrationOptions(method=method, percentile=99.0))
+    table = calibrate(load_model(small_model), items, CalibrationOptions(method=method, percentile=99.0))
     kind = {"entropy": CalibrationMethod.Entropy, "percentile": CalibrationMethod.Percentile}[method]
     calibrator = create_calibrator(
         shutil.copy(small_model, tmp_path / "model.onnx"),
@@ -91,7 +92,8 @@ def test_the_ranges_are_those_of_onnxruntimes_own_calibrator(
 
 def test_the_methods_differ(small_table: CalibrationTable, small_model: Path, items: Items) -> None:
     tables = {
-        m: calibrate(small_model, items, CalibrationOptions(method=m, percentile=99.9)) for m in METHODS
+        m: calibrate(load_model(small_model), items, CalibrationOptions(method=m, percentile=99.9))
+        for m in METHODS
     }
     assert tables["minmax"] == small_table
     tops = {method: tables[method].ranges["features"][1] for method in METHODS}
@@ -112,8 +114,8 @@ def test_same_inputs_give_the_same_bytes_wherever_the_folder_lies(
     moved = Path(shutil.copytree(textures, tmp_path / "elsewhere"))
     there = [(moved / path.relative_to(textures), label) for path, label in items]
     options = CalibrationOptions(method="percentile", seed=5)
-    save_table(tmp_path / "a.json", calibrate(small_model, items, options))
-    save_table(tmp_path / "b.json", calibrate(small_model, list(reversed(there)), options))
+    save_table(tmp_path / "a.json", calibrate(load_model(small_model), items, options))
+    save_table(tmp_path / "b.json", calibrate(load_model(small_model), list(reversed(there)), options))
     assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
 
 
@@ -136,7 +138,7 @@ def test_nothing_is_printed_and_no_file_is_left(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     before = sorted(small_model.parent.iterdir())
-    calibrate(small_model, items, CalibrationOptions(method="percentile"))
+    calibrate(load_model(small_model), items, CalibrationOptions(method="percentile"))
     assert capfd.readouterr() == ("", "")
     assert list(tmp_path.iterdir()) == []
     assert sorted(small_model.parent.iterdir()) == before
@@ -144,14 +146,16 @@ def test_nothing_is_printed_and_no_file_is_left(
 
 def test_progress_is_told_by_chunks(small_model: Path, items: Items) -> None:
     calls: list[tuple[str, int, int]] = []
-    calibrate(small_model, items, CalibrationOptions(method="minmax"), lambda *call: calls.append(call))
+    calibrate(
+        load_model(small_model), items, CalibrationOptions(method="minmax"), lambda *call: calls.append(call)
+    )
     assert calls == [("calibrate", done, 128) for done in range(CHUNK, 129, CHUNK)]
 
 
 def test_damaged_images_are_skipped_and_named(small_model: Path, copied: Path, list_items: Lister) -> None:
     (copied / "clear" / "000.png").write_bytes(b"")
     (copied / "focal" / "001.png").write_text("not an image")
-    table = calibrate(small_model, list_items(copied), CalibrationOptions(method="minmax"))
+    table = calibrate(load_model(small_model), list_items(copied), CalibrationOptions(method="minmax"))
     assert len(table.images) == 148
     assert [image.name for image in table.skipped] == ["clear/000.png", "focal/001.png"]
     assert table.skipped[0].reason == "clear/000.png is empty (0 bytes)"
@@ -162,12 +166,12 @@ def test_too_few_readable_images_are_refused(small_model: Path, copied: Path, li
     for path in sorted((copied / "clear").iterdir())[:23]:
         path.write_bytes(b"")
     with pytest.raises(BadInputError, match=r"^127 usable images .*23 cannot be read: .* is empty"):
-        calibrate(small_model, list_items(copied), CalibrationOptions(method="minmax"))
+        calibrate(load_model(small_model), list_items(copied), CalibrationOptions(method="minmax"))
 
 
 def test_copies_do_not_make_up_for_images(small_model: Path, items: Items) -> None:
     with pytest.raises(BadInputError, match=r"^100 usable images .*\(60 copies\)"):
-        calibrate(small_model, items[:100] + items[:60], CalibrationOptions(method="minmax"))
+        calibrate(load_model(small_model), items[:100] + items[:60], CalibrationOptions(method="minmax"))
 
 
 def test_black_images_are_refused(small_model: Path, tmp_path: Path) -> None:
@@ -179,7 +183,7 @@ def test_black_images_are_refused(small_model: Path, tmp_path: Path) -> None:
     with pytest.raises(
         BadInputError, match=r"^calibration saw only the constant value 0 in the images' pixels"
     ) as caught:
-        calibrate(small_model, blacks, CalibrationOptions(method="entropy"))
+        calibrate(load_model(small_model), blacks, CalibrationOptions(method="entropy"))
     assert caught.value.remedy == "give real images: these leave the network without a signal"
 
 
@@ -190,13 +194,13 @@ def test_a_dead_tensor_is_refused_by_name(small_model: Path, items: Items, tmp_p
     dead = tmp_path / "dead.onnx"
     onnx.save(model, dead)
     with pytest.raises(BadInputError, match=r"^calibration saw only the constant value 0 in hidden"):
-        calibrate(dead, items, CalibrationOptions(method="minmax"))
+        calibrate(load_model(dead), items, CalibrationOptions(method="minmax"))
 
 
 def test_arrays_cannot_stand_in_for_images(small_model: Path) -> None:
     arrays = [(np.zeros((32, 32, 1), np.uint8), "clear")] * 128
     with pytest.raises((TypeError, AttributeError)):
-        calibrate(small_model, arrays, CalibrationOptions())  # type: ignore[arg-type]
+        calibrate(load_model(small_model), arrays, CalibrationOptions())  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("content", [None, b"not onnx"])
@@ -205,5 +209,5 @@ def test_a_model_that_is_none_is_refused(tmp_path: Path, items: Items, content: 
     if content is not None:
         model.write_bytes(content)
     with pytest.raises(ArtefactError) as caught:
-        calibrate(model, items, CalibrationOptions())
+        calibrate(load_model(model), items, CalibrationOptions())
     assert isinstance(caught.value, EdgeDscError)

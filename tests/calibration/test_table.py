@@ -19,6 +19,7 @@ from calibration.table import (
 from engines.contract import ModelContract
 from engines.errors import ArtefactError
 from engines.files import canonical_json, sha256_bytes
+from engines.graph import load_model
 
 
 def test_a_table_survives_its_file(small_table: CalibrationTable, tmp_path: Path) -> None:
@@ -90,7 +91,7 @@ def test_a_senseless_table_is_refused_even_when_sealed(
 
 
 def test_a_table_of_its_model_passes(small_table: CalibrationTable, small_model: Path) -> None:
-    check_table(small_table, small_model)
+    check_table(small_table, load_model(small_model))
 
 
 def test_a_table_of_another_model_is_refused(
@@ -98,11 +99,11 @@ def test_a_table_of_another_model_is_refused(
 ) -> None:
     model = onnx.load(deployed_models["dsc"])
     with pytest.raises(ArtefactError, match="is of another preprocess"):
-        check_table(small_table, deployed_models["dsc"])
+        check_table(small_table, load_model(deployed_models["dsc"]))
     contract = ModelContract.from_metadata({e.key: e.value for e in model.metadata_props}, source="dsc")
     same = dataclasses.replace(small_table, preprocess_sha256=contract.preprocess_sha256)
     with pytest.raises(ArtefactError, match="is of another model") as caught:
-        check_table(same, deployed_models["dsc"], path=Path("t.json"))
+        check_table(same, load_model(deployed_models["dsc"]), path=Path("t.json"))
     assert caught.value.remedy == (
         f"calibrate again: edge-dsc calibrate {deployed_models['dsc']} --calib-data DIR "
         "--calib-method minmax --out t.json"
@@ -118,7 +119,7 @@ def test_weights_changed_after_calibration_are_refused(
     changed = tmp_path / "small.onnx"
     onnx.save(model, changed)
     with pytest.raises(ArtefactError, match="is of another model"):
-        check_table(small_table, changed)
+        check_table(small_table, load_model(changed))
 
 
 def test_the_command_names_what_is_known_and_quotes_it() -> None:

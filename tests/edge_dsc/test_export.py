@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import cv2
+import msgspec
 import numpy as np
 import onnx
 import onnxruntime
@@ -181,7 +181,7 @@ def test_an_untrained_network_with_zero_biases_keeps_the_form(exported: dict[str
     bias = next(tensor for tensor in model.graph.initializer if tensor.name == "stem.bias")
     assert not numpy_helper.to_array(bias).any()
     with pytest.raises(EdgeDscError, match=r"tf2onnx gave an unexpected graph: Conv Relu .*constraints"):
-        deploy_graph(model, replace(contract, architecture="dsc"), {})
+        deploy_graph(model, msgspec.structs.replace(contract, architecture="dsc"), {})
 
 
 def correlate(image: np.ndarray, kernel: np.ndarray) -> np.ndarray:

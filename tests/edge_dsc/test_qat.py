@@ -69,9 +69,9 @@ def answers_of(model: object, pixels: np.ndarray) -> np.ndarray:
 def test_the_run_needs_no_calibration(tuned: Tuned) -> None:
     out = tuned.options.out
     table = load_table(out / "calibration.json")
-    check_table(table, out / "model.onnx")
+    check_table(table, load_model(out / "model.onnx"))
     assert (table.method, table.seed) == ("qat", 3)
-    model = load_model(out / "model.onnx")
+    model = load_model(out / "model.onnx").proto
     assert set(table.ranges) == {layer.input for layer in find_layers(model)}
     train = load_split(out / "split.json").samples("train")
     assert {image.sha256 for image in table.images} == {sample.sha256 for sample in train}
@@ -88,7 +88,7 @@ def test_the_split_and_the_parent_are_kept(tuned: Tuned) -> None:
 
 def test_ranges_begin_at_zero_behind_relu_only(tuned: Tuned) -> None:
     table = load_table(tuned.options.out / "calibration.json")
-    model = load_model(tuned.options.out / "model.onnx")
+    model = load_model(tuned.options.out / "model.onnx").proto
     negative = {layer.name: table.ranges[layer.input][0] < 0 for layer in find_layers(model)}
     # Only what a depthwise convolution gives has no ReLU: the inputs of the pointwise ones.
     assert {name for name, found in negative.items() if found} == {f"block{n}_pointwise" for n in (1, 2, 3)}
@@ -133,7 +133,7 @@ def test_the_trained_graph_is_the_deployed_one(
     run = request.getfixturevalue(f"{architecture}_run").result.run
     deployed = fold_network(load_network(run / "model.keras"))
     quantized = quantized_network(deployed, pixels)
-    model = load_model(export_run(run, out=tmp_path / "model.onnx").path)
+    model = load_model(export_run(run, out=tmp_path / "model.onnx").path).proto
     bounds = learnt_ranges(quantized, deployed).values()
     table = CalibrationTable(
         method="qat",
@@ -206,7 +206,7 @@ def test_the_same_seed_gives_the_same_network(tuned: Tuned, tmp_path: Path) -> N
         QatOptions(data=tuned.options.data, run=tuned.options.run, out=tmp_path / "again", epochs=1, seed=3)
     )
     # Not the bytes: the graph names the hash of model.keras, a zip file with the time in it.
-    assert load_model(again.onnx).graph == load_model(tuned.result.onnx).graph
+    assert load_model(again.onnx).proto.graph == load_model(tuned.result.onnx).proto.graph
     ranges = [json.loads(path.read_text())["ranges"] for path in (again.table, tuned.result.table)]
     assert ranges[0] == ranges[1]
 

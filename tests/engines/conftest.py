@@ -15,7 +15,7 @@ from onnx import TensorProto, helper
 from calibration.layers import tensors_to_calibrate
 from calibration.qdq import quantize
 from calibration.table import CalibrationTable
-from engines.graph import cast_to_fp16, contract_of, load_model
+from engines.graph import cast_to_fp16, load_model
 from engines.record import BatchRange, EngineRecord, Precision
 from engines.runtimes import BuildResult, get_runtime
 
@@ -54,7 +54,7 @@ def graph_in(deployed_models: dict[str, Path]) -> Graphs:
     ranges: dict[str, dict[str, tuple[float, float]]] = {}
 
     def make(architecture: str, precision: str, *, signed: bool = True) -> bytes:
-        model = load_model(deployed_models[architecture])
+        model = load_model(deployed_models[architecture]).proto
         if precision == "fp16":
             return cast_to_fp16(model).SerializeToString()
         if precision == "int8":
@@ -99,7 +99,7 @@ def record_of(deployed_models: dict[str, Path]) -> Records:
             platform=result.platform,
             precision=Precision(precision),
             batch=batch,
-            contract=contract_of(load_model(model), str(model)),
+            contract=load_model(model).contract,
             onnx=model.name,
             onnx_sha256="0" * 64,
             calibration_sha256=None,

@@ -59,7 +59,7 @@ def test_pairs_that_were_not_fused_are_executed_in_float(graph_in: Graphs) -> No
 
 
 def test_multiply_adds_need_the_shapes(deployed_models: dict[str, Path]) -> None:
-    model = load_model(deployed_models["dsc"])
+    model = load_model(deployed_models["dsc"]).proto
     model.graph.input[0].type.tensor_type.shape.dim[1].dim_param = "H"
     next(node for node in model.graph.node if node.op_type == "Reshape").op_type = "Unknown"
     with pytest.raises(ArtefactError, match="output shape of Conv_2 is not known"):

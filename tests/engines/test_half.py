@@ -20,7 +20,7 @@ def run(model: onnx.ModelProto, batch: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("architecture", ["dsc", "cnn"])
 def test_one_cast_in_and_one_out(deployed_models: dict[str, Path], architecture: str) -> None:
-    model = load_model(deployed_models[architecture])
+    model = load_model(deployed_models[architecture]).proto
     half = cast_to_fp16(model)
     onnx.checker.check_model(half, full_check=True)
     casts = [(node.input[0], node.attribute[0].i) for node in half.graph.node if node.op_type == "Cast"]
@@ -35,7 +35,7 @@ def test_one_cast_in_and_one_out(deployed_models: dict[str, Path], architecture:
 def test_probabilities_stay_close(
     deployed_models: dict[str, Path], pixels: Callable[..., np.ndarray], architecture: str
 ) -> None:
-    model = load_model(deployed_models[architecture])
+    model = load_model(deployed_models[architecture]).proto
     batch = pixels(32)
     expected, seen = run(model, batch), run(cast_to_fp16(model), batch)
     assert seen.dtype == np.float32
@@ -44,7 +44,7 @@ def test_probabilities_stay_close(
 
 
 def test_small_weights_of_the_first_kernel_are_kept(deployed_models: dict[str, Path]) -> None:
-    model = load_model(deployed_models["dsc"])
+    model = load_model(deployed_models["dsc"]).proto
     stem = next(tensor for tensor in model.graph.initializer if tensor.name == "stem.weight")
     values = numpy_helper.to_array(stem).copy()
     values[0, 0, 0, 0] = 3e-7  # a subnormal float16
@@ -62,7 +62,7 @@ def test_small_weights_of_the_first_kernel_are_kept(deployed_models: dict[str, P
 def test_weights_out_of_range_are_refused(
     deployed_models: dict[str, Path], scale: float, message: str
 ) -> None:
-    model = load_model(deployed_models["dsc"])
+    model = load_model(deployed_models["dsc"]).proto
     stem = next(tensor for tensor in model.graph.initializer if tensor.name == "stem.weight")
     values = numpy_helper.to_array(stem) * np.float32(scale)
     stem.CopyFrom(numpy_helper.from_array(values, stem.name))

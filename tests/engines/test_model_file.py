@@ -19,7 +19,7 @@ def save(model: onnx.ModelProto, folder: Path) -> Path:
 
 @pytest.fixture
 def model(deployed_models: dict[str, Path]) -> onnx.ModelProto:
-    return load_model(deployed_models["dsc"])
+    return load_model(deployed_models["dsc"]).proto
 
 
 def test_a_model_of_ours_is_read(model: onnx.ModelProto) -> None:

@@ -4,13 +4,13 @@ import platform
 import tempfile
 import threading
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from msgspec.structs import replace
 
 from engines.errors import AccuracyGateError, ArtefactError, BadInputError, EnvironmentProblem
 from engines.files import sha256_bytes

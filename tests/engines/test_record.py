@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+import re
 from pathlib import Path
 
+import msgspec
 import pytest
+from msgspec.structs import replace
 
 from engines.contract import ModelContract
 from engines.errors import ArtefactError
-from engines.files import sha256_bytes
+from engines.files import canonical_json, sha256_bytes
+from engines.record import RECORD as KIND
 from engines.record import BatchRange, EngineRecord, Precision, load_record, record_path, save_record
 
 PLAN = b"a plan"
@@ -101,11 +104,36 @@ def test_an_edited_record_is_refused(engine: Path) -> None:
     assert "was edited after it was made" in refusal(engine).what
 
 
-def test_a_record_that_lacks_a_field_is_refused(engine: Path) -> None:
-    values = RECORD.to_dict()
+def test_a_record_that_lacks_a_field_is_refused(tmp_path: Path) -> None:
+    values = msgspec.to_builtins(RECORD)
     del values["runtime"]
-    with pytest.raises(ArtefactError, match="no readable engine record"):
-        EngineRecord.from_dict(values, source="x")
+    write_record(tmp_path / "x.json", values)
+    with pytest.raises(
+        ArtefactError, match=r"no readable edge-dsc/engine-record: .*missing required field `runtime`"
+    ):
+        KIND.load(tmp_path / "x.json")
+
+
+def write_record(path: Path, values: dict[str, object]) -> None:
+    head = {"kind": KIND.name, "schema_version": KIND.version}
+    path.write_text(json.dumps({**head, **values, "record_sha256": sha256_bytes(canonical_json(values))}))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("engine_bytes", "many", "Expected `int`, got `str` - at `$.engine_bytes`"),
+        ("layers", {"INT8": 1.5}, "Expected `int`, got `float` - at `$.layers[...]`"),
+        ("batch", {"smallest": 2, "best": 1, "largest": 3}, "MIN <= OPT <= MAX - at `$.batch`"),
+        ("mood", "good", "unknown field `mood`"),
+    ],
+)
+def test_a_field_of_another_type_is_refused_by_name(
+    tmp_path: Path, field: str, value: object, message: str
+) -> None:
+    write_record(tmp_path / "x.json", {**msgspec.to_builtins(RECORD), field: value})
+    with pytest.raises(ArtefactError, match=re.escape(message)):
+        KIND.load(tmp_path / "x.json")
 
 
 @pytest.mark.parametrize("sizes", [(0, 1, 1), (2, 1, 3), (1, 4, 3)])
@@ -122,9 +150,9 @@ def test_contract_round_trip_and_refusals() -> None:
     with pytest.raises(ArtefactError, match="damaged contract"):
         ModelContract.from_metadata({"edge_dsc.contract": "{"}, source="m")
     with pytest.raises(ArtefactError, match="resize 'crop-v9', this edge-dsc knows 'halve-area-v1'"):
-        ModelContract.from_dict({**contract.to_dict(), "resize": "crop-v9"}, source="m")
-    with pytest.raises(ArtefactError, match="no readable model contract"):
-        ModelContract.from_dict({"labels": []}, source="m")
+        replace(contract, resize="crop-v9").check("m")
+    with pytest.raises(ArtefactError, match=r"damaged contract: .*missing required field `architecture`"):
+        ModelContract.from_metadata({"edge_dsc.contract": '{"labels": []}'}, source="m")
 
 
 def test_the_preprocess_hash_depends_on_pixels_not_on_labels() -> None:

@@ -33,7 +33,7 @@ def test_a_table_comes_with_its_coverage_its_picture_and_tensorrts_cache(
     assert document["classes"] == {"clear": 49, "diffuse": 49, "focal": 30}
     assert made.trt_cache == tmp_path / "calibration.trt-cache.txt"
     cache = read_cache(made.trt_cache.read_text(), source="cache")
-    check_cache(cache, load_table(made.path), load_model(model), "8.6.2")
+    check_cache(cache, load_table(made.path), load_model(model).proto, "8.6.2")
 
 
 @pytest.mark.parametrize(

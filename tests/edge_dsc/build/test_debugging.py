@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from engines.graph import load_model
 from calibration.collect import calibrate
 from calibration.select import select_images
 from calibration.table import CalibrationOptions, save_table
@@ -23,7 +24,7 @@ def run_folder(
     folder = tmp_path_factory.mktemp("run")
     model = Path(shutil.copy(deployed_models["dsc"], folder / "model.onnx"))
     items, _ = calibration_images(textures, model)
-    table = calibrate(model, select_images(items, 128, 0), CalibrationOptions(method="minmax"))
+    table = calibrate(load_model(model), select_images(items, 128, 0), CalibrationOptions(method="minmax"))
     save_table(folder / "calibration.json", table)
     return folder
 

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import cv2
+import msgspec
 import numpy as np
 import onnx
 import onnxruntime
@@ -19,7 +20,8 @@ from onnx import numpy_helper
 from calibration.qdq import quantize
 from calibration.table import load_table, save_table
 from edge_dsc.build import engine as engine_builder
-from engines.record import EngineRecord, load_record, record_path, save_record
+from engines.files import canonical_json, sha256_bytes
+from engines.record import RECORD, EngineRecord, load_record, record_path, save_record
 
 ORT = ("--backend", "onnxruntime")
 LABELS = ("clear", "focal", "diffuse")
@@ -83,7 +85,9 @@ def test_an_engine_within_the_budget_carries_its_proof(
     assert f"--validate {answered} --max-drop 10" in record.build_command
     shown = edge_dsc("inspect", int8)
     assert "mcnemar_p" in shown.out
-    assert edge_dsc("inspect", int8, "--json").json["record"]["validation"] == found.to_dict()
+    assert edge_dsc("inspect", int8, "--json").json["record"]["validation"] == json.loads(
+        msgspec.json.encode(found)
+    )
 
 
 def test_an_engine_beyond_the_budget_is_not_shipped(
@@ -157,10 +161,12 @@ def test_the_layers_are_named(edge_dsc: Any, run: Path, int8: Path) -> None:
 def test_a_record_of_an_older_version_is_read(int8: Path) -> None:
     record = load_record(int8)
     path = record_path(int8)
-    body = record.to_dict()
+    body = msgspec.to_builtins(record)
     for name in ("layer_types", "float_layers", "validation"):
         del body[name]
-    old = EngineRecord.from_dict(body, source=str(path))
+    head = {"kind": RECORD.name, "schema_version": 1}
+    path.write_text(json.dumps({**head, **body, "record_sha256": sha256_bytes(canonical_json(body))}))
+    old = load_record(int8)
     assert (old.layer_types, old.float_layers, old.validation) == ({}, (), None)
     save_record(int8, old)
     assert load_record(int8) == old

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -150,4 +151,4 @@ def test_what_does_not_fit_is_refused() -> None:
 
 def test_json_and_back() -> None:
     found = compare([0, 1], one_hot(0, 1), one_hot(0, 2))
-    assert Agreement.from_dict(found.to_dict()) == found
+    assert msgspec.convert(msgspec.to_builtins(found), Agreement) == found

@@ -13,7 +13,7 @@ import pytest
 from bench.compare import compare_reports
 from bench.plan import Plan
 from bench.report import BlockSamples, Report, SubjectReport
-from bench.tables import Table, latency_table, ratio_table, report_ratios
+from bench.tables import latency_table, ratio_table, report_ratios
 from edge_dsc.page.document import (
     LatencyPlot,
     Picture,
@@ -24,6 +24,7 @@ from edge_dsc.page.document import (
     report_sections,
     save_page,
 )
+from engines.text_table import Table
 
 NASTY = "<script>alert('x')</script>&\"quoted\""
 

@@ -2,13 +2,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from double_tensorrt import session_of
+from msgspec.structs import replace
 
 from engines.errors import ArtefactError, BadInputError, EnvironmentProblem
 from engines.runtimes import answer_batches

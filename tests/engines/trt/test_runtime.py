@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from engines import packages
 from engines.errors import ArtefactError, EnvironmentProblem

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 from double_tensorrt import session_of
+from msgspec.structs import replace
 
 from engines.files import sha256_bytes
 from engines.runtimes import RunnerOptions

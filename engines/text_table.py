@@ -1,0 +1,70 @@
+"""Tables of text: on a terminal, in Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """A table of text.
+
+    Attributes:
+        title: What it shows.
+        header: Column names; the first column is text, the others are numbers where ``numeric``.
+        rows: Cells, one tuple a row, as many as the header has.
+        notes: Lines below it.
+        numeric: Whether all columns but the first are set flush right.
+    """
+
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    notes: tuple[str, ...] = ()
+    numeric: bool = True
+
+
+def render_text(table: Table) -> str:
+    """Return a table with aligned columns, without colour codes."""
+    rows = align_rows(table.header, table.rows, numeric=table.numeric)
+    return "\n".join([table.title, "", rows, *(f"* {note}" for note in table.notes)])
+
+
+def align_rows(header: Sequence[str], rows: Sequence[Sequence[str]], *, numeric: bool = True) -> str:
+    """Return a header, a rule and rows with aligned columns: the first flush left, numbers flush right."""
+    lines = [tuple(header), *map(tuple, rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    rule = tuple("-" * width for width in widths)
+    return "\n".join(_align(line, widths, numeric) for line in (lines[0], rule, *lines[1:]))
+
+
+def render_markdown(table: Table) -> str:
+    """Return a table in GitHub's Markdown; cells cannot break out of it."""
+    mark = "---:" if table.numeric else "---"
+    lines = [
+        _markdown_row(table.header),
+        "| --- |" + "".join(f" {mark} |" for _ in table.header[1:]),
+        *(_markdown_row(row) for row in table.rows),
+    ]
+    notes = [f"- {_markdown_cell(note)}" for note in table.notes]
+    return "\n".join([f"### {_markdown_cell(table.title)}", "", *lines, *(["", *notes] if notes else [])])
+
+
+def _align(row: tuple[str, ...], widths: list[int], numeric: bool) -> str:
+    cells = [row[0].ljust(widths[0])]
+    cells += [
+        cell.rjust(width) if numeric else cell.ljust(width)
+        for cell, width in zip(row[1:], widths[1:], strict=True)
+    ]
+    return "  ".join(cells).rstrip()
+
+
+def _markdown_row(row: tuple[str, ...]) -> str:
+    return "| " + " | ".join(_markdown_cell(cell) for cell in row) + " |"
+
+
+def _markdown_cell(text: str) -> str:
+    for plain, escaped in (("\\", "\\\\"), ("|", "\\|"), ("<", "&lt;"), ("\n", " ")):
+        text = text.replace(plain, escaped)
+    return text
