@@ -22,7 +22,6 @@ from edge_dsc.build.export import export_run
 from edge_dsc.data import Sample
 from edge_dsc.data.phantoms import CLASSES, write_phantoms
 from edge_dsc.evaluate.evaluation import evaluate_runner
-from edge_dsc.infer.classify import default_threads
 from edge_dsc.infer.inference import InferRequest, infer_source
 from edge_dsc.latency.subjects import measure_engines
 from edge_dsc.networks import ARCHITECTURES
@@ -32,7 +31,7 @@ from edge_dsc.training.train import step_progress
 from engines.errors import AccuracyGateError, UsageError
 from engines.files import write_text
 from engines.graph import count_multiply_adds, load_model
-from engines.images import decode_grey, read_bytes, resize_to
+from engines.images import decode_grey, read_bytes, resize_to, usable_processors
 from engines.ort import open_reference
 from engines.record import BatchRange, EngineRecord, Precision
 from engines.runtimes import RUNTIME_NAMES, Progress, get_runtime, open_engine
@@ -107,9 +106,9 @@ def measure_accuracy(engine: DemoEngine, data: Path, samples: list[Sample]) -> f
     """Return the accuracy of an engine on samples, or of its graph on ONNX Runtime where it cannot run here."""
     if engine.no_run is None:
         with open_engine(engine.path) as runner:
-            return evaluate_runner(runner, data, samples, threads=default_threads()).metrics.accuracy
+            return evaluate_runner(runner, data, samples, threads=usable_processors()).metrics.accuracy
     with open_reference(_graph(engine), engine.record) as runner:
-        return evaluate_runner(runner, data, samples, threads=default_threads()).metrics.accuracy
+        return evaluate_runner(runner, data, samples, threads=usable_processors()).metrics.accuracy
 
 
 def _graph(engine: DemoEngine) -> Any:
@@ -348,7 +347,7 @@ class _Walk:
     def classify(self) -> None:
         engine, results = self.runnable[0], self.out / "results.csv"
         self.say(f"6/8 $ edge-dsc infer {engine} {self.data} --out {results}")
-        request = InferRequest(engine=engine, source=str(self.data), out=results, threads=default_threads())
+        request = InferRequest(engine=engine, source=str(self.data), out=results, threads=usable_processors())
         summary = infer_source(request, progress=self.progress)
         self.say(f"    {summary.line()}")
 

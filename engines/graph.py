@@ -261,7 +261,7 @@ def _count_layers(model: ModelProto, *, pairs: bool) -> dict[str, int]:
 def _typed_layers(model: ModelProto, *, pairs: bool) -> list[tuple[str, str]]:
     """Name and precision of each layer with weights, in the order of the graph."""
     types = onnx.TensorProto
-    names = {types.FLOAT: "FP32", types.FLOAT16: "FP16"}
+    names: dict[int, str] = {types.FLOAT: "FP32", types.FLOAT16: "FP16"}
     producers = _producers(model)
     weighted = {node.output[0] for node, _ in _layers(model)}
     found: list[tuple[str, str]] = []

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import os
 import struct
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from engines.contract import ModelContract
 from engines.dicom import decode_dicom, is_dicom
 from engines.errors import ImageError
+from engines.files import sha256_bytes
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".dcm", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 MIN_SIDE = 32
@@ -38,6 +44,68 @@ def read_input(path: Path, contract: ModelContract) -> Array:
         ImageError: Missing, empty, damaged, no image, too small or too large.
     """
     return prepare_pixels(decode_grey(read_bytes(path), name=str(path)), contract, name=str(path))
+
+
+@dataclass(frozen=True, eq=False)
+class InputImage:
+    """An image file as the network sees it, read once.
+
+    Attributes:
+        path: The file.
+        sha256: Hash of the very bytes that were decoded.
+        pixels: ``uint8 [height, width, 1]``, raw 0..255; or why there are none.
+    """
+
+    path: Path
+    sha256: str
+    pixels: NDArray[np.uint8] | ImageError
+
+
+def read_inputs(
+    paths: Iterable[Path], contract: ModelContract, *, threads: int | None = None
+) -> Iterator[InputImage]:
+    """Read, hash and decode image files in threads; yield each in the order given, a bad one with its error.
+
+    Args:
+        paths: The files.
+        contract: The model's contract.
+        threads: How many at once; default: one for each processor that this process may use.
+
+    Yields:
+        The images; at most a few for each thread wait for the caller.
+    """
+
+    def read(path: Path) -> InputImage:
+        digest = ""
+        try:
+            data = read_bytes(path)
+            digest = sha256_bytes(data)
+            pixels = prepare_pixels(decode_grey(data, name=str(path)), contract, name=str(path))
+        except ImageError as error:
+            return InputImage(path, digest, error)
+        return InputImage(path, digest, pixels)
+
+    quiet_decoder()
+    count = threads or usable_processors()
+    waiting: deque[Future[InputImage]] = deque()
+    with ThreadPoolExecutor(count, thread_name_prefix="decode") as pool:
+        try:
+            for path in paths:
+                waiting.append(pool.submit(read, path))
+                if len(waiting) >= 4 * count:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def usable_processors() -> int:
+    """Return the number of processors this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def read_bytes(path: Path) -> bytes:

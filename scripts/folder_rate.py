@@ -18,8 +18,9 @@ from pathlib import Path
 import cv2
 import onnxruntime
 
-from edge_dsc.infer.classify import classify_files, default_threads, read_files
+from edge_dsc.infer.classify import classify_files, read_files
 from edge_dsc.infer.source import expand_source
+from engines.images import usable_processors
 from engines.runtimes import open_engine
 
 # The workers of the naive session spin for a while after its last run, on the cores and the account of whoever is next.
@@ -36,7 +37,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     paths = expand_source(options.folder)
-    threads = default_threads()
+    threads = usable_processors()
     session = onnxruntime.InferenceSession(str(options.engine), providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
 

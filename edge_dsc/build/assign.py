@@ -11,7 +11,7 @@ from edge_dsc.data import Sample
 from edge_dsc.data import discover
 from edge_dsc.data.loading import load_images
 from edge_dsc.data.split import load_split
-from edge_dsc.training.run_folder import SPLIT_FILE
+from edge_dsc.data.split import SPLIT_FILE
 from engines.contract import ModelContract
 from engines.errors import ArtefactError
 from engines.errors import BadInputError

@@ -17,7 +17,7 @@ from calibration.tensorrt import check_cache_request
 from calibration.tensorrt import write_cache
 from edge_dsc.data import discover
 from edge_dsc.data.split import load_split
-from edge_dsc.training.run_folder import SPLIT_FILE
+from edge_dsc.data.split import SPLIT_FILE
 from engines.files import require_writable
 from engines.files import write_text
 from engines.graph import contract_of

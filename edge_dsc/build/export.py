@@ -21,7 +21,7 @@ from edge_dsc.networks import fold_network
 from edge_dsc.networks import load_network
 from edge_dsc.training.fit import predict
 from edge_dsc.training.run_folder import MODEL_FILE
-from edge_dsc.training.run_folder import SPLIT_FILE
+from edge_dsc.data.split import SPLIT_FILE
 from edge_dsc.training.run_folder import TrainingRecord
 from edge_dsc.training.run_folder import load_training_record
 from engines.errors import AccuracyGateError

@@ -12,8 +12,8 @@ from edge_dsc.data import discover
 from edge_dsc.data.split import load_split
 from edge_dsc.evaluate.evaluation import evaluate_runner
 from edge_dsc.evaluate.evaluation import format_validation
-from edge_dsc.infer.classify import default_threads
-from edge_dsc.training.run_folder import SPLIT_FILE
+from engines.images import usable_processors
+from edge_dsc.data.split import SPLIT_FILE
 from engines.errors import AccuracyGateError
 from engines.errors import BadInputError
 from engines.errors import UsageError
@@ -107,7 +107,7 @@ def run_gate(candidate: Candidate, options: GateOptions, progress: Progress | No
                 options.data,
                 samples,
                 reference=reference,
-                threads=default_threads(),
+                threads=usable_processors(),
                 progress=progress,
             )
     assert result.agreement is not None, "there was a reference, and at least one image was answered"

@@ -38,7 +38,7 @@ from edge_dsc.training.recipes import Recipe
 from edge_dsc.training.recipes import ReportProgress
 from edge_dsc.training.recipes import TrainOptions
 from edge_dsc.training.run_folder import MODEL_FILE
-from edge_dsc.training.run_folder import SPLIT_FILE
+from edge_dsc.data.split import SPLIT_FILE
 from edge_dsc.training.run_folder import TrainingRecord
 from edge_dsc.training.run_folder import load_training_record
 from edge_dsc.training.train import check_folder

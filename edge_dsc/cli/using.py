@@ -88,15 +88,15 @@ def infer(
     newest frame is taken each time the engine is free; the others are counted as dropped.
     """
     from edge_dsc.cli.console import give_json, progress_bar, say
-    from edge_dsc.infer.classify import default_threads
     from edge_dsc.infer.inference import InferRequest, infer_source
     from edge_dsc.infer.sinks import Outputs
+    from engines.images import usable_processors
 
     request = InferRequest(
         engine=engine,
         source=source,
         out=out,
-        threads=threads or default_threads(),
+        threads=threads or usable_processors(),
         keep_rows=json,
         resume=resume,
         limit=limit,
@@ -131,7 +131,7 @@ def evaluate(
     from edge_dsc.cli.console import give, give_json, progress_bar, say
     from edge_dsc.evaluate.evaluation import KIND, format_evaluation, save_evaluation
     from edge_dsc.evaluate.evaluation import evaluate as run_evaluation
-    from edge_dsc.infer.classify import default_threads
+    from engines.images import usable_processors
 
     with progress_bar() as progress:
         result = run_evaluation(
@@ -139,7 +139,7 @@ def evaluate(
             data,
             reference=reference,
             parts=tuple(split or ()),
-            threads=threads or default_threads(),
+            threads=threads or usable_processors(),
             progress=progress,
         )
     for path, reason in result.skipped:

@@ -13,6 +13,7 @@ from edge_dsc.data.discover import Dataset, Sample, count_labels
 from engines.errors import ArtefactError, BadInputError
 from engines.files import canonical_json, read_document, sha256_bytes, write_document
 
+SPLIT_FILE = "split.json"  # beside the model, in its run folder
 KIND = "edge-dsc/split"
 SCHEMA_VERSION = 1
 PARTS = ("train", "validation", "evaluation", "test")

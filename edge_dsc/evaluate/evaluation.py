@@ -12,11 +12,10 @@ import msgspec
 import numpy as np
 
 from edge_dsc.data import Sample, discover
-from edge_dsc.data.split import load_split
+from edge_dsc.data.split import SPLIT_FILE, load_split
 from edge_dsc.evaluate.agreement import compare_answers
 from edge_dsc.evaluate.metrics import Metrics, classification_metrics
 from edge_dsc.infer.classify import Answer, classify_files
-from edge_dsc.training.run_folder import SPLIT_FILE
 from engines.errors import ArtefactError, BadInputError, NotComparableError, UsageError
 from engines.files import read_document, write_document
 from engines.record import Agreement, Change, Validation

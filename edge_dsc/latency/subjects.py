@@ -25,12 +25,11 @@ from bench.plan import Plan
 from bench.power import find_rails
 from bench.report import Report
 from bench.statistics import BUILD_OF
-from edge_dsc.infer.classify import default_threads
 from edge_dsc.infer.source import expand_source
 from edge_dsc.latency.limits import limits_pass, measure_ceilings
 from edge_dsc.latency.passes import add_pass, memory_pass, power_pass
 from engines.errors import ArtefactError, BadInputError, EnvironmentProblem, ImageError, UsageError
-from engines.images import read_input
+from engines.images import read_input, usable_processors
 from engines.record import load_record
 from engines.runtimes import Array, Progress, Runner, RunnerOptions, open_engine
 
@@ -131,7 +130,7 @@ def offline_subjects(
             f"a pile of {images} is below the smallest batch, {batch.smallest}",
             remedy="give a larger --offline",
         )
-    counts = sorted({1, default_threads()}) if runner.thread_safe else [1]
+    counts = sorted({1, usable_processors()}) if runner.thread_safe else [1]
     shape = (images, *runner.record.contract.input_shape)
     pile = np.random.default_rng(0).integers(0, 256, shape, "uint8")
     subjects = []

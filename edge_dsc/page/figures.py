@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from calibration.coverage import PARTS, Coverage
 from calibration.sensitivity import Sensitivity
-from edge_dsc.evaluate.metrics import Metrics
 from engines.files import atomic_path
 from engines.packages import load
+
+if TYPE_CHECKING:
+    from edge_dsc.evaluate.metrics import Metrics
 
 _TRAIN_COLOUR = "#4c72b0"
 _VALIDATION_COLOUR = "#dd8452"

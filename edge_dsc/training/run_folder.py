@@ -21,7 +21,6 @@ KIND = "edge-dsc/training-record"
 SCHEMA_VERSION = 1
 RECORD_FILE = "training.json"
 MODEL_FILE = "model.keras"
-SPLIT_FILE = "split.json"
 METRICS_FILE = "metrics.json"
 METRICS_KIND = "edge-dsc/metrics"
 METRICS_SCHEMA_VERSION = 1

@@ -14,7 +14,7 @@ import numpy as np
 
 from edge_dsc.data.discover import Dataset, discover
 from edge_dsc.data.loading import LoadedImages, load_images
-from edge_dsc.data.split import Split, save_split, split_dataset
+from edge_dsc.data.split import SPLIT_FILE, Split, save_split, split_dataset
 from edge_dsc.evaluate.metrics import Metrics, classification_metrics
 from edge_dsc.networks import build_network, feature_extractor_parameters, save_network
 from edge_dsc.page.figures import draw_confusion, draw_curves
@@ -96,7 +96,7 @@ def finish_run(
     """
     out, split = options.out, images.split
     metrics = _measure(model, images)
-    save_split(split, out / records.SPLIT_FILE)
+    save_split(split, out / SPLIT_FILE)
     with atomic_path(out / records.MODEL_FILE) as temporary:
         save_network(deployed or model, temporary)
     model_sha256 = sha256_file(out / records.MODEL_FILE)
