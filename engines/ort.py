@@ -57,6 +57,8 @@ class OnnxRuntime:
 
     name = "onnxruntime"
     signed_activations = False
+    float_precision = Precision.FP32
+    runs_on_cpu = True
 
     def availability(self) -> Availability:
         """Say what works here; never raises."""
