@@ -8,11 +8,12 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
+from onnx import ModelProto
 
 from engines import packages
 from engines.errors import ArtefactError, EdgeDscError, EnvironmentProblem
@@ -29,9 +30,6 @@ from engines.runtimes import (
     RunnerOptions,
     check_precision,
 )
-
-if TYPE_CHECKING:
-    from onnx import ModelProto
 
 # The same import package comes in several distributions.
 _DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml")
@@ -100,11 +98,11 @@ class OnnxRuntime:
         layers = executed_layers(executed)
         check_precision(layers, options)
         named = executed_layer_types(executed, tuple(layer_types(onnx.load_model_from_string(model))))
-        engine = parse_model(portable, str(out))
+        engine = parse_model(portable, out)
         write_bytes(out, portable)
         notes: tuple[str, ...] = ()
         if options.precision is Precision.INT8:
-            notes = (_DEPTHWISE_NOTE if _is_depthwise(engine) else _INT8_NOTE,)
+            notes = (_DEPTHWISE_NOTE if _is_depthwise(engine.proto) else _INT8_NOTE,)
         return BuildResult(
             layers=layers,
             layers_source=_LAYERS_SOURCE,
