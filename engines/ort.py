@@ -114,10 +114,10 @@ class OnnxRuntime:
     def open_runner(
         self, engine: Path, record: EngineRecord, options: RunnerOptions = DEFAULT_OPTIONS
     ) -> OrtRunner:
-        """Load an engine whose record was checked.
+        """Load an engine, its content held against its record.
 
         Raises:
-            ArtefactError: Built by another version of ONNX Runtime, or damaged.
+            ArtefactError: Not the engine of this record, built by another version of ONNX Runtime, or damaged.
             EnvironmentProblem: ``onnxruntime`` or memory is missing.
         """
         _check_origin(record, str(packages.load("onnxruntime").__version__))

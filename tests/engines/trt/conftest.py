@@ -21,6 +21,7 @@ from engines.record import BatchRange, EngineRecord, Precision
 from engines.runtimes import BuildOptions, RunnerOptions
 from engines.trt import cuda as cuda_driver
 from engines.trt.builder import build_plan
+from engines.trt.loaded import StoredEngine
 from engines.trt.runner import TrtRunner
 
 BATCH = BatchRange(1, 4, 8)
@@ -135,6 +136,6 @@ def open_runner(
 
     def make(place: Path | None = None, clock: Callable[[], int] | None = None, **options: Any) -> TrtRunner:
         more = {"clock": clock} if clock is not None else {}
-        return TrtRunner(trt, cuda, plan, record, RunnerOptions(**options), place=place, **more)
+        return TrtRunner(trt, cuda, StoredEngine(plan, record, place), RunnerOptions(**options), **more)
 
     return make

@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from engines.errors import ArtefactError, BadInputError, EnvironmentProblem
 from engines.runtimes import answer_batches
 from engines.trt import cuda as cuda_driver
+from engines.trt.loaded import StoredEngine
 from engines.trt.runner import TrtRunner
 
 Open = Callable[..., TrtRunner]
@@ -317,7 +318,7 @@ class TestRefusals:
     ) -> None:
         foreign = plan.replace(trt.__version__.encode(), b"0.1", 1)
         with pytest.raises(ArtefactError, match=r"version tag 0\.1 does not match"):
-            TrtRunner(trt, cuda, foreign, record)
+            TrtRunner(trt, cuda, StoredEngine(foreign, record))
 
     @pytest.mark.parametrize(
         ("there", "here", "words"),
@@ -341,7 +342,7 @@ class TestRefusals:
     ) -> None:
         assert there in plan
         with pytest.raises(ArtefactError, match=words):
-            TrtRunner(trt, cuda, plan.replace(there, here, 1), record)
+            TrtRunner(trt, cuda, StoredEngine(plan.replace(there, here, 1), record))
         assert cuda.idle
 
     @pytest.mark.parametrize("call", ["create_execution_context", "set_tensor_address", "set_input_shape"])
@@ -517,5 +518,6 @@ def test_the_batch_range_of_the_record_is_what_counts(
     trt: Any, cuda: Any, driver: Any, plan: bytes, record: Any, pixels: Any
 ) -> None:
     narrow = replace(record, batch=replace(record.batch, largest=4))
-    with TrtRunner(trt, cuda, plan, narrow) as runner, pytest.raises(BadInputError, match="N from 1 to 4"):
-        runner.run(pixels(5))
+    with TrtRunner(trt, cuda, StoredEngine(plan, narrow)) as runner:
+        with pytest.raises(BadInputError, match="N from 1 to 4"):
+            runner.run(pixels(5))

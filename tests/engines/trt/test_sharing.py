@@ -12,6 +12,7 @@ from msgspec.structs import replace
 
 from engines.files import sha256_bytes
 from engines.runtimes import RunnerOptions
+from engines.trt.loaded import StoredEngine
 from engines.trt.runner import TrtRunner
 
 
@@ -25,7 +26,7 @@ def open_unshared(trt: Any, cuda: Any, driver: Any, plan: bytes, record: Any) ->
     assert b'"shared": true' in plan  # our own builder asks for it
     unshared = plan.replace(b'"shared": true', b'"shared": false')
     changed = replace(record, engine_sha256=sha256_bytes(unshared))
-    return lambda **options: TrtRunner(trt, cuda, unshared, changed, RunnerOptions(**options))
+    return lambda **options: TrtRunner(trt, cuda, StoredEngine(unshared, changed), RunnerOptions(**options))
 
 
 def test_one_slot_is_left_and_said(open_unshared: Callable[..., TrtRunner], cuda: Any, pixels: Any) -> None:
