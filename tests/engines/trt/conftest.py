@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import pytest
 from double_cuda import DoubleCuda, DoubleDriver, current
-from double_tensorrt import RELEASES, DoubleTensorRt
+from double_tensorrt import DoubleTensorRt
 from onnx import TensorProto, helper, numpy_helper
 
 from engines.contract import ModelContract
@@ -42,9 +42,10 @@ def driver(cuda: DoubleCuda, monkeypatch: pytest.MonkeyPatch) -> DoubleDriver:
     return double
 
 
-@pytest.fixture(params=list(RELEASES))
+@pytest.fixture
 def release(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
+    """10.3; a test of what differs between releases parametrises it with RELEASES, or with the ones it means."""
+    return str(getattr(request, "param", "10.3"))
 
 
 @pytest.fixture
