@@ -187,7 +187,11 @@ def test_multiply_adds_need_the_shapes(deployed_models: dict[str, Path]) -> None
 
 
 def run(model: onnx.ModelProto, batch: np.ndarray) -> np.ndarray:
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), settings, providers=["CPUExecutionProvider"]
+    )
     return session.run(None, {"image": batch})[0]
 
 
