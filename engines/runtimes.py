@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, TypeVar, cast
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 from engines.errors import AccuracyGateError, BadInputError, EdgeDscError, UsageError
 from engines.record import BatchRange, EngineRecord, Precision, peek_record
+
+if TYPE_CHECKING:  # the help of the command line gets by without numpy
+    import numpy as np
+    from numpy.typing import NDArray
 
 Progress = Callable[[str, int, int], None]  # phase, steps done, steps in all
 MEMORY_KINDS = ("auto", "device", "mapped")

@@ -145,7 +145,7 @@ def offline_subjects(
     return subjects
 
 
-def _pile_call(runner: Runner, parts: Sequence[object], count: int, stack: ExitStack) -> Callable[[], object]:
+def _pile_call(runner: Runner, parts: Sequence[Array], count: int, stack: ExitStack) -> Callable[[], object]:
     if count == 1:
         return lambda: [runner.run(part) for part in parts]
     pool = stack.enter_context(ThreadPoolExecutor(count, thread_name_prefix="offline"))
