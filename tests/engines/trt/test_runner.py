@@ -463,6 +463,16 @@ class TestFaults:
             np.testing.assert_array_equal(runner.run(pixels(1)), expected(pixels(1)))
         assert cuda.idle
 
+    def test_nothing_of_a_batch_that_could_not_be_enqueued_stays_on_the_stream(
+        self, open_runner: Open, cuda: Any, pixels: Any
+    ) -> None:
+        with open_runner(graph=False) as runner:
+            cuda.fail["memcpy_dtoh_async"] = 0  # the last of three steps
+            with pytest.raises(EnvironmentProblem, match="memcpy_dtoh_async failed"):
+                runner.submit(pixels(1))
+            assert all(stream.is_done() for stream in cuda.streams())
+            cuda.fail.clear()
+
     @pytest.mark.parametrize("release", ["10.3", "rtx"], indirect=True)
     def test_an_error_of_the_device_in_the_middle(self, open_runner: Open, cuda: Any, pixels: Any) -> None:
         runner = open_runner(slots=2)
