@@ -144,11 +144,6 @@ def test_a_missing_package_is_named(
         TENSORRT.open_runner(tmp_path / record.engine, record)
 
 
-def test_both_want_signed_activations() -> None:
-    assert (TENSORRT.signed_activations, RTX.signed_activations) == (True, True)
-    assert (TENSORRT.name, RTX.name) == ("tensorrt", "tensorrt-rtx")
-
-
 def test_a_repackaged_release_is_the_same_version(
     machine: Callable[..., None], record: EngineRecord, tmp_path: Path
 ) -> None:
