@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from edge_dsc.build.engine import BuildRequest, build_engine
 from edge_dsc.infer.inference import InferRequest, infer_source
 from edge_dsc.infer.sinks import Outputs
+from edge_dsc.infer.source import ListedFiles
 from edge_dsc.infer.stop import Stop
 from engines.errors import BadInputError, UsageError
 from engines.record import BatchRange
@@ -134,3 +136,60 @@ def test_a_stop_ends_after_the_picture_at_hand(engine: Path, folder: Path, tmp_p
     out = tmp_path / "a.csv"
     summary = infer_source(InferRequest(engine=engine, source=str(folder), out=out), stop=stop)
     assert summary.answered == 1 and len(out.read_text().splitlines()) == 2
+
+
+def test_paths_come_from_standard_input(
+    engine: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("".join(f"{folder / name}.png\n" for name in "210")))
+    summary = infer(engine, Path("-"), tmp_path / "a.jsonl", keep=True)
+    assert [row["path"] for row in summary.rows] == [str(folder / f"{name}.png") for name in "210"]
+    assert (summary.source_kind, summary.images, summary.answered, summary.failed) == ("list", None, 2, 1)
+
+
+def test_silence_on_standard_input_does_not_count_as_a_picture(
+    engine: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def silent(source: ListedFiles, stop: Stop) -> Any:
+        yield from (None, folder / "0.png", None, None, folder / "2.png", folder / "0.png")
+
+    monkeypatch.setattr(ListedFiles, "items", silent)
+    out = tmp_path / "a.csv"
+    summary = infer_source(InferRequest(engine=engine, source="-", out=out, limit=2))
+    with out.open(newline="") as stream:
+        assert [row["path"] for row in csv.DictReader(stream)] == [str(folder / f"{i}.png") for i in (0, 2)]
+    assert summary.answered == 2
+
+
+def test_progress_counts_what_is_left(engine: Path, folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "a.csv"
+    steps: list[tuple[str, int, int]] = []
+
+    def run(**options: Any) -> None:
+        steps.clear()
+        request = InferRequest(engine=engine, source=str(folder), out=out, **options)
+        infer_source(request, progress=lambda *step: steps.append(step))
+
+    run(limit=1)
+    assert steps == [("classifying", 1, 1)]
+    run(resume=True)
+    assert steps == [("classifying", 1, 2), ("classifying", 2, 2)]
+
+
+def test_what_has_no_second_time_cannot_be_resumed(engine: Path, video: Path, tmp_path: Path) -> None:
+    for source in (str(video), "/dev/video9"):
+        request = InferRequest(engine=engine, source=source, out=tmp_path / "a.csv", resume=True)
+        with pytest.raises(UsageError, match=r"--resume cannot go on with .*files, folders and globs"):
+            infer_source(request)
+    with pytest.raises(UsageError, match="--resume needs the file to go on with"):
+        infer_source(InferRequest(engine=engine, source=str(video), resume=True))
+
+
+def test_nothing_there_is_said_and_the_old_rows_stay(engine: Path, tmp_path: Path) -> None:
+    out = tmp_path / "a.csv"
+    out.write_text("old")
+    (tmp_path / "empty").mkdir()
+    for source in (tmp_path / "empty", tmp_path / "no.avi", "/dev/video99", "http://127.0.0.1:1/"):
+        with pytest.raises(BadInputError):
+            infer_source(InferRequest(engine=engine, source=str(source), out=out))
+    assert out.read_text() == "old"
