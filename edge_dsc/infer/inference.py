@@ -23,7 +23,7 @@ from engines.errors import BadInputError, UsageError
 from engines.images import quiet_decoder
 from engines.runtimes import Progress, open_engine
 
-_RESUMABLE = (SourceKind.FILES, SourceKind.LIST)  # a camera or a video would need to be seen again
+_IMAGE_KINDS = (SourceKind.FILES, SourceKind.LIST)
 _Item = TypeVar("_Item")
 
 
@@ -179,9 +179,10 @@ def infer_source(
         # The next frame of a camera is the newer the later it is taken: none is prepared ahead.
         threads = 0 if spec.kind is SourceKind.LIVE else request.threads
         answers = classify(items, prepare, runner, threads=threads)
-        tally = _Tally(contract.labels, spec.kind, keep_rows=request.keep_rows, resumed=len(written))
         left = None if source.total is None else source.total - len(written)
-        tally.total = min((count for count in (left, request.limit) if count is not None), default=None)
+        total = min((count for count in (left, request.limit) if count is not None), default=None)
+        keep_rows = request.keep_rows and spec.kind in _IMAGE_KINDS
+        tally = _Tally(contract.labels, spec.kind, keep_rows, resumed=len(written), total=total)
         _run(answers, sinks, tally, stop, progress)
     if tally.failed and not tally.answered and not stop.asked and not written:
         in_rows = request.out is not None or not request.keep_rows
@@ -198,7 +199,7 @@ def _check(request: InferRequest, spec: SourceSpec) -> None:
         check_rows_path(request.out)
     if request.resume and request.out is None:
         raise UsageError("--resume needs the file to go on with", remedy="name it with --out")
-    if request.resume and spec.kind not in _RESUMABLE:
+    if request.resume and spec.kind not in _IMAGE_KINDS:
         raise UsageError(
             f"--resume cannot go on with {spec.name}", remedy="it goes on with files, folders and globs"
         )
@@ -227,7 +228,7 @@ def _limited(items: Iterator[_Item | None], limit: int) -> Iterator[_Item | None
 
 @dataclass
 class _Tally:
-    """What a run did so far: counts, times and, where asked for, the rows of files."""
+    """What a run did so far: counts, times and, where asked for, the rows; of how many pictures in all."""
 
     labels: tuple[str, ...]
     kind: SourceKind
@@ -252,7 +253,7 @@ class _Tally:
             self.first_error = self.first_error or answer.error
         if answer.age_ms is not None:
             self.age.add(answer.age_ms)
-        if self.keep_rows and self.kind in _RESUMABLE:
+        if self.keep_rows:
             self.rows.append(row_of(answer, self.labels, self.kind))
 
 
