@@ -191,6 +191,18 @@ def test_a_camera_that_opens_and_gives_no_frame_is_not_back(opened: Opened, paus
     assert lines == ["v4l2://0 is gone: trying to open it again", "v4l2://0 is back after 0.0 s"]
 
 
+def test_a_camera_that_came_back_is_waited_for_from_the_beginning(
+    opened: Opened, pauses: list[float]
+) -> None:
+    first, second, third = Camera(), Camera(), Camera()
+    frames = opened(first, gone(), second, gone(), third).items(Stop())
+    for lost, back in ((first, second), (second, third)):
+        lost.pictures.put(None)
+        back.give("a")
+        assert next(frames).pixels == "a"
+    assert pauses == [0.5, 1.0, 0.5, 1.0]
+
+
 def test_it_gives_up_on_one_that_only_opens(opened: Opened, pauses: list[float]) -> None:
     cameras = [Camera() for _ in range(4)]
     for camera in cameras:

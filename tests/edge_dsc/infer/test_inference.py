@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 
 from edge_dsc.build.engine import BuildRequest, build_engine
+from edge_dsc.infer.camera import LiveSource
 from edge_dsc.infer.inference import InferRequest, infer_source
 from edge_dsc.infer.sinks import Outputs
 from edge_dsc.infer.source import ListedFiles
 from edge_dsc.infer.stop import Stop
+from edge_dsc.infer.video import Frame
 from engines.errors import BadInputError, UsageError
 from engines.record import BatchRange
 
@@ -119,9 +121,26 @@ def test_a_camera_answers_with_the_age_of_each_frame(
     assert row["age_ms"] >= row["latency_ms"] > 0
     assert row["path"] == summary.source == network_camera.url.replace("http://", "http://me:***@")
     assert summary.age is not None and summary.age["max_ms"] == pytest.approx(row["age_ms"], abs=1e-3)
-    assert (summary.source_kind, summary.rows) == ("live", [])
+    assert (summary.source_kind, summary.images, summary.rows) == ("live", 1, [])
     assert any(line.startswith("live page: http://127.0.0.1:") for line in said)
     assert "secret" not in f"{summary}{said}"
+
+
+def test_a_frame_of_a_camera_has_its_row_before_the_next_one_is_taken(
+    engine: Path, network_camera: Any, jpeg: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network_camera.scripts = [network_camera.part(jpeg(9))]
+    out = tmp_path / "a.jsonl"
+    rows: list[int] = []
+
+    def items(source: LiveSource, stop: Stop) -> Any:
+        for index in range(3):
+            rows.append(out.read_text().count("\n"))
+            yield Frame(index=index, pixels=jpeg(50), captured=0.0)
+
+    monkeypatch.setattr(LiveSource, "items", items)
+    infer_source(InferRequest(engine=engine, source=network_camera.url, out=out, threads=4))
+    assert rows == [0, 1, 2]
 
 
 def test_a_limit_ends_the_run(engine: Path, folder: Path, tmp_path: Path) -> None:

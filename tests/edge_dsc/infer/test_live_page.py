@@ -63,6 +63,7 @@ def test_the_page_needs_nothing_from_outside_and_its_policy_fits_it(served: Serv
         content = re.findall(f"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
         assert len(content) == 1
         assert f"{tag}-src 'sha256-{b64encode(sha256(content[0].encode()).digest()).decode()}'" in policy
+    assert "--ink:" in text, "the style that it shares with reports"
     assert "not a medical device" in text
 
 
