@@ -27,7 +27,7 @@ import numpy
 import onnxruntime
 
 from edge_dsc.infer.camera import LiveSource
-from edge_dsc.infer.classify import answer_group, prepare_video_frame
+from edge_dsc.infer.classify import answer_group, prepare_picture
 from edge_dsc.infer.rows import RowSink
 from edge_dsc.infer.source import SourceKind, parse_source
 from edge_dsc.infer.stop import Stop
@@ -56,7 +56,7 @@ def main() -> None:
     with open_engine(options.engine) as runner:
 
         def ours(pixels: Any) -> None:
-            answer_group([prepare_video_frame(_frame(pixels), "camera", runner.record.contract)], runner)
+            answer_group([prepare_picture(_frame(pixels), runner.record.contract, source="camera")], runner)
 
         seen = _in_turns({"naive": naive, "ours": ours}, picture, options.frames)
         for name, (wall, cpu) in seen.items():
@@ -121,11 +121,11 @@ def _loop_cost(runner: Runner, picture: Any, frames: int) -> list[tuple[float, f
         rows = RowSink(Path(folder, "rows.csv"), contract.labels, SourceKind.LIVE)
 
         def stages(pixels: Any) -> None:
-            inputs: Any = prepare_video_frame(_frame(pixels), "camera", contract).pixels
+            inputs: Any = prepare_picture(_frame(pixels), contract, source="camera").pixels
             runner.run(inputs[None])
 
         def loop(pixels: Any) -> None:
-            for answer in answer_group([prepare_video_frame(_frame(pixels), "camera", contract)], runner):
+            for answer in answer_group([prepare_picture(_frame(pixels), contract, source="camera")], runner):
                 rows.write(answer)
 
         seen = _in_turns({"stages": stages, "loop": loop}, picture, frames)
@@ -158,9 +158,9 @@ def _print_ages(runner: Runner, picture: Any, options: argparse.Namespace) -> No
     source = LiveSource(SPEC, open_source=lambda spec: _Camera(picture, options.fps))
     ages = []
     began = time.monotonic()
-    for frame in _until(source.frames(Stop()), began + options.seconds):
+    for frame in _until(source.items(Stop()), began + options.seconds):
         time.sleep(options.busy / 1e3)
-        answer = answer_group([prepare_video_frame(frame, "camera", contract)], runner)[0]
+        answer = answer_group([prepare_picture(frame, contract, source="camera")], runner)[0]
         ages.append((frame.captured - began, answer.age_ms or 0.0))
     source.close()
     thirds = [

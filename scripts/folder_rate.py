@@ -18,7 +18,7 @@ from pathlib import Path
 import cv2
 import onnxruntime
 
-from edge_dsc.infer.classify import classify_files, read_files
+from edge_dsc.infer.classify import Prepared, classify_files, ordered_map, prepare_picture
 from edge_dsc.infer.source import expand_source
 from engines.images import usable_processors
 from engines.runtimes import open_engine
@@ -53,9 +53,12 @@ def main() -> None:
             for answer in classify_files(paths, runner, threads=threads):
                 assert answer.error is None, answer.error
 
+        def prepare(group: list[Path]) -> list[Prepared]:
+            return [prepare_picture(path, runner.record.contract) for path in group]
+
         def decode() -> None:
-            for _, pixels in read_files(paths, runner.record.contract, threads=threads):
-                assert not isinstance(pixels, Exception), pixels
+            for picture in ordered_map(prepare, paths, threads=threads):
+                assert picture is not None and not isinstance(picture.pixels, Exception), picture
 
         rounds = _measure({"naive": naive, "loop": loop, "decode alone": decode}, options.rounds)
     print(f"{len(paths)} images, {threads} threads, median of {options.rounds} rounds")  # noqa: T201

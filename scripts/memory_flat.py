@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy
 
-from edge_dsc.infer.classify import Answer, answer_group, prepare_video_frame
+from edge_dsc.infer.classify import Answer, answer_group, prepare_picture
 from edge_dsc.infer.live_page import Board, TimeHistogram
 from edge_dsc.infer.rows import RowSink
 from edge_dsc.infer.source import SourceKind
@@ -79,7 +79,9 @@ def _answers(frames: int, contract: ModelContract) -> Iterator[Answer]:
     for index in range(frames):
         pixels = numpy.full((224, 224), index % 256, numpy.uint8)  # a picture of its own for each frame
         frame = Frame(index=index, pixels=pixels, captured=time.monotonic())
-        yield from answer_group([prepare_video_frame(frame, "camera", contract, keep_picture=True)], runner)
+        yield from answer_group(
+            [prepare_picture(frame, contract, source="camera", keep_picture=True)], runner
+        )
 
 
 def resident_mib() -> float:

@@ -5,17 +5,21 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol, cast
 
 import cv2
+import numpy as np
+from numpy.typing import NDArray
 
-from edge_dsc.infer.source import SourceSpec
+from edge_dsc.infer.source import Source, SourceSpec
 from edge_dsc.infer.stop import Stop
 from edge_dsc.infer.video import Frame
 from engines.errors import BadInputError, EdgeDscError, EnvironmentProblem, UsageError
-from engines.images import Array
 
+_POLL_S = 0.1
+_JOIN_S = 1.0
 _TIMEOUT_MS = 5000
 _NO_GSTREAMER = (
     "use JetPack's OpenCV (apt install python3-opencv, a venv with --system-site-packages and no "
@@ -27,7 +31,7 @@ _NO_CAMERA = "check the cable; v4l2-ctl --list-devices (or nvgstcapture-1.0 for 
 class Capture(Protocol):
     """An open camera or stream."""
 
-    def read(self) -> Array | None:
+    def read(self) -> NDArray[np.uint8] | bytes | None:
         """Wait for the next picture and return it, or None when the camera or stream is gone.
 
         Returns:
@@ -43,16 +47,29 @@ class Capture(Protocol):
 class OpenCvCapture:
     """A ``cv2.VideoCapture``, with its exceptions turned into "gone"."""
 
-    def __init__(self, capture: Any, failure: type[Exception]) -> None:
-        self._capture, self._failure = capture, failure
+    def __init__(self, capture: cv2.VideoCapture, spec: SourceSpec, remedy: str) -> None:
+        """Take over a capture.
 
-    def read(self) -> Array | None:
+        Args:
+            capture: As OpenCV made it, open or not.
+            spec: Named in the error.
+            remedy: What to do where it is not open.
+
+        Raises:
+            BadInputError: It is not open.
+        """
+        if not capture.isOpened():
+            capture.release()
+            raise BadInputError(f"cannot open {spec.name}", remedy=remedy)
+        self._capture = capture
+
+    def read(self) -> NDArray[np.uint8] | None:
         """Wait for the next picture and return it, or None when the camera or stream is gone."""
         try:
             good, pixels = self._capture.read()
-        except self._failure:
+        except cv2.error:
             return None
-        return pixels if good else None
+        return cast("NDArray[np.uint8]", pixels) if good else None
 
     def release(self) -> None:
         """Close it."""
@@ -72,7 +89,13 @@ def open_capture(spec: SourceSpec) -> Capture:
         stream = open_mjpeg(spec, timeout_s=_TIMEOUT_MS / 1000)
         if stream is not None:
             return stream
-    return {"csi": _open_csi, "v4l2": _open_v4l2}.get(spec.scheme, _open_stream)(spec)
+    if spec.scheme == "csi":
+        return _open_csi(spec)
+    if spec.scheme == "v4l2":
+        return _open_v4l2(spec)
+    limits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, _TIMEOUT_MS, cv2.CAP_PROP_READ_TIMEOUT_MSEC, _TIMEOUT_MS]
+    capture = cv2.VideoCapture(spec.target, cv2.CAP_FFMPEG, limits)
+    return OpenCvCapture(capture, spec, "check the address, the network and the password")
 
 
 def csi_pipeline(spec: SourceSpec) -> str:
@@ -105,7 +128,7 @@ def _open_csi(spec: SourceSpec) -> Capture:
         raise EnvironmentProblem(
             f"{spec.name} needs GStreamer, and OpenCV {cv2.__version__} here has none", remedy=_NO_GSTREAMER
         )
-    return _opened(cv2, cv2.VideoCapture(csi_pipeline(spec), cv2.CAP_GSTREAMER), spec, _NO_CAMERA)
+    return OpenCvCapture(cv2.VideoCapture(csi_pipeline(spec), cv2.CAP_GSTREAMER), spec, _NO_CAMERA)
 
 
 def _open_v4l2(spec: SourceSpec) -> Capture:
@@ -114,7 +137,7 @@ def _open_v4l2(spec: SourceSpec) -> Capture:
         raise BadInputError(f"there is no camera {device}", remedy=_NO_CAMERA)
     # By number: V4L2 in pip's OpenCV refuses names.
     camera = cv2.VideoCapture(int(device.name.removeprefix("video")), cv2.CAP_V4L2)
-    capture = _opened(cv2, camera, spec, _NO_CAMERA)
+    capture = OpenCvCapture(camera, spec, _NO_CAMERA)
     mode = spec.mode
     sides = (
         ("width", cv2.CAP_PROP_FRAME_WIDTH, mode.width),
@@ -135,26 +158,21 @@ def _open_v4l2(spec: SourceSpec) -> Capture:
     return capture
 
 
-def _open_stream(spec: SourceSpec) -> Capture:
-    limits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, _TIMEOUT_MS, cv2.CAP_PROP_READ_TIMEOUT_MSEC, _TIMEOUT_MS]
-    capture = cv2.VideoCapture(spec.target, cv2.CAP_FFMPEG, limits)
-    return _opened(cv2, capture, spec, "check the address, the network and the password")
+@dataclass(frozen=True, kw_only=True)
+class Patience:
+    """How long a camera or stream that is gone is waited for.
+
+    Attributes:
+        backoff_s: Seconds to wait before each attempt to open it again; the last one is repeated.
+        give_up_s: End after so many seconds without a frame; None tries for ever.
+    """
+
+    backoff_s: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0, 8.0)
+    give_up_s: float | None = None
 
 
-def _opened(cv2: Any, capture: Any, spec: SourceSpec, remedy: str) -> OpenCvCapture:
-    if not capture.isOpened():
-        capture.release()
-        raise BadInputError(f"cannot open {spec.name}", remedy=remedy)
-    return OpenCvCapture(capture, cv2.error)
-
-
-BACKOFF_S = (0.5, 1.0, 2.0, 4.0, 8.0)  # the last one is repeated
-_POLL_S = 0.1
-_JOIN_S = 1.0
-
-
-class LiveSource:
-    """An open camera or stream.
+class LiveSource(Source):
+    """An open camera or stream: a thread reads it, and only the newest frame waits.
 
     Attributes:
         dropped: Frames that were replaced by newer ones before the engine was free.
@@ -166,8 +184,7 @@ class LiveSource:
         spec: SourceSpec,
         *,
         open_source: Callable[[SourceSpec], Capture] = open_capture,
-        backoff_s: tuple[float, ...] = BACKOFF_S,
-        give_up_s: float | None = None,
+        patience: Patience = Patience(),
         say: Callable[[str], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -176,8 +193,7 @@ class LiveSource:
         Args:
             spec: A live source.
             open_source: Opens it.
-            backoff_s: Waiting times before each attempt to open it again.
-            give_up_s: End after so long without a frame; None tries for ever.
+            patience: How long it is waited for when it is gone.
             say: Called with a line when it is lost and when it is back.
             clock: Monotonic, seconds.
 
@@ -185,10 +201,8 @@ class LiveSource:
             BadInputError: It cannot be opened.
             EnvironmentProblem: OpenCV lacks what it needs.
         """
-        self.dropped = 0
-        self.reconnects = 0
-        self._spec, self._open, self._backoff_s = spec, open_source, backoff_s
-        self._give_up_s, self._say, self._clock = give_up_s, say, clock
+        self._spec, self._open, self._patience = spec, open_source, patience
+        self._say, self._clock = say, clock
         self._closing = Stop()
         self._changed = threading.Condition()
         self._newest: Frame | None = None
@@ -201,14 +215,14 @@ class LiveSource:
         self._thread = threading.Thread(target=self._read, args=(first,), name="camera", daemon=True)
         self._thread.start()
 
-    def frames(self, stop: Stop) -> Iterator[Frame]:
+    def items(self, stop: Stop) -> Iterator[Frame]:
         """Yield the newest frame each time the caller is free for one.
 
         Args:
             stop: Ends the waiting.
 
         Raises:
-            BadInputError: The source stayed away for longer than ``give_up_s``.
+            BadInputError: The source stayed away for longer than the patience lasts.
         """
         while not stop.asked:
             with self._changed:
@@ -247,10 +261,10 @@ class LiveSource:
                 self._done = True
                 self._changed.notify_all()
 
-    def _put(self, pixels: Array, captured: float) -> None:
+    def _put(self, pixels: NDArray[np.uint8] | bytes, captured: float) -> None:
         if self._lost is not None:  # only a frame proves that it is back: a bad cable opens and gives none
             self.reconnects += 1
-            self._tell(f"{self._spec.name} is back after {captured - self._lost:.1f} s")
+            self._report(f"{self._spec.name} is back after {captured - self._lost:.1f} s")
             self._lost, self._attempts = None, 0
         with self._changed:
             self.dropped += self._newest is not None
@@ -261,10 +275,11 @@ class LiveSource:
     def _open_again(self) -> Capture | None:
         if self._lost is None:
             self._lost = self._clock()
-            self._tell(f"{self._spec.name} is gone: trying to open it again")
+            self._report(f"{self._spec.name} is gone: trying to open it again")
         else:
             self._check_patience("it opens and gives no frame", "check the cable and the camera's mode")
-        while not self._closing.wait(self._backoff_s[min(self._attempts, len(self._backoff_s) - 1)]):
+        pauses = self._patience.backoff_s
+        while not self._closing.wait(pauses[min(self._attempts, len(pauses) - 1)]):
             self._attempts += 1
             try:
                 return self._open(self._spec)
@@ -274,9 +289,9 @@ class LiveSource:
 
     def _check_patience(self, what: str, remedy: str) -> None:
         away = self._clock() - (self._lost or 0.0)
-        if self._give_up_s is not None and away >= self._give_up_s:
+        if self._patience.give_up_s is not None and away >= self._patience.give_up_s:
             raise BadInputError(f"{self._spec.name} stayed away for {away:.0f} s: {what}", remedy=remedy)
 
-    def _tell(self, line: str) -> None:
+    def _report(self, line: str) -> None:
         if self._say is not None:
             self._say(line)

@@ -3,215 +3,28 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
+import functools
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, TypeVar
 
-from edge_dsc.infer.camera import LiveSource
-from edge_dsc.infer.classify import (
-    Answer,
-    Prepared,
-    answer_group,
-    classify,
-    classify_files,
-    prepare_video_frame,
-)
+from edge_dsc.infer.camera import LiveSource, Patience
+from edge_dsc.infer.classify import Answer, classify, prepare_picture
 from edge_dsc.infer.live_page import TimeHistogram
 from edge_dsc.infer.rows import RowSink, check_rows_path, row_of, skip_written, written_paths
-from edge_dsc.infer.sinks import Outputs, Sink, needs_pictures, open_sinks
-from edge_dsc.infer.source import SourceKind, SourceSpec, expand_source, parse_source, read_list
+from edge_dsc.infer.sinks import Outputs, Sink, open_sinks
+from edge_dsc.infer.source import ImageFiles, ListedFiles, Source, SourceKind, SourceSpec, parse_source
 from edge_dsc.infer.stop import Stop, stop_on_signals
-from edge_dsc.infer.video import Frame, VideoFile
+from edge_dsc.infer.video import VideoFile
 from engines.errors import BadInputError, UsageError
 from engines.images import quiet_decoder
-from engines.runtimes import Progress, Runner, open_engine
+from engines.runtimes import Progress, open_engine
 
-
-@dataclass(frozen=True, kw_only=True)
-class FeedOptions:
-    """How a source is fed to the engine.
-
-    Attributes:
-        threads: Threads that decode.
-        keep_pictures: Keep the pictures in the answers, to draw on.
-        limit: End after so many answers; None for all.
-        give_up_s: End when a live source stays away for so long; None tries for ever.
-    """
-
-    threads: int = 1
-    keep_pictures: bool = False
-    limit: int | None = None
-    give_up_s: float | None = None
-
-
-class Feed(Protocol):
-    """A source on its way through an engine.
-
-    Attributes:
-        total: Pictures in the source, where they can be counted beforehand.
-    """
-
-    total: int | None
-
-    def answers(self, runner: Runner, stop: Stop) -> Iterator[Answer]:
-        """Yield an answer for each picture, in order, until the source or ``stop`` ends it."""
-        ...
-
-    def skip(self, written: Sequence[str], out: Path, stop: Stop) -> None:
-        """Leave out what an earlier run answered.
-
-        Raises:
-            ArtefactError: The rows are not the beginning of this source.
-            UsageError: This source has no second time.
-        """
-        ...
-
-    def facts(self) -> dict[str, Any]:
-        """Return what the summary tells beyond the answers: ``dropped``, ``reconnects``, ``note``."""
-        ...
-
-    def close(self) -> None:
-        """Close the source."""
-        ...
-
-
-class FilesFeed:
-    """Image files, or paths on standard input."""
-
-    def __init__(self, spec: SourceSpec, options: FeedOptions) -> None:
-        self._options = options
-        self._listed = spec.kind is SourceKind.LIST
-        self._paths: Iterator[Path | None] | None = None
-        self.total: int | None = None
-        if not self._listed:
-            found = expand_source(spec.target)
-            self.total = len(found)
-            self._paths = iter(found)
-
-    def answers(self, runner: Runner, stop: Stop) -> Iterator[Answer]:
-        """Yield an answer for each file."""
-        paths = _limited(self._open(stop), self._options.limit)
-        yield from classify_files(
-            paths, runner, threads=self._options.threads, keep_pictures=self._options.keep_pictures
-        )
-
-    def skip(self, written: Sequence[str], out: Path, stop: Stop) -> None:
-        """Leave out the files that have rows."""
-        skip_written(self._open(stop), written, out)
-
-    def facts(self) -> dict[str, Any]:
-        """Return nothing more."""
-        return {}
-
-    def close(self) -> None:
-        """Do nothing: files are closed one by one."""
-
-    def _open(self, stop: Stop) -> Iterator[Path | None]:
-        if self._paths is None:
-            self._paths = read_list(sys.stdin, stop)
-        return self._paths
-
-
-def _limited(paths: Iterator[Path | None], limit: int | None) -> Iterator[Path | None]:
-    taken = 0  # a silence of standard input is no picture and does not count
-    while limit is None or taken < limit:
-        try:
-            path = next(paths)
-        except StopIteration:
-            return
-        taken += path is not None
-        yield path
-
-
-class VideoFeed:
-    """Every frame of a video file."""
-
-    def __init__(self, spec: SourceSpec, options: FeedOptions) -> None:
-        self._video = VideoFile(Path(spec.target))
-        self._name, self._options = spec.name, options
-        self.total = self._video.told
-
-    def answers(self, runner: Runner, stop: Stop) -> Iterator[Answer]:
-        """Yield an answer for each frame."""
-        contract = runner.record.contract
-
-        def prepare(frame: Frame) -> Prepared:
-            return prepare_video_frame(frame, self._name, contract, keep_picture=self._options.keep_pictures)
-
-        frames = itertools.islice(self._video.frames(), self._options.limit)
-        yield from classify(frames, prepare, runner, threads=self._options.threads)
-
-    def skip(self, written: Sequence[str], out: Path, stop: Stop) -> None:
-        """Refuse."""
-        raise _not_resumable(self._name)
-
-    def facts(self) -> dict[str, Any]:
-        """Return whether frames are missing at the end."""
-        note = self._video.missing() if self._options.limit is None else None
-        return {"note": note} if note else {}
-
-    def close(self) -> None:
-        """Close the file."""
-        self._video.close()
-
-
-class LiveFeed:
-    """The newest frame of a camera or stream, each time the engine is free."""
-
-    def __init__(
-        self, spec: SourceSpec, options: FeedOptions, say: Callable[[str], None] | None = None
-    ) -> None:
-        self._source = LiveSource(spec, give_up_s=options.give_up_s, say=say)
-        self._name, self._options = spec.name, options
-        self.total = options.limit
-
-    def answers(self, runner: Runner, stop: Stop) -> Iterator[Answer]:
-        """Yield an answer for each frame that the engine had time for."""
-        contract = runner.record.contract
-        for frame in itertools.islice(self._source.frames(stop), self._options.limit):
-            prepared = prepare_video_frame(
-                frame, self._name, contract, keep_picture=self._options.keep_pictures
-            )
-            yield from answer_group([prepared], runner)
-
-    def skip(self, written: Sequence[str], out: Path, stop: Stop) -> None:
-        """Refuse."""
-        raise _not_resumable(self._name)
-
-    def facts(self) -> dict[str, Any]:
-        """Return how many frames were dropped and how often the source came back."""
-        return {"dropped": self._source.dropped, "reconnects": self._source.reconnects}
-
-    def close(self) -> None:
-        """Stop reading."""
-        self._source.close()
-
-
-def open_feed(spec: SourceSpec, options: FeedOptions, say: Callable[[str], None] | None = None) -> Feed:
-    """Open a source of any kind.
-
-    Args:
-        spec: What it is.
-        options: How it is fed.
-        say: Called with a line when a live source is lost and when it is back.
-
-    Raises:
-        BadInputError: Nothing is there, or it cannot be opened.
-        EnvironmentProblem: OpenCV lacks what it needs.
-    """
-    if spec.kind is SourceKind.VIDEO:
-        return VideoFeed(spec, options)
-    if spec.kind is SourceKind.LIVE:
-        return LiveFeed(spec, options, say)
-    return FilesFeed(spec, options)
-
-
-def _not_resumable(name: str) -> UsageError:
-    return UsageError(f"--resume cannot go on with {name}", remedy="it goes on with files, folders and globs")
+_IMAGE_KINDS = (SourceKind.FILES, SourceKind.LIST)
+_Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,14 +63,14 @@ class InferSummary:
         engine: The engine file.
         source: The source as named, without password.
         source_kind: ``files``, ``list``, ``video`` or ``live``.
-        images: Images in the source, or frames that a video tells; None where nobody can count them.
+        images: Images in the source, or frames that a video states; None where nobody can count them.
         resumed: Images that an earlier run had answered.
         answered: Images that got an answer.
         failed: Images that got an error row.
         seconds: Wall time of the loop, decoding included.
         latency: Decoding, preprocessing and executing one picture: median, p99 and longest, milliseconds.
         age: From a camera's frame to its answer, likewise; None for files and videos.
-        dropped: Frames that a camera had given and newer ones replaced.
+        dropped: Frames of a camera that newer ones replaced before the engine was free.
         reconnects: How often a camera was lost and found again.
         out: The results file, where one was written.
         interrupted: Whether Ctrl-C or SIGTERM ended it early; the rows so far are kept.
@@ -336,46 +149,100 @@ def infer_source(
     quiet_decoder()
     stop = stop or Stop()
     with contextlib.ExitStack() as stack:
-        feed = open_feed(spec, _feed_options(request), say)
-        stack.callback(feed.close)
+        source = _open_source(spec, request, say)
+        stack.callback(source.close)
         runner = stack.enter_context(open_engine(request.engine))
         stack.enter_context(stop_on_signals(stop))
-        labels = runner.record.contract.labels
-        written = _resume(request, feed, labels, stop)
+        contract = runner.record.contract
+        items = source.items(stop)
+        written: list[str] = []
+        if request.resume and request.out is not None:
+            written = written_paths(request.out, contract.labels)
+            skip_written(items, written, request.out)
+        if request.limit is not None:
+            items = _limited(items, request.limit)
         sinks: list[Sink] = []
         for sink in open_sinks(request.outputs, runner.record, spec, stop, say):
             stack.callback(sink.close)
             sinks.append(sink)
-        if (
-            request.out or not request.keep_rows
-        ):  # last: an old file of results goes only when all else is ready
-            rows = RowSink(request.out, labels, spec.kind, append=request.resume)
+        if request.out or not request.keep_rows:
+            # Opened last: an old file of results goes only when all else is ready.
+            rows = RowSink(request.out, contract.labels, spec.kind, append=request.resume)
             stack.callback(rows.close)
             sinks.insert(0, rows)
-        tally = _Tally(labels, spec.kind, keep_rows=request.keep_rows)
-        total = feed.total - written if feed.total is not None else None
-        if request.limit is not None:
-            total = min(request.limit, total) if total is not None else request.limit
-        _run(feed, runner, stop, sinks, tally, progress, total)
+        prepare = functools.partial(
+            prepare_picture,
+            contract=contract,
+            source=spec.name,
+            keep_picture=request.outputs.need_pictures,
+        )
+        # The next frame of a camera is the newer the later it is taken: none is prepared ahead.
+        threads = 0 if spec.kind is SourceKind.LIVE else request.threads
+        answers = classify(items, prepare, runner, threads=threads)
+        left = None if source.total is None else source.total - len(written)
+        total = min((count for count in (left, request.limit) if count is not None), default=None)
+        keep_rows = request.keep_rows and spec.kind in _IMAGE_KINDS
+        tally = _Tally(contract.labels, spec.kind, keep_rows, resumed=len(written), total=total)
+        _run(answers, sinks, tally, stop, progress)
     if tally.failed and not tally.answered and not stop.asked and not written:
-        raise _all_bad(request, tally)
-    return _summary(
-        request, spec, feed, tally, written, interrupted=tally.interrupted or stop.signal is not None
-    )
+        in_rows = request.out is not None or not request.keep_rows
+        raise BadInputError(
+            f"none of the {tally.failed} images of {request.source!r} could be read",
+            remedy="the reason stands in each row" if in_rows else str(tally.first_error),
+        )
+    tally.interrupted |= stop.signal is not None
+    return _summary(request, spec, source, tally)
 
 
+def _check(request: InferRequest, spec: SourceSpec) -> None:
+    if request.out is not None:
+        check_rows_path(request.out)
+    if request.resume and request.out is None:
+        raise UsageError("--resume needs the file to go on with", remedy="name it with --out")
+    if request.resume and spec.kind not in _IMAGE_KINDS:
+        raise UsageError(
+            f"--resume cannot go on with {spec.name}", remedy="it goes on with files, folders and globs"
+        )
+
+
+def _open_source(spec: SourceSpec, request: InferRequest, say: Callable[[str], None] | None) -> Source:
+    if spec.kind is SourceKind.FILES:
+        return ImageFiles(spec.target)
+    if spec.kind is SourceKind.LIST:
+        return ListedFiles(sys.stdin)
+    if spec.kind is SourceKind.VIDEO:
+        return VideoFile(Path(spec.target))
+    return LiveSource(spec, patience=Patience(give_up_s=request.give_up_s), say=say)
+
+
+def _limited(items: Iterator[_Item | None], limit: int) -> Iterator[_Item | None]:
+    taken = 0  # a silence of standard input is no picture and does not count
+    while taken < limit:
+        try:
+            item = next(items)
+        except StopIteration:
+            return
+        taken += item is not None
+        yield item
+
+
+@dataclass
 class _Tally:
-    """Counts, times and, where asked for, rows."""
+    """What a run did so far: counts, times and, where asked for, the rows; of how many pictures in all."""
 
-    def __init__(self, labels: Sequence[str], kind: SourceKind, *, keep_rows: bool) -> None:
-        self.answered = self.failed = 0
-        self.latency, self.age = TimeHistogram(), TimeHistogram()
-        self.first_error: str | None = None
-        self.interrupted = False
-        self.seconds = 0.0
-        self.rows: list[dict[str, Any]] = []
-        self._labels, self._kind = labels, kind
-        self._keep = keep_rows and kind in (SourceKind.FILES, SourceKind.LIST)
+    labels: tuple[str, ...]
+    kind: SourceKind
+    keep_rows: bool
+    resumed: int = 0
+    total: int | None = None
+    answered: int = 0
+    failed: int = 0
+    seconds: float = 0.0
+    interrupted: bool = False
+    first_error: str | None = None
+    latency: TimeHistogram = field(default_factory=TimeHistogram)
+    age: TimeHistogram = field(default_factory=TimeHistogram)
+    rows: list[dict[str, Any]] = field(default_factory=list)
 
     def add(self, answer: Answer) -> None:
         if answer.error is None:
@@ -386,94 +253,51 @@ class _Tally:
             self.first_error = self.first_error or answer.error
         if answer.age_ms is not None:
             self.age.add(answer.age_ms)
-        if self._keep:
-            self.rows.append(row_of(answer, self._labels, self._kind))
+        if self.keep_rows:
+            self.rows.append(row_of(answer, self.labels, self.kind))
 
 
 def _run(
-    feed: Feed,
-    runner: Runner,
-    stop: Stop,
+    answers: Generator[Answer, None, None],
     sinks: Sequence[Sink],
     tally: _Tally,
+    stop: Stop,
     progress: Progress | None,
-    total: int | None,
 ) -> None:
     started = time.perf_counter()
-    answers = feed.answers(runner, stop)
     try:
         for answer in answers:
             tally.add(answer)
             for sink in sinks:
                 sink.write(answer)
-            if progress is not None and total:
-                progress("classifying", tally.answered + tally.failed, total)
+            if progress is not None and tally.total:
+                progress("classifying", tally.answered + tally.failed, tally.total)
             if stop.asked:
                 break
     except KeyboardInterrupt:
         tally.interrupted = True
     finally:
-        close = getattr(answers, "close", None)
-        if close is not None:
-            close()
+        answers.close()
         tally.seconds = time.perf_counter() - started
 
 
-def _check(request: InferRequest, spec: SourceSpec) -> None:
-    if request.out is not None:
-        check_rows_path(request.out)
-    if request.resume and request.out is None:
-        raise UsageError("--resume needs the file to go on with", remedy="name it with --out")
-    if request.resume and spec.kind not in (SourceKind.FILES, SourceKind.LIST):
-        raise UsageError(
-            f"--resume cannot go on with {spec.name}", remedy="it goes on with files, folders and globs"
-        )
-
-
-def _feed_options(request: InferRequest) -> FeedOptions:
-    return FeedOptions(
-        threads=request.threads,
-        keep_pictures=needs_pictures(request.outputs),
-        limit=request.limit,
-        give_up_s=request.give_up_s,
-    )
-
-
-def _resume(request: InferRequest, feed: Feed, labels: Sequence[str], stop: Stop) -> int:
-    if not request.resume or request.out is None:
-        return 0
-    written = written_paths(request.out, labels)
-    feed.skip(written, request.out, stop)
-    return len(written)
-
-
-def _all_bad(request: InferRequest, tally: _Tally) -> BadInputError:
-    kept = request.out is not None or not request.keep_rows
-    return BadInputError(
-        f"none of the {tally.failed} images of {request.source!r} could be read",
-        remedy="the reason stands in each row" if kept else str(tally.first_error),
-    )
-
-
-def _summary(
-    request: InferRequest, spec: SourceSpec, feed: Feed, tally: _Tally, written: int, *, interrupted: bool
-) -> InferSummary:
-    facts = feed.facts()
+def _summary(request: InferRequest, spec: SourceSpec, source: Source, tally: _Tally) -> InferSummary:
+    live = spec.kind is SourceKind.LIVE
     return InferSummary(
         engine=str(request.engine),
         source=spec.name,
         source_kind=spec.kind.value,
-        images=feed.total,
-        resumed=written,
+        images=request.limit if live else source.total,
+        resumed=tally.resumed,
         answered=tally.answered,
         failed=tally.failed,
         seconds=tally.seconds,
         latency=tally.latency.to_dict(),
-        age=tally.age.to_dict() if spec.kind is SourceKind.LIVE else None,
-        dropped=facts.get("dropped", 0),
-        reconnects=facts.get("reconnects", 0),
+        age=tally.age.to_dict() if live else None,
+        dropped=source.dropped,
+        reconnects=source.reconnects,
         out=str(request.out) if request.out else None,
-        interrupted=interrupted,
-        note=facts.get("note"),
+        interrupted=tally.interrupted,
+        note=source.note if request.limit is None else None,
         rows=tally.rows,
     )

@@ -1,30 +1,41 @@
-"""``--serve``: a small page with the live picture and the latest answers, for a device without a screen."""
+"""``--serve``: a small page with the live picture and the latest answers, for a device without a screen.
+
+The page itself, its style and its script are in ``live_page.html``.
+"""
 
 from __future__ import annotations
 
 import http.server
 import json
 import math
+import re
 import socket
 import threading
 import time
 from base64 import b64encode
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from hashlib import sha256
 from http import HTTPStatus
+from importlib import resources
 from typing import Any
 from urllib.parse import urlsplit
 
 from edge_dsc.infer.classify import Answer
 from edge_dsc.infer.pictures import draw_answer, encode
-from edge_dsc.page.document import CSS
 from engines.errors import EnvironmentProblem
 
+LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 _STEP = math.log(1.02)  # a bucket is 2 % wide
 _FLOOR_MS = 1e-3
+_LATEST = 12
+_PICTURES_PER_S = 15.0  # more would only cost the device its processor
+_WAIT_S = 1.0
+_SHARED_STYLE = "/* the style that reports share */"
 
 
+@dataclass
 class TimeHistogram:
     """Counts durations in buckets 2 % wide: quantiles to 1 %, a few hundred numbers however long it runs.
 
@@ -33,10 +44,9 @@ class TimeHistogram:
         largest_ms: The longest, exactly.
     """
 
-    def __init__(self) -> None:
-        self.count = 0
-        self.largest_ms = 0.0
-        self._buckets: dict[int, int] = {}
+    count: int = 0
+    largest_ms: float = 0.0
+    _buckets: dict[int, int] = field(default_factory=dict)
 
     def add(self, milliseconds: float) -> None:
         """Count one duration."""
@@ -67,7 +77,7 @@ class TimeHistogram:
 
 
 class RecentRate:
-    """Answers a second over the last hundred or so."""
+    """Answers per second over the last hundred or so."""
 
     def __init__(self, window: int = 120) -> None:
         self._times: deque[float] = deque(maxlen=window)
@@ -81,106 +91,6 @@ class RecentRate:
         if len(self._times) < 2 or self._times[-1] <= self._times[0]:
             return None
         return (len(self._times) - 1) / (self._times[-1] - self._times[0])
-
-
-_STYLE = (
-    CSS
-    + """
-main, footer { max-width: 76rem; } main { padding-top: 1.25rem; } footer { margin-top: 1.5rem; }
-.live { display: grid; grid-template-columns: minmax(0, 3fr) minmax(17rem, 2fr); gap: 1.75rem; align-items: start; }
-.live img { display: block; width: 100%; max-height: 82vh; object-fit: contain; background: #000; border-radius: 6px;
-  min-height: 12rem; }
-.answer { font-size: 1.75rem; line-height: 1.2; font-weight: 650; margin: 0; }
-.facts { display: grid; grid-template-columns: auto 1fr; gap: .2rem 1rem; margin: 1rem 0 1.25rem; }
-.facts dt { color: var(--soft); } .facts dd { margin: 0; font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
-#latest { width: 100%; } #latest td:first-child { overflow-wrap: anywhere; }
-#latest td:nth-child(n+3), #latest th:nth-child(n+3) { text-align: right; white-space: nowrap; }
-.lost { color: var(--s1); font-weight: 600; }
-@media (max-width: 52rem) { .live { grid-template-columns: minmax(0, 1fr); } }
-"""
-)
-_SCRIPT = """
-const at = (id) => document.getElementById(id);
-const ms = (value) => value === null ? "–" : value.toFixed(value < 10 ? 2 : 0) + " ms";
-const times = (t) => t === null || t.median_ms === null ? "–" :
-  ms(t.median_ms) + " median" + (t.p99_ms === null ? "" : ", " + ms(t.p99_ms) + " p99") + ", " + ms(t.max_ms) + " max";
-const cell = (row, text) => { row.insertCell().textContent = text; };
-const show = (state) => {
-  const newest = state.latest[0];
-  at("answer").textContent = !newest ? "waiting for the first picture" :
-    newest.error !== null ? "no answer" : newest.label + " " + (100 * newest.probability).toFixed(1) + " %";
-  at("engine").textContent = state.engine;
-  at("source").textContent = state.source;
-  at("rate").textContent = state.per_second === null ? "–" : state.per_second.toFixed(1) + " a second";
-  at("count").textContent = state.answers + (state.failed ? ", " + state.failed + " without answer" : "") +
-    (state.dropped === null ? "" : ", " + state.dropped + " frames dropped");
-  at("latency").textContent = times(state.latency);
-  for (const id of ["age-name", "age"]) at(id).hidden = state.age === null;
-  at("age").textContent = times(state.age);
-  const body = at("rows");
-  body.replaceChildren();
-  for (const answer of state.latest) {
-    const row = body.insertRow();
-    cell(row, answer.name);
-    cell(row, answer.error === null ? answer.label : answer.error);
-    cell(row, answer.probability === null ? "" : (100 * answer.probability).toFixed(1) + " %");
-    cell(row, ms(answer.latency_ms));
-  }
-};
-let lost = false;
-const ask = async () => {
-  try {
-    show(await (await fetch("state.json", { cache: "no-store" })).json());
-    if (lost) at("picture").src = "stream.mjpg?" + Date.now();
-    lost = false;
-  } catch (error) { lost = true; }
-  at("lost").hidden = !lost;
-  setTimeout(ask, 500);
-};
-ask();
-"""
-_BODY = """<main>
-<div class="live">
-<img id="picture" src="stream.mjpg" alt="The newest picture with its answer">
-<div>
-<p class="answer" id="answer" aria-live="polite">waiting for the first picture</p>
-<p class="lost" id="lost" hidden>The run has ended or cannot be reached.</p>
-<dl class="facts">
-<dt>Rate</dt><dd id="rate">–</dd>
-<dt>Latency</dt><dd id="latency">–</dd>
-<dt id="age-name" hidden>Age</dt><dd id="age" hidden>–</dd>
-<dt>Answers</dt><dd id="count">0</dd>
-<dt>Engine</dt><dd id="engine"></dd>
-<dt>Source</dt><dd id="source"></dd>
-</dl>
-<table id="latest"><thead><tr><th>Picture</th><th>Answer</th><th>Probability</th><th>Latency</th></tr></thead>
-<tbody id="rows"></tbody></table>
-</div>
-</div>
-</main>
-<footer><p>For research and engineering only: not a medical device. Latency is decoding, preprocessing and executing
-one picture; age is from the moment a camera's frame was there to its answer.</p></footer>"""
-
-
-def _source(text: str) -> str:
-    return f"'sha256-{b64encode(sha256(text.encode()).digest()).decode()}'"
-
-
-CONTENT_SECURITY_POLICY = (
-    f"default-src 'none'; img-src 'self' data:; connect-src 'self'; script-src {_source(_SCRIPT)}; "
-    f"style-src {_source(_STYLE)}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
-PAGE = f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>edge-dsc</title><link rel="icon" href="data:,"><style>{_STYLE}</style></head>
-<body>{_BODY}<script>{_SCRIPT}</script></body></html>
-"""
-
-
-_LATEST = 12
-_PICTURES_PER_S = 15.0  # more would only cost the device its processor
-_WAIT_S = 1.0
-LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 class Board:
@@ -243,7 +153,7 @@ class Board:
             return self._encoded
 
     def state(self) -> dict[str, Any]:
-        """Return what the page tells in words."""
+        """Return what the page says in words."""
         with self._changed:
             rate = self._rate.per_second()
             frame = self._answer.frame if self._answer else None
@@ -289,7 +199,9 @@ class Page:
             EnvironmentProblem: The port is taken, or the address is not of this machine.
         """
         self._board = board
-        handler = type("Handler", (_Handler,), {"board": board, "local_only": host in LOOPBACK})
+        page, policy = page_and_policy()
+        shown = {"board": board, "local_only": host in LOOPBACK, "page": page, "policy": policy}
+        handler = type("Handler", (_Handler,), shown)
         try:
             self._server = (_Server6 if ":" in host else _Server)((host, port), handler)
         except (OSError, OverflowError) as error:
@@ -312,7 +224,25 @@ class Page:
         """Stop serving."""
         self._board.end()
         self._server.shutdown()
+        self._thread.join()
         self._server.server_close()
+
+
+def page_and_policy() -> tuple[bytes, str]:
+    """Return the page and the Content-Security-Policy that allows its own style and script and nothing else."""
+    from edge_dsc.page.document import CSS
+
+    text = resources.files("edge_dsc.infer").joinpath("live_page.html").read_text(encoding="utf-8")
+    text = text.replace(_SHARED_STYLE, CSS)
+    allowed = {}
+    for tag in ("script", "style"):
+        (content,) = re.findall(f"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
+        allowed[tag] = b64encode(sha256(content.encode()).digest()).decode()
+    policy = (
+        f"default-src 'none'; img-src 'self' data:; connect-src 'self'; script-src 'sha256-{allowed['script']}'; "
+        f"style-src 'sha256-{allowed['style']}'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+    return text.encode(), policy
 
 
 class _Server(http.server.ThreadingHTTPServer):
@@ -330,6 +260,8 @@ class _Server6(_Server):
 class _Handler(http.server.BaseHTTPRequestHandler):
     board: Board
     local_only: bool
+    page: bytes
+    policy: str
     server_version = "edge-dsc"
     sys_version = ""
 
@@ -342,7 +274,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return
         path = urlsplit(self.path).path
         if path == "/":
-            self._give("text/html; charset=utf-8", PAGE.encode())
+            self._give("text/html; charset=utf-8", self.page)
         elif path == "/state.json":
             self._give("application/json", json.dumps(self.board.state(), allow_nan=False).encode())
         elif path == "/stream.mjpg":
@@ -363,7 +295,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def _headers(self, content_type: str) -> None:
         self.send_header("Content-Type", content_type)
         self.send_header("Cache-Control", "no-store")
-        self.send_header("Content-Security-Policy", CONTENT_SECURITY_POLICY)
+        self.send_header("Content-Security-Policy", self.policy)
         self.send_header("X-Content-Type-Options", "nosniff")
 
     def _stream(self) -> None:

@@ -1,7 +1,8 @@
-"""MJPEG over HTTP, read here instead of by FFmpeg, which hands out half a picture when the cable is pulled.
+"""MJPEG over HTTP, with a parser of our own instead of OpenCV's FFmpeg, for two reasons.
 
-The pictures stay encoded until the engine takes one: a dropped frame costs no decoding, and a frame is decoded
-by the same function as an image file, straight to grey.
+When the cable is pulled in the middle of a picture, FFmpeg hands out the half of it as a whole one; here it is none.
+And FFmpeg decodes every frame, to colour. Here a picture stays a JPEG until the engine is free for it: a dropped frame
+costs no decoding, and the others are decoded straight to grey, by the function that decodes image files.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ _END_OF_IMAGE = b"\xff\xd9"
 
 
 class MjpegStream:
-    """A ``multipart/x-mixed-replace`` response, one JPEG a part."""
+    """A ``multipart/x-mixed-replace`` response, one JPEG in each part."""
 
     def __init__(
         self, connection: http.client.HTTPConnection, response: http.client.HTTPResponse, boundary: bytes

@@ -6,9 +6,11 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path, PurePath
-from typing import Any
+from typing import cast
 
 import cv2
+import numpy as np
+from numpy.typing import NDArray
 
 from edge_dsc.infer.classify import Answer
 from edge_dsc.infer.source import VIDEO_SUFFIXES, SourceKind
@@ -16,10 +18,15 @@ from edge_dsc.infer.stop import Stop
 from engines.dicom import is_dicom
 from engines.errors import EnvironmentProblem, ImageError, UsageError
 from engines.files import write_bytes
-from engines.images import Array, read_bytes
+from engines.images import read_bytes
 
 _SMALLEST_WIDTH = 320  # below it the text would not be readable
 _BAND = 0.075  # height of the band of text, of the width
+_TITLE = "edge-dsc"
+_KEYS = (ord("q"), 27)  # 27: Escape
+_VIDEO_FPS = 25.0
+_LIVE_PAUSE_S = 1.0
+_CODECS = {".avi": "MJPG", ".mp4": "mp4v", ".mkv": "mp4v", ".mov": "mp4v"}
 
 
 def caption_of(answer: Answer, labels: Sequence[str]) -> str:
@@ -30,7 +37,7 @@ def caption_of(answer: Answer, labels: Sequence[str]) -> str:
     return text if answer.age_ms is None else f"{text}   age {answer.age_ms:.0f} ms"
 
 
-def draw_answer(picture: Array, answer: Answer, labels: Sequence[str]) -> Array:
+def draw_answer(picture: NDArray[np.uint8], answer: Answer, labels: Sequence[str]) -> NDArray[np.uint8]:
     """Draw the caption in a band below a picture; the picture itself stays as the engine saw it.
 
     Args:
@@ -41,26 +48,21 @@ def draw_answer(picture: Array, answer: Answer, labels: Sequence[str]) -> Array:
     Returns:
         ``uint8 [H', W', 3]`` BGR, at least 320 pixels wide, both sides even (video encoders want that).
     """
-    if picture.ndim == 2:
-        picture = cv2.cvtColor(picture, cv2.COLOR_GRAY2BGR)
-    if picture.shape[1] < _SMALLEST_WIDTH:
-        height = round(picture.shape[0] * _SMALLEST_WIDTH / picture.shape[1])
-        picture = cv2.resize(picture, (_SMALLEST_WIDTH, height), interpolation=cv2.INTER_LINEAR)
-    height, width = picture.shape[:2]
+    colour = cv2.cvtColor(picture, cv2.COLOR_GRAY2BGR) if picture.ndim == 2 else picture
+    if colour.shape[1] < _SMALLEST_WIDTH:
+        height = round(colour.shape[0] * _SMALLEST_WIDTH / colour.shape[1])
+        colour = cv2.resize(colour, (_SMALLEST_WIDTH, height), interpolation=cv2.INTER_LINEAR)
+    height, width = colour.shape[:2]
     band = max(24, round(width * _BAND))
     bottom = band + (height + band) % 2
-    drawn = cv2.copyMakeBorder(picture, 0, bottom, 0, width % 2, cv2.BORDER_CONSTANT, value=(0, 0, 0))
+    drawn = cv2.copyMakeBorder(colour, 0, bottom, 0, width % 2, cv2.BORDER_CONSTANT, value=(0, 0, 0))
     text = caption_of(answer, labels).encode("ascii", "replace").decode()
     scale, thickness = band / 34, max(1, round(band / 24))
     wide = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, thickness)[0][0]
     scale *= min(1.0, (width - band) / max(wide, 1))
     at = (band // 4, height + round(band * 0.68))
     cv2.putText(drawn, text, at, cv2.FONT_HERSHEY_SIMPLEX, scale, (255, 255, 255), thickness, cv2.LINE_AA)
-    return drawn
-
-
-_TITLE = "edge-dsc"
-_KEYS = (ord("q"), 27)  # 27: Escape
+    return cast("NDArray[np.uint8]", drawn)
 
 
 class Window:
@@ -84,27 +86,22 @@ class Window:
             raise EnvironmentProblem(
                 f"OpenCV {cv2.__version__} here has no windows", remedy=remedy
             ) from error
-        self._cv2, self._labels, self._stop = cv2, labels, stop
+        self._labels, self._stop = labels, stop
 
     def write(self, answer: Answer) -> None:
         """Show one picture."""
         if answer.picture is not None:
-            self._cv2.imshow(_TITLE, draw_answer(answer.picture, answer, self._labels))
-        if self._cv2.waitKey(1) & 0xFF in _KEYS:
+            cv2.imshow(_TITLE, draw_answer(answer.picture, answer, self._labels))
+        if cv2.waitKey(1) & 0xFF in _KEYS:
             self._stop.ask()
 
     def close(self) -> None:
         """Close the window."""
-        self._cv2.destroyWindow(_TITLE)
-
-
-_VIDEO_FPS = 25.0
-_LIVE_PAUSE_S = 1.0
-_CODECS = {".avi": "MJPG", ".mp4": "mp4v", ".mkv": "mp4v", ".mov": "mp4v"}
+        cv2.destroyWindow(_TITLE)
 
 
 class AnnotatedFolder:
-    """One annotated JPEG a picture, under the source's own folders and names."""
+    """One annotated JPEG for each picture, under the source's own folders and names."""
 
     def __init__(self, folder: Path, labels: Sequence[str], source: Path | None) -> None:
         """Prepare it.
@@ -150,7 +147,7 @@ class AnnotatedVideo:
                 f"--annotate cannot write {path.suffix}", remedy=f"name it {' or '.join(_CODECS)}"
             )
         self._path, self._labels = path, labels
-        self._writer: Any = None
+        self._writer: cv2.VideoWriter | None = None
         self._size = (0, 0)
         self._frames = 0
 
@@ -164,9 +161,9 @@ class AnnotatedVideo:
             return
         drawn = draw_answer(answer.picture, answer, self._labels)
         if self._writer is None:
-            self._open(drawn)
+            self._writer = self._open(drawn)
         if (drawn.shape[1], drawn.shape[0]) != self._size:  # a camera came back in another mode
-            drawn = cv2.resize(drawn, self._size)
+            drawn = cast("NDArray[np.uint8]", cv2.resize(drawn, self._size))
         self._writer.write(drawn)
         self._frames += 1
 
@@ -181,10 +178,10 @@ class AnnotatedVideo:
         self._writer.release()
         self._writer = None
         written = cv2.VideoCapture(str(self._path))
-        # A cut .avi, .mp4 or .mov tells another number; a cut .mkv tells this one and does not have it.
-        told = int(written.get(cv2.CAP_PROP_FRAME_COUNT))
+        # A cut .avi, .mp4 or .mov states another number; a cut .mkv states this one and does not have the frame.
+        stated = int(written.get(cv2.CAP_PROP_FRAME_COUNT))
         written.set(cv2.CAP_PROP_POS_FRAMES, self._frames - 1)
-        whole = told == self._frames and written.grab()
+        whole = stated == self._frames and written.grab()
         written.release()
         if not whole:
             raise EnvironmentProblem(
@@ -192,13 +189,14 @@ class AnnotatedVideo:
                 remedy="free some space or choose another place with --annotate",
             )
 
-    def _open(self, drawn: Array) -> None:
+    def _open(self, drawn: NDArray[np.uint8]) -> cv2.VideoWriter:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._size = (drawn.shape[1], drawn.shape[0])
         codec = cv2.VideoWriter.fourcc(*_CODECS[self._path.suffix.lower()])
-        self._writer = cv2.VideoWriter(str(self._path), codec, _VIDEO_FPS, self._size)
-        if not self._writer.isOpened():
+        writer = cv2.VideoWriter(str(self._path), codec, _VIDEO_FPS, self._size)
+        if not writer.isOpened():
             raise EnvironmentProblem(f"cannot write {self._path}", remedy="name an .avi in a writable folder")
+        return writer
 
 
 class UnsureFolder:
@@ -220,7 +218,6 @@ class UnsureFolder:
             )
         refuse_inside(folder, source, "--save-unsure")
         self._folder, self._threshold, self._source = folder, threshold, source
-        self.kept = 0
         self._next = float("-inf")
 
     def write(self, answer: Answer) -> None:
@@ -241,7 +238,6 @@ class UnsureFolder:
         elif answer.picture is not None:
             target = self._folder / picture_name(answer, self._source, ".png")
             write_bytes(target, encode(answer.picture, ".png"))
-        self.kept += 1
 
     def close(self) -> None:
         """Do nothing: each picture is whole."""
@@ -268,7 +264,7 @@ def picture_name(answer: Answer, source: Path | None, suffix: str) -> PurePath:
     return PurePath(*parts[:-1], parts[-1] + suffix)
 
 
-def encode(picture: Array, suffix: str) -> bytes:
+def encode(picture: NDArray[np.uint8], suffix: str) -> bytes:
     """Encode pixels as JPEG or PNG.
 
     Raises:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import functools
 import io
 import json
 import sys
@@ -11,10 +12,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from edge_dsc.infer.classify import Answer
 from edge_dsc.infer.source import SourceKind
+from edge_dsc.infer.video import Frame
 from engines.errors import ArtefactError, EnvironmentProblem, UsageError
 from engines.files import output_problem
 
@@ -22,16 +24,18 @@ _FRAME_COLUMNS = {
     SourceKind.VIDEO: (("frame", "seconds"), ("latency_ms",)),
     SourceKind.LIVE: (("frame", "captured"), ("latency_ms", "age_ms", "dropped")),
 }
-FORMATS = (".csv", ".jsonl")
+_FORMATS = (".csv", ".jsonl")
+_REMEDY = "name another --out, or start again without --resume"
 
 
-def column_names(labels: Sequence[str], kind: SourceKind) -> list[str]:
+@functools.cache
+def column_names(labels: tuple[str, ...], kind: SourceKind) -> tuple[str, ...]:
     """Return the names of a row's columns, in their order."""
     before, after = _FRAME_COLUMNS.get(kind, ((), ()))
-    return ["path", *before, "label", "probability", *(f"p_{label}" for label in labels), *after, "error"]
+    return ("path", *before, "label", "probability", *(f"p_{label}" for label in labels), *after, "error")
 
 
-def row_of(answer: Answer, labels: Sequence[str], kind: SourceKind = SourceKind.FILES) -> dict[str, Any]:
+def row_of(answer: Answer, labels: tuple[str, ...], kind: SourceKind) -> dict[str, Any]:
     """Return an answer as a flat row.
 
     Returns:
@@ -41,9 +45,10 @@ def row_of(answer: Answer, labels: Sequence[str], kind: SourceKind = SourceKind.
     """
     row: dict[str, Any] = dict.fromkeys(column_names(labels, kind))
     row["path"] = str(answer.path)
-    if answer.probabilities is not None and answer.top is not None:
-        row["label"] = labels[answer.top]
-        row["probability"] = round(answer.probabilities[answer.top], 6)
+    top = answer.top
+    if answer.probabilities is not None and top is not None:
+        row["label"] = labels[top]
+        row["probability"] = round(answer.probabilities[top], 6)
         row.update({f"p_{name}": round(p, 6) for name, p in zip(labels, answer.probabilities, strict=True)})
     if answer.frame is not None:
         row["frame"] = answer.frame.index
@@ -51,16 +56,13 @@ def row_of(answer: Answer, labels: Sequence[str], kind: SourceKind = SourceKind.
         if kind is SourceKind.VIDEO:
             row["seconds"] = answer.frame.seconds
         else:
-            row["captured"] = _utc(answer.frame.captured)
+            moment = time.time() - (time.monotonic() - answer.frame.captured)
+            captured = datetime.fromtimestamp(moment, timezone.utc)
+            row["captured"] = captured.isoformat(timespec="milliseconds")
             row["age_ms"] = round(answer.age_ms or 0.0, 3)
             row["dropped"] = answer.frame.dropped
     row["error"] = answer.error
     return row
-
-
-def _utc(monotonic: float) -> str:
-    moment = time.time() - (time.monotonic() - monotonic)
-    return datetime.fromtimestamp(moment, timezone.utc).isoformat(timespec="milliseconds")
 
 
 def check_rows_path(out: Path) -> None:
@@ -69,48 +71,44 @@ def check_rows_path(out: Path) -> None:
     Raises:
         UsageError: Neither ``.csv`` nor ``.jsonl``.
     """
-    if out.suffix.lower() not in FORMATS:
+    if out.suffix.lower() not in _FORMATS:
         raise UsageError(f"--out {out} ends in {out.suffix or 'nothing'}", remedy="name it .csv or .jsonl")
 
 
 class RowSink:
-    """Writes a row an answer, each with one call to the operating system.
+    """Writes one row per answer, each with one call to the operating system.
 
     After ``kill -9`` a file holds every row but, at worst, the end of the last one.
     """
 
     def __init__(
-        self, out: Path | None, labels: Sequence[str], kind: SourceKind, *, append: bool = False
+        self, out: Path | None, labels: tuple[str, ...], kind: SourceKind, *, append: bool = False
     ) -> None:
         """Open the file, or standard output (CSV) where ``out`` is None.
 
         Args:
-            out: A ``.csv`` or ``.jsonl`` file; what was there before is replaced.
+            out: A ``.csv`` or ``.jsonl`` file (see :func:`check_rows_path`); what was there before is replaced.
             labels: Class names.
             kind: The source's kind, which decides the columns.
             append: Go on after the rows that are there; no second header is written.
 
         Raises:
-            UsageError: Another suffix.
             EnvironmentProblem: The file cannot be written.
         """
         self._out, self._labels, self._kind = out, labels, kind
         self._file: io.FileIO | None = None
+        self._rows = 0
         if out is not None:
-            check_rows_path(out)
             try:
                 out.parent.mkdir(parents=True, exist_ok=True)
                 self._file = io.FileIO(out, "a" if append else "w")
             except OSError as error:
                 raise output_problem(out, error) from error
-        self._rows = 0
-        self._line = io.StringIO()
-        self._format: Callable[[Answer], str] = self._json_line
+        self._csv = None
         if out is None or out.suffix.lower() == ".csv":
-            self._csv = csv.writer(self._line, lineterminator="\n")
-            self._format = self._csv_line
+            self._csv = csv.writer(_Lines(self._put), lineterminator="\n")
             if not append or (self._file is not None and self._file.tell() == 0):
-                self._put(self._csv_text(column_names(labels, kind)))
+                self._csv.writerow(column_names(labels, kind))
 
     def write(self, answer: Answer) -> None:
         """Write one row.
@@ -119,7 +117,11 @@ class RowSink:
             EnvironmentProblem: The disk is full or the place is gone; the rows before this one are whole.
             BrokenPipeError: The reader of standard output went away.
         """
-        self._put(self._format(answer))
+        row = row_of(answer, self._labels, self._kind)
+        if self._csv is not None:
+            self._csv.writerow(row.values())
+        else:
+            self._put(json.dumps(row, allow_nan=False) + "\n")
         self._rows += 1
 
     def close(self) -> None:
@@ -127,35 +129,20 @@ class RowSink:
         if self._file is not None:
             self._file.close()
 
-    def _csv_line(self, answer: Answer) -> str:
-        return self._csv_text(row_of(answer, self._labels, self._kind).values())
-
-    def _csv_text(self, values: Any) -> str:
-        self._line.seek(0)
-        self._line.truncate()
-        self._csv.writerow(values)
-        return self._line.getvalue()
-
-    def _json_line(self, answer: Answer) -> str:
-        return json.dumps(row_of(answer, self._labels, self._kind), allow_nan=False) + "\n"
-
     def _put(self, line: str) -> None:
         try:
             if self._file is None:
                 # A name that is no UTF-8 is shown escaped: a terminal cannot take its bytes.
                 sys.stdout.write(line.encode("utf-8", "backslashreplace").decode())
                 sys.stdout.flush()
-            else:
-                self._write_whole(line.encode("utf-8", "surrogateescape"))
+                return
+            data = line.encode("utf-8", "surrogateescape")
+            while data:  # a full disk takes a part of it before it refuses the rest
+                data = data[self._file.write(data) or 0 :]
         except BrokenPipeError:
             raise
         except OSError as error:
             raise self._problem(error) from error
-
-    def _write_whole(self, data: bytes) -> None:
-        assert self._file is not None
-        while data:
-            data = data[self._file.write(data) or 0 :]
 
     def _problem(self, error: OSError) -> EnvironmentProblem:
         problem = output_problem(self._out or Path("standard output"), error)
@@ -166,18 +153,40 @@ class RowSink:
         return problem
 
 
-_REMEDY = "name another --out, or start again without --resume"
+class _Lines(NamedTuple):
+    """What ``csv.writer`` writes to: it calls ``write`` once for each row, with the whole line."""
+
+    write: Callable[[str], object]
 
 
-def cut_half_row(out: Path) -> int:
-    """Cut what comes after the last whole row, as ``kill -9`` or a full disk leaves it.
+def written_paths(out: Path, labels: tuple[str, ...]) -> list[str]:
+    """Return the paths of the rows that an earlier run wrote, after a half row was cut off.
 
-    Returns:
-        Bytes that were cut.
+    Args:
+        out: The ``.csv`` or ``.jsonl`` file (see :func:`check_rows_path`); where it is missing or empty there are
+            none.
+        labels: Class names of the engine that goes on.
 
     Raises:
-        EnvironmentProblem: The file cannot be changed.
+        ArtefactError: It is no file of results, or of other classes.
+        EnvironmentProblem: It cannot be read or changed.
     """
+    if not out.exists():
+        return []
+    _cut_half_row(out)
+    names = list(column_names(labels, SourceKind.FILES))
+    try:
+        with out.open(encoding="utf-8", errors="surrogateescape", newline="") as stream:
+            rows = _csv_paths(stream, names) if out.suffix.lower() == ".csv" else _json_paths(stream, names)
+            return list(rows)
+    except OSError as error:
+        raise output_problem(out, error) from error
+    except (ValueError, KeyError, TypeError, csv.Error) as error:
+        raise ArtefactError(f"{out} does not hold results of this engine: {error}", remedy=_REMEDY) from error
+
+
+def _cut_half_row(out: Path) -> None:
+    """Cut what comes after the last whole row, as ``kill -9`` or a full disk leaves it."""
     whole = position = quotes = 0
     try:
         with out.open("r+b") as stream:
@@ -190,34 +199,6 @@ def cut_half_row(out: Path) -> int:
             stream.truncate(whole)
     except OSError as error:
         raise output_problem(out, error) from error
-    return position - whole
-
-
-def written_paths(out: Path, labels: Sequence[str]) -> list[str]:
-    """Return the paths of the rows that an earlier run wrote, after a half row was cut off.
-
-    Args:
-        out: The ``.csv`` or ``.jsonl`` file; where it is missing or empty there are none.
-        labels: Class names of the engine that goes on.
-
-    Raises:
-        UsageError: Another suffix.
-        ArtefactError: It is no file of results, or of other classes.
-        EnvironmentProblem: It cannot be read or changed.
-    """
-    check_rows_path(out)
-    if not out.exists():
-        return []
-    cut_half_row(out)
-    names = column_names(labels, SourceKind.FILES)
-    try:
-        with out.open(encoding="utf-8", errors="surrogateescape", newline="") as stream:
-            rows = _csv_paths(stream, names) if out.suffix.lower() == ".csv" else _json_paths(stream, names)
-            return list(rows)
-    except OSError as error:
-        raise output_problem(out, error) from error
-    except (ValueError, KeyError, TypeError, csv.Error) as error:
-        raise ArtefactError(f"{out} does not hold results of this engine: {error}", remedy=_REMEDY) from error
 
 
 def _csv_paths(stream: io.TextIOBase, names: list[str]) -> Iterator[str]:
@@ -239,7 +220,7 @@ def _json_paths(stream: io.TextIOBase, names: list[str]) -> Iterator[str]:
         yield str(row["path"])
 
 
-def skip_written(paths: Iterator[Path | None], written: Sequence[str], out: Path) -> None:
+def skip_written(paths: Iterator[Path | Frame | None], written: Sequence[str], out: Path) -> None:
     """Take the paths that already have rows off the front of a source.
 
     Args:

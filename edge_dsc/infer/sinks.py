@@ -49,10 +49,10 @@ class Outputs:
     serve: int | None = None
     host: str = "127.0.0.1"
 
-
-def needs_pictures(outputs: Outputs) -> bool:
-    """Say whether answers must carry their decoded pictures."""
-    return outputs != Outputs(host=outputs.host)
+    @property
+    def need_pictures(self) -> bool:
+        """Whether answers must carry their decoded pictures."""
+        return bool(self.annotate or self.unsure or self.show) or self.serve is not None
 
 
 def open_sinks(

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 from urllib.parse import parse_qs, urlsplit
 
 from edge_dsc.infer.stop import Stop
@@ -20,9 +20,15 @@ from engines.dicom import is_dicom
 from engines.errors import BadInputError, UsageError
 from engines.images import IMAGE_SUFFIXES
 
+if TYPE_CHECKING:
+    from edge_dsc.infer.video import Frame
+
 VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm"})
 _SCHEMES = "csi://N, v4l2://N, /dev/videoN, rtsp://, http://, a file, a folder, a glob or -"
 _STREAMS = frozenset({"rtsp", "rtsps", "http", "https"})
+_GLOB_CHARACTERS = frozenset("*?[")
+_LINES_AHEAD = 1024
+_IDLE_S = 0.05
 
 
 class SourceKind(enum.Enum):
@@ -39,9 +45,9 @@ class CameraMode:
     """What a local camera is asked for; None leaves the driver's choice.
 
     Attributes:
-        width: Pixels a row.
+        width: Pixels per row.
         height: Rows.
-        fps: Frames a second.
+        fps: Frames per second.
     """
 
     width: int | None = None
@@ -69,7 +75,7 @@ class SourceSpec:
 
 
 def parse_source(source: str) -> SourceSpec:
-    """Tell what kind of source a text names; nothing is opened.
+    """Say what kind of source a text names; nothing is opened.
 
     Args:
         source: ``-``, ``csi://0?width=1280&height=720&fps=30``, ``v4l2:///dev/video0``, ``/dev/video0``,
@@ -87,7 +93,7 @@ def parse_source(source: str) -> SourceSpec:
             return SourceSpec(kind=SourceKind.LIVE, name=source, target=source, scheme="v4l2")
         kind = SourceKind.VIDEO if Path(source).suffix.lower() in VIDEO_SUFFIXES else SourceKind.FILES
         # A folder may be called "study.ts", a glob may end in it: only a single file is a video.
-        single = not Path(source).is_dir() and not set("*?[") & set(source)
+        single = not Path(source).is_dir() and not _GLOB_CHARACTERS & set(source)
         return SourceSpec(kind=kind if single else SourceKind.FILES, name=source, target=source)
     if scheme in _STREAMS:
         short = "rtsp" if scheme.startswith("rtsp") else "http"
@@ -129,7 +135,57 @@ def hide_password(url: str) -> str:
     return parts._replace(netloc=f"{user.partition(':')[0]}:***@{host}").geturl()
 
 
-_GLOB_CHARACTERS = frozenset("*?[")
+class Source:
+    """An open source; each kind overrides what it knows.
+
+    Attributes:
+        total: Pictures in it, where they can be counted beforehand.
+        dropped: Frames that were replaced by newer ones before the engine was free.
+        reconnects: How often it was lost and found again.
+    """
+
+    total: int | None = None
+    dropped: int = 0
+    reconnects: int = 0
+
+    @property
+    def note(self) -> str | None:
+        """What the reader of the summary should know about the source, after the last picture."""
+        return None
+
+    def items(self, stop: Stop) -> Iterator[Path | Frame | None]:
+        """Yield an image file or a frame after the other.
+
+        Args:
+            stop: Ends the waiting for one that is not there yet.
+
+        Yields:
+            A picture, or None while none is at hand.
+
+        Raises:
+            BadInputError: Nothing can be read from it.
+        """
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Close what is open."""
+
+
+class ImageFiles(Source):
+    """The image files of a file's name, a folder or a glob."""
+
+    def __init__(self, source: str) -> None:
+        """Find them; see :func:`expand_source`.
+
+        Raises:
+            BadInputError: Nothing is there, or no image is in it.
+        """
+        self._paths = expand_source(source)
+        self.total = len(self._paths)
+
+    def items(self, stop: Stop) -> Iterator[Path]:
+        """Return the paths; each one is at hand."""
+        return iter(self._paths)
 
 
 def expand_source(source: str) -> list[Path]:
@@ -166,9 +222,8 @@ def _walk(root: Path) -> list[Path]:
     found = []
     for folder, folders, files in os.walk(root):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [
-            Path(folder, name) for name in files if not name.startswith(".") and _is_image(Path(folder, name))
-        ]
+        paths = (Path(folder, name) for name in files if not name.startswith("."))
+        found += [path for path in paths if _is_image(path)]
     return found
 
 
@@ -186,49 +241,56 @@ def _is_image(path: Path) -> bool:
         return False
 
 
-_LINES_AHEAD = 1024
-_IDLE_S = 0.05
+class ListedFiles(Source):
+    """Paths on a stream, such as standard input."""
 
+    def __init__(self, stream: TextIO | None) -> None:
+        """Take the stream.
 
-def read_list(stream: TextIO | None, stop: Stop) -> Iterator[Path | None]:
-    """Yield the paths of a stream as they come; empty lines are skipped.
+        Args:
+            stream: Text, one path per line; None where the process has no standard input.
+        """
+        self._stream = stream
 
-    A thread reads, because reading a pipe that is open and silent cannot be interrupted.
+    def items(self, stop: Stop) -> Iterator[Path | None]:
+        """Yield the paths as they come; empty lines are skipped.
 
-    Args:
-        stream: Text, a path a line; None where the process has no standard input.
-        stop: Ends it while it waits.
+        A thread reads, because reading a pipe that is open and silent cannot be interrupted.
 
-    Yields:
-        A path, or None while no line is at hand.
+        Args:
+            stop: Ends the waiting.
 
-    Raises:
-        BadInputError: There is no stream.
-    """
-    if stream is None:
-        raise BadInputError("standard input is closed", remedy="pipe a list of paths into it")
-    if isinstance(stream, io.TextIOWrapper):
-        stream.reconfigure(errors="surrogateescape")  # a file's name may be any bytes
-    lines: queue.Queue[str | BaseException | None] = queue.Queue(_LINES_AHEAD)
+        Yields:
+            A path, or None while no line is at hand.
 
-    def read() -> None:
-        try:
-            for line in stream:
-                lines.put(line)
-            lines.put(None)
-        except Exception as error:  # noqa: BLE001 - handed to the thread that takes the paths
-            lines.put(error)
+        Raises:
+            BadInputError: There is no stream.
+        """
+        stream = self._stream
+        if stream is None:
+            raise BadInputError("standard input is closed", remedy="pipe a list of paths into it")
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="surrogateescape")  # a file's name may be any bytes
+        lines: queue.Queue[str | BaseException | None] = queue.Queue(_LINES_AHEAD)
 
-    threading.Thread(target=read, name="paths", daemon=True).start()
-    while not stop.asked:
-        try:
-            line = lines.get(timeout=_IDLE_S)
-        except queue.Empty:
-            yield None
-            continue
-        if line is None:
-            return
-        if isinstance(line, BaseException):
-            raise line
-        if name := line.rstrip("\r\n"):
-            yield Path(name)
+        def read() -> None:
+            try:
+                for line in stream:
+                    lines.put(line)
+                lines.put(None)
+            except Exception as error:  # noqa: BLE001 - handed to the thread that takes the paths
+                lines.put(error)
+
+        threading.Thread(target=read, name="paths", daemon=True).start()
+        while not stop.asked:
+            try:
+                line = lines.get(timeout=_IDLE_S)
+            except queue.Empty:
+                yield None
+                continue
+            if line is None:
+                return
+            if isinstance(line, BaseException):
+                raise line
+            if name := line.rstrip("\r\n"):
+                yield Path(name)

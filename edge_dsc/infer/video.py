@@ -6,11 +6,15 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 import cv2
+import numpy as np
+from numpy.typing import NDArray
 
+from edge_dsc.infer.source import Source
+from edge_dsc.infer.stop import Stop
 from engines.errors import BadInputError
-from engines.images import Array
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,24 +24,25 @@ class Frame:
     Attributes:
         index: Counted from 0 as the source gave them, dropped ones included.
         pixels: ``uint8 [H, W]`` grey or ``uint8 [H, W, 3]`` BGR; or the bytes of a JPEG that nobody has decoded
-            yet, so that a dropped frame costs no decoding.
+            yet, so that a dropped frame costs no decoding. Empty bytes in an answer, which keeps a picture only
+            where somebody will draw it.
         captured: Monotonic time at which the frame was there, seconds.
         seconds: Position in a video file; None for a camera.
         dropped: Frames that a camera had given and that were replaced by newer ones, up to this frame.
     """
 
     index: int
-    pixels: Array = field(compare=False, repr=False)
+    pixels: NDArray[np.uint8] | bytes = field(compare=False, repr=False)
     captured: float
     seconds: float | None = None
     dropped: int = 0
 
 
-class VideoFile:
+class VideoFile(Source):
     """An open video file.
 
     Attributes:
-        told: Frames that its header tells, or None where it tells none.
+        total: Frames that its header states, or None where it states none.
         read: Frames read so far.
     """
 
@@ -56,13 +61,16 @@ class VideoFile:
                 f"{path} is damaged or no video that OpenCV can read ({path.stat().st_size} bytes)",
                 remedy="convert it: ffmpeg -i FILE -c:v mjpeg video.avi",
             )
-        count = int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
-        self.told = count if count > 0 else None
+        stated = int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
+        self.total = stated if stated > 0 else None
         self.read = 0
         self._fps = float(self._capture.get(cv2.CAP_PROP_FPS)) or None
 
-    def frames(self) -> Iterator[Frame]:
+    def items(self, stop: Stop) -> Iterator[Frame]:
         """Yield the frames; ``seconds`` is the index over the frame rate.
+
+        Args:
+            stop: Not looked at: the next frame is always at hand.
 
         Raises:
             BadInputError: Not one frame can be decoded.
@@ -72,16 +80,20 @@ class VideoFile:
             if not good:
                 break
             seconds = round(self.read / self._fps, 6) if self._fps else 0.0
-            yield Frame(index=self.read, pixels=pixels, captured=time.monotonic(), seconds=seconds)
+            picture = cast("NDArray[np.uint8]", pixels)
+            yield Frame(index=self.read, pixels=picture, captured=time.monotonic(), seconds=seconds)
             self.read += 1
         if not self.read:
             raise BadInputError(f"no frame of {self._path} can be decoded", remedy="check the file")
 
-    def missing(self) -> str | None:
-        """Say how many frames are missing at the end, or None where all that were told could be read."""
-        if self.told is None or self.read >= self.told:
+    @property
+    def note(self) -> str | None:
+        """How many frames are missing at the end, or None where all that the header states could be read."""
+        if self.total is None or self.read >= self.total:
             return None
-        return f"{self._path} tells {self.told} frames, {self.read} could be read: it is damaged or truncated"
+        return (
+            f"{self._path} tells {self.total} frames, {self.read} could be read: it is damaged or truncated"
+        )
 
     def close(self) -> None:
         """Close the file."""

@@ -178,7 +178,7 @@ def test_a_full_disk_leaves_the_old_engine(run: Path, engine: Path) -> None:
     [
         (("calibrate", "{run}", "--calib-data", "{data}"), "calibration.collect.read_input"),
         (("build-engine", "{run}", *ORT), "edge_dsc.build.engine.wanted_layers"),
-        (("evaluate", "{engine}", "{data}"), "edge_dsc.infer.classify.read_input"),
+        (("evaluate", "{engine}", "{data}"), "edge_dsc.infer.classify.read_bytes"),
         (("bench", "{engine}"), "edge_dsc.latency.subjects.input_noise"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import json
 import os
@@ -16,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from edge_dsc.infer.camera import Patience
 from edge_dsc.infer.inference import InferRequest, infer_source
 
 PROGRAM = [sys.executable, "-c", "from edge_dsc.cli import main; main()"]
@@ -28,11 +30,12 @@ def start(*arguments: object, **options: Any) -> subprocess.Popen[str]:
     )
 
 
-def classify(engine: Path, source: Path, out: Path) -> bytes:
+def write_rows(engine: Path, source: Path, out: Path) -> bytes:
     infer_source(InferRequest(engine=engine, source=str(source), out=out, threads=2))
     return out.read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_keeps_every_row_and_ends_well(engine: Path, textures: Path, number: signal.Signals) -> None:
     first, second = sorted(textures.rglob("*.png"))[:2]
@@ -53,6 +56,7 @@ def test_a_signal_keeps_every_row_and_ends_well(engine: Path, textures: Path, nu
         assert "(interrupted after 2)" in said and "Traceback" not in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
 def test_killed_and_resumed_is_the_same_as_never_killed(
     engine: Path, textures: Path, tmp_path: Path, suffix: str, edge_dsc: Any
@@ -68,7 +72,7 @@ def test_killed_and_resumed_is_the_same_as_never_killed(
     assert done.code == 0, done.err
     assert done.json["resumed"] + done.json["answered"] == done.json["images"] == 150
     assert done.json["resumed"] > 5
-    assert out.read_bytes() == classify(engine, textures, tmp_path / f"whole{suffix}")
+    assert out.read_bytes() == write_rows(engine, textures, tmp_path / f"whole{suffix}")
     again = edge_dsc("infer", engine, textures, "--out", out, "--resume", "--json")
     assert (again.code, again.json["resumed"], again.json["answered"]) == (0, 150, 0)
 
@@ -77,7 +81,7 @@ def test_resuming_another_source_is_refused(
     engine: Path, textures: Path, tmp_path: Path, edge_dsc: Any
 ) -> None:
     out = tmp_path / "rows.csv"
-    before = classify(engine, textures / "focal", out)
+    before = write_rows(engine, textures / "focal", out)
     done = edge_dsc("infer", engine, textures, "--out", out, "--resume")
     assert done.code == 4 and "row 1 of" in done.err and "without --resume" in done.err
     assert out.read_bytes() == before
@@ -85,6 +89,7 @@ def test_resuming_another_source_is_refused(
     assert edge_dsc("infer", engine, "/dev/video9", "--resume", "--out", out).code == 2
 
 
+@pytest.mark.slow
 def test_a_closed_pipe_ends_the_run_quietly(engine: Path, textures: Path) -> None:
     with start("infer", engine, textures) as process:
         assert process.stdout is not None and process.stderr is not None
@@ -94,6 +99,7 @@ def test_a_closed_pipe_ends_the_run_quietly(engine: Path, textures: Path) -> Non
         assert "Traceback" not in process.stderr.read()
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_the_run_with_one_line(engine: Path, textures: Path, tmp_path: Path) -> None:
     import resource
 
@@ -108,7 +114,7 @@ def test_a_full_disk_ends_the_run_with_one_line(engine: Path, textures: Path, tm
     rows = out.read_bytes()[:4000].count(b"\n") - 1
     assert len(errors) == 1 and f"after {rows} rows" in errors[0] and "--resume" in errors[0]
     infer_source(InferRequest(engine=engine, source=str(textures), out=out, threads=2, resume=True))
-    assert out.read_bytes() == classify(engine, textures, tmp_path / "whole.csv")
+    assert out.read_bytes() == write_rows(engine, textures, tmp_path / "whole.csv")
 
 
 def test_truncated_and_lying_images_cost_one_row_each(
@@ -132,11 +138,8 @@ def test_truncated_and_lying_images_cost_one_row_each(
 def test_a_camera_unplugged_in_mid_frame_comes_back(
     engine: Path, network_camera: Any, jpeg: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import functools
-
-    from edge_dsc.infer import inference as feeds
-
-    monkeypatch.setattr(feeds, "LiveSource", functools.partial(feeds.LiveSource, backoff_s=(0.01,)))
+    impatient = functools.partial(Patience, backoff_s=(0.01,))
+    monkeypatch.setattr("edge_dsc.infer.inference.Patience", impatient)
     whole, torn = network_camera.part(jpeg(80)), network_camera.part(jpeg(200))
     network_camera.scripts = [whole + torn[: len(torn) // 2]]
     lines: list[str] = []
@@ -151,9 +154,10 @@ def test_a_camera_unplugged_in_mid_frame_comes_back(
     assert summary.reconnects >= 3 and "is gone: trying to open it again" in lines[0]
 
 
+@pytest.mark.slow
 def test_two_loops_in_one_process(engine: Path, textures: Path, tmp_path: Path) -> None:
     outs = [tmp_path / "one.csv", tmp_path / "two.csv"]
-    threads = [threading.Thread(target=classify, args=(engine, textures, out)) for out in outs]
+    threads = [threading.Thread(target=write_rows, args=(engine, textures, out)) for out in outs]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -162,11 +166,12 @@ def test_two_loops_in_one_process(engine: Path, textures: Path, tmp_path: Path) 
     assert outs[0].read_bytes().count(b"\n") == 151
 
 
+@pytest.mark.slow
 def test_memory_stays_flat() -> None:
     script = Path(__file__).parents[3] / "scripts" / "memory_flat.py"
     done = subprocess.run(
         [sys.executable, script, "--frames", "20000"],
-        cwd=script.parents[2], env={**os.environ, "PYTHONPATH": str(script.parents[2])},
+        cwd=script.parents[1], env={**os.environ, "PYTHONPATH": str(script.parents[1])},
         capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,12 @@ import numpy as np
 import pytest
 
 from edge_dsc.build.engine import BuildRequest, build_engine
+from edge_dsc.infer.camera import LiveSource
 from edge_dsc.infer.inference import InferRequest, infer_source
 from edge_dsc.infer.sinks import Outputs
+from edge_dsc.infer.source import ListedFiles
 from edge_dsc.infer.stop import Stop
+from edge_dsc.infer.video import Frame
 from engines.errors import BadInputError, UsageError
 from engines.record import BatchRange
 
@@ -117,9 +121,26 @@ def test_a_camera_answers_with_the_age_of_each_frame(
     assert row["age_ms"] >= row["latency_ms"] > 0
     assert row["path"] == summary.source == network_camera.url.replace("http://", "http://me:***@")
     assert summary.age is not None and summary.age["max_ms"] == pytest.approx(row["age_ms"], abs=1e-3)
-    assert (summary.source_kind, summary.rows) == ("live", [])
+    assert (summary.source_kind, summary.images, summary.rows) == ("live", 1, [])
     assert any(line.startswith("live page: http://127.0.0.1:") for line in said)
     assert "secret" not in f"{summary}{said}"
+
+
+def test_a_frame_of_a_camera_has_its_row_before_the_next_one_is_taken(
+    engine: Path, network_camera: Any, jpeg: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network_camera.scripts = [network_camera.part(jpeg(9))]
+    out = tmp_path / "a.jsonl"
+    rows: list[int] = []
+
+    def items(source: LiveSource, stop: Stop) -> Any:
+        for index in range(3):
+            rows.append(out.read_text().count("\n"))
+            yield Frame(index=index, pixels=jpeg(50), captured=0.0)
+
+    monkeypatch.setattr(LiveSource, "items", items)
+    infer_source(InferRequest(engine=engine, source=network_camera.url, out=out, threads=4))
+    assert rows == [0, 1, 2]
 
 
 def test_a_limit_ends_the_run(engine: Path, folder: Path, tmp_path: Path) -> None:
@@ -134,3 +155,60 @@ def test_a_stop_ends_after_the_picture_at_hand(engine: Path, folder: Path, tmp_p
     out = tmp_path / "a.csv"
     summary = infer_source(InferRequest(engine=engine, source=str(folder), out=out), stop=stop)
     assert summary.answered == 1 and len(out.read_text().splitlines()) == 2
+
+
+def test_paths_come_from_standard_input(
+    engine: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("".join(f"{folder / name}.png\n" for name in "210")))
+    summary = infer(engine, Path("-"), tmp_path / "a.jsonl", keep=True)
+    assert [row["path"] for row in summary.rows] == [str(folder / f"{name}.png") for name in "210"]
+    assert (summary.source_kind, summary.images, summary.answered, summary.failed) == ("list", None, 2, 1)
+
+
+def test_silence_on_standard_input_does_not_count_as_a_picture(
+    engine: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def silent(source: ListedFiles, stop: Stop) -> Any:
+        yield from (None, folder / "0.png", None, None, folder / "2.png", folder / "0.png")
+
+    monkeypatch.setattr(ListedFiles, "items", silent)
+    out = tmp_path / "a.csv"
+    summary = infer_source(InferRequest(engine=engine, source="-", out=out, limit=2))
+    with out.open(newline="") as stream:
+        assert [row["path"] for row in csv.DictReader(stream)] == [str(folder / f"{i}.png") for i in (0, 2)]
+    assert summary.answered == 2
+
+
+def test_progress_counts_what_is_left(engine: Path, folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "a.csv"
+    steps: list[tuple[str, int, int]] = []
+
+    def run(**options: Any) -> None:
+        steps.clear()
+        request = InferRequest(engine=engine, source=str(folder), out=out, **options)
+        infer_source(request, progress=lambda *step: steps.append(step))
+
+    run(limit=1)
+    assert steps == [("classifying", 1, 1)]
+    run(resume=True)
+    assert steps == [("classifying", 1, 2), ("classifying", 2, 2)]
+
+
+def test_what_has_no_second_time_cannot_be_resumed(engine: Path, video: Path, tmp_path: Path) -> None:
+    for source in (str(video), "/dev/video9"):
+        request = InferRequest(engine=engine, source=source, out=tmp_path / "a.csv", resume=True)
+        with pytest.raises(UsageError, match=r"--resume cannot go on with .*files, folders and globs"):
+            infer_source(request)
+    with pytest.raises(UsageError, match="--resume needs the file to go on with"):
+        infer_source(InferRequest(engine=engine, source=str(video), resume=True))
+
+
+def test_nothing_there_is_said_and_the_old_rows_stay(engine: Path, tmp_path: Path) -> None:
+    out = tmp_path / "a.csv"
+    out.write_text("old")
+    (tmp_path / "empty").mkdir()
+    for source in (tmp_path / "empty", tmp_path / "no.avi", "/dev/video99", "http://127.0.0.1:1/"):
+        with pytest.raises(BadInputError):
+            infer_source(InferRequest(engine=engine, source=str(source), out=out))
+    assert out.read_text() == "old"

@@ -31,7 +31,7 @@ def answer(path: Path | str = "a.png", *, light: float = 0.75, frame: Frame | No
 
 
 def frame(index: int, seconds: float | None) -> Frame:
-    return Frame(index=index, pixels=None, captured=0.0, seconds=seconds)
+    return Frame(index=index, pixels=b"", captured=0.0, seconds=seconds)
 
 
 def test_the_caption_tells_label_probability_and_latency() -> None:
@@ -139,13 +139,12 @@ def test_unsure_pictures_are_kept_as_they_are(tmp_path: Path) -> None:
     assert all(b"Doe" not in data for data in kept.values())
     decoded = cv2.imdecode(np.frombuffer(kept["unsure.dcm.png"], np.uint8), cv2.IMREAD_GRAYSCALE)
     assert (decoded == PICTURE).all()
-    assert sink.kept == 3
 
 
 def test_of_a_camera_one_unsure_frame_a_second_is_kept(tmp_path: Path) -> None:
     sink = UnsureFolder(tmp_path, 0.8, None)
     for index in range(35):
-        moment = Frame(index=index, pixels=None, captured=100 + index / 10)
+        moment = Frame(index=index, pixels=b"", captured=100 + index / 10)
         sink.write(Answer("cam", (0.5, 0.5), frame=moment, picture=PICTURE))
     kept = sorted(path.name for path in tmp_path.iterdir())
     assert kept == [f"frame-{index:08}.png" for index in (0, 10, 20, 30)]

@@ -3,6 +3,7 @@ from __future__ import annotations
 import http.client
 import json
 import re
+import threading
 from base64 import b64encode
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 
 from edge_dsc.infer.classify import Answer
-from edge_dsc.infer.live_page import Board, Page
+from edge_dsc.infer.live_page import Board, Page, RecentRate, TimeHistogram
 from edge_dsc.infer.video import Frame
 from engines.errors import EnvironmentProblem
 
@@ -43,11 +44,11 @@ def served() -> Iterator[Served]:
     parts = urlsplit(page.address)
     yield Served(page, str(parts.hostname), int(parts.port or 0))
     page.close()
-    assert not page._thread.is_alive()
+    assert "page" not in [thread.name for thread in threading.enumerate()]
 
 
 def live(index: int, light: float = 0.75) -> Answer:
-    frame = Frame(index=index, pixels=None, captured=0.0, dropped=index * 2)
+    frame = Frame(index=index, pixels=b"", captured=0.0, dropped=index * 2)
     picture = np.full((300, 400), index, np.uint8)
     return Answer("cam", (1 - light, light), latency_ms=1.5, age_ms=4.0, frame=frame, picture=picture)
 
@@ -62,6 +63,7 @@ def test_the_page_needs_nothing_from_outside_and_its_policy_fits_it(served: Serv
         content = re.findall(f"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
         assert len(content) == 1
         assert f"{tag}-src 'sha256-{b64encode(sha256(content[0].encode()).digest()).decode()}'" in policy
+    assert "--ink:" in text, "the style that it shares with reports"
     assert "not a medical device" in text
 
 
@@ -144,3 +146,28 @@ def test_the_loopback_of_ipv6() -> None:
     assert served.get("/state.json")[0].status == 200
     assert served.get("/state.json", Host="evil.example")[0].status == 403
     page.close()
+
+
+def test_quantiles_are_right_to_one_percent_and_the_largest_exactly() -> None:
+    times = TimeHistogram()
+    for value in range(1, 1001):
+        times.add(value / 10)
+    assert times.quantile(0.5) == pytest.approx(50.0, rel=0.011)
+    assert times.quantile(0.99) == pytest.approx(99.0, rel=0.011)
+    assert times.quantile(1.0) == pytest.approx(100.0, rel=0.011)
+    assert times.to_dict()["max_ms"] == 100.0
+
+
+def test_few_samples_give_no_p99_and_none_give_nothing() -> None:
+    times = TimeHistogram()
+    assert times.to_dict() == {"median_ms": None, "p99_ms": None, "max_ms": None}
+    times.add(0.0)
+    assert times.to_dict() == {"median_ms": 0.0, "p99_ms": None, "max_ms": 0.0}
+
+
+def test_the_rate_is_that_of_the_last_answers() -> None:
+    rate = RecentRate(window=5)
+    assert rate.per_second() is None
+    for now in (0.0, 100.0, 100.5, 101.0, 101.5, 102.0):
+        rate.add(now)
+    assert rate.per_second() == 2.0
