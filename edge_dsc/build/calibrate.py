@@ -10,7 +10,7 @@ from calibration.coverage import Coverage
 from calibration.coverage import measure_coverage
 from calibration.coverage import save_coverage
 from calibration.table import DEFAULT_METHOD
-from calibration.select import select_images
+from calibration.select import Candidate, read_set, select_images
 from calibration.table import CalibrationTable
 from calibration.table import save_table
 from calibration.tensorrt import check_cache_request
@@ -91,10 +91,11 @@ def run_calibration(request: CalibrationRequest, progress: Progress | None = Non
     chosen = select_images(items, request.images, request.seed)
     options = CalibrationOptions(method=request.method, seed=request.seed)
     model = load_model(request.model)
-    table = calibrate(model, chosen, options, progress)
+    images = read_set(chosen, model.contract, progress)
+    table = calibrate(model, images, options, progress)
     save_table(path, table)
-    patients = {request.data / sample.path: sample.patient for sample in discover(request.data).samples}
-    coverage = measure_coverage(model.proto, model.contract, table, chosen, patients)
+    patients = {sample.sha256: sample.patient for sample in discover(request.data).samples}
+    coverage = measure_coverage(model, table, images, patients)
     save_coverage(path.with_name(f"{path.stem}.coverage.json"), coverage)
     if is_installed("matplotlib"):  # a machine that only calibrates need not have it
         from edge_dsc.page.figures import draw_coverage
@@ -107,11 +108,11 @@ def run_calibration(request: CalibrationRequest, progress: Progress | None = Non
     return CalibrationRun(path, table, held_out, coverage, cache)
 
 
-def calibration_images(data: Path, model: Path) -> tuple[list[tuple[Path, str]], int]:
+def calibration_images(data: Path, model: Path) -> tuple[list[Candidate], int]:
     """Name the images of a folder that may calibrate a model.
 
     Returns:
-        (path, class) of each, and how many were left out as held back by the model's split.
+        The images, and how many were left out as held back by the model's split.
     """
     samples = discover(data).samples
     split_file = model.parent / SPLIT_FILE
@@ -121,5 +122,9 @@ def calibration_images(data: Path, model: Path) -> tuple[list[tuple[Path, str]],
         held_back = {
             sample.sha256 for part in split.parts if part != "train" for sample in split.samples(part)
         }
-    allowed = [(data / sample.path, sample.label) for sample in samples if sample.sha256 not in held_back]
+    allowed = [
+        Candidate(data / sample.path, sample.label, sample.sha256)
+        for sample in samples
+        if sample.sha256 not in held_back
+    ]
     return allowed, len(samples) - len(allowed)

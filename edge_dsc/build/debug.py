@@ -10,7 +10,7 @@ from calibration.collect import calibrate
 from calibration.sensitivity import time_layers
 from calibration.layers import find_layers
 from calibration.qdq import quantize
-from calibration.select import select_images
+from calibration.select import Candidate, read_set, select_images
 from calibration.sensitivity import Sensitivity
 from calibration.sensitivity import measure_sensitivity
 from calibration.table import CalibrationTable
@@ -23,7 +23,7 @@ from engines.errors import ImageError
 from engines.files import sha256_file
 from engines.graph import OnnxModel, load_model
 from engines.graph import OnnxModel, load_model
-from engines.images import read_input
+from engines.images import read_inputs
 from engines.packages import load
 from engines.record import load_record
 from engines.record import record_path
@@ -169,7 +169,7 @@ def _resolve(request: DebugRequest) -> tuple[Path, str]:
 
 
 def _table(
-    request: DebugRequest, model: OnnxModel, items: list[tuple[Path, str]], progress: Progress | None
+    request: DebugRequest, model: OnnxModel, items: list[Candidate], progress: Progress | None
 ) -> CalibrationTable:
     beside = model.path.parent / CALIBRATION_NAME
     path = request.calibration or (beside if beside.is_file() else None)
@@ -177,17 +177,14 @@ def _table(
         table = load_table(path)
         check_table(table, model, path=path)
         return table
-    return calibrate(model, select_images(items, 256, 0), CalibrationOptions(), progress)
+    images = read_set(select_images(items, 256, 0), model.contract, progress)
+    return calibrate(model, images, CalibrationOptions(), progress)
 
 
-def _read(chosen: list[tuple[Path, str]], contract: Any) -> Any:
-    pixels = []
-    for path, _ in chosen:
-        try:
-            pixels.append(read_input(path, contract))
-        except ImageError:
-            continue  # calibration names them; here they only make the sample smaller
-    return np.stack(pixels)
+def _read(chosen: list[Candidate], contract: Any) -> Any:
+    found = read_inputs([candidate.path for candidate in chosen], contract)
+    # Calibration names those that cannot be read; here they only make the sample smaller.
+    return np.stack([image.pixels for image in found if not isinstance(image.pixels, ImageError)])
 
 
 def _times(model: Any, table: CalibrationTable, pixels: Any) -> dict[str, dict[str, float]]:

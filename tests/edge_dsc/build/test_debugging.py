@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from engines.graph import load_model
 from calibration.collect import calibrate
-from calibration.select import select_images
+from calibration.select import read_set, select_images
 from calibration.table import CalibrationOptions, save_table
 from edge_dsc.build.calibrate import calibration_images
 from edge_dsc.build.debug import DebugRequest, debug, format_debugged
@@ -22,9 +22,10 @@ def run_folder(
     tmp_path_factory: pytest.TempPathFactory, deployed_models: dict[str, Path], textures: Path
 ) -> Path:
     folder = tmp_path_factory.mktemp("run")
-    model = Path(shutil.copy(deployed_models["dsc"], folder / "model.onnx"))
-    items, _ = calibration_images(textures, model)
-    table = calibrate(load_model(model), select_images(items, 128, 0), CalibrationOptions(method="minmax"))
+    model = load_model(Path(shutil.copy(deployed_models["dsc"], folder / "model.onnx")))
+    items, _ = calibration_images(textures, model.path)
+    images = read_set(select_images(items, 128, 0), model.contract)
+    table = calibrate(model, images, CalibrationOptions(method="minmax"))
     save_table(folder / "calibration.json", table)
     return folder
 
