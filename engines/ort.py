@@ -1,37 +1,37 @@
-"""ONNX Runtime on a CPU: the runtime that works everywhere."""
+"""ONNX Runtime on a CPU: the runtime that works everywhere, and the reference that other engines are held against."""
 
 from __future__ import annotations
 
 import platform
+import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType, ModuleType, TracebackType
+from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from engines import packages
-from engines.errors import ArtefactError, EnvironmentProblem
+from engines.errors import ArtefactError, EdgeDscError, EnvironmentProblem
 from engines.files import write_bytes
 from engines.graph import executed_layer_types, executed_layers, layer_types, parse_model
 from engines.record import EngineRecord, Precision, read_engine
 from engines.runtimes import (
     DEFAULT_OPTIONS,
-    Array,
     Availability,
     BatchCheck,
     BuildOptions,
     BuildResult,
     DirectSubmission,
-    Runner,
     RunnerOptions,
     check_precision,
 )
 
 if TYPE_CHECKING:
     from onnx import ModelProto
-
 
 # The same import package comes in several distributions.
 _DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml")
@@ -45,6 +45,10 @@ _DEPTHWISE_NOTE = (
     "INT8 depthwise convolutions are slower than FP32 ones on a CPU (1.5 to 3 times, measured on x86-64): "
     "measure both with edge-dsc bench"
 )
+# Only the text tells that memory ran out: most often of a plain Fail, of the arena or of the C++ library below it.
+_OUT_OF_MEMORY = re.compile(
+    r"allocate memory|smaller than requested bytes|bad_alloc|out of memory", re.IGNORECASE
+)
 
 
 class OnnxRuntime:
@@ -57,6 +61,8 @@ class OnnxRuntime:
 
     name = "onnxruntime"
     signed_activations = False
+    float_precision = Precision.FP32
+    runs_on_cpu = True
 
     def availability(self) -> Availability:
         """Say what works here; never raises."""
@@ -77,12 +83,12 @@ class OnnxRuntime:
         Raises:
             AccuracyGateError: The engine would not run in the precision asked for.
             ArtefactError: The model is none that ONNX Runtime can read.
-            EnvironmentProblem: ``onnxruntime`` is missing, or ``out`` cannot be written.
+            EnvironmentProblem: ``onnxruntime`` or memory is missing, or ``out`` cannot be written.
         """
         try:
             with (
                 tempfile.TemporaryDirectory() as folder
-            ):  # ONNX Runtime hands an optimised graph out as a file
+            ):  # ONNX Runtime gives an optimised graph as a file only
                 portable = _optimise(model, Path(folder) / "portable.onnx", "ORT_ENABLE_EXTENDED")
                 running = _optimise(portable, Path(folder) / "running.onnx", "ORT_ENABLE_ALL")
         except OSError as error:
@@ -114,17 +120,15 @@ class OnnxRuntime:
 
         Raises:
             ArtefactError: Built by another version of ONNX Runtime, or damaged.
-            EnvironmentProblem: ``onnxruntime`` is missing.
+            EnvironmentProblem: ``onnxruntime`` or memory is missing.
         """
-        ort = packages.load("onnxruntime")
-        _check_origin(record, str(ort.__version__))
-        session, failures = open_session(
-            read_engine(engine, record),
-            str(engine),
-            threads=options.threads,
-            remedy=f"rebuild it: {record.build_command}",
-        )
-        return OrtRunner(session, record, failures)
+        _check_origin(record, str(packages.load("onnxruntime").__version__))
+        rebuild = f"rebuild it: {record.build_command}"
+        data = read_engine(engine, record)
+        return OrtRunner(open_session(data, str(engine), threads=options.threads, remedy=rebuild), record)
+
+
+RUNTIME = OnnxRuntime()
 
 
 class OrtRunner(DirectSubmission):
@@ -139,16 +143,21 @@ class OrtRunner(DirectSubmission):
     thread_safe = True
     description: Mapping[str, str] = MappingProxyType({"execution": "ONNX Runtime session", "memory": "host"})
 
-    def __init__(self, session: Any, record: EngineRecord, failures: tuple[type[Exception], ...]) -> None:
-        """Take over a session that was opened for this record."""
+    def __init__(self, session: Any, record: EngineRecord) -> None:
+        """Take over a session that was opened for this record.
+
+        Args:
+            session: The ``onnxruntime.InferenceSession``.
+            record: The record of what it runs.
+        """
         self.record = record
         self._session = session
         self._check = BatchCheck(record)
         self._outputs = [record.contract.output_name]
         self._input = record.contract.input_name
-        self._failures = failures
+        self._failures = _failure_types()
 
-    def run(self, batch: Array) -> Array:
+    def run(self, batch: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Classify a batch.
 
         Args:
@@ -158,8 +167,9 @@ class OrtRunner(DirectSubmission):
             Probabilities, ``float32 [N, classes]``, owned by the caller.
 
         Raises:
+            ArtefactError: ONNX Runtime cannot run the engine.
             BadInputError: Another type or shape.
-            EnvironmentProblem: ONNX Runtime failed, for lack of memory for example.
+            EnvironmentProblem: There is not enough memory for it.
             ValueError: The runner is closed.
         """
         self._check(batch)
@@ -167,12 +177,11 @@ class OrtRunner(DirectSubmission):
         if session is None:
             raise ValueError(f"the runner of {self.record.engine} is closed")
         try:
-            return session.run(self._outputs, {self._input: batch})[0]
+            answers: NDArray[np.float32] = session.run(self._outputs, {self._input: batch})[0]
         except self._failures as error:
-            raise EnvironmentProblem(
-                f"onnxruntime failed on {self.record.engine}: {_first_line(error)}",
-                remedy="free some memory or use a smaller batch",
-            ) from error
+            rebuild = f"rebuild it: {self.record.build_command}"
+            raise _problem(f"run {self.record.engine}", error, remedy=rebuild) from error
+        return answers
 
     def close(self) -> None:
         """Free the session; a second call does nothing."""
@@ -189,9 +198,27 @@ class OrtRunner(DirectSubmission):
         self.close()
 
 
-def open_session(
-    model: bytes, source: str, *, threads: int, remedy: str
-) -> tuple[Any, tuple[type[Exception], ...]]:
+def open_reference(graph: ModelProto, record: EngineRecord, *, threads: int = 1) -> OrtRunner:
+    """Run the graph that an engine was built from, whatever precision its layers get here.
+
+    The answers are those of the graph's own roundings (FP16 casts, Q/DQ pairs), computed by ONNX Runtime: what
+    they say of accuracy holds for the engine up to its runtime's arithmetic. Their time says nothing of it.
+
+    Args:
+        graph: The graph in the engine's precision.
+        record: The engine's record; its name stands in errors.
+        threads: CPU threads for one run.
+
+    Raises:
+        ArtefactError: ONNX Runtime cannot read the graph.
+        EnvironmentProblem: ``onnxruntime`` or memory is missing.
+    """
+    rebuild = f"rebuild it: {record.build_command}"
+    source = f"the graph of {record.engine}"
+    return OrtRunner(open_session(graph.SerializeToString(), source, threads=threads, remedy=rebuild), record)
+
+
+def open_session(model: bytes, source: str, *, threads: int, remedy: str) -> Any:
     """Open a model for single requests on a CPU.
 
     Args:
@@ -201,32 +228,25 @@ def open_session(
         remedy: What to do when the model cannot be loaded.
 
     Returns:
-        The ``onnxruntime.InferenceSession``, and the exception types that it may raise.
+        The ``onnxruntime.InferenceSession``.
 
     Raises:
         ArtefactError: ONNX Runtime cannot load the model.
-        EnvironmentProblem: ``onnxruntime`` is missing.
+        EnvironmentProblem: ``onnxruntime`` or memory is missing.
     """
     ort = packages.load("onnxruntime")
-    failures = _failures(ort)
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-    options.log_severity_level = _ERRORS_ONLY
     # With more than one thread the workers would spin between and after runs, and take the cores from the
     # threads that decode the next image: twice the CPU time on two busy cores, for a run that gains a tenth.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
-        session = ort.InferenceSession(
-            model, options, providers=["CPUExecutionProvider"], disabled_optimizers=_DISABLED
-        )
-    except failures as error:
-        raise ArtefactError(
-            f"onnxruntime cannot load {source}: {_first_line(error)}", remedy=remedy
-        ) from error
-    return session, failures
+        return _make_session(ort, model, options)
+    except _failure_types() as error:
+        raise _problem(f"load {source}", error, remedy=remedy) from error
 
 
 def _optimise(model: bytes, path: Path, level: str) -> bytes:
@@ -236,22 +256,52 @@ def _optimise(model: bytes, path: Path, level: str) -> bytes:
     options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, level)
     options.optimized_model_filepath = str(path)
     options.intra_op_num_threads = 1
-    options.log_severity_level = _ERRORS_ONLY
     try:
-        ort.InferenceSession(
-            model, options, providers=["CPUExecutionProvider"], disabled_optimizers=_DISABLED
-        )
-    except _failures(ort) as error:
+        _make_session(ort, model, options)
+    except _failure_types() as error:
         if path.exists():  # the graph was read and optimised: what failed is writing it
             raise EnvironmentProblem(
                 f"cannot write {path}: {_first_line(error)}",
                 remedy=f"free some space in {path.parent.parent}",
             ) from error
-        raise ArtefactError(
-            f"onnxruntime cannot read the model: {_first_line(error)}",
-            remedy="export it again: edge-dsc export RUN",
-        ) from error
+        raise _problem("read the model", error, remedy="export it again: edge-dsc export RUN") from error
     return path.read_bytes()
+
+
+def _make_session(ort: Any, model: bytes, options: Any) -> Any:
+    options.log_severity_level = _ERRORS_ONLY
+    return ort.InferenceSession(
+        model, options, providers=["CPUExecutionProvider"], disabled_optimizers=_DISABLED
+    )
+
+
+def _failure_types() -> tuple[type[Exception], ...]:
+    """Return what ONNX Runtime raises when it fails.
+
+    Its own types have no common base below Exception; its C++ allocator's failure arrives as Python's MemoryError.
+    ValueError and RuntimeError are not among them: those say that it was called in a wrong way.
+    """
+    defined = vars(packages.load("onnxruntime").capi.onnxruntime_pybind11_state).values()
+    own = (value for value in defined if isinstance(value, type) and issubclass(value, Exception))
+    return (*own, MemoryError)
+
+
+def _problem(action: str, error: Exception, *, remedy: str) -> EdgeDscError:
+    """Return the error for what ONNX Runtime could not do, such as ``run dsc.engine``.
+
+    Args:
+        action: What it was to do.
+        error: What it raised.
+        remedy: What to do unless memory ran out, which has a remedy of its own.
+    """
+    what = f"onnxruntime cannot {action}: {_first_line(error)}"
+    if isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(str(error)):
+        return EnvironmentProblem(what, remedy="free some memory, or use a smaller batch")
+    return ArtefactError(what, remedy=remedy)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def _check_origin(record: EngineRecord, version: str) -> None:
@@ -273,39 +323,3 @@ def _check_origin(record: EngineRecord, version: str) -> None:
 def _is_depthwise(model: ModelProto) -> bool:
     groups = (entry.i for node in model.graph.node for entry in node.attribute if entry.name == "group")
     return any(group > 1 for group in groups)
-
-
-def _failures(ort: ModuleType) -> tuple[type[Exception], ...]:
-    """Every exception type that ONNX Runtime defines; they have no common base below Exception."""
-    defined = vars(ort.capi.onnxruntime_pybind11_state).values()
-    own = [value for value in defined if isinstance(value, type) and issubclass(value, Exception)]
-    return (*own, RuntimeError, ValueError)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
-
-
-RUNTIME = OnnxRuntime()
-
-
-def open_reference(graph: ModelProto, record: EngineRecord, *, threads: int = 1) -> Runner:
-    """Run the graph that an engine was built from, whatever precision its layers get here.
-
-    The answers are those of the graph's own roundings (FP16 casts, Q/DQ pairs), computed by ONNX Runtime: what
-    they say of accuracy holds for the engine up to its runtime's arithmetic. Their time says nothing of it.
-
-    Args:
-        graph: The ``onnx.ModelProto`` in the engine's precision.
-        record: The engine's record.
-        threads: CPU threads for one run.
-
-    Raises:
-        ArtefactError: ONNX Runtime cannot read the graph.
-        EnvironmentProblem: ``onnxruntime`` is missing.
-    """
-    name = f"graph of {record.engine}"
-    session, failures = open_session(
-        graph.SerializeToString(), name, threads=threads, remedy=f"rebuild it: {record.build_command}"
-    )
-    return OrtRunner(session, record.renamed(name), failures)

@@ -11,164 +11,25 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, TypeVar, cast
 
+import numpy as np
+from numpy.typing import NDArray
+
 from engines.errors import AccuracyGateError, BadInputError, EdgeDscError, UsageError
 from engines.record import BatchRange, EngineRecord, Precision, load_record
 
-Array = Any
-_Tag = TypeVar("_Tag")
-
-
-class Ticket:
-    """A batch that was submitted; :meth:`Runner.collect` gives its answers, once.
-
-    Attributes:
-        stages_ns: After collecting, where the runner times them: nanoseconds on the device of ``h2d``,
-            ``execute`` and ``d2h``. None where it does not.
-    """
-
-    __slots__ = ("_answers", "_taken", "owner", "stages_ns")
-
-    def __init__(self, owner: object, answers: Array = None) -> None:
-        """Issue a ticket.
-
-        Args:
-            owner: The runner that collects it.
-            answers: The answers, where they are there already.
-        """
-        self.owner = owner
-        self.stages_ns: Mapping[str, int] | None = None
-        self._answers = answers
-        self._taken = False
-
-    def take(self, owner: object) -> Array:
-        """Mark the ticket as collected and return the answers that it was issued with.
-
-        Raises:
-            ValueError: Another runner issued it, or it was collected before.
-        """
-        if owner is not self.owner:
-            raise ValueError("this ticket is of another runner")
-        if self._taken:
-            raise ValueError("this ticket was collected before")
-        self._taken = True
-        answers, self._answers = self._answers, None
-        return answers
-
-
-class Submits(Protocol):
-    """What the loop needs of a runner."""
-
-    slots: int
-
-    def submit(self, batch: Array) -> Ticket:
-        """Begin a batch."""
-        ...
-
-    def collect(self, ticket: Ticket) -> Array:
-        """Wait for its answers."""
-        ...
-
-
-class DirectSubmission:
-    """``submit`` and ``collect`` for a runner whose ``run`` does all the work in the calling thread.
-
-    Attributes:
-        slots: 1: nothing is gained by submitting ahead.
-    """
-
-    slots = 1
-
-    def run(self, batch: Array) -> Array:
-        """Classify a batch; the runner's own."""
-        raise NotImplementedError
-
-    def submit(self, batch: Array) -> Ticket:
-        """Run the batch at once; the ticket holds the answers."""
-        return Ticket(self, self.run(batch))
-
-    def collect(self, ticket: Ticket) -> Array:
-        """Return the answers of a ticket.
-
-        Raises:
-            ValueError: Another runner issued it, or it was collected before.
-        """
-        return ticket.take(self)
-
-
-def answer_batches(runner: Submits, batches: Iterable[tuple[_Tag, Array]]) -> Iterator[tuple[_Tag, Array]]:
-    """Run tagged batches with as many in flight as the runner has slots, and yield them in order.
-
-    While the device works on one batch, the next is taken from ``batches`` and copied in. When the caller stops
-    early or a batch fails, the tickets still open are collected and dropped, so that the runner stays usable.
-
-    Args:
-        runner: Any runner.
-        batches: A tag and its batch; the batch may be reused as soon as the next one is asked for.
-
-    Yields:
-        The tag, and ``float32 [N, classes]``.
-    """
-    waiting: deque[tuple[_Tag, Ticket]] = deque()
-    try:
-        for tag, batch in batches:
-            full = len(waiting) >= runner.slots
-            done = _collect_oldest(runner, waiting) if full else None
-            waiting.append(
-                (tag, runner.submit(batch))
-            )  # before the caller gets its turn: the device stays busy
-            if done is not None:
-                yield done
-        while waiting:
-            yield _collect_oldest(runner, waiting)
-    except BaseException:
-        for _, ticket in waiting:
-            with contextlib.suppress(EdgeDscError):  # the first failure is the one to tell
-                runner.collect(ticket)
-        raise
-
-
-def _collect_oldest(runner: Submits, waiting: deque[tuple[_Tag, Ticket]]) -> tuple[_Tag, Array]:
-    tag, ticket = waiting.popleft()
-    return tag, runner.collect(ticket)
-
-
-class BatchCheck:
-    """Holds a batch against an engine's record; made once, called before every run."""
-
-    def __init__(self, record: EngineRecord) -> None:
-        """Note what the record says of its inputs."""
-        self._shape = record.contract.input_shape
-        self._dtype = record.contract.dtype
-        self._smallest = record.batch.smallest
-        self._largest = record.batch.largest
-        self._engine = record.engine
-        self._rebuild = record.build_command
-
-    def __call__(self, batch: Any) -> None:
-        """Accept ``uint8 [N, height, width, 1]`` with N in the engine's range.
-
-        Raises:
-            BadInputError: Another type, shape or size.
-        """
-        shape: tuple[int, ...] = getattr(batch, "shape", ())
-        if (
-            len(shape) == 4
-            and shape[1:] == self._shape
-            and batch.dtype == self._dtype
-            and self._smallest <= shape[0] <= self._largest
-        ):
-            return
-        seen = f"{getattr(batch, 'dtype', type(batch).__name__)} {list(shape)}"
-        height, width, channels = self._shape
-        largest = f"N from {self._smallest} to {self._largest}"
-        raise BadInputError(
-            f"{self._engine} takes {self._dtype} [N, {height}, {width}, {channels}], {largest}, not {seen}",
-            remedy=f"give another batch, or build with another --batch: {self._rebuild}",
-        )
-
-
 Progress = Callable[[str, int, int], None]  # phase, steps done, steps in all
 MEMORY_KINDS = ("auto", "device", "mapped")
+FLOAT = "float"  # FP32 or FP16, as check_layers takes it
+_TABLE = {
+    "onnxruntime": "engines.ort:RUNTIME",
+    "tensorrt": "engines.trt.runtime:TENSORRT",
+    "tensorrt-rtx": "engines.trt.runtime:TENSORRT_RTX",
+}
+RUNTIME_NAMES = tuple(_TABLE)
+_REFUSED = "choose another precision or --backend; nothing was written"
+
+_Tag = TypeVar("_Tag")
+Array = Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,6 +121,44 @@ class RunnerOptions:
 DEFAULT_OPTIONS = RunnerOptions()
 
 
+class Ticket:
+    """A batch that was submitted; :meth:`Runner.collect` gives its answers, once.
+
+    Attributes:
+        owner: The runner that issued it.
+        stages_ns: After collecting, where the runner times them: nanoseconds on the device of ``h2d``,
+            ``execute`` and ``d2h``. None where it does not.
+    """
+
+    __slots__ = ("_answers", "_taken", "owner", "stages_ns")
+
+    def __init__(self, owner: object, answers: NDArray[np.float32] | None = None) -> None:
+        """Issue a ticket.
+
+        Args:
+            owner: The runner that collects it.
+            answers: The answers, where they are there already.
+        """
+        self.owner = owner
+        self.stages_ns: Mapping[str, int] | None = None
+        self._answers = answers
+        self._taken = False
+
+    def take(self, owner: object) -> NDArray[np.float32] | None:
+        """Mark the ticket as collected and return the answers that it was issued with.
+
+        Raises:
+            ValueError: Another runner issued it, or it was collected before.
+        """
+        if owner is not self.owner:
+            raise ValueError("this ticket is of another runner")
+        if self._taken:
+            raise ValueError("this ticket was collected before")
+        self._taken = True
+        answers, self._answers = self._answers, None
+        return answers
+
+
 class Runner(Protocol):
     """A loaded engine, ready to classify. Closed by the thread that opened it.
 
@@ -280,7 +179,7 @@ class Runner(Protocol):
         """How it runs, by topic."""
         ...
 
-    def run(self, batch: Array) -> Array:
+    def run(self, batch: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Classify a batch.
 
         Args:
@@ -291,7 +190,7 @@ class Runner(Protocol):
         """
         ...
 
-    def submit(self, batch: Array) -> Ticket:
+    def submit(self, batch: NDArray[np.uint8]) -> Ticket:
         """Begin a batch and return, where the runtime can, before it is answered.
 
         Args:
@@ -302,7 +201,7 @@ class Runner(Protocol):
         """
         ...
 
-    def collect(self, ticket: Ticket) -> Array:
+    def collect(self, ticket: Ticket) -> NDArray[np.float32]:
         """Wait for a batch and return its answers, as :meth:`run` does; tickets may be collected in any order.
 
         Raises:
@@ -326,16 +225,33 @@ class Runner(Protocol):
 
 
 class Runtime(Protocol):
-    """One way to build and run engines.
+    """One way to build and run engines."""
 
-    Attributes:
-        name: Its name in the table and on the command line.
-        signed_activations: The INT8 graph it wants: signed symmetric activations (TensorRT), or
-            unsigned ones (ONNX Runtime on a CPU, 1.3 to 1.4 times faster there).
-    """
+    @property
+    def name(self) -> str:
+        """Its name in the table and on the command line."""
+        ...
 
-    name: str
-    signed_activations: bool
+    @property
+    def signed_activations(self) -> bool:
+        """The INT8 graph it wants: signed symmetric activations, or unsigned ones.
+
+        TensorRT takes signed ones only; ONNX Runtime on a CPU runs unsigned ones 1.3 to 1.4 times faster.
+        """
+        ...
+
+    @property
+    def float_precision(self) -> Precision:
+        """What layers run in that a mixed engine leaves in floating point."""
+        ...
+
+    @property
+    def runs_on_cpu(self) -> bool:
+        """Whether engines run on this machine's processor.
+
+        Then ONNX Runtime can time their layers, and the processor's ceilings bound their latency.
+        """
+        ...
 
     def availability(self) -> Availability:
         """Say what works here; never raises."""
@@ -373,15 +289,6 @@ class Runtime(Protocol):
             EnvironmentProblem: No GPU, no driver, a missing package.
         """
         ...
-
-
-_TABLE = {
-    "onnxruntime": "engines.ort:RUNTIME",
-    "tensorrt": "engines.trt.runtime:TENSORRT",
-    "tensorrt-rtx": "engines.trt.runtime:TENSORRT_RTX",
-}
-RUNTIME_NAMES = tuple(_TABLE)
-FLOAT = "float"  # FP32 or FP16
 
 
 def get_runtime(name: str) -> Runtime:
@@ -428,6 +335,106 @@ def open_engine(engine: Path, *, threads: int = 1, options: RunnerOptions = DEFA
     return get_runtime(record.runtime).open_runner(engine, record, replace(options, threads=threads))
 
 
+class DirectSubmission:
+    """``submit`` and ``collect`` for a runner whose ``run`` does all the work in the calling thread.
+
+    Attributes:
+        slots: 1: nothing is gained by submitting ahead.
+    """
+
+    slots = 1
+
+    def run(self, batch: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Classify a batch; the runner's own."""
+        raise NotImplementedError
+
+    def submit(self, batch: NDArray[np.uint8]) -> Ticket:
+        """Run the batch at once; the ticket holds the answers."""
+        return Ticket(self, self.run(batch))
+
+    def collect(self, ticket: Ticket) -> NDArray[np.float32]:
+        """Return the answers of a ticket.
+
+        Raises:
+            ValueError: Another runner issued it, or it was collected before.
+        """
+        answers = ticket.take(self)
+        assert answers is not None, "submit gave the ticket its answers"
+        return answers
+
+
+class BatchCheck:
+    """Holds a batch against an engine's record; made once, called before every run."""
+
+    def __init__(self, record: EngineRecord) -> None:
+        """Note what the record says of its inputs."""
+        self._shape = record.contract.input_shape
+        self._dtype = record.contract.dtype
+        self._smallest = record.batch.smallest
+        self._largest = record.batch.largest
+        self._engine = record.engine
+        self._rebuild = record.build_command
+
+    def __call__(self, batch: NDArray[np.uint8]) -> None:
+        """Accept ``uint8 [N, height, width, 1]`` with N in the engine's range.
+
+        Raises:
+            BadInputError: Another type, shape or size.
+        """
+        shape: tuple[int, ...] = getattr(batch, "shape", ())
+        if (
+            len(shape) == 4
+            and shape[1:] == self._shape
+            and batch.dtype == self._dtype
+            and self._smallest <= shape[0] <= self._largest
+        ):
+            return
+        seen = f"{getattr(batch, 'dtype', type(batch).__name__)} {list(shape)}"
+        height, width, channels = self._shape
+        largest = f"N from {self._smallest} to {self._largest}"
+        raise BadInputError(
+            f"{self._engine} takes {self._dtype} [N, {height}, {width}, {channels}], {largest}, not {seen}",
+            remedy=f"give another batch, or build with another --batch: {self._rebuild}",
+        )
+
+
+def answer_batches(
+    runner: Runner, batches: Iterable[tuple[_Tag, NDArray[np.uint8]]]
+) -> Iterator[tuple[_Tag, NDArray[np.float32]]]:
+    """Run tagged batches with as many in flight as the runner has slots, and yield them in order.
+
+    While the device works on one batch, the next is taken from ``batches`` and copied in. When the caller stops
+    early or a batch fails, the tickets still open are collected and dropped, so that the runner stays usable.
+
+    Args:
+        runner: Any runner.
+        batches: A tag and its batch; the batch may be reused as soon as the next one is asked for.
+
+    Yields:
+        The tag, and ``float32 [N, classes]``.
+    """
+    waiting: deque[tuple[_Tag, Ticket]] = deque()
+
+    def collect_oldest() -> tuple[_Tag, NDArray[np.float32]]:
+        tag, ticket = waiting.popleft()
+        return tag, runner.collect(ticket)
+
+    try:
+        for tag, batch in batches:
+            done = collect_oldest() if len(waiting) >= runner.slots else None
+            # Submitted before the caller gets its turn, so that the device stays busy.
+            waiting.append((tag, runner.submit(batch)))
+            if done is not None:
+                yield done
+        while waiting:
+            yield collect_oldest()
+    except BaseException:
+        for _, ticket in waiting:
+            with contextlib.suppress(EdgeDscError):  # the first failure is the one to report
+                runner.collect(ticket)
+        raise
+
+
 def check_precision(layers: Mapping[str, int], options: BuildOptions) -> None:
     """Hold the layers that a build gave against what was asked for.
 
@@ -440,7 +447,7 @@ def check_precision(layers: Mapping[str, int], options: BuildOptions) -> None:
     seen = ", ".join(f"{count} in {name}" for name, count in sorted(layers.items())) or "none"
     raise AccuracyGateError(
         f"asked for {wanted} in {options.precision.name}, the engine would have {seen}",
-        remedy="choose another precision or --backend; nothing was written",
+        remedy=_REFUSED,
     )
 
 
@@ -456,7 +463,7 @@ def check_layers(result: BuildResult, wanted: Mapping[str, str]) -> None:
     """
     if result.layer_types:
         wrong = [
-            f"{name} in {result.layer_types.get(name, 'none that is told')}, not {kind}"
+            f"{name} in {result.layer_types.get(name, 'no precision that is known')}, not {kind}"
             for name, kind in wanted.items()
             if result.layer_types.get(name) not in (("FP32", "FP16") if kind == FLOAT else (kind,))
         ]
@@ -470,5 +477,5 @@ def check_layers(result: BuildResult, wanted: Mapping[str, str]) -> None:
     if wrong:
         raise AccuracyGateError(
             f"the engine would run {'; '.join(wrong)} ({result.layers_source})",
-            remedy="choose another precision or --backend; nothing was written",
+            remedy=_REFUSED,
         )

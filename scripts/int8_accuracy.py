@@ -124,7 +124,7 @@ def _tables(run: Path, options: argparse.Namespace) -> Iterator[tuple[str, Path,
 
 
 def _answer(model: Any, pixels: Any) -> Any:
-    session, _ = open_session(model.SerializeToString(), "graph", threads=1, remedy="export it again")
+    session = open_session(model.SerializeToString(), "graph", threads=1, remedy="export it again")
     parts = [
         session.run(None, {"image": pixels[start : start + _BATCH]})[0]
         for start in range(0, len(pixels), _BATCH)

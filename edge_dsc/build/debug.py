@@ -105,7 +105,7 @@ def debug(request: DebugRequest, progress: Progress | None = None) -> Debugged:
     chosen = select_images(items, request.images, request.seed)
     pixels = _read(chosen, contract)
     signed = get_runtime(runtime).signed_activations
-    times = {} if signed else _times(model, table, pixels)
+    times = _times(model, table, pixels) if get_runtime(runtime).runs_on_cpu else {}
     found = measure_sensitivity(model, table, pixels, signed=signed, times=times, progress=progress)
     picture = request.out or path.parent / PICTURE_NAME
     draw_sensitivity(found, picture, title=f"{contract.architecture}, {runtime}, {table.method}")

@@ -77,7 +77,7 @@ def graph_in_precision(
 
     half = runtime.rest_in_half()
     if not _integer_layers(model, float_layers):
-        return cast_to_fp16(model) if runtime.signed_activations else model
+        return cast_to_fp16(model) if runtime.float_precision is Precision.FP16 else model
     assert table is not None, "an INT8 build has a table: the builder saw to it"
     graph = quantize(
         model, table, signed_activations=runtime.signed_activations, float_layers=tuple(float_layers)
@@ -104,7 +104,7 @@ def graph_precision(precision: Precision, wanted: dict[str, str], runtime: Runti
         return precision
     if "INT8" in wanted.values():
         return Precision.INT8
-    return Precision.FP16 if runtime.signed_activations else Precision.FP32
+    return runtime.float_precision
 
 
 def _integer_layers(model: Model, float_layers: Collection[str]) -> list[str]:

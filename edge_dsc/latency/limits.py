@@ -57,7 +57,7 @@ def measure_ceilings(threads: int) -> Ceilings:
     Source:
         Williams, Waterman and Patterson, Roofline: An Insightful Visual Performance Model (CACM 52(4), 2009).
     """
-    session, _ = open_session(_product_model(), "a matrix product", threads=threads, remedy="see doctor")
+    session = open_session(_product_model(), "a matrix product", threads=threads, remedy="see doctor")
     matrix = np.random.default_rng(0).random((_SIDE, _SIDE), dtype=np.float32)
     product = _best_seconds(lambda: session.run(None, {"a": matrix, "b": matrix}))
     source = np.ones(_COPY_BYTES // 8)

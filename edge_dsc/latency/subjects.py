@@ -31,7 +31,7 @@ from edge_dsc.latency.passes import add_pass, memory_pass, power_pass
 from engines.errors import ArtefactError, BadInputError, EnvironmentProblem, ImageError, UsageError
 from engines.images import read_input, usable_processors
 from engines.record import load_record
-from engines.runtimes import Array, Progress, Runner, RunnerOptions, open_engine
+from engines.runtimes import Array, Progress, Runner, RunnerOptions, get_runtime, open_engine
 
 _MAIN = "from edge_dsc.cli import main; main()"
 
@@ -315,7 +315,7 @@ def _describe(runner: Runner, options: BenchOptions) -> dict[str, Any]:
 def _limits(names: Sequence[str], engines: Sequence[Path], options: BenchOptions) -> dict[str, Any]:
     """Only for engines on the processor: its ceilings say nothing of a GPU."""
     records = {name: (engine, load_record(engine)) for name, engine in zip(names, engines, strict=True)}
-    here = {name: pair for name, pair in records.items() if pair[1].runtime == "onnxruntime"}
+    here = {name: pair for name, pair in records.items() if get_runtime(pair[1].runtime).runs_on_cpu}
     if not here:
         return {}
     ceilings = measure_ceilings(options.threads)

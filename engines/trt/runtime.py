@@ -10,7 +10,7 @@ from pathlib import Path
 from engines import packages
 from engines.errors import ArtefactError, EnvironmentProblem
 from engines.files import write_bytes
-from engines.record import EngineRecord, read_engine
+from engines.record import EngineRecord, Precision, read_engine
 from engines.runtimes import DEFAULT_OPTIONS, Availability, BuildOptions, BuildResult, RunnerOptions
 from engines.trt import versions
 from engines.trt.builder import build_plan
@@ -32,6 +32,8 @@ class TensorRtRuntime:
         builds_on_cpu: Whether building needs no GPU.
         portable_to: The GPUs that its engines run on; empty where they run on the one they were built on.
         signed_activations: True: TensorRT takes symmetric activations only.
+        float_precision: FP16: every GPU that TensorRT supports has it.
+        runs_on_cpu: False.
     """
 
     name: str
@@ -40,6 +42,8 @@ class TensorRtRuntime:
     builds_on_cpu: bool
     portable_to: str
     signed_activations: bool = True
+    float_precision: Precision = Precision.FP16
+    runs_on_cpu: bool = False
 
     def availability(self) -> Availability:
         """Say what works here; never raises."""

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from engines.errors import AccuracyGateError, ArtefactError, BadInputError, EnvironmentProblem
 from engines.files import sha256_bytes
-from engines.ort import RUNTIME, OrtRunner
+from engines.ort import RUNTIME, OrtRunner, open_reference, open_session
 from engines.record import BatchRange, Precision
 from engines.runtimes import BuildOptions, RunnerOptions
 
@@ -200,6 +200,100 @@ def test_a_damaged_engine_is_refused(open_engine: Callable, tmp_path: Path, dama
     assert caught.value.remedy == "rebuild it: edge-dsc build-engine model.onnx"
 
 
+class StandIn:
+    """A session that fails as told."""
+
+    def __init__(self, failure: Exception) -> None:
+        self.failure = failure
+
+    def run(self, outputs: object, feed: object) -> None:
+        raise self.failure
+
+
+STATE = onnxruntime.capi.onnxruntime_pybind11_state
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        STATE.Fail(
+            "[ONNXRuntimeError] : 1 : FAIL : BFCArena Failed to allocate memory for requested buffer of size 9"
+        ),
+        STATE.Fail("Available memory of 1024 is smaller than requested bytes of 2048"),
+        STATE.RuntimeException("Non-zero status code: std::bad_alloc"),
+        MemoryError("std::bad_alloc"),
+        MemoryError(),
+    ],
+)
+def test_too_little_memory_is_a_problem_of_the_machine(
+    open_engine: Callable, pixels: Callable, failure: Exception
+) -> None:
+    with open_engine() as runner:
+        failing = OrtRunner(StandIn(failure), runner.record)
+    with pytest.raises(EnvironmentProblem, match=r"onnxruntime cannot run dsc-fp32\.engine: \S") as caught:
+        failing.run(pixels(1))
+    assert caught.value.remedy == "free some memory, or use a smaller batch"
+
+
+@pytest.mark.parametrize("kind", ["Fail", "InvalidArgument", "InvalidGraph", "NotImplemented", "EPFail"])
+def test_any_other_failure_is_one_of_the_engine(open_engine: Callable, pixels: Callable, kind: str) -> None:
+    with open_engine() as runner:
+        failing = OrtRunner(StandIn(getattr(STATE, kind)("Conv node\nand more")), runner.record)
+    with pytest.raises(ArtefactError) as caught:
+        failing.run(pixels(1))
+    assert caught.value.what == "onnxruntime cannot run dsc-fp32.engine: Conv node"
+    assert caught.value.remedy == "rebuild it: edge-dsc build-engine model.onnx"
+
+
+@pytest.mark.parametrize("bug", [ValueError("no such input"), RuntimeError("not an array"), TypeError("x")])
+def test_a_wrong_call_is_not_dressed_up(open_engine: Callable, pixels: Callable, bug: Exception) -> None:
+    with open_engine() as runner:
+        failing = OrtRunner(StandIn(bug), runner.record)
+    with pytest.raises(type(bug), match=str(bug)):
+        failing.run(pixels(1))
+
+
+def one_node_session(op: str, *inputs: onnx.ValueInfoProto) -> object:
+    """A session of ONNX Runtime itself that fails when it runs, not when it is opened."""
+    node = onnx.helper.make_node(op, [value.name for value in inputs], ["probabilities"])
+    answer = onnx.helper.make_tensor_value_info("probabilities", onnx.TensorProto.FLOAT, None)
+    graph = onnx.helper.make_graph([node], "g", list(inputs), [answer])
+    opset = onnx.helper.make_opsetid("", 17)
+    model = onnx.helper.make_model(graph, opset_imports=[opset], ir_version=8)
+    return open_session(model.SerializeToString(), "g", threads=1, remedy="none")
+
+
+class Feeding:
+    """Hands other values to a session than those it is given."""
+
+    def __init__(self, session: object, **feed: np.ndarray) -> None:
+        self.session, self.feed = session, feed
+
+    def run(self, outputs: list[str], feed: object) -> list[np.ndarray]:
+        return self.session.run(outputs, self.feed)
+
+
+def test_what_onnxruntime_says_when_memory_runs_out(open_engine: Callable, pixels: Callable) -> None:
+    shape = onnx.helper.make_tensor_value_info("shape", onnx.TensorProto.INT64, [2])
+    petabytes = Feeding(one_node_session("ConstantOfShape", shape), shape=np.array([1 << 24, 1 << 24]))
+    with open_engine() as runner:
+        failing = OrtRunner(petabytes, runner.record)
+    with pytest.raises(EnvironmentProblem, match="allocate memory"):
+        failing.run(pixels(1))
+
+
+def test_what_onnxruntime_says_when_a_node_fails(open_engine: Callable, pixels: Callable) -> None:
+    values = onnx.helper.make_tensor_value_info("values", onnx.TensorProto.FLOAT, [None])
+    shape = onnx.helper.make_tensor_value_info("shape", onnx.TensorProto.INT64, [1])
+    session = one_node_session("Reshape", values, shape)
+    feed = {"values": np.zeros(6, np.float32), "shape": np.array([4])}
+    with open_engine() as runner:
+        failing = OrtRunner(Feeding(session, **feed), runner.record)
+    with pytest.raises(ArtefactError, match="Reshape") as caught:
+        failing.run(pixels(1))
+    assert caught.value.remedy == "rebuild it: edge-dsc build-engine model.onnx"
+
+
 def test_submitting_and_collecting(open_engine: Callable, pixels: Callable) -> None:
     with open_engine() as runner:
         assert (runner.slots, runner.description["execution"]) == (1, "ONNX Runtime session")
@@ -211,6 +305,22 @@ def test_it_works_here() -> None:
     found = RUNTIME.availability()
     assert found.version == onnxruntime.__version__
     assert (found.no_build, found.no_run) == (None, None)
+
+
+def test_the_reference_answers_like_the_engine(
+    open_engine: Callable, graph_in: Callable, pixels: Callable
+) -> None:
+    graph = onnx.load_model_from_string(graph_in("dsc", "int8", signed=False))
+    with open_engine("dsc", "int8") as runner, open_reference(graph, runner.record) as reference:
+        assert reference.record == runner.record
+        np.testing.assert_array_equal(reference.run(pixels(2)), runner.run(pixels(2)))
+
+
+def test_a_graph_that_cannot_be_opened_is_named_with_its_engine(open_engine: Callable) -> None:
+    with open_engine() as runner, pytest.raises(ArtefactError) as caught:
+        open_reference(onnx.ModelProto(), runner.record)
+    assert caught.value.what.startswith("onnxruntime cannot load the graph of dsc-fp32.engine: ")
+    assert caught.value.remedy == "rebuild it: edge-dsc build-engine model.onnx"
 
 
 def test_no_place_for_temporary_files(
