@@ -24,8 +24,8 @@ import numpy as np
 from calibration.table import METHODS, QAT_METHOD, CalibrationTable, load_table
 from edge_dsc.build.calibrate import CALIBRATION_NAME, CalibrationRequest, run_calibration
 from edge_dsc.build.engine import graph_in_precision
-from edge_dsc.build.gate import HELD_OUT
 from edge_dsc.data.loading import load_images
+from edge_dsc.data.purposes import PARTS_FOR, Purpose
 from edge_dsc.evaluate.agreement import compare_answers
 from edge_dsc.evaluate.evaluation import labelled_samples
 from edge_dsc.training.run_folder import load_training_record
@@ -84,7 +84,7 @@ def _measure_run(run: Path, options: argparse.Namespace) -> Iterator[Answers]:
     record = load_training_record(run)
     model = load_model(run / "model.onnx")
     contract = model.contract
-    samples = labelled_samples(options.data, run / "split.json", HELD_OUT)
+    samples = labelled_samples(options.data, run / "split.json", PARTS_FOR[Purpose.JUDGE])
     loaded = load_images(options.data, samples, contract)
     reference = _answer(model.proto, loaded.pixels)
     for method, source, table in _tables(run, options):

@@ -337,12 +337,13 @@ def build_engine(
         raise UsageError("mixed precision needs images to be judged on", remedy="add --validate DIR")
     if calib_data and calibration:
         raise UsageError("--calib-data and --calibration exclude each other", remedy="give one of them")
+    made = None
     with progress_bar() as progress:
         if calib_data:
             request = CalibrationRequest(
                 model=path, data=calib_data, method=calib_method.value, images=calib_images, seed=seed
             )
-            calibration = run_calibration(request, progress).path
+            made = run_calibration(request, progress)
         elif calibrated and calibration is None and (path.parent / CALIBRATION_NAME).is_file():
             calibration = path.parent / CALIBRATION_NAME
             say(f"using the calibration table {calibration}")
@@ -359,6 +360,7 @@ def build_engine(
                 layers=layers,
             ),
             progress,
+            calibrated=made,
         )
     say(f"runtime: {built.chosen}")
     if json:

@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 
 from edge_dsc.data import Sample, discover
+from edge_dsc.data.purposes import images_as_asked
 from edge_dsc.data.split import SPLIT_FILE, load_split
 from edge_dsc.evaluate.agreement import compare_answers
 from edge_dsc.evaluate.metrics import Metrics, classification_metrics
@@ -129,14 +130,7 @@ def labelled_samples(data: Path, split_file: Path, parts: Sequence[str]) -> list
             f"there is no {split_file.name} beside the engine",
             remedy="leave --split out, or keep the engine in its run folder",
         )
-    split = load_split(split_file)
-    unknown = sorted(set(parts) - set(split.parts))
-    if unknown:
-        raise UsageError(
-            f"there is no part {', '.join(unknown)}", remedy=f"choose of {', '.join(split.parts)}"
-        )
-    wanted = {sample.sha256 for part in parts for sample in split.samples(part)}
-    samples = [sample for sample in found.samples if sample.sha256 in wanted]
+    samples = list(images_as_asked(found, load_split(split_file), parts))
     if not samples:
         raise BadInputError(
             f"{data} holds none of the images of {', '.join(parts)} in {split_file}",

@@ -7,14 +7,15 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from engines.graph import load_model
 from calibration.collect import calibrate
 from calibration.select import read_set, select_images
 from calibration.table import CalibrationOptions, save_table
-from edge_dsc.build.calibrate import calibration_images
+from edge_dsc.build.calibrate import calibration_candidates
 from edge_dsc.build.debug import DebugRequest, debug, format_debugged
 from edge_dsc.cli.app import app
+from edge_dsc.data import discover
 from engines.errors import ArtefactError
+from engines.graph import load_model
 
 
 @pytest.fixture(scope="module")
@@ -23,8 +24,7 @@ def run_folder(
 ) -> Path:
     folder = tmp_path_factory.mktemp("run")
     model = load_model(Path(shutil.copy(deployed_models["dsc"], folder / "model.onnx")))
-    items, _ = calibration_images(textures, model.path)
-    images = read_set(select_images(items, 128, 0), model.contract)
+    images = read_set(select_images(calibration_candidates(discover(textures), None), 128, 0), model.contract)
     table = calibrate(model, images, CalibrationOptions(method="minmax"))
     save_table(folder / "calibration.json", table)
     return folder
