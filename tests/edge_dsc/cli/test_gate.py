@@ -162,12 +162,13 @@ def test_a_record_of_an_older_version_is_read(int8: Path) -> None:
     record = load_record(int8)
     path = record_path(int8)
     body = msgspec.to_builtins(record)
-    for name in ("layer_types", "float_layers", "validation"):
+    for name in ("layer_types", "float_layers", "validation", "calibration", "workspace_mib"):
         del body[name]
     head = {"kind": RECORD.name, "schema_version": 1}
     path.write_text(json.dumps({**head, **body, "record_sha256": sha256_bytes(canonical_json(body))}))
     old = load_record(int8)
     assert (old.layer_types, old.float_layers, old.validation) == ({}, (), None)
+    assert (old.calibration, old.workspace_mib) == (None, 1024)
     save_record(int8, old)
     assert load_record(int8) == old
 
