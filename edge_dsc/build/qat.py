@@ -403,7 +403,7 @@ def _read_images(
 
 
 def _moved(sample: Sample, seen: Sample) -> Sample:
-    return replace(sample, path=seen.path)
+    return Sample(path=seen.path, label=sample.label, patient=sample.patient, sha256=sample.sha256)
 
 
 def _table(
