@@ -27,6 +27,7 @@ from edge_dsc.build.export import export_run
 from edge_dsc.networks import fold_network
 from edge_dsc.networks import load_network
 from edge_dsc.training.batches import Batches
+from edge_dsc.training.train import Fitted
 from edge_dsc.training.train import RunImages
 from edge_dsc.training.train import TrainResult
 from edge_dsc.training.train import finish_run
@@ -317,23 +318,21 @@ def fine_tune(
     model = quantized_network(deployed, batches.pixels[::stride][:_RANGE_IMAGES])
     compile_model(model, recipe, batches.steps)
     batches = TaughtBatches(**vars(batches), teacher=deployed)
-    state = TrainState(settings={"recipe": recipe.to_dict()})
+    state = TrainState()
     started = time.monotonic()
-    interrupted = fit_model(
-        model, batches, images.pixels["validation"], state, save=lambda state: None, progress=progress
-    )
+    interrupted = fit_model(model, batches, images.pixels["validation"], state, progress)
     tuned = fold_network(load_network(options.run / MODEL_FILE))
     deployed_weights(model, tuned)
-    trained = finish_run(
-        settings,
-        model,
-        images,
-        state,
+    fitted = Fitted(
+        model=model,
+        recipe=recipe,
+        state=state,
         interrupted=interrupted,
         seconds=time.monotonic() - started,
         deployed=tuned,
         parent_sha256=parent.model_sha256,
     )
+    trained = finish_run(settings, images, fitted)
     onnx = export_run(options.out, data=options.data).path
     table = options.out / CALIBRATION_NAME
     save_table(table, _table(onnx, list(learnt_ranges(model, tuned).values()), images.split, options))
