@@ -19,8 +19,8 @@ from calibration.layers import find_layers
 from calibration.table import QAT_METHOD, CalibrationImage, CalibrationTable, save_table
 from edge_dsc.build.calibrate import CALIBRATION_NAME
 from edge_dsc.build.export import export_run
-from edge_dsc.data import Split, discover, load_split
-from edge_dsc.data.loading import load_images
+from edge_dsc.data import Split, load_split
+from edge_dsc.data.loading import load_dataset
 from edge_dsc.data.purposes import images_to_train
 from edge_dsc.data.split import SPLIT_FILE
 from edge_dsc.networks import fold_network, load_keras, load_network
@@ -29,6 +29,7 @@ from edge_dsc.training.fit import compile_model, fit_model, seed_everything
 from edge_dsc.training.recipes import RECIPES, Recipe, ReportProgress, TrainOptions
 from edge_dsc.training.run_folder import MODEL_FILE, TrainingRecord, TrainState, load_training_record
 from edge_dsc.training.train import (
+    Fitted,
     RunImages,
     TrainResult,
     check_folder,
@@ -36,7 +37,6 @@ from edge_dsc.training.train import (
     make_batches,
     pixels_by_part,
 )
-from engines.contract import ModelContract
 from engines.errors import BadInputError, UsageError
 from engines.graph import OnnxModel
 from engines.packages import load
@@ -137,7 +137,7 @@ def fine_tune(
     settings = _settings(options, parent)
     check_folder(settings)
     recipe = _recipe(parent, options.epochs)
-    images = _read_images(options, load_split(options.run / SPLIT_FILE), parent, reading)
+    images = _read_images(options, load_split(options.run / SPLIT_FILE), reading)
     seed_everything(options.seed)
     deployed = fold_network(load_network(options.run / MODEL_FILE))
     batches = make_batches(images, recipe, options.seed)
@@ -145,22 +145,20 @@ def fine_tune(
     model = quantized_network(deployed, batches.pixels[::stride][:_RANGE_IMAGES])
     compile_model(model, recipe, batches.steps)
     batches = TaughtBatches(**vars(batches), teacher=deployed)
-    state = TrainState(settings={"recipe": recipe.to_dict()})
+    state = TrainState()
     started = time.monotonic()
-    interrupted = fit_model(
-        model, batches, images.pixels["validation"], state, save=lambda state: None, progress=progress
-    )
+    interrupted = fit_model(model, batches, images.pixels["validation"], state, progress)
     deployed_weights(model, deployed)  # its own are not needed any more
-    trained = finish_run(
-        settings,
-        model,
-        images,
-        state,
+    fitted = Fitted(
+        model=model,
+        recipe=recipe,
+        state=state,
         interrupted=interrupted,
         seconds=time.monotonic() - started,
         deployed=deployed,
         parent_sha256=parent.model_sha256,
     )
+    trained = finish_run(settings, images, fitted)
     exported = export_run(options.out, data=options.data)
     table = options.out / CALIBRATION_NAME
     ranges = list(learnt_ranges(model, deployed).values())
@@ -201,20 +199,17 @@ def _recipe(parent: TrainingRecord, epochs: int) -> Recipe:
     )
 
 
-def _read_images(
-    options: QatOptions, split: Split, parent: TrainingRecord, reading: Progress | None
-) -> RunImages:
+def _read_images(options: QatOptions, split: Split, reading: Progress | None) -> RunImages:
     """Read the images of the run's own split, found by their content wherever they lie below the folder."""
-    dataset = discover(options.data)
+    dataset, loaded = load_dataset(options.data, progress=reading)
     here = images_to_train(dataset, split, run=options.run)
-    contract = ModelContract(labels=parent.labels, architecture=parent.architecture)
-    samples = [sample for part in here.parts.values() for sample in part]
-    loaded = load_images(options.data, samples, contract, progress=reading)
-    if loaded.skipped:
-        raise BadInputError(
-            f"{loaded.skipped[0][0]} can no longer be read: {loaded.skipped[0][1]}",
-            remedy="restore the images that the run was trained on",
-        )
+    wanted = {sample.path for samples in here.parts.values() for sample in samples}
+    for path, reason in loaded.skipped:
+        if path in wanted:
+            raise BadInputError(
+                f"{path} can no longer be read: {reason}",
+                remedy="restore the images that the run was trained on",
+            )
     return RunImages(split=split, pixels=pixels_by_part(loaded, here, dataset), skipped=())
 
 

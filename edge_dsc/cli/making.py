@@ -85,8 +85,10 @@ def train(
         say(f"skipped {path}: {reason}")
     if result.record.skipped:
         say(f"{len(result.record.skipped)} images could not be read and were left out")
+    for note in result.notes:
+        say(note)
     if json:
-        metrics = {part: figures.to_dict() for part, figures in result.metrics.items()}
+        metrics = result.metrics
         give_json("edge-dsc/train-result", {"run": str(result.run), "metrics": metrics})
     else:
         give(f"{result.run}: evaluation and test images together, none seen in training")
@@ -130,8 +132,10 @@ def _fine_tune(
     with progress_bar() as progress:
         result = fine_tune(options, progress=step_progress(run.name, progress), reading=progress)
     trained = result.trained
+    for note in trained.notes:
+        say(note)
     if json:
-        metrics = {part: figures.to_dict() for part, figures in trained.metrics.items()}
+        metrics = trained.metrics
         body = {"run": str(trained.run), "onnx": str(result.onnx), "calibration": str(result.table)}
         give_json("edge-dsc/train-result", {**body, "metrics": metrics})
     else:
