@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import io
+import logging
+import re
+import threading
 import warnings
+from types import ModuleType
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from engines.errors import ImageError
 from engines.packages import load
 
-Array = Any
-MAGIC = b"DICM"
+MAX_PIXELS = 100_000_000  # X-ray detectors give at most about 20 million
+_MAGIC = b"DICM"
 _MAGIC_AT = 128
-_MAX_PIXELS = 100_000_000
 _BITS = range(8, 17)
 _TAGS = (
     "SamplesPerPixel",
@@ -39,14 +43,20 @@ _TAGS = (
     "ExtendedOffsetTableLengths",
     "PixelData",
 )
+# pydicom warns of odd values and quotes them. Written as the warnings module keeps it.
+_FILTER: Any = ("ignore", None, UserWarning, re.compile(r"pydicom\."), 0)
+_SILENCING = threading.Lock()
+
+_Stored = NDArray[np.integer[Any]]  # as the detector gave them: 8 to 16 bits, signed or not
+_Values = NDArray[np.integer[Any] | np.floating[Any]]  # after the modality's LUT or rescale
 
 
 def is_dicom(data: bytes) -> bool:
     """Say whether a file's beginning (132 bytes or more) is that of a DICOM file (PS3.10, 7.1)."""
-    return data[_MAGIC_AT : _MAGIC_AT + 4] == MAGIC
+    return data[_MAGIC_AT : _MAGIC_AT + 4] == _MAGIC
 
 
-def decode_dicom(data: bytes, *, name: str = "image") -> Array:
+def decode_dicom(data: bytes, *, name: str = "image") -> NDArray[np.uint8]:
     """Decode a DICOM radiograph to 8-bit grey as a viewer first shows it.
 
     In the order of the standard: modality LUT or rescale, VOI LUT or the first window (linear, linear exact or
@@ -67,8 +77,7 @@ def decode_dicom(data: bytes, *, name: str = "image") -> Array:
             that no installed handler knows.
         EnvironmentProblem: ``pydicom`` is missing.
     """
-    pydicom = load("pydicom")
-    _quiet(pydicom)
+    pydicom = _load_silent()
     try:
         dataset = pydicom.dcmread(io.BytesIO(data), specific_tags=list(_TAGS))
         _check(dataset, name)
@@ -84,15 +93,37 @@ def decode_dicom(data: bytes, *, name: str = "image") -> Array:
         ) from None
 
 
-def _quiet(pydicom: Any) -> None:
-    # pydicom warns of odd values and quotes them: nothing of the file may reach a log.
-    load("pydicom.config").settings.reading_validation_mode = pydicom.config.IGNORE
-    pydicom.config.logger.disabled = True
-    warnings.filterwarnings("ignore", category=UserWarning, module=r"pydicom\.")
+def _load_silent() -> ModuleType:
+    """Import pydicom, with nothing that it says of a file reaching the terminal or a log.
+
+    That is set once per process, and again only where a ``warnings.catch_warnings`` of somebody else has taken the
+    filter away at its end: the list of filters belongs to all threads.
+    """
+    pydicom = load("pydicom")
+    with _SILENCING:
+        if _FILTER not in warnings.filters:
+            load("pydicom.config").settings.reading_validation_mode = pydicom.config.IGNORE
+            # Its modules have loggers below this one: their records end here, at a handler that drops them.
+            logger = logging.getLogger("pydicom")
+            logger.handlers, logger.propagate = [logging.NullHandler()], False
+            warnings.filterwarnings("ignore", category=UserWarning, module=r"pydicom\.")
+    return pydicom
+
+
+def check_pixels(height: int, width: int, name: str) -> None:
+    """Refuse an image that would take too much memory, before it is decoded.
+
+    Raises:
+        ImageError: More than 100 megapixels.
+    """
+    if height * width > MAX_PIXELS:
+        raise ImageError(
+            f"{name} is {width}x{height} = {height * width / 1e6:.0f} megapixels",
+            remedy=f"the limit is {MAX_PIXELS / 1e6:.0f} megapixels; shrink the image",
+        )
 
 
 def _check(dataset: Any, name: str) -> None:
-    rows, columns = int(dataset.Rows), int(dataset.Columns)
     photometric = str(dataset.PhotometricInterpretation)
     frames = int(dataset.get("NumberOfFrames") or 1)
     if photometric not in ("MONOCHROME1", "MONOCHROME2") or int(dataset.get("SamplesPerPixel", 1)) != 1:
@@ -103,17 +134,13 @@ def _check(dataset: Any, name: str) -> None:
         raise ImageError(f"{name} has {frames} frames", remedy="give single radiographs")
     if int(dataset.BitsStored) not in _BITS or int(dataset.BitsAllocated) not in (8, 16):
         raise ImageError(f"{name} has {int(dataset.BitsStored)} bits stored", remedy="give 8 to 16 bits")
-    if rows * columns > _MAX_PIXELS:
-        raise ImageError(
-            f"{name} is {columns}x{rows} = {rows * columns / 1e6:.0f} megapixels",
-            remedy=f"the limit is {_MAX_PIXELS / 1e6:.0f} megapixels; shrink the image",
-        )
+    check_pixels(int(dataset.Rows), int(dataset.Columns), name)
 
 
-def _stored_values(dataset: Any, name: str) -> Array:
+def _stored_values(dataset: Any, name: str) -> _Stored:
     syntax = dataset.file_meta.TransferSyntaxUID
     try:
-        pixels = dataset.pixel_array
+        pixels: _Stored = dataset.pixel_array
     except (RuntimeError, NotImplementedError) as error:
         raise ImageError(
             f"{name} is compressed as {syntax.name}, which cannot be decoded here",
@@ -122,7 +149,7 @@ def _stored_values(dataset: Any, name: str) -> Array:
     return pixels  # pydicom has cleared the bits above those stored, which may hold an overlay
 
 
-def _grey(dataset: Any, pixels: Array) -> Array:
+def _grey(dataset: Any, pixels: _Stored) -> NDArray[np.uint8]:
     """Map stored values to 0..255 through a table of every value between the smallest and the largest."""
     lowest = int(pixels.min())
     stored = np.arange(lowest, int(pixels.max()) + 1)
@@ -133,21 +160,23 @@ def _grey(dataset: Any, pixels: Array) -> Array:
     return table[pixels.astype(np.int32) - lowest]
 
 
-def _first_shown(dataset: Any, stored: Array, pixels: Array) -> Array:
+def _first_shown(dataset: Any, stored: _Stored, pixels: _Stored) -> NDArray[np.float64]:
     """Return what each stored value becomes on a screen, 0 to 1."""
     processing = load("pydicom.pixels")
-    values = processing.apply_modality_lut(stored, dataset)
+    values: _Values = processing.apply_modality_lut(stored, dataset)
     if dataset.get("VOILUTSequence"):
         bits = int(dataset.VOILUTSequence[0].LUTDescriptor[2])
         looked_up = processing.apply_voi(np.rint(values).astype(np.int64), dataset)
-        return np.clip(looked_up / ((1 << bits) - 1), 0, 1)
+        shown: NDArray[np.float64] = np.clip(looked_up / ((1 << bits) - 1), 0, 1)
+        return shown
     if dataset.get("WindowCenter") is not None and dataset.get("WindowWidth") is not None:
         center, width = _first(dataset.WindowCenter), _first(dataset.WindowWidth)
         return _window(values, center, width, str(dataset.get("VOILUTFunction") or "LINEAR"))
     return _full_range(dataset, stored, values, pixels)
 
 
-def _full_range(dataset: Any, stored: Array, values: Array, pixels: Array) -> Array:
+def _full_range(dataset: Any, stored: _Stored, values: _Values, pixels: _Stored) -> NDArray[np.float64]:
+    """Stretch from the smallest to the largest value that occurs, padding left out."""
     used = np.zeros(len(stored), bool)
     used[np.unique(pixels) - stored[0]] = True
     padding = dataset.get("PixelPaddingValue")
@@ -155,18 +184,22 @@ def _full_range(dataset: Any, stored: Array, values: Array, pixels: Array) -> Ar
         used &= stored != int(padding)
     seen = values[used] if used.any() else values
     low, high = float(seen.min()), float(seen.max())
-    return np.clip((values - low) / max(high - low, 1e-9), 0, 1)
+    shown: NDArray[np.float64] = np.clip((values - low) / max(high - low, 1e-9), 0, 1)
+    return shown
 
 
-def _window(values: Array, center: float, width: float, function: str) -> Array:
-    # Source: DICOM PS3.3, C.11.2.1.2 and C.11.2.1.3.
+def _window(values: _Values, center: float, width: float, function: str) -> NDArray[np.float64]:
+    """Source: DICOM PS3.3, C.11.2.1.2 and C.11.2.1.3."""
+    shown: NDArray[np.float64]
     if function == "SIGMOID":
-        return 1 / (1 + np.exp(np.clip(-4 * (values - center) / width, -500, 500)))
-    if function == "LINEAR_EXACT":
-        return np.clip((values - center) / width + 0.5, 0, 1)
-    if width <= 1:
-        return (values > center - 0.5).astype(float)
-    return np.clip((values - (center - 0.5)) / (width - 1) + 0.5, 0, 1)
+        shown = 1 / (1 + np.exp(np.clip(-4 * (values - center) / width, -500, 500)))
+    elif function == "LINEAR_EXACT":
+        shown = np.clip((values - center) / width + 0.5, 0, 1)
+    elif width <= 1:
+        shown = (values > center - 0.5).astype(np.float64)
+    else:
+        shown = np.clip((values - (center - 0.5)) / (width - 1) + 0.5, 0, 1)
+    return shown
 
 
 def _first(value: Any) -> float:

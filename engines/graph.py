@@ -2,28 +2,41 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 
-from engines import packages
 from engines.contract import ModelContract
 from engines.errors import AccuracyGateError, ArtefactError
 from engines.files import sha256_bytes
 
-if TYPE_CHECKING:
-    from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
-
-
 LARGEST_MODEL = 512 << 20  # bytes; ours have a few MB, and protobuf itself ends at 2 GiB
+LARGEST_HALF = 65504.0  # largest finite float16. Source: IEEE 754-2008, binary16
+_EXPORT_AGAIN = "export it again: edge-dsc export RUN"
+
+# Position of the weight among the inputs of a layer. The names beyond ONNX's own are what ONNX Runtime's
+# optimiser makes of them.
+_WEIGHT_INPUT = {
+    "Conv": 1,
+    "FusedConv": 1,
+    "NhwcFusedConv": 1,
+    "MatMul": 1,
+    "FusedMatMul": 1,
+    "Gemm": 1,
+    "FusedGemm": 1,
+}
+_INTEGER_LAYERS = frozenset({"QLinearConv", "QLinearMatMul", "QGemm", "ConvInteger", "MatMulInteger"})
+# What does not change the numbers on the way from a stored tensor to the layer that uses it.
+_PASS_THROUGH = frozenset({"Cast", "Identity", "Transpose", "Reshape", "QuantizeLinear", "DequantizeLinear"})
 
 _Value = tuple[str, int, tuple[int, ...]]  # name, element type, shape without the batch
-_EXPORT_AGAIN = "export it again: edge-dsc export RUN"
 
 
 @dataclass(frozen=True)
@@ -59,37 +72,35 @@ def load_model(path: Path) -> OnnxModel:
         data = path.read_bytes()
     except OSError as error:
         raise ArtefactError(f"cannot read {path}: {error.strerror or error}", remedy=_EXPORT_AGAIN) from error
-    proto = parse_model(data, str(path))
-    return OnnxModel(path, sha256_bytes(data), proto, contract_of(proto, str(path)))
+    return parse_model(data, path)
 
 
-def parse_model(data: bytes, source: str) -> ModelProto:
+def parse_model(data: bytes, path: Path) -> OnnxModel:
     """Do what :func:`load_model` does for a model that is already in memory.
 
     Args:
         data: A serialised ``ModelProto``.
-        source: Name of the file, for the error text.
+        path: The file that it is from or for, named in errors.
 
     Raises:
         ArtefactError: As :func:`load_model`.
     """
-    decode_error = packages.load("google.protobuf.message").DecodeError
     try:
-        model = onnx.load_model_from_string(data)
-    except decode_error as error:
-        raise ArtefactError(f"{source} is not an ONNX model: {error}", remedy=_EXPORT_AGAIN) from error
-    if not model.graph.node:
-        raise ArtefactError(f"{source} is not an ONNX model: no nodes inside", remedy=_EXPORT_AGAIN)
-    for tensor in model.graph.initializer:
+        proto = onnx.load_model_from_string(data)
+    except DecodeError as error:
+        raise ArtefactError(f"{path} is not an ONNX model: {error}", remedy=_EXPORT_AGAIN) from error
+    if not proto.graph.node:
+        raise ArtefactError(f"{path} is not an ONNX model: no nodes inside", remedy=_EXPORT_AGAIN)
+    for tensor in proto.graph.initializer:
         if tensor.external_data or tensor.data_location:
-            raise ArtefactError(f"{source} keeps {tensor.name} in another file", remedy=_EXPORT_AGAIN)
-    contract_of(model, source)
+            raise ArtefactError(f"{path} keeps {tensor.name} in another file", remedy=_EXPORT_AGAIN)
+    contract = contract_of(proto, str(path))
     try:
-        onnx.checker.check_model(model)
+        onnx.checker.check_model(proto)
     except onnx.checker.ValidationError as error:
         reason = str(error).strip().splitlines()[0]
-        raise ArtefactError(f"{source} is not a valid ONNX model: {reason}", remedy=_EXPORT_AGAIN) from error
-    return model
+        raise ArtefactError(f"{path} is not a valid ONNX model: {reason}", remedy=_EXPORT_AGAIN) from error
+    return OnnxModel(path, sha256_bytes(data), proto, contract)
 
 
 def contract_of(model: ModelProto, source: str) -> ModelContract:
@@ -100,13 +111,12 @@ def contract_of(model: ModelProto, source: str) -> ModelContract:
     """
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     contract = ModelContract.from_metadata(metadata, source=source)
-    types = onnx.TensorProto
     stored = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in stored]
     seen = (_describe(inputs), _describe(model.graph.output))
     expected = (
-        [(contract.input_name, types.UINT8, contract.input_shape)],
-        [(contract.output_name, types.FLOAT, (len(contract.labels),))],
+        [(contract.input_name, TensorProto.UINT8, contract.input_shape)],
+        [(contract.output_name, TensorProto.FLOAT, (len(contract.labels),))],
     )
     if seen != expected:
         raise ArtefactError(
@@ -127,26 +137,10 @@ def _describe(values: Iterable[ValueInfoProto]) -> list[_Value]:
 
 
 def _words(values: Sequence[_Value]) -> str:
-    element = onnx.TensorProto.DataType.Name
+    element = TensorProto.DataType.Name
     return ", ".join(
         f"{name} {element(kind).lower()} [N, {str(list(shape))[1:]}" for name, kind, shape in values
     )
-
-
-# Position of the weight among the inputs of a layer. The names beyond ONNX's own are what ONNX Runtime's
-# optimiser makes of them.
-_WEIGHT_INPUT = {
-    "Conv": 1,
-    "FusedConv": 1,
-    "NhwcFusedConv": 1,
-    "MatMul": 1,
-    "FusedMatMul": 1,
-    "Gemm": 1,
-    "FusedGemm": 1,
-}
-_INTEGER_LAYERS = frozenset({"QLinearConv", "QLinearMatMul", "QGemm", "ConvInteger", "MatMulInteger"})
-# What does not change the numbers on the way from a stored tensor to the layer that uses it.
-_PASS_THROUGH = frozenset({"Cast", "Identity", "Transpose", "Reshape", "QuantizeLinear", "DequantizeLinear"})
 
 
 def count_parameters(model: ModelProto) -> int:
@@ -156,19 +150,17 @@ def count_parameters(model: ModelProto) -> int:
     centres the pixels of a signed INT8 graph) do not count, so the FP32, FP16 and INT8 graphs of one network
     give the same number.
     """
-    types = onnx.TensorProto
-    sizes = {}
-    for tensor in model.graph.initializer:
-        sizes[tensor.name] = (tensor.data_type, _elements(tensor.dims))
+    stored = _stored(model)
     counted: set[str] = set()
     for node in model.graph.node:
         quantisation = node.op_type in ("QuantizeLinear", "DequantizeLinear")
         for position, name in enumerate(node.input):
-            if name not in sizes or (quantisation and position > 0):
+            if name not in stored or (quantisation and position > 0):
                 continue
-            if quantisation or sizes[name][0] in (types.FLOAT, types.FLOAT16):
+            if quantisation or stored[name].data_type in (TensorProto.FLOAT, TensorProto.FLOAT16):
                 counted.add(name)
-    return sum(sizes[name][1] for name in counted if sizes[name][1] > 1)
+    sizes = (math.prod(stored[name].dims) for name in counted)
+    return sum(size for size in sizes if size > 1)
 
 
 def count_multiply_adds(model: ModelProto) -> int:
@@ -180,7 +172,7 @@ def count_multiply_adds(model: ModelProto) -> int:
     Raises:
         ArtefactError: A layer's output shape cannot be inferred.
     """
-    single = onnx.ModelProto()
+    single = ModelProto()
     single.CopyFrom(model)
     for value in [*single.graph.input, *single.graph.output]:
         value.type.tensor_type.shape.dim[0].dim_value = 1
@@ -197,7 +189,7 @@ def count_multiply_adds(model: ModelProto) -> int:
             raise ArtefactError(
                 f"the output shape of {node.name or node.op_type} is not known", remedy=_EXPORT_AGAIN
             )
-        total += _elements(shape) * _depth(node, list(weight.dims))
+        total += math.prod(shape) * _depth(node, list(weight.dims))
     return total
 
 
@@ -260,9 +252,8 @@ def _count_layers(model: ModelProto, *, pairs: bool) -> dict[str, int]:
 
 def _typed_layers(model: ModelProto, *, pairs: bool) -> list[tuple[str, str]]:
     """Name and precision of each layer with weights, in the order of the graph."""
-    types = onnx.TensorProto
-    names: dict[int, str] = {types.FLOAT: "FP32", types.FLOAT16: "FP16"}
-    producers = _producers(model)
+    names: dict[int, str] = {TensorProto.FLOAT: "FP32", TensorProto.FLOAT16: "FP16"}
+    stored, producers = _stored(model), _producers(model)
     weighted = {node.output[0] for node, _ in _layers(model)}
     found: list[tuple[str, str]] = []
     for node in model.graph.node:
@@ -271,20 +262,17 @@ def _typed_layers(model: ModelProto, *, pairs: bool) -> list[tuple[str, str]]:
         elif node.output[0] in weighted:
             weight = node.input[_WEIGHT_INPUT[node.op_type]]
             sources = [producers.get(name) for name in (node.input[0], weight)]
-            if pairs and all(
-                source is not None and source.op_type == "DequantizeLinear" for source in sources
-            ):
+            if pairs and all(source and source.op_type == "DequantizeLinear" for source in sources):
                 found.append((node.name, "INT8"))
             else:
-                kind = _element_type(model, producers, weight)
-                found.append((node.name, names.get(kind, types.DataType.Name(kind))))
+                kind = _element_type(weight, stored, producers)
+                found.append((node.name, names.get(kind, TensorProto.DataType.Name(kind))))
     return found
 
 
 def _layers(model: ModelProto) -> list[tuple[NodeProto, TensorProto]]:
     """Every layer with a stored weight, with that weight."""
-    producers = _producers(model)
-    stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    stored, producers = _stored(model), _producers(model)
     found = []
     for node in model.graph.node:
         position = _WEIGHT_INPUT.get(node.op_type)
@@ -298,16 +286,19 @@ def _layers(model: ModelProto) -> list[tuple[NodeProto, TensorProto]]:
     return found
 
 
-def _element_type(model: ModelProto, producers: dict[str, NodeProto], name: str) -> int:
+def _element_type(name: str, stored: dict[str, TensorProto], producers: dict[str, NodeProto]) -> int:
     """Element type of a stored tensor where a layer takes it, behind the Casts on the way."""
-    stored = {tensor.name: int(tensor.data_type) for tensor in model.graph.initializer}
     while name not in stored:
         node = producers[name]
         if node.op_type == "Cast":
             return next(int(attribute.i) for attribute in node.attribute if attribute.name == "to")
         # The scale of a DequantizeLinear has the element type of its output.
         name = node.input[1 if node.op_type == "DequantizeLinear" else 0]
-    return stored[name]
+    return stored[name].data_type
+
+
+def _stored(model: ModelProto) -> dict[str, TensorProto]:
+    return {tensor.name: tensor for tensor in model.graph.initializer}
 
 
 def _producers(model: ModelProto) -> dict[str, NodeProto]:
@@ -317,23 +308,13 @@ def _producers(model: ModelProto) -> dict[str, NodeProto]:
 def _depth(node: NodeProto, weight: list[int]) -> int:
     """Multiply-adds for one element of a layer's output."""
     if "Conv" in node.op_type:
-        return _elements(weight[1:])
+        return math.prod(weight[1:])
     transposed = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
     return weight[1] if transposed else weight[0]
 
 
-def _elements(shape: Iterable[int]) -> int:
-    total = 1
-    for size in shape:
-        total *= int(size)
-    return total
-
-
-LARGEST_HALF = 65504.0  # largest finite float16. Source: IEEE 754-2008, binary16
-
-
 def cast_to_fp16(model: ModelProto) -> ModelProto:
-    """Return the graph with every float32 tensor as float16, between the same input and output types.
+    """Return the graph with every float32 tensor as float16, between the same input and output TensorProto.
 
     ``uint8`` pixels go to float16 in one Cast (0..255 are exact there) and the probabilities come back to
     ``float32`` in one Cast at the end. Names, metadata and the contract stay.
@@ -350,10 +331,10 @@ def cast_to_fp16(model: ModelProto) -> ModelProto:
     Raises:
         AccuracyGateError: A weight is too large for float16, or a layer's weights too small.
     """
-    half = onnx.ModelProto()
+    half = ModelProto()
     half.CopyFrom(model)
     graph = half.graph
-    del graph.value_info[:]  # they name the old types; every reader infers them anew
+    del graph.value_info[:]  # they name the old types; every reader infers them again
     for tensor in graph.initializer:
         _halve_tensor(tensor)
     for node in graph.node:
@@ -363,7 +344,7 @@ def cast_to_fp16(model: ModelProto) -> ModelProto:
 
 
 def _halve_tensor(tensor: TensorProto) -> None:
-    if tensor.data_type != onnx.TensorProto.FLOAT:
+    if tensor.data_type != TensorProto.FLOAT:
         return
     values = onnx.numpy_helper.to_array(tensor)
     largest = float(np.abs(values).max(initial=0.0))
@@ -378,28 +359,27 @@ def _halve_tensor(tensor: TensorProto) -> None:
 
 
 def _refuse(name: str, why: str) -> AccuracyGateError:
-    return AccuracyGateError(f"{name} {why}", remedy="build with --fp32, or train anew; nothing was written")
+    return AccuracyGateError(f"{name} {why}", remedy="build with --fp32, or train again; nothing was written")
 
 
 def _halve_node(node: NodeProto) -> None:
     """Turn a node's own float32 constants and its target type into float16."""
-    types = onnx.TensorProto
     for attribute in node.attribute:
         if attribute.HasField("t"):
             _halve_tensor(attribute.t)
-        if node.op_type == "Cast" and attribute.name == "to" and attribute.i == types.FLOAT:
-            attribute.i = types.FLOAT16
+        if node.op_type == "Cast" and attribute.name == "to" and attribute.i == TensorProto.FLOAT:
+            attribute.i = TensorProto.FLOAT16
 
 
 def _keep_outputs(graph: GraphProto) -> None:
     """Give every float32 output of the graph its old type and name back, through one Cast."""
     for output in graph.output:
-        if output.type.tensor_type.elem_type != onnx.TensorProto.FLOAT:
+        if output.type.tensor_type.elem_type != TensorProto.FLOAT:
             continue
         inner = f"{output.name}.fp16"
         for node in graph.node:
             node.input[:] = [inner if name == output.name else name for name in node.input]
             node.output[:] = [inner if name == output.name else name for name in node.output]
         name = f"cast_{output.name}"
-        cast = onnx.helper.make_node("Cast", [inner], [output.name], name=name, to=onnx.TensorProto.FLOAT)
+        cast = onnx.helper.make_node("Cast", [inner], [output.name], name=name, to=TensorProto.FLOAT)
         graph.node.append(cast)

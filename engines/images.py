@@ -9,32 +9,38 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from engines.contract import ModelContract
-from engines.dicom import decode_dicom, is_dicom
+from engines.dicom import check_pixels, decode_dicom, is_dicom
 from engines.errors import ImageError
 from engines.files import sha256_bytes
 
+Array = Any
+_Pixels = NDArray[np.uint8 | np.uint16]
+
 IMAGE_SUFFIXES = frozenset({".bmp", ".dcm", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 MIN_SIDE = 32
-MAX_PIXELS = 100_000_000  # X-ray detectors give at most about 20 million
 MAX_BYTES = 512 << 20
 
 _REDUCE_ABOVE = 448  # reduced-size JPEG decoding must leave at least two pixels for each of the network's
 # Source: W3C PNG, 11.2.5: the last chunk is empty, so its type and checksum are these bytes.
 _PNG_END = b"IEND\xaeB`\x82"
 _STORED_BITS = (8, 10, 12, 14, 16)  # what detectors store in 16-bit containers
+_TO_GREY = {3: cv2.COLOR_BGR2GRAY, 4: cv2.COLOR_BGRA2GRAY}  # by the number of channels
+# The most that a JPEG may be reduced by while it is decoded.
+_REDUCED = (
+    (8, cv2.IMREAD_REDUCED_GRAYSCALE_8),
+    (4, cv2.IMREAD_REDUCED_GRAYSCALE_4),
+    (2, cv2.IMREAD_REDUCED_GRAYSCALE_2),
+)
 
-# numpy and OpenCV are heavy: their arrays are annotated with this name, and the docstrings give dtype and shape.
-Array = Any
 
-
-def read_input(path: Path, contract: ModelContract) -> Array:
+def read_input(path: Path, contract: ModelContract) -> NDArray[np.uint8]:
     """Turn an image file into one network input.
 
     Returns:
@@ -43,7 +49,7 @@ def read_input(path: Path, contract: ModelContract) -> Array:
     Raises:
         ImageError: Missing, empty, damaged, no image, too small or too large.
     """
-    return prepare_pixels(decode_grey(read_bytes(path), name=str(path)), contract, name=str(path))
+    return _prepare(read_bytes(path), contract, path)
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,10 +86,9 @@ def read_inputs(
         try:
             data = read_bytes(path)
             digest = sha256_bytes(data)
-            pixels = prepare_pixels(decode_grey(data, name=str(path)), contract, name=str(path))
+            return InputImage(path, digest, _prepare(data, contract, path))
         except ImageError as error:
             return InputImage(path, digest, error)
-        return InputImage(path, digest, pixels)
 
     quiet_decoder()
     count = threads or usable_processors()
@@ -101,11 +106,21 @@ def read_inputs(
                 future.cancel()
 
 
+def _prepare(data: bytes, contract: ModelContract, path: Path) -> NDArray[np.uint8]:
+    return prepare_pixels(decode_grey(data, name=str(path)), contract, name=str(path))
+
+
 def usable_processors() -> int:
     """Return the number of processors this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def quiet_decoder() -> None:
+    """Keep OpenCV's and FFmpeg's own complaints off the terminal: each bad image already gets one line of ours."""
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # AV_LOG_QUIET
 
 
 def read_bytes(path: Path) -> bytes:
@@ -132,7 +147,7 @@ def read_bytes(path: Path) -> bytes:
     return data
 
 
-def decode_grey(data: bytes, *, name: str = "image") -> Array:
+def decode_grey(data: bytes, *, name: str = "image") -> NDArray[np.uint8]:
     """Decode an encoded image to 8-bit grey (rule ``grey8-v1``).
 
     EXIF orientation is applied, colour becomes luma, alpha is dropped, palettes are expanded. 16-bit
@@ -155,23 +170,23 @@ def decode_grey(data: bytes, *, name: str = "image") -> Array:
     flags = cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH
     size = encoded_size(data)
     if size is not None:
-        _check_pixels(size, name)
+        check_pixels(*size, name)
         if data.startswith(b"\xff\xd8"):
-            flags = _jpeg_flags(cv2, min(size))
+            flags = _jpeg_flags(min(size))
             _check_jpeg_end(data, name)
         elif data.rfind(_PNG_END) < 0:  # libpng would say so on the terminal
             raise _truncated(data, "PNG", name)
     try:
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+        pixels = cast(_Pixels | None, cv2.imdecode(np.frombuffer(data, np.uint8), flags))
     except (cv2.error, MemoryError) as error:
         raise _undecodable(data, name) from error
     if pixels is None:
         raise _undecodable(data, name)
-    _check_pixels((pixels.shape[0], pixels.shape[1]), name)
+    check_pixels(pixels.shape[0], pixels.shape[1], name)
     return grey8(pixels, name=name)
 
 
-def grey8(pixels: Array, *, name: str = "image") -> Array:
+def grey8(pixels: _Pixels, *, name: str = "image") -> NDArray[np.uint8]:
     """Bring decoded pixels to ``uint8 [H, W]``: the part of rule ``grey8-v1`` after decoding.
 
     Args:
@@ -181,11 +196,10 @@ def grey8(pixels: Array, *, name: str = "image") -> Array:
     Raises:
         ImageError: Another dtype or shape.
     """
-    channels = {3: cv2.COLOR_BGR2GRAY, 4: cv2.COLOR_BGRA2GRAY}
     if pixels.dtype not in (np.uint8, np.uint16):
         raise ImageError(f"{name} has {pixels.dtype} pixels", remedy="store it with 8 or 16 bits a channel")
-    if pixels.ndim == 3 and pixels.shape[2] in channels:
-        pixels = cv2.cvtColor(pixels, channels[pixels.shape[2]])
+    if pixels.ndim == 3 and pixels.shape[2] in _TO_GREY:
+        pixels = cast(_Pixels, cv2.cvtColor(pixels, _TO_GREY[pixels.shape[2]]))
     elif pixels.ndim == 3 and pixels.shape[2] == 1:
         pixels = pixels[:, :, 0]
     elif pixels.ndim != 2:
@@ -195,11 +209,13 @@ def grey8(pixels: Array, *, name: str = "image") -> Array:
     if pixels.dtype == np.uint16 and pixels.size:
         needed = int(pixels.max()).bit_length()
         stored = next(bits for bits in _STORED_BITS if bits >= needed)
-        pixels = (pixels >> (stored - 8)).astype(np.uint8)
-    return pixels
+        return (pixels >> (stored - 8)).astype(np.uint8)
+    return cast(NDArray[np.uint8], pixels)
 
 
-def prepare_pixels(grey: Array, contract: ModelContract, *, name: str = "image") -> Array:
+def prepare_pixels(
+    grey: NDArray[np.uint8], contract: ModelContract, *, name: str = "image"
+) -> NDArray[np.uint8]:
     """Turn grey pixels into one network input: size check, then the contract's resize rule.
 
     Args:
@@ -221,12 +237,7 @@ def prepare_pixels(grey: Array, contract: ModelContract, *, name: str = "image")
     return resize_to(grey, contract.height, contract.width)[:, :, None]
 
 
-def prepare_frame(frame: Array, contract: ModelContract, *, name: str = "frame") -> Array:
-    """Turn a decoded camera frame (grey, BGR or BGRA; 8 or 16 bits) into one input ``uint8 [height, width, 1]``."""
-    return prepare_pixels(grey8(frame, name=name), contract, name=name)
-
-
-def resize_to(grey: Array, height: int, width: int) -> Array:
+def resize_to(grey: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
     """Stretch grey pixels to ``height`` x ``width`` (rule ``halve-area-v1``).
 
     While both sides are at least twice the target, the image is halved exactly (mean of 2x2; an odd last
@@ -236,15 +247,19 @@ def resize_to(grey: Array, height: int, width: int) -> Array:
     rows, columns = grey.shape
     while rows >= 2 * height and columns >= 2 * width:
         rows, columns = rows // 2, columns // 2
-        grey = cv2.resize(grey[: 2 * rows, : 2 * columns], (columns, rows), interpolation=cv2.INTER_AREA)
+        grey = _resize(grey[: 2 * rows, : 2 * columns], rows, columns, cv2.INTER_AREA)
     if (rows, columns) == (height, width):
         return grey
     grows = rows < height or columns < width
-    return cv2.resize(grey, (width, height), interpolation=cv2.INTER_LINEAR if grows else cv2.INTER_AREA)
+    return _resize(grey, height, width, cv2.INTER_LINEAR if grows else cv2.INTER_AREA)
+
+
+def _resize(grey: NDArray[np.uint8], height: int, width: int, interpolation: int) -> NDArray[np.uint8]:
+    return cast(NDArray[np.uint8], cv2.resize(grey, (width, height), interpolation=interpolation))
 
 
 def encoded_size(data: bytes) -> tuple[int, int] | None:
-    """Return ``(height, width)`` as the header of a JPEG or PNG tells it, or None for other formats."""
+    """Return ``(height, width)`` as the header of a JPEG or PNG gives it, or None for other formats."""
     if data.startswith(b"\x89PNG\r\n\x1a\n") and len(data) >= 24:
         width, height = struct.unpack(">II", data[16:24])
         return height, width
@@ -265,15 +280,9 @@ def encoded_size(data: bytes) -> tuple[int, int] | None:
     return None
 
 
-def _jpeg_flags(cv2: Any, short_side: int) -> int:
-    for factor, flag in (
-        (8, cv2.IMREAD_REDUCED_GRAYSCALE_8),
-        (4, cv2.IMREAD_REDUCED_GRAYSCALE_4),
-        (2, cv2.IMREAD_REDUCED_GRAYSCALE_2),
-    ):
-        if short_side // factor >= _REDUCE_ABOVE:
-            return int(flag)
-    return int(cv2.IMREAD_GRAYSCALE)
+def _jpeg_flags(short_side: int) -> int:
+    fitting = (flag for factor, flag in _REDUCED if short_side // factor >= _REDUCE_ABOVE)
+    return next(fitting, cv2.IMREAD_GRAYSCALE)
 
 
 def _check_jpeg_end(data: bytes, name: str) -> None:
@@ -282,15 +291,6 @@ def _check_jpeg_end(data: bytes, name: str) -> None:
     # first, from behind: a search for the start would run through the whole file.
     if data.find(b"\xff\xda", max(0, data.rfind(b"\xff\xd9"))) >= 0:
         raise _truncated(data, "JPEG", name)
-
-
-def _check_pixels(size: tuple[int, int], name: str) -> None:
-    height, width = size
-    if height * width > MAX_PIXELS:
-        raise ImageError(
-            f"{name} is {width}x{height} = {height * width / 1e6:.0f} megapixels",
-            remedy=f"the limit is {MAX_PIXELS / 1e6:.0f} megapixels; shrink the image",
-        )
 
 
 def _truncated(data: bytes, kind: str, name: str) -> ImageError:
@@ -303,9 +303,3 @@ def _undecodable(data: bytes, name: str) -> ImageError:
         f"{name} is damaged or no image ({len(data)} bytes, starting {start})",
         remedy=f"give one of {', '.join(sorted(suffix[1:] for suffix in IMAGE_SUFFIXES))}",
     )
-
-
-def quiet_decoder() -> None:
-    """Keep OpenCV's and FFmpeg's own complaints off the terminal: each bad image already gets one line of ours."""
-    os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # AV_LOG_QUIET

@@ -8,11 +8,12 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
+from onnx import ModelProto
 
 from engines import packages
 from engines.errors import ArtefactError, EdgeDscError, EnvironmentProblem
@@ -29,9 +30,6 @@ from engines.runtimes import (
     RunnerOptions,
     check_precision,
 )
-
-if TYPE_CHECKING:
-    from onnx import ModelProto
 
 # The same import package comes in several distributions.
 _DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml")
@@ -100,11 +98,11 @@ class OnnxRuntime:
         layers = executed_layers(executed)
         check_precision(layers, options)
         named = executed_layer_types(executed, tuple(layer_types(onnx.load_model_from_string(model))))
-        engine = parse_model(portable, str(out))
+        engine = parse_model(portable, out)
         write_bytes(out, portable)
         notes: tuple[str, ...] = ()
         if options.precision is Precision.INT8:
-            notes = (_DEPTHWISE_NOTE if _is_depthwise(engine) else _INT8_NOTE,)
+            notes = (_DEPTHWISE_NOTE if _is_depthwise(engine.proto) else _INT8_NOTE,)
         return BuildResult(
             layers=layers,
             layers_source=_LAYERS_SOURCE,
@@ -116,10 +114,10 @@ class OnnxRuntime:
     def open_runner(
         self, engine: Path, record: EngineRecord, options: RunnerOptions = DEFAULT_OPTIONS
     ) -> OrtRunner:
-        """Load an engine whose record was checked.
+        """Load an engine, its content held against its record.
 
         Raises:
-            ArtefactError: Built by another version of ONNX Runtime, or damaged.
+            ArtefactError: Not the engine of this record, built by another version of ONNX Runtime, or damaged.
             EnvironmentProblem: ``onnxruntime`` or memory is missing.
         """
         _check_origin(record, str(packages.load("onnxruntime").__version__))

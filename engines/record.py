@@ -13,6 +13,41 @@ from engines.contract import ModelContract
 from engines.errors import ArtefactError
 from engines.files import DocumentKind, sha256_bytes, sha256_file
 
+SUFFIX = ".json"  # model.engine -> model.engine.json
+DEFAULT_WORKSPACE_MIB = 1024
+_BUILD = "edge-dsc build-engine MODEL.onnx"
+_REBUILD = f"build the engine again: {_BUILD}"
+
+
+class Precision(str, enum.Enum):
+    """The element type that an engine's convolutions run in."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+    INT8 = "int8"
+    MIXED = "mixed"  # some layers in INT8, some in float, as a search found best
+
+
+class BatchRange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Smallest, best and largest batch that an engine takes.
+
+    Raises:
+        ValueError: Not ``1 <= smallest <= best <= largest``.
+    """
+
+    smallest: int = 1
+    best: int = 1
+    largest: int = 1
+
+    def __post_init__(self) -> None:
+        """Check the order."""
+        if not 1 <= self.smallest <= self.best <= self.largest:
+            raise ValueError(f"batch {self} is not 1 <= MIN <= OPT <= MAX")
+
+    def __str__(self) -> str:
+        """As the command line takes it: ``1:8:32``."""
+        return f"{self.smallest}:{self.best}:{self.largest}"
+
 
 class Change(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A figure of the reference and of the engine, with a paired interval of their difference.
@@ -114,40 +149,6 @@ class Validation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         return self.drop <= self.max_drop + 1e-6
 
 
-DEFAULT_WORKSPACE_MIB = 1024
-SUFFIX = ".json"  # model.engine -> model.engine.json
-
-
-class Precision(str, enum.Enum):
-    """The element type that an engine's convolutions run in."""
-
-    FP32 = "fp32"
-    FP16 = "fp16"
-    INT8 = "int8"
-    MIXED = "mixed"  # some layers in INT8, some in float, as a search found best
-
-
-class BatchRange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Smallest, best and largest batch that an engine takes.
-
-    Raises:
-        ValueError: Not ``1 <= smallest <= best <= largest``.
-    """
-
-    smallest: int = 1
-    best: int = 1
-    largest: int = 1
-
-    def __post_init__(self) -> None:
-        """Check the order."""
-        if not 1 <= self.smallest <= self.best <= self.largest:
-            raise ValueError(f"batch {self} is not 1 <= MIN <= OPT <= MAX")
-
-    def __str__(self) -> str:
-        """As the command line takes it: ``1:8:32``."""
-        return f"{self.smallest}:{self.best}:{self.largest}"
-
-
 class EngineRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """All that must be known about an engine before it is loaded.
 
@@ -211,10 +212,6 @@ class EngineRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         return msgspec.structs.replace(self, engine=engine)
 
 
-_BUILD = "edge-dsc build-engine MODEL.onnx"
-_REBUILD = f"build the engine again: {_BUILD}"
-
-
 def _from_version_1(body: dict[str, Any]) -> dict[str, Any]:
     """Fill in what version 1 gained under its own number, one release after the other, and what version 2 added."""
     later = {"calibration": None, "workspace_mib": DEFAULT_WORKSPACE_MIB}
@@ -250,6 +247,17 @@ def load_record(engine: Path) -> EngineRecord:
         ArtefactError: No engine, no record, or one that was edited; an engine that was renamed, truncated,
             replaced or is not of this record; an ONNX model that changed since the build.
     """
+    record = peek_record(engine)
+    _check_content(engine, record, sha256_file(engine))
+    return record
+
+
+def peek_record(engine: Path) -> EngineRecord:
+    """Do all of :func:`load_record` but hash the engine: :func:`read_engine` does that to the bytes that it reads.
+
+    Raises:
+        ArtefactError: As :func:`load_record`.
+    """
     if not engine.is_file():
         raise ArtefactError(f"there is no engine {engine}", remedy=_REBUILD)
     path = record_path(engine)
@@ -257,30 +265,6 @@ def load_record(engine: Path) -> EngineRecord:
         raise ArtefactError(f"{engine} has no record beside it ({path.name})", remedy=_REBUILD)
     record = RECORD.load(path)
     record.contract.check(str(path))
-    _check_engine(engine, record)
-    return record
-
-
-def read_engine(engine: Path, record: EngineRecord) -> bytes:
-    """Read an engine file once and hold the very bytes that will be loaded against its record.
-
-    An engine may be built anew between the check of its record and its loading.
-
-    Raises:
-        ArtefactError: The file is not the engine of this record any more.
-    """
-    try:
-        data = engine.read_bytes()
-    except OSError as error:
-        raise ArtefactError(f"cannot read {engine}: {error.strerror}", remedy=_REBUILD) from error
-    if sha256_bytes(data) != record.engine_sha256:
-        raise ArtefactError(
-            f"{engine} was replaced while it was being opened", remedy="run the command again"
-        )
-    return data
-
-
-def _check_engine(engine: Path, record: EngineRecord) -> None:
     remedy = f"rebuild it: {record.build_command}"
     if record.engine != engine.name:
         raise ArtefactError(f"{engine} was renamed: its record is of {record.engine}", remedy=remedy)
@@ -289,8 +273,29 @@ def _check_engine(engine: Path, record: EngineRecord) -> None:
         raise ArtefactError(
             f"{engine} has {size} bytes, its record says {record.engine_bytes}", remedy=remedy
         )
-    if sha256_file(engine) != record.engine_sha256:
-        raise ArtefactError(f"{engine} is not the engine of its record (SHA-256 differs)", remedy=remedy)
     model = engine.parent / record.onnx
     if model.is_file() and sha256_file(model) != record.onnx_sha256:
         raise ArtefactError(f"{engine} is stale: {model} changed after the build", remedy=remedy)
+    return record
+
+
+def read_engine(engine: Path, record: EngineRecord) -> bytes:
+    """Read an engine file once and hold the very bytes that will be loaded against its record.
+
+    Raises:
+        ArtefactError: The file cannot be read, or is not the engine of this record.
+    """
+    try:
+        data = engine.read_bytes()
+    except OSError as error:
+        raise ArtefactError(f"cannot read {engine}: {error.strerror}", remedy=_REBUILD) from error
+    _check_content(engine, record, sha256_bytes(data))
+    return data
+
+
+def _check_content(engine: Path, record: EngineRecord, sha256: str) -> None:
+    if sha256 != record.engine_sha256:
+        raise ArtefactError(
+            f"{engine} is not the engine of its record (SHA-256 differs)",
+            remedy=f"rebuild it: {record.build_command}",
+        )

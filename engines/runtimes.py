@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.errors import AccuracyGateError, BadInputError, EdgeDscError, UsageError
-from engines.record import BatchRange, EngineRecord, Precision, load_record
+from engines.record import BatchRange, EngineRecord, Precision, peek_record
 
 Progress = Callable[[str, int, int], None]  # phase, steps done, steps in all
 MEMORY_KINDS = ("auto", "device", "mapped")
@@ -277,15 +277,15 @@ class Runtime(Protocol):
     def open_runner(
         self, engine: Path, record: EngineRecord, options: RunnerOptions = DEFAULT_OPTIONS
     ) -> Runner:
-        """Load an engine whose record was checked.
+        """Load an engine, its content held against its record.
 
         Args:
             engine: The engine file.
-            record: Its record, from :func:`engines.record.load_record`.
+            record: Its record, from :func:`engines.record.peek_record` or of a build.
             options: How to run it.
 
         Raises:
-            ArtefactError: Built by another version or for another device.
+            ArtefactError: Not the engine of this record, built by another version or for another device.
             EnvironmentProblem: No GPU, no driver, a missing package.
         """
         ...
@@ -331,7 +331,7 @@ def open_engine(engine: Path, *, threads: int = 1, options: RunnerOptions = DEFA
         ArtefactError: The engine is foreign, stale, truncated, renamed, or its record is missing or edited.
         EnvironmentProblem: Its runtime does not work on this machine.
     """
-    record = load_record(engine)
+    record = peek_record(engine)  # its content is checked as it is loaded
     return get_runtime(record.runtime).open_runner(engine, record, replace(options, threads=threads))
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from engines.errors import ArtefactError, EnvironmentProblem
-from engines.record import BatchRange, Precision
+from engines.record import Precision
 from engines.runtimes import BuildOptions, check_precision
 from engines.trt import census, versions
 from engines.trt.faults import first_error, process_logger
@@ -23,7 +23,7 @@ class Plan:
         layers: Layers with weights counted by precision.
         layers_source: Where that count comes from.
         notes: Warnings for the reader.
-        layer_types: The same by the layers' names; empty where the names are not told.
+        layer_types: The same by the layers' names; empty where the names are not known.
     """
 
     data: Any
@@ -62,7 +62,8 @@ def build_plan(trt: Any, model: bytes, options: BuildOptions, *, has_gpu: bool) 
         check_precision(layers, options)
     data = _serialize(trt, logger, builder, network, options)
     del parser  # it owns the weights until the builder has run
-    plan = Plan(data, layers, census.NETWORK, _notes(options), dict(named))
+    notes = (_TF32_NOTE,) if options.precision is Precision.FP32 else ()
+    plan = Plan(data, layers, census.NETWORK, notes, dict(named))
     return _prove(trt, logger, plan, options, has_gpu=has_gpu)
 
 
@@ -84,10 +85,17 @@ def _serialize(trt: Any, logger: Any, builder: Any, network: Any, options: Build
     if config is None:
         raise _cannot_build(trt, logger, "no builder config")
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mib << 20)
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # the inspector tells nothing without it
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # the inspector reports nothing without it
     versions.set_precision(trt, config, options.precision)
     versions.share_profile(trt, config)
-    _add_profile(trt, logger, builder, network, config, options.batch)
+    profile = builder.create_optimization_profile()
+    if profile is None:
+        raise _cannot_build(trt, logger, "no optimization profile")
+    tensor, batch = network.get_input(0), options.batch
+    shapes = [(size, *tuple(tensor.shape)[1:]) for size in (batch.smallest, batch.best, batch.largest)]
+    profile.set_shape(tensor.name, *shapes)
+    if config.add_optimization_profile(profile) < 0:
+        raise _cannot_build(trt, logger, f"batch {batch} is refused for {tensor.name} {tuple(tensor.shape)}")
     monitor = versions.attach_monitor(trt, config, options.progress)
     plan = builder.build_serialized_network(network, config)
     failure = monitor.failure if monitor is not None else None
@@ -97,17 +105,6 @@ def _serialize(trt: Any, logger: Any, builder: Any, network: Any, options: Build
     if plan is None:
         raise _cannot_build(trt, logger, "no engine")
     return plan
-
-
-def _add_profile(trt: Any, logger: Any, builder: Any, network: Any, config: Any, batch: BatchRange) -> None:
-    profile = builder.create_optimization_profile()
-    if profile is None:
-        raise _cannot_build(trt, logger, "no optimization profile")
-    tensor = network.get_input(0)
-    shapes = [(size, *tuple(tensor.shape)[1:]) for size in (batch.smallest, batch.best, batch.largest)]
-    profile.set_shape(tensor.name, *shapes)
-    if config.add_optimization_profile(profile) < 0:
-        raise _cannot_build(trt, logger, f"batch {batch} is refused for {tensor.name} {tuple(tensor.shape)}")
 
 
 def _prove(trt: Any, logger: Any, plan: Plan, options: BuildOptions, *, has_gpu: bool) -> Plan:
@@ -122,7 +119,7 @@ def _prove(trt: Any, logger: Any, plan: Plan, options: BuildOptions, *, has_gpu:
     if complete or not versions.is_strongly_typed(trt):
         check_precision(seen, options)
         named = census.engine_layer_types(report or "", plan.layer_types)
-        # A name that the inspector does not tell leaves the layers without names: the count still holds.
+        # A name that the inspector does not give leaves the layers without names: the count still holds.
         named = named if len(named) == len(plan.layer_types) else {}
         return Plan(plan.data, seen, census.INSPECTOR, plan.notes, named)
     if report is None:
@@ -130,10 +127,6 @@ def _prove(trt: Any, logger: Any, plan: Plan, options: BuildOptions, *, has_gpu:
     words = ", ".join(f"{count} in {name}" for name, count in sorted(seen.items())) or "none"
     note = f"the engine inspector names these layers with weights after fusion: {words}"
     return replace(plan, notes=(*plan.notes, note))
-
-
-def _notes(options: BuildOptions) -> tuple[str, ...]:
-    return (_TF32_NOTE,) if options.precision is Precision.FP32 else ()
 
 
 def _name(trt: Any) -> str:

@@ -66,8 +66,8 @@ class RuntimeCache:
         except OSError as error:
             return f"{path.name} cannot be read: {error.strerror}"
         if head != b" ".join((_MAGIC, self._engine, sha256_bytes(content).encode())):
-            return f"{path.name} is of another engine or damaged, made anew"
+            return f"{path.name} is of another engine or damaged, made again"
         if not self._cache.deserialize(content):
-            return f"{path.name} is of another GPU, driver or release, made anew"
+            return f"{path.name} is of another GPU, driver or release, made again"
         self._stored = content
         return f"read from {path.name}"

@@ -10,14 +10,14 @@ from typing import Any
 
 NETWORK = "parsed network (types of the layers' inputs)"
 INSPECTOR = "engine inspector"
-UNKNOWN = "unknown"  # a type that the inspector does not tell, or that is none of ours
+UNKNOWN = "unknown"  # a type that the inspector does not name, or that is none of ours
 
 _WEIGHTED = re.compile(r"conv|gemm|matrixmultiply|matmul|fullyconnected", re.IGNORECASE)
 _TYPES = (("INT8", r"\bint8\b"), ("FP16", r"\b(fp16|half)\b"), ("FP32", r"\b(fp32|float|tf32)\b"))
 
 
 def network_layer_types(trt: Any, network: Any) -> list[tuple[str, str]]:
-    """Tell convolutions and matrix multiplications of a parsed network with the type of their inputs.
+    """Name the convolutions and matrix multiplications of a parsed network, with the type of their inputs.
 
     INT8 means that both the input and the weight come from a dequantize layer. In a strongly typed network
     the builder keeps these types.

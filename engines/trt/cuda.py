@@ -1,4 +1,7 @@
-"""The CUDA driver through pycuda: the device's context, its memory, and graphs captured from a stream."""
+"""The CUDA driver: which GPU there is, the memory that a batch needs, and graphs captured from a stream.
+
+Contexts, memory and copies go through pycuda; what pycuda does not offer is asked of the driver's own library.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +13,24 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from engines.record import EngineRecord
 
+_LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 # Source: cuda.h, CUdevice_attribute
 _MAJOR = 75  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR
 _MINOR = 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR
-_LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+# Source: cuda.h, CUstreamCaptureMode. Other threads of this process may allocate and synchronise meanwhile.
+_THREAD_LOCAL = 1
+_GRAPH_FUNCTIONS = (
+    "cuStreamBeginCapture_v2",
+    "cuStreamEndCapture",
+    "cuGraphInstantiateWithFlags",  # CUDA 11.4
+    "cuGraphLaunch",
+    "cuGraphDestroy",
+    "cuGraphExecDestroy",
+)
 
 
 @dataclass(frozen=True)
@@ -30,6 +44,36 @@ class Gpu:
 
     name: str
     compute_capability: str
+
+
+def find_gpu() -> tuple[Gpu | None, str]:
+    """Look for a GPU.
+
+    Returns:
+        The first GPU and an empty text, or None and the reason why none can be used.
+    """
+    try:
+        cuda = load_driver()
+    except OSError:
+        return None, f"no CUDA driver: {_LIBRARY} not found"
+    status = cuda.cuInit(0)
+    if status != 0:
+        return None, f"the CUDA driver does not start: cuInit gives error {status}"
+    count = ctypes.c_int(0)
+    if cuda.cuDeviceGetCount(ctypes.byref(count)) != 0 or count.value < 1:
+        return None, "the CUDA driver finds no GPU"
+    device = ctypes.c_int(0)
+    name = ctypes.create_string_buffer(256)
+    major, minor = ctypes.c_int(0), ctypes.c_int(0)
+    steps = (
+        cuda.cuDeviceGet(ctypes.byref(device), 0),
+        cuda.cuDeviceGetName(name, len(name), device),
+        cuda.cuDeviceGetAttribute(ctypes.byref(major), _MAJOR, device),
+        cuda.cuDeviceGetAttribute(ctypes.byref(minor), _MINOR, device),
+    )
+    if any(steps):
+        return None, f"the CUDA driver does not describe its GPU: errors {steps}"
+    return Gpu(name.value.decode(errors="replace"), f"{major.value}.{minor.value}"), ""
 
 
 def load_driver() -> ctypes.CDLL:
@@ -67,39 +111,6 @@ def _current_context(driver: Any) -> int | None:
     return current.value
 
 
-def find_gpu() -> tuple[Gpu | None, str]:
-    """Look for a GPU.
-
-    Returns:
-        The first GPU and an empty text, or None and the reason why none can be used.
-    """
-    try:
-        cuda = load_driver()
-    except OSError:
-        return None, f"no CUDA driver: {_LIBRARY} not found"
-    status = cuda.cuInit(0)
-    if status != 0:
-        return None, f"the CUDA driver does not start: cuInit gives error {status}"
-    count = ctypes.c_int(0)
-    if cuda.cuDeviceGetCount(ctypes.byref(count)) != 0 or count.value < 1:
-        return None, "the CUDA driver finds no GPU"
-    device = ctypes.c_int(0)
-    name = ctypes.create_string_buffer(256)
-    major, minor = ctypes.c_int(0), ctypes.c_int(0)
-    steps = (
-        cuda.cuDeviceGet(ctypes.byref(device), 0),
-        cuda.cuDeviceGetName(name, len(name), device),
-        cuda.cuDeviceGetAttribute(ctypes.byref(major), _MAJOR, device),
-        cuda.cuDeviceGetAttribute(ctypes.byref(minor), _MINOR, device),
-    )
-    if any(steps):
-        return None, f"the CUDA driver does not describe its GPU: errors {steps}"
-    return Gpu(name.value.decode(errors="replace"), f"{major.value}.{minor.value}"), ""
-
-
-Array = Any
-
-
 class DeviceBuffers:
     """Page-locked host memory, device memory, and asynchronous copies.
 
@@ -117,7 +128,7 @@ class DeviceBuffers:
 
         Args:
             cuda: The module ``pycuda.driver``.
-            record: Tells the shapes.
+            record: Gives the shapes.
             frees: Takes what must be freed.
         """
         self._cuda = cuda
@@ -149,8 +160,10 @@ class MappedBuffers:
         """Allocate for the largest batch; arguments as for :class:`DeviceBuffers`."""
         flags = cuda.host_alloc_flags.DEVICEMAP
         self.host_input, self.host_output = _host_arrays(cuda, record, frees, flags=flags)
-        self.input_address = int(self.host_input.base.get_device_pointer())
-        self.output_address = int(self.host_output.base.get_device_pointer())
+        self.input_address, self.output_address = (
+            _device_address(self.host_input),
+            _device_address(self.host_output),
+        )
 
     def copy_in(self, size: int, stream: Any) -> None:
         """Do nothing: the GPU reads what the host wrote."""
@@ -159,36 +172,27 @@ class MappedBuffers:
         """Do nothing: the GPU wrote where the host reads."""
 
 
-Buffers = DeviceBuffers | MappedBuffers
 BUFFERS: dict[str, type[DeviceBuffers] | type[MappedBuffers]] = {
     "device": DeviceBuffers,
     "mapped": MappedBuffers,
 }
 
 
-def _host_arrays(cuda: Any, record: EngineRecord, frees: contextlib.ExitStack, flags: int) -> list[Array]:
+def _device_address(array: NDArray[Any]) -> int:
+    memory: Any = array.base  # pycuda's, not an array
+    return int(memory.get_device_pointer())
+
+
+def _host_arrays(
+    cuda: Any, record: EngineRecord, frees: contextlib.ExitStack, flags: int
+) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """Allocate page-locked memory for the largest batch and for its answers."""
     largest = record.batch.largest
-    arrays = []
-    for shape, dtype in (
-        ((largest, *record.contract.input_shape), np.uint8),
-        ((largest, len(record.contract.labels)), np.float32),
-    ):
-        array = cuda.pagelocked_empty(shape, dtype, mem_flags=flags)
-        frees.callback(array.base.free)  # the array over it is dead from then on
-        arrays.append(array)
-    return arrays
-
-
-# Source: cuda.h, CUstreamCaptureMode. Other threads of this process may allocate and synchronise meanwhile.
-_THREAD_LOCAL = 1
-_NEEDED = (
-    "cuStreamBeginCapture_v2",
-    "cuStreamEndCapture",
-    "cuGraphInstantiateWithFlags",  # CUDA 11.4
-    "cuGraphLaunch",
-    "cuGraphDestroy",
-    "cuGraphExecDestroy",
-)
+    images = cuda.pagelocked_empty((largest, *record.contract.input_shape), np.uint8, mem_flags=flags)
+    frees.callback(images.base.free)  # the array over it is dead from then on
+    answers = cuda.pagelocked_empty((largest, len(record.contract.labels)), np.float32, mem_flags=flags)
+    frees.callback(answers.base.free)
+    return images, answers
 
 
 class GraphError(Exception):
@@ -228,7 +232,7 @@ class CudaGraph:
 
 def missing_functions(driver: Any) -> str:
     """Return which of the functions for graphs a CUDA driver library lacks, or an empty text."""
-    return ", ".join(name for name in _NEEDED if not hasattr(driver, name))
+    return ", ".join(name for name in _GRAPH_FUNCTIONS if not hasattr(driver, name))
 
 
 def capture_graph(driver: Any, stream_handle: int, work: Callable[[], None]) -> CudaGraph:

@@ -13,8 +13,7 @@ from engines.trt.cuda import GraphError
 from engines.trt.versions import is_harmless
 
 _KEPT = 20  # messages; the first one tells the cause
-
-
+_REMEDY = "see edge-dsc doctor; free GPU memory, or use a smaller batch"
 _loggers: dict[int, tuple[Any, Any]] = {}  # id of a TensorRT module -> the module, its logger
 
 
@@ -54,17 +53,15 @@ def first_error(logger: Any, default: str = "it gave no reason") -> str:
 
 
 def forget_errors(logger: Any) -> None:
-    """Empty the list, so that the next failure is told by its own first message."""
+    """Empty the list, so that the next failure is reported with its own first message."""
     logger.errors.clear()
-
-
-_REMEDY = "see edge-dsc doctor; free GPU memory, or use a smaller batch"
 
 
 class Faults:
     """Words every failure with the engine's name and the first message of TensorRT's log.
 
     Attributes:
+        record: The engine's record.
         logger: TensorRT's logger.
     """
 
@@ -73,10 +70,10 @@ class Faults:
 
         Args:
             record: The engine's record.
-            logger: TensorRT's logger, from :func:`engines.trt.faults.make_logger`.
+            logger: TensorRT's logger, from :func:`process_logger`.
             cuda: The module ``pycuda.driver``.
         """
-        self._record = record
+        self.record = record
         self.logger = logger
         self._cuda = cuda
 
@@ -90,7 +87,7 @@ class Faults:
         logged = first_error(self.logger, "")
         self.forget()  # the next failure has a cause of its own
         return EnvironmentProblem(
-            f"{self._record.runtime} cannot {action} {self._record.engine}: {reason}"
+            f"{self.record.runtime} cannot {action} {self.record.engine}: {reason}"
             + (f"; first error logged: {logged}" if logged else ""),
             remedy=_REMEDY,
         )
@@ -98,8 +95,8 @@ class Faults:
     def refused(self, reason: str = "") -> ArtefactError:
         """Return the error for an engine that TensorRT, or the contract, does not accept."""
         return ArtefactError(
-            f"{self._record.runtime} refuses {self._record.engine}: {reason or first_error(self.logger)}",
-            remedy=f"rebuild it: {self._record.build_command}",
+            f"{self.record.runtime} refuses {self.record.engine}: {reason or first_error(self.logger)}",
+            remedy=f"rebuild it: {self.record.build_command}",
         )
 
     def forget(self) -> str:

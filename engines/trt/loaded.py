@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,21 @@ from engines.trt.cache import RuntimeCache
 from engines.trt.faults import Faults
 
 
+@dataclass(frozen=True)
+class StoredEngine:
+    """A serialised engine, read and checked, as it goes into TensorRT.
+
+    Attributes:
+        plan: Its bytes, held against the record.
+        record: Its record.
+        place: Its path, beside which TensorRT for RTX keeps what it compiles; None keeps nothing.
+    """
+
+    plan: bytes
+    record: EngineRecord
+    place: Path | None = None
+
+
 class LoadedEngine:
     """TensorRT's engine and runtime; they live until the stack that they were registered with is closed.
 
@@ -19,31 +35,27 @@ class LoadedEngine:
         cache: The cache of kernels that TensorRT for RTX compiles when it first runs; None elsewhere.
     """
 
-    def __init__(
-        self, trt: Any, logger: Any, plan: bytes, record: EngineRecord, faults: Faults, place: Path | None
-    ) -> None:
+    def __init__(self, trt: Any, stored: StoredEngine, faults: Faults) -> None:
         """Deserialise an engine; the GPU's context must be current.
 
         Args:
             trt: The module ``tensorrt`` or ``tensorrt_rtx``.
-            logger: Kept alive with the runtime.
-            plan: The serialised engine.
-            record: Its record.
-            faults: Words the failures.
-            place: The engine's path, beside which the cache of RTX is kept; None keeps none.
+            stored: The engine.
+            faults: Words the failures; its logger lives as long as the process.
 
         Raises:
             ArtefactError: TensorRT refuses the engine, or it is not of this contract.
-        EnvironmentProblem: TensorRT for RTX refuses its own cache.
+            EnvironmentProblem: TensorRT for RTX refuses its own cache.
         """
-        runtime = trt.Runtime(logger)
-        engine = runtime.deserialize_cuda_engine(plan)
+        record = stored.record
+        runtime = trt.Runtime(faults.logger)
+        engine = runtime.deserialize_cuda_engine(stored.plan)
         if engine is None:
             raise faults.refused()
         _check_tensors(trt, engine, record, faults)
         self._runtime, self._engine = runtime, engine
         self._settings, cache = versions.make_runtime_config(trt, engine)
-        self.cache = RuntimeCache(cache, record, place) if cache is not None else None
+        self.cache = RuntimeCache(cache, record, stored.place) if cache is not None else None
         if cache is not None and not versions.use_cache(self._settings, cache):
             raise faults.problem("open", "the runtime cache is refused")
 

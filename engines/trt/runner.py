@@ -7,17 +7,17 @@ import statistics
 import threading
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from engines.errors import EnvironmentProblem
-from engines.record import EngineRecord
-from engines.runtimes import DEFAULT_OPTIONS, Array, BatchCheck, RunnerOptions, Ticket
+from engines.runtimes import DEFAULT_OPTIONS, BatchCheck, RunnerOptions, Ticket
 from engines.trt import cuda as cuda_driver
-from engines.trt.cuda import missing_functions
 from engines.trt.faults import Faults, process_logger
-from engines.trt.loaded import LoadedEngine
+from engines.trt.loaded import LoadedEngine, StoredEngine
 from engines.trt.slot import Parts, Slot
 
 _ROUNDS = 20  # batches per kind of memory, where the kind is measured
@@ -41,11 +41,9 @@ class TrtRunner:
         self,
         trt: Any,
         cuda: Any,
-        plan: bytes,
-        record: EngineRecord,
+        stored: StoredEngine,
         options: RunnerOptions = DEFAULT_OPTIONS,
         *,
-        place: Path | None = None,
         clock: Callable[[], int] = time.perf_counter_ns,
     ) -> None:
         """Load an engine on the first GPU, run it for the first time and capture its graph.
@@ -53,23 +51,22 @@ class TrtRunner:
         Args:
             trt: The module ``tensorrt`` or ``tensorrt_rtx``.
             cuda: The module ``pycuda.driver``.
-            plan: The serialised engine, checked against its record.
-            record: The engine's record.
+            stored: The engine, checked against its record.
             options: How to run it.
-            place: The engine's path, beside which TensorRT for RTX keeps what it compiles; None keeps nothing.
             clock: Nanoseconds, for choosing the memory.
 
         Raises:
             ArtefactError: TensorRT refuses the engine, or it is not of this contract.
             EnvironmentProblem: TensorRT or CUDA fails, for lack of memory for example.
         """
-        self.record = record
+        self.record = stored.record
         self.slots = 0
         self._cuda = cuda
         self._options = options
-        self._check = BatchCheck(record)
+        self._clock = clock
+        self._check = BatchCheck(stored.record)
         self._owner = threading.get_ident()
-        self._faults = Faults(record, process_logger(trt), cuda)
+        self._faults = Faults(stored.record, process_logger(trt), cuda)
         self._words: dict[str, str] = {}
         self._free: list[Slot] = []
         self._busy: dict[Ticket, tuple[Slot, int]] = {}
@@ -84,9 +81,9 @@ class TrtRunner:
                 self._device_context = device.retain_primary_context()
             self._running = self._faults.current(self._device_context, "run")
             with self._faults.current(self._device_context, "open"):
-                self._open(trt, plan, place, device, clock)
+                self._open(trt, stored, device)
         except BaseException:
-            with contextlib.suppress(EnvironmentProblem):  # the first failure is the one to tell
+            with contextlib.suppress(EnvironmentProblem):  # the first failure is the one to report
                 self.close()
             raise
 
@@ -101,7 +98,7 @@ class TrtRunner:
             words["runtime_cache"] = self._loaded.cache.state
         return words
 
-    def run(self, batch: Array) -> Array:
+    def run(self, batch: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Classify a batch; returns when the device has answered. Arguments and errors as for submit and collect."""
         self._check_usable()
         self._check(batch)
@@ -110,7 +107,7 @@ class TrtRunner:
             slot.enqueue(batch)
             return slot.wait(len(batch))
 
-    def submit(self, batch: Array) -> Ticket:
+    def submit(self, batch: NDArray[np.uint8]) -> Ticket:
         """Copy a batch and enqueue its work; returns before the device has done it.
 
         Args:
@@ -132,7 +129,7 @@ class TrtRunner:
         self._busy[ticket] = (slot, len(batch))
         return ticket
 
-    def collect(self, ticket: Ticket) -> Array:
+    def collect(self, ticket: Ticket) -> NDArray[np.float32]:
         """Wait for a batch.
 
         Returns:
@@ -187,10 +184,9 @@ class TrtRunner:
         """Close."""
         self.close()
 
-    def _open(self, trt: Any, plan: bytes, place: Path | None, device: Any, clock: Callable[[], int]) -> None:
+    def _open(self, trt: Any, stored: StoredEngine, device: Any) -> None:
         """Load the engine, open the slots and warm each; the context is current."""
-        logger = self._faults.logger
-        self._loaded = LoadedEngine(trt, logger, plan, self.record, self._faults, place)
+        self._loaded = LoadedEngine(trt, stored, self._faults)
         self._loaded.register(self._frees)
         driver, no_graph = self._graph_driver()
         parts = Parts(
@@ -202,7 +198,7 @@ class TrtRunner:
             options=self._options,
             faults=self._faults,
         )
-        memory = self._choose_memory(parts, device, clock)
+        memory = self._choose_memory(parts, device)
         for index in range(self._options.slots):
             with contextlib.ExitStack() as frees:
                 try:
@@ -225,7 +221,7 @@ class TrtRunner:
         if self._loaded.cache is not None:
             self._loaded.cache.save()
 
-    def _choose_memory(self, parts: Parts, device: Any, clock: Callable[[], int]) -> str:
+    def _choose_memory(self, parts: Parts, device: Any) -> str:
         """Return ``device`` or ``mapped``: as asked, by the kind of GPU, or by measuring both."""
         asked, attributes = self._options.memory, self._cuda.device_attribute
         if asked != "auto":
@@ -235,7 +231,7 @@ class TrtRunner:
             self._words["memory"] = "device: the GPU has its own"
             return "device"
         best = self.record.batch.best
-        median_ns = {kind: _median_ns(parts, kind, best, clock) for kind in ("device", "mapped")}
+        median_ns = {kind: _median_ns(parts, kind, best, self._clock) for kind in ("device", "mapped")}
         chosen = min(median_ns, key=median_ns.__getitem__)
         measured = ", ".join(f"{kind} {value / 1e3:.0f} us" for kind, value in median_ns.items())
         self._words["memory"] = f"{chosen}: measured at batch {best}, {measured}"
@@ -256,7 +252,7 @@ class TrtRunner:
         """Return the driver library for graphs, or None and why there are none."""
         if not self._options.graph:
             return None, "as asked"
-        missing = missing_functions(self._driver)
+        missing = cuda_driver.missing_functions(self._driver)
         return (None, f"the driver lacks {missing}") if missing else (self._driver, "")
 
     def _free_slot(self) -> Slot:

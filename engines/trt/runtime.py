@@ -15,6 +15,7 @@ from engines.runtimes import DEFAULT_OPTIONS, Availability, BuildOptions, BuildR
 from engines.trt import versions
 from engines.trt.builder import build_plan
 from engines.trt.cuda import Gpu, find_gpu
+from engines.trt.loaded import StoredEngine
 from engines.trt.runner import TrtRunner
 from engines.trt.versions import RTX_GPUS
 
@@ -90,10 +91,10 @@ class TensorRtRuntime:
     def open_runner(
         self, engine: Path, record: EngineRecord, options: RunnerOptions = DEFAULT_OPTIONS
     ) -> TrtRunner:
-        """Load an engine whose record was checked.
+        """Load an engine, its content held against its record.
 
         Raises:
-            ArtefactError: Built by another version or for another device.
+            ArtefactError: Not the engine of this record, built by another version or for another device.
             EnvironmentProblem: No GPU, no driver, a missing package.
         """
         version = self.availability().version
@@ -105,7 +106,7 @@ class TensorRtRuntime:
         if gpu is None:
             raise EnvironmentProblem(f"{self.name} cannot run here: {reason}", remedy=_NO_GPU)
         trt, cuda = packages.load(self.package), packages.load("pycuda.driver")
-        return TrtRunner(trt, cuda, read_engine(engine, record), record, options, place=engine)
+        return TrtRunner(trt, cuda, StoredEngine(read_engine(engine, record), record, engine), options)
 
     def _platform(self, gpu: Gpu | None) -> dict[str, str]:
         """What an engine is tied to."""
@@ -116,6 +117,22 @@ class TensorRtRuntime:
         if gpu is not None:
             facts |= {"gpu": gpu.name, "compute_capability": gpu.compute_capability}
         return facts
+
+
+TENSORRT = TensorRtRuntime(
+    name="tensorrt",
+    package="tensorrt",
+    distributions=("tensorrt",),
+    builds_on_cpu=False,
+    portable_to="",
+)
+TENSORRT_RTX = TensorRtRuntime(
+    name="tensorrt-rtx",
+    package="tensorrt_rtx",
+    distributions=("tensorrt-rtx", "tensorrt-rtx-cu13", "tensorrt-rtx-cu12"),
+    builds_on_cpu=True,
+    portable_to=RTX_GPUS,
+)
 
 
 def _check_origin(record: EngineRecord, there: Mapping[str, str], here: Mapping[str, str]) -> None:
@@ -135,21 +152,3 @@ def _check_origin(record: EngineRecord, there: Mapping[str, str], here: Mapping[
 def _comparable(key: str, value: str) -> object:
     """A version by its numbers, because 8.6.1 and 8.6.1.post1 are the same library; anything else as it is."""
     return packages.parse_version(value) if key == "version" else value
-
-
-TENSORRT = TensorRtRuntime(
-    name="tensorrt",
-    package="tensorrt",
-    distributions=("tensorrt",),
-    builds_on_cpu=False,
-    portable_to="",
-)
-
-
-TENSORRT_RTX = TensorRtRuntime(
-    name="tensorrt-rtx",
-    package="tensorrt_rtx",
-    distributions=("tensorrt-rtx", "tensorrt-rtx-cu13", "tensorrt-rtx-cu12"),
-    builds_on_cpu=True,
-    portable_to=RTX_GPUS,
-)

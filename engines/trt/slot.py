@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from engines.errors import EnvironmentProblem
 from engines.record import EngineRecord
@@ -16,8 +17,6 @@ from engines.trt import versions
 from engines.trt.cuda import BUFFERS, CudaGraph, GraphError, capture_graph
 from engines.trt.faults import Faults
 from engines.trt.loaded import LoadedEngine
-
-Array = Any
 
 # Batch sizes with a graph at a time, for each slot: the full batch and the rest at the end of a folder. More would
 # cost device memory, because every context has activations of its own.
@@ -98,7 +97,7 @@ class Slot:
             self.enqueue(batch)
             self.wait(size)
 
-    def enqueue(self, batch: Array) -> None:
+    def enqueue(self, batch: NDArray[np.uint8]) -> None:
         """Copy a batch into the slot's own memory and enqueue all of its work.
 
         Raises:
@@ -117,19 +116,20 @@ class Slot:
             self._drain()
             raise
 
-    def wait(self, size: int) -> Array:
+    def wait(self, size: int) -> NDArray[np.float32]:
         """Wait for the batch and return its answers: ``float32 [size, classes]``, the caller's own."""
         try:
             (self._events[-1] if self._events else self.stream).synchronize()
         except BaseException:  # Ctrl-C too
             self._drain()
             raise
-        return self.buffers.host_output[:size].copy()
+        answers: NDArray[np.float32] = self.buffers.host_output[:size].copy()
+        return answers
 
     def stages_ns(self) -> dict[str, int]:
         """Return the time that each stage of the batch just waited for took on the device, nanoseconds."""
         pairs = zip(self._events, self._events[1:], strict=False)
-        times = (round(end.time_since(start) * 1e6) for start, end in pairs)  # CUDA tells milliseconds
+        times = (round(end.time_since(start) * 1e6) for start, end in pairs)  # CUDA gives milliseconds
         return dict(zip(STAGES, times, strict=True))
 
     def execution_words(self) -> str:
@@ -151,10 +151,8 @@ class Slot:
         if self._timed:
             self._enqueue_timed(prepared, size)
             return
-        self._last_size, self._last_graph = (
-            size,
-            prepared.graph,
-        )  # the short way for the next batch of this size
+        # The short way for the next batch of this size.
+        self._last_size, self._last_graph = size, prepared.graph
         if prepared.graph is not None:
             prepared.graph.launch()
         else:
@@ -238,9 +236,8 @@ class Slot:
             try:
                 return self._new_execution()
             except EnvironmentProblem:
-                self._alone = (
-                    True  # one context for all sizes: the graph is captured anew when the size changes
-                )
+                # One context for all sizes: the graph is captured again when the size changes.
+                self._alone = True
         best = self._parts.record.batch.best
         size = next((size for size in self._prepared if size != best), best)  # the best one goes last
         oldest = self._prepared.pop(size)

@@ -88,7 +88,7 @@ def create_execution(engine: Any, runtime_config: Any) -> Any:
 
 
 def is_capturable(execution: Any, stream_handle: int) -> bool:
-    """Whether a context's work can be captured into a CUDA graph, as far as the release tells beforehand."""
+    """Whether a context's work can be captured into a CUDA graph, as far as the release says beforehand."""
     if not hasattr(execution, "is_stream_capturable"):
         return True
     return bool(execution.is_stream_capturable(stream_handle))

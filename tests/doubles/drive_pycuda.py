@@ -21,6 +21,7 @@ import pycuda.driver as cuda
 from double_tensorrt import DoubleTensorRt, session_of
 
 from engines.runtimes import RunnerOptions, answer_batches
+from engines.trt.loaded import StoredEngine
 from engines.trt.runner import TrtRunner
 
 DRIVER = ctypes.CDLL("libcuda.so.1")
@@ -81,7 +82,7 @@ def main() -> None:
     found: dict[str, Any] = {"words": []}
 
     def check(**options: Any) -> None:
-        with TrtRunner(trt, cuda, plan, record, RunnerOptions(**options)) as runner:
+        with TrtRunner(trt, cuda, StoredEngine(plan, record), RunnerOptions(**options)) as runner:
             answers = [each for _, each in answer_batches(runner, enumerate(batches))]
             for seen, right in zip(answers, expected, strict=True):
                 np.testing.assert_array_equal(seen, right)

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import io
 import logging
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -236,6 +238,40 @@ def test_nothing_of_the_patient_is_said(
                 assert error.__cause__ is None or SECRET not in str(error.__cause__)
     said = capsys.readouterr()
     assert SECRET not in said.out + said.err + caplog.text
+
+
+def odd_values() -> bytes:
+    """A file that pydicom warns of: more pixel data than it has pixels."""
+    return dicom(RAMP, PixelData=RAMP.tobytes() + bytes(640))
+
+
+def test_odd_values_are_warned_of_by_pydicom_and_not_by_us(
+    capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    with warnings.catch_warnings(record=True) as loud:
+        warnings.simplefilter("always")
+        pydicom.dcmread(io.BytesIO(odd_values())).pixel_array  # noqa: B018
+    assert "excess padding" in str(loud[0].message)
+    caplog.clear()
+    capfd.readouterr()
+    with warnings.catch_warnings(record=True) as quiet, caplog.at_level(logging.DEBUG):
+        warnings.simplefilter("always")
+        assert (decode_dicom(odd_values()) == decode_dicom(dicom(RAMP))).all()
+        logging.getLogger("pydicom.pixels.decoders.base").error("below the logger of the package")
+    assert (quiet, caplog.records, tuple(capfd.readouterr())) == ([], [], ("", ""))
+
+
+def test_the_filters_of_warnings_are_set_once_whatever_the_threads() -> None:
+    data = odd_values()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        before = len(warnings.filters)
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(decode_dicom, [data] * 16))
+        after = list(warnings.filters)
+        assert len(after) == before + 1
+        decode_dicom(data)
+        assert warnings.filters == after
 
 
 def test_a_dicom_file_goes_the_way_of_every_image(folder: Path) -> None:

@@ -1,13 +1,28 @@
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import onnx
+import onnxruntime
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
-from engines.errors import ArtefactError
-from engines.graph import count_multiply_adds, count_parameters, executed_layers, load_model, weighted_layers
+from engines import graph
+from engines.errors import AccuracyGateError, ArtefactError
+from engines.graph import (
+    cast_to_fp16,
+    contract_of,
+    count_multiply_adds,
+    count_parameters,
+    executed_layer_types,
+    executed_layers,
+    layer_types,
+    load_model,
+    weighted_layers,
+)
 
 # Input and output sizes by hand. Feature maps: 224, 112, 56, 28, then 14 x 14 x 32 = 6,272 into the dense layers.
 DENSE = 6272 * 64 + 64 * 3
@@ -24,6 +39,87 @@ MULTIPLY_ADDS = {
 }
 LAYERS = {"dsc": 9, "cnn": 6}
 Graphs = Callable[..., bytes]
+
+
+def save(model: onnx.ModelProto, folder: Path) -> Path:
+    path = folder / "model.onnx"
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+@pytest.fixture
+def model(deployed_models: dict[str, Path]) -> onnx.ModelProto:
+    return load_model(deployed_models["dsc"]).proto
+
+
+def test_a_model_of_ours_is_read_with_all_that_a_command_needs(deployed_models: dict[str, Path]) -> None:
+    path = deployed_models["dsc"]
+    model = load_model(path)
+    assert model.path == path
+    assert model.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert model.proto == onnx.load(path)
+    assert model.contract == contract_of(model.proto, "here")
+    assert (model.contract.labels, model.contract.architecture) == (("clear", "focal", "diffuse"), "dsc")
+
+
+@pytest.mark.parametrize("data", [b"", b"not a protobuf", b"\x89PNG\r\n\x1a\n" + bytes(64)])
+def test_what_is_no_onnx_is_refused(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(data)
+    with pytest.raises(ArtefactError, match="is not an ONNX model") as caught:
+        load_model(path)
+    assert caught.value.remedy == "export it again: edge-dsc export RUN"
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ArtefactError, match=r"cannot read .*absent.onnx: No such file"):
+        load_model(tmp_path / "absent.onnx")
+
+
+def test_a_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ArtefactError, match="cannot read"):
+        load_model(tmp_path)
+
+
+def test_a_truncated_file_is_refused(deployed_models: dict[str, Path], tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(deployed_models["dsc"].read_bytes()[:-1000])
+    with pytest.raises(ArtefactError, match="is not an ONNX model"):
+        load_model(path)
+
+
+def test_too_large_a_file_is_not_read(
+    deployed_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(graph, "LARGEST_MODEL", 1000)
+    with pytest.raises(ArtefactError, match="a model of ours at most 1000"):
+        load_model(deployed_models["dsc"])
+
+
+def test_a_foreign_model_is_refused(model: onnx.ModelProto, tmp_path: Path) -> None:
+    del model.metadata_props[:]
+    with pytest.raises(ArtefactError, match="was not exported by edge-dsc"):
+        load_model(save(model, tmp_path))
+
+
+def test_tensors_in_other_files_are_refused(model: onnx.ModelProto, tmp_path: Path) -> None:
+    tensor = model.graph.initializer[1]
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="../../etc/passwd")
+    with pytest.raises(ArtefactError, match=f"keeps {tensor.name} in another file"):
+        load_model(save(model, tmp_path))
+
+
+def test_inputs_that_break_the_contract_are_refused(model: onnx.ModelProto, tmp_path: Path) -> None:
+    model.graph.input[0].type.tensor_type.elem_type = TensorProto.FLOAT
+    with pytest.raises(ArtefactError, match=r"takes image float \[N, 224, 224, 1\].*says image uint8 \["):
+        load_model(save(model, tmp_path))
+
+
+def test_an_invalid_graph_is_refused(model: onnx.ModelProto, tmp_path: Path) -> None:
+    model.graph.node.append(helper.make_node("Relu", ["nowhere"], ["lost"]))
+    with pytest.raises(ArtefactError, match="is not a valid ONNX model"):
+        load_model(save(model, tmp_path))
 
 
 def parsed(data: bytes) -> onnx.ModelProto:
@@ -58,9 +154,91 @@ def test_pairs_that_were_not_fused_are_executed_in_float(graph_in: Graphs) -> No
     assert executed_layers(parsed(graph_in("dsc", "fp16"))) == {"FP16": 9}
 
 
+NAMES = ["Conv_2", "Conv_5", "Conv_6", "Conv_9", "Conv_10", "Conv_13", "Conv_14", "MatMul_18", "MatMul_21"]
+
+
+def test_layers_are_named_in_the_order_of_the_graph(graph_in: Graphs) -> None:
+    assert list(layer_types(parsed(graph_in("dsc", "fp32"))).items()) == [(name, "FP32") for name in NAMES]
+    quantized = layer_types(parsed(graph_in("dsc", "int8")))
+    assert list(quantized) == NAMES
+    assert [name for name, kind in quantized.items() if kind == "FP32"] == ["MatMul_21"]
+
+
+@pytest.mark.parametrize("name", ["", "Conv_5"])
+def test_layers_without_a_name_of_their_own_are_not_named_at_all(model: onnx.ModelProto, name: str) -> None:
+    next(node for node in model.graph.node if node.name == "Conv_2").name = name
+    assert layer_types(model) == {}
+
+
+def test_an_optimised_graph_gets_the_names_of_its_source_unless_layers_are_missing(graph_in: Graphs) -> None:
+    executed = parsed(graph_in("dsc", "fp16"))
+    for node in executed.graph.node:
+        node.name = "fused"
+    assert executed_layer_types(executed, NAMES) == dict.fromkeys(NAMES, "FP16")
+    assert executed_layer_types(executed, NAMES[1:]) == {}
+
+
 def test_multiply_adds_need_the_shapes(deployed_models: dict[str, Path]) -> None:
     model = load_model(deployed_models["dsc"]).proto
     model.graph.input[0].type.tensor_type.shape.dim[1].dim_param = "H"
     next(node for node in model.graph.node if node.op_type == "Reshape").op_type = "Unknown"
     with pytest.raises(ArtefactError, match="output shape of Conv_2 is not known"):
         count_multiply_adds(model)
+
+
+def run(model: onnx.ModelProto, batch: np.ndarray) -> np.ndarray:
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return session.run(None, {"image": batch})[0]
+
+
+@pytest.mark.parametrize("architecture", ["dsc", "cnn"])
+def test_one_cast_in_and_one_out(deployed_models: dict[str, Path], architecture: str) -> None:
+    model = load_model(deployed_models[architecture]).proto
+    half = cast_to_fp16(model)
+    onnx.checker.check_model(half, full_check=True)
+    casts = [(node.input[0], node.attribute[0].i) for node in half.graph.node if node.op_type == "Cast"]
+    assert casts == [("image", TensorProto.FLOAT16), ("probabilities.fp16", TensorProto.FLOAT)]
+    assert half.graph.input == model.graph.input
+    assert half.graph.output == model.graph.output
+    assert half.metadata_props == model.metadata_props
+    assert {tensor.data_type for tensor in half.graph.initializer} == {TensorProto.FLOAT16, TensorProto.INT64}
+
+
+@pytest.mark.parametrize("architecture", ["dsc", "cnn"])
+def test_probabilities_stay_close(
+    deployed_models: dict[str, Path], pixels: Callable[..., np.ndarray], architecture: str
+) -> None:
+    model = load_model(deployed_models[architecture]).proto
+    batch = pixels(12)
+    expected, seen = run(model, batch), run(cast_to_fp16(model), batch)
+    assert seen.dtype == np.float32
+    assert np.abs(seen - expected).max() < 2e-3
+    assert (seen.argmax(axis=1) == expected.argmax(axis=1)).all()
+
+
+def test_small_weights_of_the_first_kernel_are_kept(deployed_models: dict[str, Path]) -> None:
+    model = load_model(deployed_models["dsc"]).proto
+    stem = next(tensor for tensor in model.graph.initializer if tensor.name == "stem.weight")
+    values = numpy_helper.to_array(stem).copy()
+    values[0, 0, 0, 0] = 3e-7  # a subnormal float16
+    stem.CopyFrom(numpy_helper.from_array(values, stem.name))
+    half = cast_to_fp16(model)
+    seen = numpy_helper.to_array(next(t for t in half.graph.initializer if t.name == "stem.weight"))
+    assert seen[0, 0, 0, 0] == np.float16(3e-7) != 0
+    assert np.abs(seen.astype(np.float32) - values).max() <= np.abs(values).max() * 2**-11
+
+
+@pytest.mark.parametrize(
+    ("scale", "message"),
+    [(1e9, "float16 ends at 65504"), (1e-6, "too small for float16"), (np.nan, "reaches nan")],
+)
+def test_weights_out_of_range_are_refused(
+    deployed_models: dict[str, Path], scale: float, message: str
+) -> None:
+    model = load_model(deployed_models["dsc"]).proto
+    stem = next(tensor for tensor in model.graph.initializer if tensor.name == "stem.weight")
+    values = numpy_helper.to_array(stem) * np.float32(scale)
+    stem.CopyFrom(numpy_helper.from_array(values, stem.name))
+    with pytest.raises(AccuracyGateError, match=message) as caught:
+        cast_to_fp16(model)
+    assert caught.value.remedy == "build with --fp32, or train again; nothing was written"

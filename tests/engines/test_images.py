@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import hashlib
 import struct
+import threading
 from pathlib import Path
 
 import cv2
@@ -115,13 +117,67 @@ def test_every_size_becomes_the_input_shape(size: tuple[int, int]) -> None:
     assert out.dtype == np.uint8
 
 
-def test_file_and_frame_give_the_same_bits(tmp_path: Path) -> None:
+def test_a_file_gives_the_bits_of_the_pixels_in_it(tmp_path: Path) -> None:
     grey = smooth(500, 470)
     path = tmp_path / "a.png"
     path.write_bytes(encode(cv2.merge([grey, grey, grey]), ".png"))
-    from_file = images.read_input(path, CONTRACT)
-    from_frame = images.prepare_frame(cv2.merge([grey, grey, grey]), CONTRACT)
-    np.testing.assert_array_equal(from_file, from_frame)
+    frame = images.grey8(cv2.merge([grey, grey, grey]))  # as a camera gives it
+    np.testing.assert_array_equal(images.read_input(path, CONTRACT), images.prepare_pixels(frame, CONTRACT))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> list[Path]:
+    """Forty images, one of which is none and one of which is not there."""
+    paths = [tmp_path / f"{index:02}.png" for index in range(40)]
+    for index, path in enumerate(paths):
+        path.write_bytes(encode(smooth(64, 64, seed=index), ".png"))
+    paths[7].write_text("hello")
+    paths[30].unlink()
+    return paths
+
+
+@pytest.mark.parametrize("threads", [1, 3, None])
+def test_many_files_come_back_in_order_with_their_hashes(folder: list[Path], threads: int | None) -> None:
+    found = list(images.read_inputs(iter(folder), CONTRACT, threads=threads))
+    assert [image.path for image in found] == folder
+    for image in found:
+        if image.path in (folder[7], folder[30]):
+            continue
+        assert image.sha256 == hashlib.sha256(image.path.read_bytes()).hexdigest()
+        np.testing.assert_array_equal(image.pixels, images.read_input(image.path, CONTRACT))
+    damaged, missing = found[7], found[30]
+    assert damaged.sha256 == hashlib.sha256(b"hello").hexdigest()
+    assert isinstance(damaged.pixels, ImageError) and "damaged or no image" in damaged.pixels.what
+    assert missing.sha256 == ""
+    assert isinstance(missing.pixels, ImageError) and "does not exist" in missing.pixels.what
+
+
+def test_each_file_is_read_once_and_only_a_few_ahead(
+    folder: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[Path] = []
+    real = images.read_bytes
+    monkeypatch.setattr(images, "read_bytes", lambda path: read.append(path) or real(path))
+    inputs = images.read_inputs(folder, CONTRACT, threads=2)
+    next(inputs)
+    assert len(read) <= 4 * 2
+    list(inputs)
+    assert sorted(read) == folder
+
+
+def test_a_caller_who_stops_early_ends_the_reading(folder: list[Path]) -> None:
+    inputs = images.read_inputs(folder, CONTRACT, threads=2)
+    next(inputs)
+    inputs.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("decode")]
+
+
+def test_processors_that_this_process_may_not_use_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {3, 5, 9}, raising=False)
+    assert images.usable_processors() == 3
+    monkeypatch.delattr("os.sched_getaffinity")
+    monkeypatch.setattr("os.cpu_count", lambda: None)
+    assert images.usable_processors() == 1
 
 
 def test_truncated_jpegs_and_pngs_are_refused() -> None:

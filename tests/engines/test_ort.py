@@ -193,7 +193,7 @@ def test_a_damaged_engine_is_refused(open_engine: Callable, tmp_path: Path, dama
     engine = tmp_path / record.engine
     damaged = damage(engine.read_bytes())
     engine.write_bytes(damaged)
-    with pytest.raises(ArtefactError, match="was replaced while it was being opened"):
+    with pytest.raises(ArtefactError, match="is not the engine of its record"):
         RUNTIME.open_runner(engine, record)
     with pytest.raises(ArtefactError, match="onnxruntime cannot load") as caught:
         RUNTIME.open_runner(engine, replace(record, engine_sha256=sha256_bytes(damaged)))

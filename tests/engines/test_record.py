@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import msgspec
@@ -12,8 +13,22 @@ from engines.contract import ModelContract
 from engines.errors import ArtefactError
 from engines.files import canonical_json, sha256_bytes
 from engines.record import RECORD as KIND
-from engines.record import BatchRange, EngineRecord, Precision, load_record, record_path, save_record
+from engines.record import (
+    Agreement,
+    BatchRange,
+    Change,
+    EngineRecord,
+    Flip,
+    Precision,
+    Validation,
+    load_record,
+    peek_record,
+    read_engine,
+    record_path,
+    save_record,
+)
 
+DATA = Path(__file__).parent / "data"  # records as version 0.1.0 wrote them
 PLAN = b"a plan"
 MODEL = b"a model"
 
@@ -114,8 +129,8 @@ def test_a_record_that_lacks_a_field_is_refused(tmp_path: Path) -> None:
         KIND.load(tmp_path / "x.json")
 
 
-def write_record(path: Path, values: dict[str, object]) -> None:
-    head = {"kind": KIND.name, "schema_version": KIND.version}
+def write_record(path: Path, values: dict[str, object], version: int = KIND.version) -> None:
+    head = {"kind": KIND.name, "schema_version": version}
     path.write_text(json.dumps({**head, **values, "record_sha256": sha256_bytes(canonical_json(values))}))
 
 
@@ -134,6 +149,91 @@ def test_a_field_of_another_type_is_refused_by_name(
     write_record(tmp_path / "x.json", {**msgspec.to_builtins(RECORD), field: value})
     with pytest.raises(ArtefactError, match=re.escape(message)):
         KIND.load(tmp_path / "x.json")
+
+
+def earlier(name: str, folder: Path) -> Path:
+    """Put the engine of a record that an earlier version wrote into a folder, with that record beside it."""
+    engine = folder / f"{name}.engine"
+    engine.write_bytes(PLAN)
+    shutil.copy(DATA / f"record-v1-{name}.json", record_path(engine))
+    return engine
+
+
+@pytest.mark.parametrize("name", ["first", "int8", "gated"])
+def test_records_of_version_1_load_and_become_version_2(tmp_path: Path, name: str) -> None:
+    engine = earlier(name, tmp_path)
+    record = load_record(engine)
+    assert (record.engine, record.precision, record.batch) == (engine.name, "int8", BatchRange(1, 8, 32))
+    assert record.contract.labels == ("covid19", "normal", "pneumonia")
+    save_record(engine, record)
+    assert json.loads(record_path(engine).read_text())["schema_version"] == 2
+    assert load_record(engine) == record
+
+
+def test_what_version_1_gained_under_its_number_is_read_where_it_stands(tmp_path: Path) -> None:
+    first, int8, gated = (load_record(earlier(name, tmp_path)) for name in ("first", "int8", "gated"))
+    assert (first.layer_types, first.float_layers, first.validation) == ({}, (), None)
+    assert int8.layer_types["logits"] == "FP32"
+    assert replace(int8, engine="first.engine", layer_types={}) == first
+    assert gated.float_layers == ("block1_depthwise",)
+    assert gated.validation is not None
+    assert gated.validation.passed
+    assert gated.validation.agreement.flipped[0] == Flip(
+        "xrays/covid19/0.jpg", "covid19", "normal", "covid19"
+    )
+
+
+def test_an_edited_record_of_version_1_is_refused(tmp_path: Path) -> None:
+    engine = earlier("int8", tmp_path)
+    path = record_path(engine)
+    path.write_text(path.read_text().replace('"FP32"', '"INT8"'))
+    assert "was edited after it was made" in refusal(engine).what
+
+
+def test_a_later_version_is_refused_by_its_number(tmp_path: Path) -> None:
+    write_record(tmp_path / "x.json", msgspec.to_builtins(RECORD), version=3)
+    with pytest.raises(ArtefactError, match="has schema version 3, this edge-dsc reads 1 and 2"):
+        KIND.load(tmp_path / "x.json")
+
+
+def test_the_content_is_checked_when_the_engine_is_read(engine: Path) -> None:
+    record = peek_record(engine)
+    assert read_engine(engine, record) == PLAN
+    engine.write_bytes(PLAN[::-1])
+    assert peek_record(engine) == record
+    with pytest.raises(ArtefactError, match="is not the engine of its record") as caught:
+        read_engine(engine, record)
+    assert caught.value.remedy == "rebuild it: edge-dsc build-engine model.onnx --int8"
+    engine.unlink()
+    with pytest.raises(ArtefactError, match=r"cannot read .*No such file"):
+        read_engine(engine, record)
+
+
+def change(reference: float, candidate: float) -> Change:
+    return Change(reference=reference, candidate=candidate, low=-1.0, high=1.0)
+
+
+@pytest.mark.parametrize(("right", "passed"), [(98, True), (97, False), (101, True)])
+def test_a_drop_up_to_the_budget_passes(right: int, passed: bool) -> None:
+    agreement = Agreement(
+        reference="FP32",
+        images=200,
+        same_top1=190,
+        accuracy=change(100 / 200, right / 200),
+        macro_f1=change(0.5, 0.5),
+        lost=3,
+        won=1,
+        mcnemar_p=1.0,
+        reference_calibration_error=0.0,
+        candidate_calibration_error=0.0,
+        largest_difference=0.1,
+        flipped=(),
+    )
+    validation = Validation(
+        images="test", images_sha256="", answered_by="", max_drop=1.0, skipped=0, agreement=agreement
+    )
+    assert validation.drop == pytest.approx((100 - right) / 2)
+    assert validation.passed is passed
 
 
 @pytest.mark.parametrize("sizes", [(0, 1, 1), (2, 1, 3), (1, 4, 3)])

@@ -1,13 +1,28 @@
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from engines import runtimes
-from engines.errors import AccuracyGateError, ArtefactError, UsageError
-from engines.record import Precision
-from engines.runtimes import Availability, BuildOptions, check_precision, choose_runtime, get_runtime
+from engines.errors import AccuracyGateError, ArtefactError, BadInputError, EnvironmentProblem, UsageError
+from engines.record import BatchRange, Precision
+from engines.runtimes import (
+    Availability,
+    BatchCheck,
+    BuildOptions,
+    BuildResult,
+    DirectSubmission,
+    RunnerOptions,
+    Ticket,
+    answer_batches,
+    check_layers,
+    check_precision,
+    choose_runtime,
+    get_runtime,
+)
 
 
 @pytest.mark.parametrize("name", runtimes.RUNTIME_NAMES)
@@ -60,3 +75,167 @@ def test_an_engine_is_checked_before_its_runtime_is_asked(
     (tmp_path / "a.engine").write_bytes(b"plan")
     with pytest.raises(ArtefactError, match="has no record"):
         runtimes.open_engine(tmp_path / "a.engine")
+
+
+WANTED = {"stem": "INT8", "dense": "INT8", "logits": "float"}
+
+
+def built(layers: dict[str, int], **layer_types: str) -> BuildResult:
+    return BuildResult(layers=layers, layers_source="test", platform={}, layer_types=layer_types)
+
+
+@pytest.mark.parametrize("rest", ["FP32", "FP16"])
+def test_every_layer_is_held_by_its_name(rest: str) -> None:
+    check_layers(built({"INT8": 2, rest: 1}, stem="INT8", dense="INT8", logits=rest), WANTED)
+
+
+def test_layers_in_another_precision_are_named() -> None:
+    found = built({"INT8": 2, "FP32": 1}, stem="INT8", dense="FP32", logits="INT8")
+    with pytest.raises(AccuracyGateError) as caught:
+        check_layers(found, {**WANTED, "absent": "INT8"})
+    assert caught.value.what == (
+        "the engine would run dense in FP32, not INT8; logits in INT8, not float; "
+        "absent in no precision that is known, not INT8 (test)"
+    )
+    assert caught.value.remedy == "choose another precision or --backend; nothing was written"
+
+
+def test_layers_without_names_are_counted() -> None:
+    check_layers(built({"INT8": 2, "FP32": 1}), WANTED)
+    with pytest.raises(AccuracyGateError, match="would run 1 layers in INT8, not 2"):
+        check_layers(built({"INT8": 1, "FP32": 2}), WANTED)
+
+
+def test_what_each_runtime_wants_and_where_it_runs() -> None:
+    facts = {
+        name: (runtime.signed_activations, runtime.float_precision, runtime.runs_on_cpu)
+        for name in runtimes.RUNTIME_NAMES
+        for runtime in [get_runtime(name)]
+    }
+    assert facts == {
+        "onnxruntime": (False, Precision.FP32, True),
+        "tensorrt": (True, Precision.FP16, False),
+        "tensorrt-rtx": (True, Precision.FP16, False),
+    }
+
+
+class Doubling(DirectSubmission):
+    def run(self, batch: int) -> int:
+        return 2 * batch
+
+
+class Slots:
+    """A runner with two slots that notes what happens, and fails where told."""
+
+    slots = 2
+
+    def __init__(self, fails: int = -1) -> None:
+        self.log: list[str] = []
+        self.fails = fails
+        self.open = 0
+
+    def submit(self, batch: int) -> Ticket:
+        assert self.open < self.slots
+        self.open += 1
+        self.log.append(f"submit {batch}")
+        return Ticket(self, batch)
+
+    def collect(self, ticket: Ticket) -> int:
+        batch = ticket.take(self)
+        self.open -= 1
+        self.log.append(f"collect {batch}")
+        if batch >= self.fails >= 0:
+            raise EnvironmentProblem(f"batch {batch} fails", remedy="none")
+        return 2 * batch
+
+
+def tagged(count: int) -> Iterator[tuple[str, int]]:
+    return ((f"t{index}", index) for index in range(count))
+
+
+def test_direct_submission_runs_at_once() -> None:
+    runner = Doubling()
+    ticket = runner.submit(4)
+    assert (runner.collect(ticket), ticket.stages_ns, runner.slots) == (8, None, 1)
+    assert list(answer_batches(runner, tagged(3))) == [("t0", 0), ("t1", 2), ("t2", 4)]
+
+
+def test_a_ticket_is_collected_once_and_by_its_runner() -> None:
+    runner = Doubling()
+    ticket = runner.submit(1)
+    with pytest.raises(ValueError, match="of another runner"):
+        Doubling().collect(ticket)
+    runner.collect(ticket)
+    with pytest.raises(ValueError, match="collected before"):
+        runner.collect(ticket)
+
+
+def test_the_slots_are_kept_full_and_answers_stay_in_order() -> None:
+    runner = Slots()
+    answers = answer_batches(runner, tagged(4))
+    assert next(answers) == ("t0", 0)
+    # The device has the third batch before the caller gets the first answer.
+    assert runner.log == ["submit 0", "submit 1", "collect 0", "submit 2"]
+    assert list(answers) == [("t1", 2), ("t2", 4), ("t3", 6)]
+    assert runner.log[4:] == ["collect 1", "submit 3", "collect 2", "collect 3"]
+
+
+def test_stopping_early_leaves_no_ticket_open() -> None:
+    runner = Slots()
+    answers = answer_batches(runner, tagged(9))
+    next(answers)
+    answers.close()
+    assert runner.open == 0
+
+
+def test_a_source_that_fails_leaves_no_ticket_open() -> None:
+    def failing() -> Iterator[tuple[str, int]]:
+        yield from tagged(2)
+        raise OSError("unplugged")
+
+    runner = Slots()
+    with pytest.raises(OSError, match="unplugged"):
+        list(answer_batches(runner, failing()))
+    assert runner.open == 0
+
+
+def test_the_first_failure_is_told_and_the_rest_dropped() -> None:
+    runner = Slots(fails=1)
+    with pytest.raises(EnvironmentProblem, match="batch 1 fails"):
+        list(answer_batches(runner, tagged(5)))
+    assert runner.open == 0
+
+
+@pytest.mark.parametrize("wrong", [{"slots": 0}, {"threads": 0}, {"memory": "managed"}])
+def test_options_are_checked(wrong: dict) -> None:
+    with pytest.raises(ValueError, match="no slot, no thread, or a memory"):
+        RunnerOptions(**wrong)
+
+
+@pytest.fixture
+def check(deployed_models: dict[str, Path], record_of: Callable) -> BatchCheck:
+    result = BuildResult(layers={}, layers_source="", platform={})
+    return BatchCheck(record_of(deployed_models["dsc"], "dsc", "fp32", result, BatchRange(2, 4, 8)))
+
+
+@pytest.mark.parametrize("count", [2, 8])
+def test_the_range_of_batches_is_inclusive(check: BatchCheck, count: int) -> None:
+    check(np.zeros((count, 224, 224, 1), np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("batch", "seen"),
+    [
+        (np.zeros((1, 224, 224, 1), np.uint8), "uint8 [1, 224, 224, 1]"),
+        (np.zeros((9, 224, 224, 1), np.uint8), "uint8 [9, 224, 224, 1]"),
+        (np.zeros((2, 224, 224, 1), np.float32), "float32 [2, 224, 224, 1]"),
+        (np.zeros((2, 224, 224), np.uint8), "uint8 [2, 224, 224]"),
+        (np.zeros((2, 1, 224, 224), np.uint8), "uint8 [2, 1, 224, 224]"),
+        ([0, 1], "list []"),
+    ],
+)
+def test_any_other_batch_is_named(check: BatchCheck, batch: object, seen: str) -> None:
+    with pytest.raises(BadInputError) as caught:
+        check(batch)
+    assert caught.value.what == f"dsc.onnx takes uint8 [N, 224, 224, 1], N from 2 to 8, not {seen}"
+    assert caught.value.remedy.endswith("build with another --batch: edge-dsc build-engine model.onnx")

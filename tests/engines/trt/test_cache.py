@@ -51,9 +51,9 @@ def test_what_was_compiled_while_running_is_kept_when_closing(
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (lambda data: data[:-1], "is of another engine or damaged, made anew"),
-        (lambda data: data + b"x", "is of another engine or damaged, made anew"),
-        (lambda data: b"", "is of another engine or damaged, made anew"),
+        (lambda data: data[:-1], "is of another engine or damaged, made again"),
+        (lambda data: data + b"x", "is of another engine or damaged, made again"),
+        (lambda data: b"", "is of another engine or damaged, made again"),
     ],
 )
 def test_a_damaged_cache_costs_a_compilation(
@@ -90,9 +90,9 @@ def test_a_cache_of_another_engine_or_gpu(open_runner: Open, place: Path) -> Non
     open_runner(place=place).close()
     record = open_record(open_runner, place)
     other = cache.RuntimeCache(Blob(), replace(record, engine_sha256="1" * 64), place)
-    assert other.state == "dsc.engine.cache is of another engine or damaged, made anew"
+    assert other.state == "dsc.engine.cache is of another engine or damaged, made again"
     foreign = cache.RuntimeCache(Blob(), record, place)
-    assert foreign.state == "dsc.engine.cache is of another GPU, driver or release, made anew"
+    assert foreign.state == "dsc.engine.cache is of another GPU, driver or release, made again"
     foreign.save()
     assert foreign.state == "kept in dsc.engine.cache"
     assert cache.cache_path(place).read_bytes().endswith(b"\ncompiled")

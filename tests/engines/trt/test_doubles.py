@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from double_cuda import API, POISON, DoubleCuda, DoubleDriver, Error, Misuse
-from double_tensorrt import DoubleTensorRt
+from double_tensorrt import RELEASES, DoubleTensorRt
 
 from engines.trt.cuda import GraphError, capture_graph
 from engines.trt.faults import process_logger
@@ -217,6 +217,7 @@ def test_the_last_context_goes_last(device: Device, cuda: DoubleCuda) -> None:
         cuda.stack()[-1].detach()
 
 
+@pytest.mark.parametrize("release", RELEASES, indirect=True)
 @pytest.mark.parametrize(
     ("name", "there"),
     [
@@ -236,6 +237,7 @@ def test_names_are_those_of_the_release(
     assert found == (release in there)
 
 
+@pytest.mark.parametrize("release", RELEASES, indirect=True)
 def test_methods_are_those_of_the_release(device: Device, trt: DoubleTensorRt, release: str) -> None:
     assert hasattr(device.execution, "is_stream_capturable") == (release == "rtx")
     assert hasattr(device.engine, "create_runtime_config") == (release in ("11.4", "rtx"))

@@ -47,7 +47,10 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("integrated", [False, True])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("release", "integrated"), [("10.3", False), ("10.3", True), ("rtx", False)], indirect=["release"]
+)
 def test_the_loop_on_the_real_pycuda(
     library: Path, release: str, plan: bytes, record: Any, small_model: Path, tmp_path: Path, integrated: bool
 ) -> None:

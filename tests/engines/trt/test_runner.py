@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from double_tensorrt import session_of
+from double_tensorrt import RELEASES, session_of
 from msgspec.structs import replace
 
 from engines.errors import ArtefactError, BadInputError, EnvironmentProblem
-from engines.runtimes import answer_batches
+from engines.files import sha256_bytes
+from engines.runtimes import RunnerOptions, answer_batches
 from engines.trt import cuda as cuda_driver
+from engines.trt.loaded import StoredEngine
 from engines.trt.runner import TrtRunner
 
 Open = Callable[..., TrtRunner]
@@ -39,17 +41,34 @@ def in_thread(action: Callable[[], object]) -> BaseException | None:
     return caught[0] if caught else None
 
 
+SIZES = (1, 8, 8, 4, 3, 1, 1, 8, 8, 8, 4, 4)
+
+
+def answers_are_right(runner: TrtRunner, pixels: Any, expected: Any) -> None:
+    for count in SIZES:
+        batch = pixels(count, seed=count)
+        np.testing.assert_array_equal(runner.run(batch), expected(batch))
+
+
+@pytest.mark.parametrize("release", RELEASES, indirect=True)
 @pytest.mark.parametrize("graph", [True, False])
-@pytest.mark.parametrize("memory", ["device", "mapped"])
-@pytest.mark.parametrize("time_stages", [True, False])
 def test_answers_of_every_batch_size(
+    open_runner: Open, cuda: Any, pixels: Any, expected: Any, graph: bool
+) -> None:
+    with open_runner(graph=graph) as runner:
+        assert (runner.thread_safe, runner.slots) == (False, 2)
+        answers_are_right(runner, pixels, expected)
+        assert (cuda.launches > 0) == graph
+    assert cuda.idle
+
+
+@pytest.mark.parametrize("graph", [True, False])
+@pytest.mark.parametrize(("memory", "time_stages"), [("device", True), ("mapped", False), ("mapped", True)])
+def test_answers_do_not_depend_on_memory_or_timing(
     open_runner: Open, cuda: Any, pixels: Any, expected: Any, graph: bool, memory: str, time_stages: bool
 ) -> None:
     with open_runner(graph=graph, memory=memory, time_stages=time_stages) as runner:
-        assert (runner.thread_safe, runner.slots) == (False, 2)
-        for count in (1, 8, 8, 4, 3, 1, 1, 8, 8, 8, 4, 4):
-            batch = pixels(count, seed=count)
-            np.testing.assert_array_equal(runner.run(batch), expected(batch))
+        answers_are_right(runner, pixels, expected)
         assert (cuda.launches > 0) == graph
     assert cuda.idle
 
@@ -122,6 +141,7 @@ def test_stages_are_timed_on_the_device(open_runner: Open, pixels: Any, graph: b
         assert ticket.stages_ns is None
 
 
+@pytest.mark.parametrize("release", ["10.3", "rtx"], indirect=True)
 def test_memory_is_allocated_once_and_freed_in_order(open_runner: Open, cuda: Any, pixels: Any) -> None:
     runner = open_runner(slots=1)
     assert cuda.allocations == 4
@@ -147,6 +167,7 @@ def test_memory_is_allocated_once_and_freed_in_order(open_runner: Open, cuda: An
     assert cuda.idle
 
 
+@pytest.mark.parametrize("release", ["10.3", "rtx"], indirect=True)
 def test_closing_with_batches_in_flight(open_runner: Open, cuda: Any, pixels: Any) -> None:
     runner = open_runner(slots=2)
     ticket = runner.submit(pixels(1))
@@ -170,6 +191,7 @@ def test_a_wrong_batch_is_refused_before_the_gpu(open_runner: Open) -> None:
         runner.run(np.zeros((9, 224, 224, 1), np.uint8))
 
 
+@pytest.mark.parametrize("release", RELEASES, indirect=True)
 def test_what_it_says_of_itself(open_runner: Open, trt: Any) -> None:
     with open_runner() as runner:
         words = dict(runner.description)
@@ -211,6 +233,7 @@ def test_sleeping_instead_of_spinning(open_runner: Open, cuda: Any, monkeypatch:
 
 
 class TestGraphs:
+    @pytest.mark.parametrize("release", RELEASES, indirect=True)
     def test_two_sizes_have_graphs_and_a_third_takes_the_oldest_place(
         self, open_runner: Open, cuda: Any, pixels: Any
     ) -> None:
@@ -224,6 +247,7 @@ class TestGraphs:
             assert len(cuda.graphs) == 2
         assert cuda.idle
 
+    @pytest.mark.parametrize("release", RELEASES, indirect=True)
     def test_the_first_run_of_a_size_is_enqueued(self, open_runner: Open, cuda: Any, pixels: Any) -> None:
         with open_runner(slots=1) as runner:
             before = cuda.launches
@@ -282,6 +306,7 @@ class TestGraphs:
             open_runner()
         assert cuda.idle
 
+    @pytest.mark.parametrize("release", ["10.3", "rtx"], indirect=True)
     def test_the_best_size_keeps_its_graph(self, open_runner: Open, cuda: Any, pixels: Any) -> None:
         with open_runner(slots=1) as runner:
             for count in (1, 1, 2, 2, 3, 3):
@@ -301,6 +326,7 @@ class TestGraphs:
 
 
 class TestRefusals:
+    @pytest.mark.parametrize("release", RELEASES, indirect=True)
     def test_a_refused_engine_names_the_first_error(self, open_runner: Open, trt: Any, cuda: Any) -> None:
         trt.fail["deserialize_cuda_engine"] = ""
         with pytest.raises(ArtefactError) as caught:
@@ -312,12 +338,13 @@ class TestRefusals:
         assert caught.value.remedy == "rebuild it: edge-dsc build-engine model.onnx"
         assert cuda.idle
 
+    @pytest.mark.parametrize("release", RELEASES, indirect=True)
     def test_a_plan_of_another_release(
         self, trt: Any, cuda: Any, driver: Any, plan: bytes, record: Any
     ) -> None:
         foreign = plan.replace(trt.__version__.encode(), b"0.1", 1)
         with pytest.raises(ArtefactError, match=r"version tag 0\.1 does not match"):
-            TrtRunner(trt, cuda, foreign, record)
+            TrtRunner(trt, cuda, StoredEngine(foreign, record))
 
     @pytest.mark.parametrize(
         ("there", "here", "words"),
@@ -341,7 +368,7 @@ class TestRefusals:
     ) -> None:
         assert there in plan
         with pytest.raises(ArtefactError, match=words):
-            TrtRunner(trt, cuda, plan.replace(there, here, 1), record)
+            TrtRunner(trt, cuda, StoredEngine(plan.replace(there, here, 1), record))
         assert cuda.idle
 
     @pytest.mark.parametrize("call", ["create_execution_context", "set_tensor_address", "set_input_shape"])
@@ -436,6 +463,7 @@ class TestFaults:
             np.testing.assert_array_equal(runner.run(pixels(1)), expected(pixels(1)))
         assert cuda.idle
 
+    @pytest.mark.parametrize("release", ["10.3", "rtx"], indirect=True)
     def test_an_error_of_the_device_in_the_middle(self, open_runner: Open, cuda: Any, pixels: Any) -> None:
         runner = open_runner(slots=2)
         tickets = [runner.submit(pixels(4)) for _ in range(2)]
@@ -504,6 +532,7 @@ class TestFaults:
         second.close()
         assert cuda.idle
 
+    @pytest.mark.parametrize("release", ["10.3", "rtx"], indirect=True)
     def test_no_gpu_memory_is_lost_over_many_openings(
         self, open_runner: Open, cuda: Any, pixels: Any
     ) -> None:
@@ -517,5 +546,41 @@ def test_the_batch_range_of_the_record_is_what_counts(
     trt: Any, cuda: Any, driver: Any, plan: bytes, record: Any, pixels: Any
 ) -> None:
     narrow = replace(record, batch=replace(record.batch, largest=4))
-    with TrtRunner(trt, cuda, plan, narrow) as runner, pytest.raises(BadInputError, match="N from 1 to 4"):
-        runner.run(pixels(5))
+    with TrtRunner(trt, cuda, StoredEngine(plan, narrow)) as runner:
+        with pytest.raises(BadInputError, match="N from 1 to 4"):
+            runner.run(pixels(5))
+
+
+# Profiles that contexts do not share: an engine of TensorRT 8.6 or 10.3 that another tool built.
+
+
+@pytest.fixture
+def open_unshared(trt: Any, cuda: Any, driver: Any, plan: bytes, record: Any) -> Callable[..., TrtRunner]:
+    assert b'"shared": true' in plan  # our own builder asks for it
+    unshared = plan.replace(b'"shared": true', b'"shared": false')
+    changed = replace(record, engine_sha256=sha256_bytes(unshared))
+    return lambda **options: TrtRunner(trt, cuda, StoredEngine(unshared, changed), RunnerOptions(**options))
+
+
+@pytest.mark.parametrize("release", ["8.6", "10.3"], indirect=True)
+def test_one_slot_is_left_and_said(open_unshared: Callable[..., TrtRunner], cuda: Any, pixels: Any) -> None:
+    with open_unshared(slots=2) as runner:
+        assert runner.slots == 1
+        words = runner.description["slots"]
+        assert words.startswith("1 of 2: tensorrt cannot open dsc.engine: no execution context")
+        assert "Profile 0 has been chosen by another IExecutionContext" in words
+        assert runner.description["execution"] == "CUDA graph"
+    assert cuda.idle
+
+
+@pytest.mark.parametrize("release", ["8.6", "10.3"], indirect=True)
+def test_one_context_serves_every_size(
+    open_unshared: Callable[..., TrtRunner], cuda: Any, small_model: Any, pixels: Any
+) -> None:
+    plain = session_of(small_model.read_bytes())
+    with open_unshared(slots=1) as runner:
+        for count in (4, 4, 3, 3, 3, 4, 4, 8, 1, 1):
+            batch = pixels(count, seed=count)
+            np.testing.assert_array_equal(runner.run(batch), plain.run(None, {"image": batch})[0])
+            assert len(cuda.graphs) <= 1
+    assert cuda.idle

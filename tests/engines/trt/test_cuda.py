@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import contextlib
+import ctypes
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from double_cuda import DoubleCuda, current
+
+from engines.record import EngineRecord
+from engines.trt import cuda as driver
+from engines.trt.cuda import BUFFERS, CudaGraph, Gpu, GraphError, capture_graph, find_gpu, missing_functions
+
+
+def fake_driver(*, start: int = 0, devices: int = 1, name: int = 0) -> Any:
+    def count(out: Any) -> int:
+        out._obj.value = devices
+        return 0
+
+    def get_name(buffer: Any, size: int, device: Any) -> int:
+        buffer.value = b"Orin"
+        return name
+
+    def attribute(out: Any, number: int, device: Any) -> int:
+        out._obj.value = {75: 8, 76: 7}[number]
+        return 0
+
+    return SimpleNamespace(
+        cuInit=lambda flags: start,
+        cuDeviceGetCount=count,
+        cuDeviceGet=lambda out, index: 0,
+        cuDeviceGetName=get_name,
+        cuDeviceGetAttribute=attribute,
+    )
+
+
+@pytest.mark.parametrize(
+    ("library", "expected"),
+    [
+        (fake_driver(), (Gpu("Orin", "8.7"), "")),
+        (fake_driver(start=100), (None, "the CUDA driver does not start: cuInit gives error 100")),
+        (fake_driver(devices=0), (None, "the CUDA driver finds no GPU")),
+        (fake_driver(name=1), (None, "the CUDA driver does not describe its GPU: errors (0, 1, 0, 0)")),
+    ],
+)
+def test_what_the_driver_says(monkeypatch: pytest.MonkeyPatch, library: Any, expected: object) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: library)
+    assert find_gpu() == expected
+
+
+def test_no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver, "_LIBRARY", "libcuda-that-is-not-there.so.1")
+    assert find_gpu() == (None, "no CUDA driver: libcuda-that-is-not-there.so.1 not found")
+
+
+class Driver:
+    """Notes every call; answers what it is told to."""
+
+    def __init__(self, **answers: int) -> None:
+        self.calls: list[str] = []
+        self.answers = answers
+
+    def __getattr__(self, name: str) -> Any:
+        if not name.startswith("cu"):
+            raise AttributeError(name)
+
+        def call(*arguments: Any) -> int:
+            self.calls.append(name)
+            for argument in arguments:
+                assert not isinstance(argument, int), f"{name}: ctypes would cut a handle to 32 bits"
+                if hasattr(argument, "_obj") and isinstance(argument._obj, ctypes.c_void_p):
+                    argument._obj.value = 2**40 + len(self.calls)
+            return self.answers.get(name, 0)
+
+        return call
+
+
+HANDLE = 0x7F00_1234_5678
+
+
+def test_the_order_of_calls() -> None:
+    driver = Driver()
+    graph = capture_graph(driver, HANDLE, lambda: driver.calls.append("work"))
+    assert isinstance(graph, CudaGraph)
+    graph.launch()
+    graph.destroy()
+    assert driver.calls == [
+        "cuStreamBeginCapture_v2",
+        "work",
+        "cuStreamEndCapture",
+        "cuGraphInstantiateWithFlags",
+        "cuGraphDestroy",
+        "cuGraphLaunch",
+        "cuGraphExecDestroy",
+    ]
+
+
+def test_work_that_fails_ends_the_capture_and_keeps_its_error() -> None:
+    driver = Driver()
+
+    def work() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        capture_graph(driver, HANDLE, work)
+    assert driver.calls == ["cuStreamBeginCapture_v2", "cuStreamEndCapture", "cuGraphDestroy"]
+
+
+def test_an_instance_that_is_refused_frees_the_graph() -> None:
+    driver = Driver(cuGraphInstantiateWithFlags=2, cuGetErrorName=1)
+    with pytest.raises(GraphError, match=r"^cuGraphInstantiateWithFlags failed: error 2$"):
+        capture_graph(driver, HANDLE, lambda: None)
+    assert sorted(driver.calls[-2:]) == ["cuGetErrorName", "cuGraphDestroy"]
+
+
+def test_a_driver_before_cuda_11_4() -> None:
+    assert missing_functions(Driver()) == ""
+    old = type("Old", (), {"cuStreamBeginCapture_v2": 1, "cuStreamEndCapture": 1, "cuGraphDestroy": 1})
+    assert missing_functions(old()) == "cuGraphInstantiateWithFlags, cuGraphLaunch, cuGraphExecDestroy"
+
+
+@pytest.mark.parametrize("kind", ["device", "mapped"])
+def test_buffers_hold_the_largest_batch_and_are_freed(
+    cuda: DoubleCuda, record: EngineRecord, kind: str
+) -> None:
+    cuda.init()
+    with current(cuda):
+        with contextlib.ExitStack() as frees:
+            buffers = BUFFERS[kind](cuda, record, frees)
+            assert buffers.kind == kind
+            assert (buffers.host_input.shape, buffers.host_input.dtype) == ((8, 224, 224, 1), np.uint8)
+            assert (buffers.host_output.shape, buffers.host_output.dtype) == ((8, 3), np.float32)
+            assert len(cuda.live) == (4 if kind == "device" else 2)
+        assert not cuda.live
