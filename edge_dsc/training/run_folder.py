@@ -75,7 +75,7 @@ def _from_version_1(body: dict[str, Any]) -> dict[str, Any]:
     return {"parent_sha256": None, **body}
 
 
-_RECORD = DocumentKind(
+TRAINING_RECORD = DocumentKind(
     name="edge-dsc/training-record",
     version=2,
     body=TrainingRecord,
@@ -88,7 +88,7 @@ _RECORD = DocumentKind(
 
 def save_training_record(run: Path, record: TrainingRecord) -> None:
     """Write ``training.json``; it marks a run folder as complete."""
-    _RECORD.save(run / RECORD_FILE, record)
+    TRAINING_RECORD.save(run / RECORD_FILE, record)
 
 
 def load_training_record(run: Path) -> TrainingRecord:
@@ -97,7 +97,7 @@ def load_training_record(run: Path) -> TrainingRecord:
     Raises:
         ArtefactError: No run, an unreadable or edited record, no model, or a model that is not the record's.
     """
-    record = _RECORD.load(run / RECORD_FILE)
+    record = TRAINING_RECORD.load(run / RECORD_FILE)
     model = run / MODEL_FILE
     if not model.is_file():
         raise ArtefactError(f"there is no {model}", remedy=f"make it again: {_TRAIN_AGAIN}")

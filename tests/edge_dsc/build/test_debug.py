@@ -30,6 +30,7 @@ def run_folder(
     return folder
 
 
+@pytest.mark.slow
 def test_the_table_names_every_layer_and_the_worst(run_folder: Path, textures: Path, tmp_path: Path) -> None:
     picture = tmp_path / "s.png"
     request = DebugRequest(
@@ -47,6 +48,7 @@ def test_the_table_names_every_layer_and_the_worst(run_folder: Path, textures: P
     assert found.method == "minmax"
 
 
+@pytest.mark.slow
 def test_the_command_gives_one_json_object(run_folder: Path, textures: Path, tmp_path: Path) -> None:
     arguments = ["debug", str(run_folder), "--calib-data", str(textures), "--json"]
     done = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "s.png")])
