@@ -2,39 +2,30 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from calibration.collect import calibrate
-from calibration.select import read_set, select_images
-from calibration.table import CalibrationOptions, save_table
-from edge_dsc.build.calibrate import calibration_candidates
-from edge_dsc.build.debug import DebugRequest, debug, format_debugged
+from calibration.sensitivity import LayerSensitivity, Sensitivity
+from calibration.table import load_table
+from edge_dsc.build.debug import Debugged, DebugRequest, debug, format_debugged
+from edge_dsc.build.engine import BuildRequest, build_engine
 from edge_dsc.cli.app import app
-from edge_dsc.data import discover
 from engines.errors import ArtefactError
-from engines.graph import load_model
-
-
-@pytest.fixture(scope="module")
-def run_folder(
-    tmp_path_factory: pytest.TempPathFactory, deployed_models: dict[str, Path], textures: Path
-) -> Path:
-    folder = tmp_path_factory.mktemp("run")
-    model = load_model(Path(shutil.copy(deployed_models["dsc"], folder / "model.onnx")))
-    images = read_set(select_images(calibration_candidates(discover(textures), None), 128, 0), model.contract)
-    table = calibrate(model, images, CalibrationOptions(method="minmax"))
-    save_table(folder / "calibration.json", table)
-    return folder
 
 
 @pytest.mark.slow
-def test_the_table_names_every_layer_and_the_worst(run_folder: Path, textures: Path, tmp_path: Path) -> None:
+def test_the_table_names_every_layer_and_the_worst(
+    calibrated_run: Path, textures: Path, tmp_path: Path
+) -> None:
     picture = tmp_path / "s.png"
     request = DebugRequest(
-        target=run_folder / "model.onnx", data=textures, runtime="onnxruntime", out=picture
+        target=calibrated_run / "model.onnx", data=textures, runtime="onnxruntime", out=picture
     )
     found = debug(request)
     text = format_debugged(found)
@@ -49,8 +40,8 @@ def test_the_table_names_every_layer_and_the_worst(run_folder: Path, textures: P
 
 
 @pytest.mark.slow
-def test_the_command_gives_one_json_object(run_folder: Path, textures: Path, tmp_path: Path) -> None:
-    arguments = ["debug", str(run_folder), "--calib-data", str(textures), "--json"]
+def test_the_command_gives_one_json_object(calibrated_run: Path, textures: Path, tmp_path: Path) -> None:
+    arguments = ["debug", str(calibrated_run), "--calib-data", str(textures), "--json"]
     done = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "s.png")])
     assert done.exit_code == 0, done.output
     document = json.loads(done.stdout)
@@ -60,10 +51,69 @@ def test_the_command_gives_one_json_object(run_folder: Path, textures: Path, tmp
 
 
 def test_a_table_of_another_model_is_refused(
-    run_folder: Path, textures: Path, deployed_models: dict[str, Path]
+    calibrated_run: Path, textures: Path, deployed_models: dict[str, Path]
 ) -> None:
     request = DebugRequest(
-        target=deployed_models["cnn"], data=textures, calibration=run_folder / "calibration.json"
+        target=deployed_models["cnn"], data=textures, calibration=calibrated_run / "calibration.json"
     )
     with pytest.raises(ArtefactError, match="is of another model"):
         debug(request)
+
+
+def test_without_a_table_each_image_is_read_once_for_ranges_and_errors(
+    calibrated_run: Path,
+    textures: Path,
+    tmp_path: Path,
+    reads: Counter[Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Measured(Exception):
+        """The pixels are there; what is measured on them takes seconds."""
+
+    def measure(model: Any, table: Any, pixels: np.ndarray, **more: Any) -> None:
+        raise Measured(pixels.shape)
+
+    table = load_table(calibrated_run / "calibration.json")
+    monkeypatch.setattr("edge_dsc.build.debug.calibrate", lambda *arguments: table)
+    monkeypatch.setattr("edge_dsc.build.debug.measure_sensitivity", measure)
+    model = Path(shutil.copy(calibrated_run / "model.onnx", tmp_path / "model.onnx"))
+    with pytest.raises(Measured, match=r"\(128, 224, 224, 1\)"):
+        debug(DebugRequest(target=model, data=textures))
+    assert Counter(reads[path] for path in textures.rglob("*.png")) == {2: 150}  # one of them for the hash
+    assert reads[model] == 1
+
+
+def test_the_table_is_aligned_and_says_what_follows() -> None:
+    layer = LayerSensitivity(
+        name="stem",
+        op="Conv",
+        depthwise=False,
+        output_error=0.0123,
+        logit_error=1e-3,
+        flips=2,
+        logit_error_without=5e-4,
+        flips_without=1,
+        time_ms={"FP32": 0.05, "INT8": 0.125},
+    )
+    other = replace(layer, name="block1", depthwise=True, logit_error_without=9e-4, time_ms={})
+    sensitivity = Sensitivity(layers=(layer, other), logit_error=1e-3, flips=3, images=128, signed=False)
+    found = Debugged(Path("m.onnx"), "onnxruntime", "mse", sensitivity, Path("s.png"))
+    assert format_debugged(found).splitlines()[2:] == [
+        "layer               output    logits  flips  logits without  flips without  ms FP32  ms INT8",
+        "------------------  ------  --------  -----  --------------  -------------  -------  -------",
+        "stem                 1.23%  1.00e-03      2        5.00e-04              1    0.050    0.125",
+        "block1 (depthwise)   1.23%  1.00e-03      2        9.00e-04              1        -        -",
+        "all in INT8: logits 1.00e-03, 3 of 128 answers change",
+        "leaving stem in float would take away 50% of that error and give 2 answers back",
+        "picture: s.png",
+    ]
+
+
+def test_an_engine_whose_model_is_gone_is_refused(
+    calibrated_run: Path, textures: Path, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(calibrated_run, tmp_path / "run"))
+    built = build_engine(BuildRequest(model=run / "model.onnx", runtime="onnxruntime"))
+    (run / "model.onnx").unlink()
+    with pytest.raises(ArtefactError, match=r"model\.onnx, from which .* was built, is gone or was changed"):
+        debug(DebugRequest(target=built.path, data=textures))

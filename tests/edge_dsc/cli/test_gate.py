@@ -240,7 +240,13 @@ def test_evaluate_shows_the_paired_figures(edge_dsc: Any, run: Path, int8: Path,
     reference = run / "dsc-fp32.onnxruntime.engine"
     done = edge_dsc("evaluate", int8, answered, "--reference", reference)
     assert done.code == 0, done.err
-    for words in ("90 images", "calibration error", "95 % interval", "McNemar's exact p = ", "same class for"):
+    for words in (
+        "90 images",
+        "calibration error",
+        "95 % interval",
+        "McNemar's exact p = ",
+        "same class for",
+    ):
         assert words in done.out
     agreement = edge_dsc("evaluate", int8, answered, "--reference", reference, "--json").json["agreement"]
     assert agreement["accuracy"]["reference"] == 1.0
