@@ -367,6 +367,8 @@ def build_command(build: Build) -> str:
         words += ["--layers", str(request.layers)]
     if request.gate is not None:
         words += ["--validate", str(request.gate.data), "--max-drop", f"{request.gate.max_drop:g}"]
+    elif request.precision is Precision.MIXED:
+        words += ["--validate", "DIR"]  # the command line builds no mixed engine unjudged
     words += ["--workspace", str(request.workspace_mib)]
     return shlex.join([*words, "--out", str(build.path)])
 
