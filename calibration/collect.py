@@ -12,8 +12,6 @@ import contextlib
 import io
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,21 +19,10 @@ import onnx
 
 from calibration.layers import raw_pixel_tensors, tensors_to_calibrate, unclipped_tensors
 from calibration.search import SEARCHED_IMAGES, search_ranges
-from calibration.select import relative_names, too_few
-from calibration.table import (
-    HISTOGRAM_BINS,
-    MINIMUM_IMAGES,
-    QUANTIZED_BINS,
-    CalibrationImage,
-    CalibrationTable,
-    SkippedImage,
-)
-from calibration.table import CalibrationOptions as CalibrationOptions
-from engines.contract import ModelContract
-from engines.errors import BadInputError, ImageError
-from engines.files import sha256_file
+from calibration.select import CalibrationSet
+from calibration.table import HISTOGRAM_BINS, QUANTIZED_BINS, CalibrationOptions, CalibrationTable
+from engines.errors import BadInputError
 from engines.graph import OnnxModel
-from engines.images import read_input
 from engines.packages import load
 from engines.runtimes import Progress
 
@@ -47,52 +34,36 @@ CHUNK = 8  # images; 8 times about 1 million floats of the depthwise network are
 
 def calibrate(
     model: OnnxModel,
-    images: Sequence[tuple[Path, str]],
+    images: CalibrationSet,
     options: CalibrationOptions,
     progress: Progress | None = None,
 ) -> CalibrationTable:
-    """Find the ranges of a model's activations over image files.
-
-    There is no way to hand over arrays: ranges come from files that went through the model's own preprocess.
+    """Find the ranges of a model's activations over images.
 
     Args:
         model: The FP32 ONNX model.
-        images: ``(path, label)``, as :func:`calibration.select.select_images` drew them.
+        images: What :func:`calibration.select.read_set` read by the model's contract.
         options: Method and its settings.
         progress: Called with (phase, images done, images in all).
 
-    Returns:
-        The table; images that cannot be read are skipped and named in it.
-
     Raises:
-        ArtefactError: The model is not one of ours.
-        BadInputError: Fewer readable images than the minimum, or a tensor that never changes over them.
+        BadInputError: A tensor never changes over the images.
     """
     graph, contract = model.proto, model.contract
-    names = relative_names([path for path, _ in images])
-    # Histograms grow with what comes, so the order must be one of the images' own.
-    images = sorted(images, key=lambda item: (item[1], names[item[0]]))
-    reader = _Reader(contract, names)
     collector = _collector(options)
     tensors = tensors_to_calibrate(graph)
     session = _session(graph, tensors)
-    pixels: list[Array] = []  # 50 kB an image
-    done = 0
-    for chunk in _chunks(images, CHUNK):
-        batch = reader.read(chunk)
-        if batch is not None:
-            pixels.append(batch)
-            values = session.run(list(tensors), {contract.input_name: batch})
-            with _quiet():
-                collector.collect(dict(zip(tensors, values, strict=True)))
-        done += len(chunk)
+    count = len(images.pixels)
+    for start in range(0, count, CHUNK):
+        values = session.run(list(tensors), {contract.input_name: images.pixels[start : start + CHUNK]})
+        with _quiet():
+            collector.collect(dict(zip(tensors, values, strict=True)))
         if progress is not None:
-            progress("calibrate", done, len(images))
-    reader.check()
+            progress("calibrate", min(start + CHUNK, count), count)
     ranges = _ranges(collector, options, graph)
     factors: dict[str, tuple[float, ...]] = {}
     if options.method == "mse":
-        found = search_ranges(graph, np.concatenate(pixels), progress)
+        found = search_ranges(graph, images.pixels, progress)
         ranges, factors = {**ranges, **found.ranges}, found.channel_factors
     return CalibrationTable(
         method=options.method,
@@ -101,50 +72,11 @@ def calibrate(
         ranges=ranges,
         onnx_sha256=model.sha256,
         preprocess_sha256=contract.preprocess_sha256,
-        images=tuple(reader.read_images),
-        skipped=tuple(reader.skipped),
+        images=images.images,
+        skipped=images.skipped,
         versions={name: load(name).__version__ for name in ("numpy", "onnxruntime")},
         channel_factors=factors,
     )
-
-
-@dataclass
-class _Reader:
-    """Reads images by the contract and remembers which could be read."""
-
-    contract: ModelContract
-    names: dict[Path, str]
-    read_images: list[CalibrationImage] = field(default_factory=list)
-    skipped: list[SkippedImage] = field(default_factory=list)
-
-    def read(self, chunk: Sequence[tuple[Path, str]]) -> Array | None:
-        """Return ``uint8 [n, height, width, 1]`` of the readable images of a chunk, or None if none is."""
-        pixels = []
-        for path, label in chunk:
-            name = self.names[path]
-            try:
-                pixels.append(read_input(path, self.contract))
-            except ImageError as error:
-                # Without the folder: a table must not depend on where its images lie.
-                self.skipped.append(SkippedImage(name, error.what.replace(str(path), name)))
-                continue
-            self.read_images.append(CalibrationImage(name, label, sha256_file(path)))
-        return np.stack(pixels) if pixels else None
-
-    def check(self) -> None:
-        """Refuse what is too little to calibrate on; a copied image counts once."""
-        different = len({image.sha256 for image in self.read_images})
-        if different >= MINIMUM_IMAGES:
-            return
-        why = f"{len(self.read_images) - different} copies"
-        if self.skipped:
-            why += f", {len(self.skipped)} cannot be read: {self.skipped[0].reason}"
-        raise too_few(different, why)
-
-
-def _chunks(images: Sequence[tuple[Path, str]], size: int) -> Iterator[Sequence[tuple[Path, str]]]:
-    for start in range(0, len(images), size):
-        yield images[start : start + size]
 
 
 def _session(graph: Any, tensors: Sequence[str]) -> Any:

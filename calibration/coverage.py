@@ -13,11 +13,10 @@ import numpy as np
 from calibration.chain import Chain
 from calibration.qdq import activation_ranges
 from calibration.rewrites import scale_channels
+from calibration.select import CalibrationSet
 from calibration.table import CalibrationTable
-from engines.contract import ModelContract
-from engines.errors import BadInputError, ImageError
 from engines.files import write_document
-from engines.images import read_input
+from engines.graph import OnnxModel
 
 Model = Any  # onnx.ModelProto
 Array = Any
@@ -119,55 +118,42 @@ class Coverage:
 
 
 def measure_coverage(
-    model: Model,
-    contract: ModelContract,
+    model: OnnxModel,
     table: CalibrationTable,
-    images: Sequence[tuple[Path, str]],
-    patients: Mapping[Path, str] | None = None,
+    images: CalibrationSet,
+    patients: Mapping[str, str] | None = None,
 ) -> Coverage:
     """Look at a table's images once more: their classes, and how they fill the ranges.
 
-    The images are taken in the order given, which :func:`calibration.select.select_images` made a round over the
-    classes, so that each part of the set holds all of them.
+    The images are taken in the order of their draw, so that each part of the set holds all classes.
 
     Args:
         model: The deployed FP32 graph.
-        contract: Its contract.
         table: The table that was made of these images.
-        images: ``(path, label)``; unreadable ones are left out.
-        patients: The patient of each path, where known.
-
-    Raises:
-        BadInputError: Fewer than :data:`PARTS` readable images.
+        images: The images; at least :data:`PARTS`.
+        patients: The patient of each image by its hash, where known.
     """
-    pixels, used = [], []
-    for path, label in images:
-        try:
-            pixels.append(read_input(path, contract))
-        except ImageError:
-            continue  # the table names it
-        used.append((path, label))
-    if len(used) < PARTS:
-        raise BadInputError(f"{len(used)} readable images", remedy="give more real images")
-    scaled = scale_channels(model, table.channel_factors)
+    used = [images.images[place] for place in images.drawn]
+    pixels = images.pixels[list(images.drawn)]
+    scaled = scale_channels(model.proto, table.channel_factors)
     ranges = activation_ranges(scaled, table, signed=False)
     chain = Chain(scaled, signed=False)
     tallies = [_Tally(layer.input, ranges[layer.input]) for layer in chain.layers]
     for start in range(0, len(pixels), _CHUNK):
-        values = chain.start(np.stack(pixels[start : start + _CHUNK]))
+        values = chain.start(pixels[start : start + _CHUNK])
         for index, tally in enumerate(tallies):
             tally.add(values)
             values = chain.step(index, values, None, int8=False)
     tensors = tuple(tally.finish() for tally in tallies)
-    classes = Counter(label for _, label in used)
-    known = None if patients is None else len({patients[path] for path, _ in used})
+    classes = Counter(image.label for image in used)
+    known = None if patients is None else len({patients[image.sha256] for image in used})
     return Coverage(
         method=table.method,
         classes=dict(classes),
         patients=known,
         images=len(used),
         tensors=tensors,
-        warnings=_warnings(classes, known, contract.labels, tensors),
+        warnings=_warnings(classes, known, model.contract.labels, tensors),
     )
 
 

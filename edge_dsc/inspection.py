@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from calibration.table import CalibrationTable
 from edge_dsc.evaluate.evaluation import format_validation
 from engines.errors import ArtefactError, BadInputError
 from engines.files import sha256_file
-from engines.record import EngineRecord, load_record, record_path
+from engines.record import RECORD, EngineRecord, load_record, record_path
 
 _LONG = 12  # entries of a list or mapping that are still printed whole
 
@@ -102,14 +102,31 @@ def _inspect_document(path: Path) -> dict[str, Any]:
         raise BadInputError(
             f"{path} is no document of edge-dsc (kind: {kind})", remedy="name a file that it wrote"
         )
-    if kind == "edge-dsc/engine-record":
-        engine = path.with_suffix("")
-        return {
-            "what": "engine record",
-            "path": str(path),
-            "record": msgspec.to_builtins(load_record(engine)),
-        }
+    if kind == RECORD.name:
+        record = load_record(path.with_suffix(""))
+        return {"what": "engine record", "path": str(path), "record": msgspec.to_builtins(record)}
+    load = _document_readers().get(kind)
+    if load is not None:
+        load(path)  # refuses it where it was edited, or has a field of another type
     return {"what": kind.partition("/")[2].replace("-", " "), "path": str(path), "document": document}
+
+
+def _document_readers() -> dict[str, Callable[[Path], object]]:
+    """Return what reads and checks a document, by its kind; results that ``--json`` printed have no reader."""
+    from bench.report import load_report
+    from calibration.table import load_table
+    from edge_dsc.data.split import load_split
+    from edge_dsc.evaluate.evaluation import EVALUATION
+    from edge_dsc.training.run_folder import METRICS, TRAINING_RECORD
+
+    return {
+        "edge-dsc/calibration-table": load_table,
+        "edge-dsc/latency-report": load_report,
+        "edge-dsc/split": load_split,
+        EVALUATION.name: EVALUATION.load,
+        METRICS.name: METRICS.load,
+        TRAINING_RECORD.name: TRAINING_RECORD.load,
+    }
 
 
 def describe_table(table: CalibrationTable) -> dict[str, Any]:

@@ -9,10 +9,17 @@ import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
 
 from engines.errors import ArtefactError, UsageError
 from engines.packages import load
+
+if TYPE_CHECKING:
+    from keras import KerasTensor, Model
 
 ARCHITECTURES = ("dsc", "cnn")
 FEATURE_EXTRACTOR_PARAMETERS = {"dsc": 4_640, "cnn": 28_640}
@@ -24,11 +31,16 @@ DROPOUT = 0.5
 # Keras' own 0.99 needs thousands of steps until the moving averages mean anything; a run here has a few hundred.
 BATCH_NORM_MOMENTUM = 0.9
 
-Model = Any  # keras.Model; Keras is heavy and loaded inside the functions
+_Float32 = NDArray[np.float32]
+_Float64 = NDArray[np.float64]
+_Weights = dict[str, list[NDArray[np.floating]]]  # of each layer, in Keras' order
 
 
-def load_keras() -> Any:
+def load_keras() -> ModuleType:
     """Import Keras on TensorFlow, with TensorFlow's start-up messages off the terminal.
+
+    All of edge-dsc gets Keras here, and not before it trains or exports: TensorFlow takes seconds to import, and a
+    machine that only runs engines has none.
 
     Raises:
         EnvironmentProblem: TensorFlow or Keras is missing.
@@ -49,7 +61,11 @@ def load_keras() -> Any:
 
 @contextlib.contextmanager
 def _silenced_stderr() -> Iterator[None]:
-    """Send file descriptor 2 to nowhere: TensorFlow 2.21 ignores its own log level while it is imported."""
+    """Send file descriptor 2 to nowhere while TensorFlow is imported.
+
+    TensorFlow 2.21 writes a dozen lines about CPU features and missing GPU libraries from C++ then, before it looks
+    at its own log level; they would stand before every message of ours. Errors of Python come as exceptions.
+    """
     if "tensorflow" in sys.modules:
         yield
         return
@@ -126,6 +142,69 @@ def feature_extractor_parameters(model: Model) -> int:
     return sum(int(weight.shape.num_elements()) for layer in features for weight in layer.trainable_weights)
 
 
+def fold_network(trained: Model) -> Model:
+    """Build the deployed network of a trained one.
+
+    Args:
+        trained: What :func:`build_network` built, with any weights; or a deployed network, which is returned as
+            it is.
+
+    Returns:
+        A ``keras.Model`` of the same name and outputs without Rescaling, BatchNorm and Dropout.
+    """
+    if "scale" not in {layer.name for layer in trained.layers}:
+        return trained
+    separable = trained.name == "dsc"
+    deployed = _deployed_network(trained.name, int(trained.output_shape[-1]), separable=separable)
+    weights = _folded_dsc(trained) if separable else _folded_cnn(trained)
+    for name in ("dense", "probabilities"):
+        weights[name] = trained.get_layer(name).get_weights()
+    for name, values in weights.items():
+        deployed.get_layer(name).set_weights([value.astype(np.float32) for value in values])
+    return deployed
+
+
+def fold_stem(kernel: _Float32, scale: float) -> _Float64:
+    """Return the kernel ``[3, 3, 1, 32]`` that does to raw grey what ``[3, 3, 3, 32]`` does to three scaled copies."""
+    summed: _Float64 = kernel.astype(np.float64).sum(axis=2, keepdims=True)
+    return summed * scale
+
+
+def fold_separable_stem(pointwise: _Float32, depthwise: _Float32, scale: float) -> _Float64:
+    """Return the one kernel of a pointwise convolution without bias and the depthwise one after it.
+
+    Args:
+        pointwise: ``[1, 1, 3, 32]``; its input channels are equal, so only their sum matters.
+        depthwise: ``[3, 3, 32, 1]``.
+        scale: Factor on the input's pixels.
+
+    Returns:
+        ``[3, 3, 1, 32]``. Exact at the borders too: without a bias the padding stays zero.
+    """
+    per_channel: _Float64 = pointwise.astype(np.float64).sum(axis=2)[0, 0] * scale
+    turned: _Float64 = depthwise.astype(np.float64).transpose(0, 1, 3, 2)
+    return turned * per_channel
+
+
+def fold_batch_norm(
+    kernel: _Float32, bias: _Float32, norm: list[_Float32], epsilon: float
+) -> tuple[_Float64, _Float64]:
+    """Fold BatchNorm into the convolution before it.
+
+    Args:
+        kernel: ``[h, w, in, out]``.
+        bias: ``[out]``.
+        norm: gamma, beta, moving mean and moving variance, each ``[out]``.
+        epsilon: BatchNorm's epsilon.
+
+    Returns:
+        Kernel and bias, of the same shapes.
+    """
+    gamma, beta, mean, variance = (value.astype(np.float64) for value in norm)
+    factor = gamma / (variance + epsilon) ** 0.5
+    return kernel.astype(np.float64) * factor, (bias.astype(np.float64) - mean) * factor + beta
+
+
 def save_network(model: Model, path: Path) -> None:
     """Write a network as a ``.keras`` file."""
     with _keras_on_numpy_2():
@@ -161,7 +240,7 @@ def _keras_on_numpy_2() -> Iterator[None]:
         yield
 
 
-def _cnn_features(layers: Any, x: Any) -> Any:
+def _cnn_features(layers: ModuleType, x: KerasTensor) -> KerasTensor:
     x = layers.Conv2D(FILTERS, 3, padding="same", activation="relu", name="stem")(x)
     for block in range(1, BLOCKS + 1):
         x = layers.MaxPooling2D(2, name=f"block{block}_pool")(x)
@@ -169,7 +248,7 @@ def _cnn_features(layers: Any, x: Any) -> Any:
     return x
 
 
-def _dsc_features(layers: Any, x: Any) -> Any:
+def _dsc_features(layers: ModuleType, x: KerasTensor) -> KerasTensor:
     x = layers.Conv2D(FILTERS, 1, use_bias=False, name="stem_pointwise")(x)
     x = layers.DepthwiseConv2D(3, padding="same", activation="relu", name="stem_depthwise")(x)
     for block in range(1, BLOCKS + 1):
@@ -180,70 +259,9 @@ def _dsc_features(layers: Any, x: Any) -> Any:
     return x
 
 
-Array = Any
-
-
-def fold_network(trained: Model) -> Model:
-    """Build the deployed network of a trained one.
-
-    Args:
-        trained: What :func:`edge_dsc.networks.build_network` built, with any weights; or a deployed network, which
-            is returned as it is.
-
-    Returns:
-        A ``keras.Model`` of the same name and outputs without Rescaling, BatchNorm and Dropout.
-    """
-    if "scale" not in {layer.name for layer in trained.layers}:
-        return trained
-    separable = trained.name == "dsc"
-    deployed = _deployed_network(trained.name, separable, int(trained.output_shape[-1]))
-    weights = _folded_dsc(trained) if separable else _folded_cnn(trained)
-    for name in ("dense", "probabilities"):
-        weights[name] = trained.get_layer(name).get_weights()
-    for name, values in weights.items():
-        deployed.get_layer(name).set_weights([value.astype("float32") for value in values])
-    return deployed
-
-
-def fold_stem(kernel: Array, scale: float) -> Array:
-    """Return the kernel ``[3, 3, 1, 32]`` that does to raw grey what ``[3, 3, 3, 32]`` does to three scaled copies."""
-    return kernel.astype("float64").sum(axis=2, keepdims=True) * scale
-
-
-def fold_separable_stem(pointwise: Array, depthwise: Array, scale: float) -> Array:
-    """Return the one kernel of a pointwise convolution without bias and the depthwise one after it.
-
-    Args:
-        pointwise: ``[1, 1, 3, 32]``; its input channels are equal, so only their sum matters.
-        depthwise: ``[3, 3, 32, 1]``.
-        scale: Factor on the input's pixels.
-
-    Returns:
-        ``float64 [3, 3, 1, 32]``. Exact at the borders too: without a bias the padding stays zero.
-    """
-    per_channel = pointwise.astype("float64").sum(axis=2)[0, 0] * scale
-    return depthwise.astype("float64").transpose(0, 1, 3, 2) * per_channel
-
-
-def fold_batch_norm(kernel: Array, bias: Array, norm: list[Array], epsilon: float) -> tuple[Array, Array]:
-    """Fold BatchNorm into the convolution before it.
-
-    Args:
-        kernel: ``[h, w, in, out]``.
-        bias: ``[out]``.
-        norm: gamma, beta, moving mean and moving variance, each ``[out]``.
-        epsilon: BatchNorm's epsilon.
-
-    Returns:
-        Kernel and bias in float64, of the same shapes.
-    """
-    gamma, beta, mean, variance = (value.astype("float64") for value in norm)
-    factor = gamma / (variance + epsilon) ** 0.5
-    return kernel.astype("float64") * factor, (bias.astype("float64") - mean) * factor + beta
-
-
-def _deployed_network(name: str, separable: bool, classes: int) -> Model:
-    layers = load_keras().layers
+def _deployed_network(name: str, classes: int, *, separable: bool) -> Model:
+    keras = load_keras()
+    layers = keras.layers
     image = layers.Input((INPUT_SIDE, INPUT_SIDE, 1), name="image")
     x = layers.Conv2D(FILTERS, 3, padding="same", activation="relu", name="stem")(image)
     for block in range(1, BLOCKS + 1):
@@ -257,22 +275,22 @@ def _deployed_network(name: str, separable: bool, classes: int) -> Model:
     x = layers.Flatten(name="flatten")(x)
     x = layers.Dense(DENSE_UNITS, activation="relu", name="dense")(x)
     x = layers.Dense(classes, activation="softmax", name="probabilities")(x)
-    return load("keras").Model(image, x, name=name)
+    return keras.Model(image, x, name=name)
 
 
-def _folded_cnn(trained: Model) -> dict[str, list[Array]]:
+def _folded_cnn(trained: Model) -> _Weights:
     kernel, bias = trained.get_layer("stem").get_weights()
-    weights = {"stem": [fold_stem(kernel, _scale(trained)), bias]}
+    weights: _Weights = {"stem": [fold_stem(kernel, _scale(trained)), bias]}
     for block in range(1, BLOCKS + 1):
         name = f"block{block}_conv"
         weights[name] = trained.get_layer(name).get_weights()
     return weights
 
 
-def _folded_dsc(trained: Model) -> dict[str, list[Array]]:
+def _folded_dsc(trained: Model) -> _Weights:
     (pointwise,) = trained.get_layer("stem_pointwise").get_weights()
     depthwise, bias = trained.get_layer("stem_depthwise").get_weights()
-    weights = {"stem": [fold_separable_stem(pointwise, depthwise, _scale(trained)), bias]}
+    weights: _Weights = {"stem": [fold_separable_stem(pointwise, depthwise, _scale(trained)), bias]}
     for block in range(1, BLOCKS + 1):
         depthwise, pointwise, bias = trained.get_layer(f"block{block}_separable").get_weights()
         norm = trained.get_layer(f"block{block}_norm")

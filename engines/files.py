@@ -123,6 +123,7 @@ class DocumentKind(Generic[Body]):
         body: The ``msgspec.Struct`` that holds it, frozen, with ``forbid_unknown_fields``.
         renew: The command that makes such a file again.
         seal: Name of the field with the hash of the body as it was written; None for a document without a seal.
+        sealed_from: The first version that has the seal.
         older: Earlier versions that are read too, each with the function that makes its body the next one.
     """
 
@@ -131,6 +132,7 @@ class DocumentKind(Generic[Body]):
     body: type[Body]
     renew: str
     seal: str | None = None
+    sealed_from: int = 1
     older: Mapping[int, Upgrade] = field(default_factory=dict)
 
     def save(self, path: Path, value: Body) -> None:
@@ -167,7 +169,8 @@ class DocumentKind(Generic[Body]):
             raise ArtefactError(
                 f"{path} has schema version {version}, this edge-dsc reads {reads}", remedy=remedy
             )
-        if self.seal and body.pop(self.seal, None) != sha256_bytes(canonical_json(body)):
+        sealed = self.seal if version >= self.sealed_from else None
+        if sealed and body.pop(sealed, None) != sha256_bytes(canonical_json(body)):
             raise ArtefactError(f"{path} was edited after it was made", remedy=remedy)
         try:
             while version != self.version:

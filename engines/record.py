@@ -14,6 +14,7 @@ from engines.errors import ArtefactError
 from engines.files import DocumentKind, sha256_bytes, sha256_file
 
 SUFFIX = ".json"  # model.engine -> model.engine.json
+DEFAULT_WORKSPACE_MIB = 1024
 _BUILD = "edge-dsc build-engine MODEL.onnx"
 _REBUILD = f"build the engine again: {_BUILD}"
 
@@ -163,7 +164,10 @@ class EngineRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         contract: The model's contract.
         onnx: Path of the FP32 ONNX model, relative to the record's folder where it lies below or beside it.
         onnx_sha256: Hash of that model.
+        calibration: Path of the calibration table, relative like ``onnx``; None without one, and in records of
+            version 1, which did not keep it.
         calibration_sha256: Hash of the calibration table, for INT8.
+        workspace_mib: Scratch memory that the builder was given, MiB.
         layers: Layers with weights (convolutions, dense) counted by the precision they run in,
             such as ``{"INT8": 7, "FP32": 2}``.
         layers_source: Where that count comes from.
@@ -189,7 +193,9 @@ class EngineRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     contract: ModelContract
     onnx: str
     onnx_sha256: str
+    calibration: str | None = None
     calibration_sha256: str | None
+    workspace_mib: int = DEFAULT_WORKSPACE_MIB
     layers: Mapping[str, int]
     layers_source: str
     build_seconds: float
@@ -207,8 +213,9 @@ class EngineRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 def _from_version_1(body: dict[str, Any]) -> dict[str, Any]:
-    """Fill in what version 1 gained under its own number, one release after the other."""
-    return {"layer_types": {}, "float_layers": [], "validation": None, **body}
+    """Fill in what version 1 gained under its own number, one release after the other, and what version 2 added."""
+    later = {"calibration": None, "workspace_mib": DEFAULT_WORKSPACE_MIB}
+    return {"layer_types": {}, "float_layers": [], "validation": None, **later, **body}
 
 
 RECORD = DocumentKind(

@@ -24,9 +24,9 @@ import numpy as np
 from calibration.table import METHODS, QAT_METHOD, CalibrationTable, load_table
 from edge_dsc.build.calibrate import CALIBRATION_NAME, CalibrationRequest, run_calibration
 from edge_dsc.build.engine import graph_in_precision
-from edge_dsc.build.gate import HELD_OUT
 from edge_dsc.data.loading import load_images
-from edge_dsc.evaluate.agreement import compare_answers
+from edge_dsc.data.purposes import PARTS_FOR, Purpose
+from edge_dsc.evaluate.agreement import LabelledImages, compare_answers
 from edge_dsc.evaluate.evaluation import labelled_samples
 from edge_dsc.training.run_folder import load_training_record
 from engines.files import write_text
@@ -84,7 +84,7 @@ def _measure_run(run: Path, options: argparse.Namespace) -> Iterator[Answers]:
     record = load_training_record(run)
     model = load_model(run / "model.onnx")
     contract = model.contract
-    samples = labelled_samples(options.data, run / "split.json", HELD_OUT)
+    samples = labelled_samples(options.data, run / "split.json", PARTS_FOR[Purpose.JUDGE])
     loaded = load_images(options.data, samples, contract)
     reference = _answer(model.proto, loaded.pixels)
     for method, source, table in _tables(run, options):
@@ -124,7 +124,7 @@ def _tables(run: Path, options: argparse.Namespace) -> Iterator[tuple[str, Path,
 
 
 def _answer(model: Any, pixels: Any) -> Any:
-    session = open_session(model.SerializeToString(), "graph", threads=1, remedy="export it again")
+    session, _ = open_session(model.SerializeToString(), "graph", threads=1, remedy="export it again")
     parts = [
         session.run(None, {"image": pixels[start : start + _BATCH]})[0]
         for start in range(0, len(pixels), _BATCH)
@@ -146,13 +146,16 @@ def _table(found: list[Answers], *, pooled: bool = False) -> Table:
 
 def _pool(rows: list[Answers]) -> Agreement:
     """Compare all of some runs' answers at once; a patient who is held out in several runs is one patient."""
-    return compare_answers(
-        np.concatenate([row.true for row in rows]),
-        np.concatenate([row.reference for row in rows]),
-        np.concatenate([row.candidate for row in rows]),
+    images = LabelledImages(
+        true=np.concatenate([row.true for row in rows]),
+        labels=rows[0].labels,
         paths=[path for row in rows for path in row.paths],
         patients=[patient for row in rows for patient in row.patients],
-        labels=rows[0].labels,
+    )
+    return compare_answers(
+        images,
+        np.concatenate([row.reference for row in rows]),
+        np.concatenate([row.candidate for row in rows]),
         name="FP32",
     )
 

@@ -1,1 +1,1 @@
-"""From a trained run to an engine: export, fine-tuning for INT8, calibration, the graph, mixed precision, the gate, the record."""
+"""From a trained run to an engine: export, fine-tuning for INT8, calibration, graph, mixed precision, gate, record."""

@@ -1,33 +1,23 @@
-"""Calibration as an application step: which images may be used, and where the table goes."""
+"""``calibrate``: the ranges for INT8 over the images that may calibrate, with what speaks for or against that set."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from calibration.table import CalibrationOptions
+
 from calibration.collect import calibrate
-from calibration.coverage import Coverage
-from calibration.coverage import measure_coverage
-from calibration.coverage import save_coverage
-from calibration.table import DEFAULT_METHOD
-from calibration.select import select_images
-from calibration.table import CalibrationTable
-from calibration.table import save_table
-from calibration.tensorrt import check_cache_request
-from calibration.tensorrt import write_cache
-from edge_dsc.data import discover
-from edge_dsc.data.split import load_split
-from edge_dsc.data.split import SPLIT_FILE
-from engines.files import require_writable
-from engines.files import write_text
-from engines.graph import contract_of
-from engines.graph import load_model
+from calibration.coverage import Coverage, measure_coverage, save_coverage
+from calibration.select import Candidate, read_set, select_images
+from calibration.table import DEFAULT_METHOD, CalibrationOptions, CalibrationTable, save_table
+from calibration.tensorrt import check_cache_request, write_cache
+from edge_dsc.data import Dataset, Split, discover
+from edge_dsc.data.purposes import images_to_calibrate, split_beside
+from engines.files import require_writable, write_text
+from engines.graph import OnnxModel, load_model
 from engines.packages import is_installed
 from engines.runtimes import Progress
 
-
-
-CALIBRATION_NAME = "calibration.json"
+CALIBRATION_NAME = "calibration.json"  # beside the model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,20 +43,26 @@ class CalibrationRequest:
     trt_release: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CalibrationRun:
-    """A calibration that was made.
+    """A calibration that was made, and what a build in the same command can go on with.
 
     Attributes:
         path: The table's file.
         table: The table.
-        held_out: Images left out because the network's split holds them back for evaluation.
-        trt_cache: TensorRT's own cache, where it was asked for.
+        model: The model that it was made for.
+        dataset: The folder of images, listed and hashed.
+        split: The model's split, if any.
+        held_out: Images left out because that split keeps them for something else.
         coverage: What the set holds and whether its ranges have settled; written beside the table.
+        trt_cache: TensorRT's own cache, where it was asked for.
     """
 
     path: Path
     table: CalibrationTable
+    model: OnnxModel
+    dataset: Dataset
+    split: Split | None
     held_out: int
     coverage: Coverage
     trt_cache: Path | None = None
@@ -75,8 +71,8 @@ class CalibrationRun:
 def run_calibration(request: CalibrationRequest, progress: Progress | None = None) -> CalibrationRun:
     """Choose images, calibrate over them and write the table.
 
-    Images that the network's own split (``split.json`` beside the model) keeps for validation, evaluation
-    or test are left out: ranges tuned on them would flatter the INT8 engine's accuracy.
+    Which images may be drawn, :func:`edge_dsc.data.purposes.images_to_calibrate` decides. All files of the folder are
+    hashed, to know them; those that are drawn are read once more, hashed and decoded at once.
 
     Raises:
         BadInputError: Too few usable images.
@@ -86,15 +82,17 @@ def run_calibration(request: CalibrationRequest, progress: Progress | None = Non
     if request.trt_release is not None:
         check_cache_request(request.method, request.trt_release)
     path = request.out or request.model.parent / CALIBRATION_NAME
-    items, held_out = calibration_images(request.data, request.model)
+    dataset, split = discover(request.data), split_beside(request.model)
+    candidates = calibration_candidates(dataset, split)
     require_writable(path)
-    chosen = select_images(items, request.images, request.seed)
-    options = CalibrationOptions(method=request.method, seed=request.seed)
+    chosen = select_images(candidates, request.images, request.seed)
     model = load_model(request.model)
-    table = calibrate(model, chosen, options, progress)
+    images = read_set(chosen, model.contract, progress)
+    options = CalibrationOptions(method=request.method, seed=request.seed)
+    table = calibrate(model, images, options, progress)
     save_table(path, table)
-    patients = {request.data / sample.path: sample.patient for sample in discover(request.data).samples}
-    coverage = measure_coverage(model.proto, model.contract, table, chosen, patients)
+    patients = {sample.sha256: sample.patient for sample in dataset.samples}
+    coverage = measure_coverage(model, table, images, patients)
     save_coverage(path.with_name(f"{path.stem}.coverage.json"), coverage)
     if is_installed("matplotlib"):  # a machine that only calibrates need not have it
         from edge_dsc.page.figures import draw_coverage
@@ -104,22 +102,21 @@ def run_calibration(request: CalibrationRequest, progress: Progress | None = Non
     if request.trt_release is not None:
         cache = path.with_name(f"{path.stem}.trt-cache.txt")
         write_text(cache, write_cache(table, model.proto, request.trt_release))
-    return CalibrationRun(path, table, held_out, coverage, cache)
+    return CalibrationRun(
+        path=path,
+        table=table,
+        model=model,
+        dataset=dataset,
+        split=split,
+        held_out=len(dataset.samples) - len(candidates),
+        coverage=coverage,
+        trt_cache=cache,
+    )
 
 
-def calibration_images(data: Path, model: Path) -> tuple[list[tuple[Path, str]], int]:
-    """Name the images of a folder that may calibrate a model.
-
-    Returns:
-        (path, class) of each, and how many were left out as held back by the model's split.
-    """
-    samples = discover(data).samples
-    split_file = model.parent / SPLIT_FILE
-    held_back: set[str] = set()
-    if split_file.is_file():
-        split = load_split(split_file)
-        held_back = {
-            sample.sha256 for part in split.parts if part != "train" for sample in split.samples(part)
-        }
-    allowed = [(data / sample.path, sample.label) for sample in samples if sample.sha256 not in held_back]
-    return allowed, len(samples) - len(allowed)
+def calibration_candidates(dataset: Dataset, split: Split | None) -> list[Candidate]:
+    """Return the images of a folder that may calibrate, as the draw takes them."""
+    return [
+        Candidate(dataset.root / sample.path, sample.label, sample.sha256)
+        for sample in images_to_calibrate(dataset, split)
+    ]

@@ -2,38 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from calibration.table import CalibrationOptions
+
+import numpy as np
+from numpy.typing import NDArray
+
 from calibration.collect import calibrate
-from calibration.sensitivity import time_layers
 from calibration.layers import find_layers
 from calibration.qdq import quantize
-from calibration.select import select_images
-from calibration.sensitivity import Sensitivity
-from calibration.sensitivity import measure_sensitivity
-from calibration.table import CalibrationTable
-from calibration.table import check_table
-from calibration.table import load_table
-from edge_dsc.build.calibrate import CALIBRATION_NAME
-from edge_dsc.build.calibrate import calibration_images
-from engines.errors import ArtefactError
-from engines.errors import ImageError
-from engines.files import sha256_file
+from calibration.select import Candidate, read_set, select_images
+from calibration.sensitivity import Sensitivity, measure_sensitivity, time_layers
+from calibration.table import (
+    DEFAULT_IMAGES,
+    DEFAULT_SEED,
+    CalibrationOptions,
+    CalibrationTable,
+    check_table,
+    load_table,
+)
+from edge_dsc.build.calibrate import CALIBRATION_NAME, calibration_candidates
+from edge_dsc.data import discover
+from edge_dsc.data.purposes import split_beside
+from engines.contract import ModelContract
+from engines.errors import ArtefactError, BadInputError, ImageError
 from engines.graph import OnnxModel, load_model
-from engines.graph import OnnxModel, load_model
-from engines.images import read_input
-from engines.packages import load
-from engines.record import load_record
-from engines.record import record_path
-from engines.runtimes import Progress
-from engines.runtimes import get_runtime
-import numpy as np
-
-
+from engines.images import read_inputs
+from engines.record import load_record, record_path
+from engines.runtimes import Progress, Runtime, get_runtime
+from engines.text_table import align_rows
 
 PICTURE_NAME = "sensitivity.png"
+_Known = Mapping[str, NDArray[np.uint8]]  # one input by the hash of its image file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,47 +99,34 @@ def debug(request: DebugRequest, progress: Progress | None = None) -> Debugged:
     """
     from edge_dsc.page.figures import draw_sensitivity
 
-    path, runtime = _resolve(request)
-    items, _ = calibration_images(request.data, path)
-    loaded = load_model(path)
-    model, contract = loaded.proto, loaded.contract
-    table = _table(request, loaded, items, progress)
-    chosen = select_images(items, request.images, request.seed)
-    pixels = _read(chosen, contract)
-    signed = get_runtime(runtime).signed_activations
-    times = _times(model, table, pixels) if get_runtime(runtime).runs_on_cpu else {}
-    found = measure_sensitivity(model, table, pixels, signed=signed, times=times, progress=progress)
-    picture = request.out or path.parent / PICTURE_NAME
-    draw_sensitivity(found, picture, title=f"{contract.architecture}, {runtime}, {table.method}")
-    return Debugged(path, runtime, table.method, found, picture)
+    model, runtime = _find_model(request)
+    candidates = calibration_candidates(discover(request.data), split_beside(model.path))
+    table, known = _find_table(request, model, candidates, progress)
+    chosen = select_images(candidates, request.images, request.seed)
+    pixels = _read_pixels(chosen, model.contract, known)
+    signed = runtime.signed_activations
+    times = _time_layers(model, table, pixels) if runtime.runs_on_cpu else {}
+    found = measure_sensitivity(model.proto, table, pixels, signed=signed, times=times, progress=progress)
+    picture = request.out or model.path.parent / PICTURE_NAME
+    draw_sensitivity(found, picture, title=f"{model.contract.architecture}, {runtime.name}, {table.method}")
+    return Debugged(model.path, runtime.name, table.method, found, picture)
 
 
 def format_debugged(found: Debugged) -> str:
     """Return the table and what follows from it."""
     result = found.sensitivity
-    rows: list[tuple[str, ...]] = [
-        ("layer", "output", "logits", "flips", "logits without", "flips without", "ms FP32", "ms INT8")
-    ]
-    for layer in result.layers:
-        times = [f"{layer.time_ms[key]:.3f}" if key in layer.time_ms else "-" for key in ("FP32", "INT8")]
-        rows.append(
-            (
-                layer.name + (" (depthwise)" if layer.depthwise else ""),
-                f"{layer.output_error:.2%}",
-                f"{layer.logit_error:.2e}",
-                str(layer.flips),
-                f"{layer.logit_error_without:.2e}",
-                str(layer.flips_without),
-                *times,
-            )
+    header = ("layer", "output", "logits", "flips", "logits without", "flips without", "ms FP32", "ms INT8")
+    rows = [
+        (
+            layer.name + (" (depthwise)" if layer.depthwise else ""),
+            f"{layer.output_error:.2%}",
+            f"{layer.logit_error:.2e}",
+            str(layer.flips),
+            f"{layer.logit_error_without:.2e}",
+            str(layer.flips_without),
+            *(f"{layer.time_ms[key]:.3f}" if key in layer.time_ms else "-" for key in ("FP32", "INT8")),
         )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = [
-        "  ".join(
-            cell.ljust(width) if place == 0 else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
+        for layer in result.layers
     ]
     worst = result.worst
     gain = 1 - worst.logit_error_without / result.logit_error if result.logit_error else 0.0
@@ -145,7 +134,7 @@ def format_debugged(found: Debugged) -> str:
         [
             f"{found.model} in INT8 for {found.runtime}, ranges by {found.method}, {result.images} images",
             "output, logits, flips: this layer alone in INT8; without: all others in INT8, this one in float",
-            *lines,
+            align_rows(header, rows),
             f"all in INT8: logits {result.logit_error:.2e}, {result.flips} of {result.images} answers change",
             f"leaving {worst.name} in float would take away {gain:.0%} of that error"
             + (f" and give {result.flips - worst.flips_without} answers back" if result.flips else ""),
@@ -154,44 +143,59 @@ def format_debugged(found: Debugged) -> str:
     )
 
 
-def _resolve(request: DebugRequest) -> tuple[Path, str]:
-    """Name the FP32 model and the runtime."""
+def _find_model(request: DebugRequest) -> tuple[OnnxModel, Runtime]:
+    """Return the FP32 model and the runtime whose INT8 graph is looked at: those of an engine, or as asked."""
     if not record_path(request.target).is_file():
-        return request.target, request.runtime
+        return load_model(request.target), get_runtime(request.runtime)
     record = load_record(request.target)
-    model = request.target.parent / record.onnx
-    if not model.is_file() or sha256_file(model) != record.onnx_sha256:
+    path = request.target.parent / record.onnx
+    model = load_model(path) if path.is_file() else None
+    if model is None or model.sha256 != record.onnx_sha256:
         raise ArtefactError(
-            f"{model}, from which {record.engine} was built, is gone or was changed",
+            f"{path}, from which {record.engine} was built, is gone or was changed",
             remedy=f"rebuild it: {record.build_command}",
         )
-    return model, record.runtime
+    return model, get_runtime(record.runtime)
 
 
-def _table(
-    request: DebugRequest, model: OnnxModel, items: list[tuple[Path, str]], progress: Progress | None
-) -> CalibrationTable:
+def _find_table(
+    request: DebugRequest, model: OnnxModel, candidates: Sequence[Candidate], progress: Progress | None
+) -> tuple[CalibrationTable, _Known]:
+    """Load the table, or make one; then return the pixels that were read for it too, by the image's hash."""
     beside = model.path.parent / CALIBRATION_NAME
     path = request.calibration or (beside if beside.is_file() else None)
     if path is not None:
         table = load_table(path)
         check_table(table, model, path=path)
-        return table
-    return calibrate(model, select_images(items, 256, 0), CalibrationOptions(), progress)
+        return table, {}
+    drawn = select_images(candidates, DEFAULT_IMAGES, DEFAULT_SEED)
+    images = read_set(drawn, model.contract, progress)
+    known = {image.sha256: pixels for image, pixels in zip(images.images, images.pixels, strict=True)}
+    return calibrate(model, images, CalibrationOptions(), progress), known
 
 
-def _read(chosen: list[tuple[Path, str]], contract: Any) -> Any:
-    pixels = []
-    for path, _ in chosen:
-        try:
-            pixels.append(read_input(path, contract))
-        except ImageError:
-            continue  # calibration names them; here they only make the sample smaller
+def _read_pixels(chosen: Sequence[Candidate], contract: ModelContract, known: _Known) -> NDArray[np.uint8]:
+    """Return ``uint8 [N, height, width, 1]`` of the readable images, in their order; known ones are not read again."""
+    unread = [image for image in chosen if image.sha256 not in known]
+    read = read_inputs([image.path for image in unread], contract)
+    found = dict(known)
+    for candidate, image in zip(unread, read, strict=True):
+        # Calibration names those that cannot be read; here they only make the sample smaller.
+        if not isinstance(image.pixels, ImageError):
+            found[candidate.sha256] = image.pixels
+    pixels = [found[image.sha256] for image in chosen if image.sha256 in found]
+    if not pixels:
+        raise BadInputError(
+            f"none of {len(chosen)} images can be read", remedy="give a folder of real X-rays"
+        )
     return np.stack(pixels)
 
 
-def _times(model: Any, table: CalibrationTable, pixels: Any) -> dict[str, dict[str, float]]:
-    names = [layer.name for layer in find_layers(model)]
-    graphs = {"FP32": model, "INT8": quantize(model, table, signed_activations=False)}
+def _time_layers(
+    model: OnnxModel, table: CalibrationTable, pixels: NDArray[np.uint8]
+) -> dict[str, dict[str, float]]:
+    """Return the time of each layer in FP32 and in INT8, ms."""
+    names = [layer.name for layer in find_layers(model.proto)]
+    graphs = {"FP32": model.proto, "INT8": quantize(model.proto, table, signed_activations=False)}
     seen = {kind: time_layers(graph, names, pixels) for kind, graph in graphs.items()}
     return {name: {kind: times[name] for kind, times in seen.items() if name in times} for name in names}

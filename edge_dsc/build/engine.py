@@ -1,118 +1,62 @@
-"""From an ONNX model to an engine file and its record: the graph in the wanted precision, built, proven, sealed."""
+"""From an ONNX model to an engine file and its record.
+
+One value, :class:`Build`, goes through the steps in this order and gains what each finds out:
+
+    model -> table -> images -> layers -> graph -> engine -> gate -> record
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import Any
-
-import msgspec
-from calibration.layers import find_layers
-from calibration.layers import quantizable_layers
-from calibration.table import CalibrationTable
-from engines.graph import OnnxModel, cast_to_fp16, load_model
-from engines.record import Precision
-from engines.runtimes import FLOAT
-from engines.runtimes import Runtime
 import os
 import shlex
+import subprocess
+import sys
 import time
-from dataclasses import dataclass
-from dataclasses import field
-from dataclasses import replace
-from datetime import datetime
-from datetime import timezone
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timezone
 from pathlib import Path
-from calibration.table import check_table
-from calibration.table import load_table
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from calibration.layers import find_layers, quantizable_layers
+from calibration.qdq import put_rest_in_half, quantize
+from calibration.table import CalibrationTable, check_table, load_table
 from edge_dsc import __version__
-from edge_dsc.build.assign import Assignment
-from edge_dsc.build.assign import MixedQuestion
-from edge_dsc.build.assign import assign_layers
-from edge_dsc.build.gate import Candidate
-from edge_dsc.build.gate import GateOptions
-from edge_dsc.build.gate import run_gate
-from engines.errors import UsageError
-from engines.files import atomic_path
-from engines.files import sha256_file
-from engines.record import BatchRange
-from engines.record import EngineRecord
-from engines.record import save_record
-from engines.runtimes import BuildOptions
-from engines.runtimes import BuildResult
-from engines.runtimes import Progress
-from engines.runtimes import check_layers
-from engines.runtimes import choose_runtime
+from edge_dsc.build.assign import as_before, assign_layers
+from edge_dsc.build.calibrate import CALIBRATION_NAME, CalibrationRun
+from edge_dsc.build.gate import GateOptions, run_gate
+from edge_dsc.data import Dataset, Split, discover
+from edge_dsc.data.purposes import split_beside
+from engines.errors import ArtefactError, EdgeDscError, EnvironmentProblem, UsageError
+from engines.files import atomic_path, sha256_file
+from engines.graph import OnnxModel, cast_to_fp16, load_model
+from engines.record import (
+    DEFAULT_WORKSPACE_MIB,
+    RECORD,
+    BatchRange,
+    EngineRecord,
+    Precision,
+    load_record,
+    record_path,
+    save_record,
+)
+from engines.runtimes import (
+    FLOAT,
+    BuildOptions,
+    BuildResult,
+    Progress,
+    Runtime,
+    check_layers,
+    choose_runtime,
+)
 
-
-
-Model = Any  # onnx.ModelProto
-
-
-def graph_in_precision(
-    model: Model,
-    precision: Precision,
-    table: CalibrationTable | None,
-    runtime: Runtime,
-    *,
-    float_layers: Collection[str] = (),
-) -> Model:
-    """Return the ONNX graph that holds the precision: as it is, cast to FP16, or with Q/DQ pairs.
-
-    Args:
-        model: The FP32 model; it is not changed.
-        precision: What the graph shall hold.
-        table: The calibration table, for INT8 and mixed.
-        runtime: Decides between signed and unsigned activations, and whether FP16 surrounds INT8.
-        float_layers: For INT8 and mixed: layers that stay in floating point, beside the last one.
-
-    Raises:
-        UsageError: There is no such layer.
-    """
-    if precision is Precision.FP32:
-        return model
-    if precision is Precision.FP16:
-        return cast_to_fp16(model)
-    from calibration.qdq import put_rest_in_half
-    from calibration.qdq import quantize
-
-    half = runtime.rest_in_half()
-    if not _integer_layers(model, float_layers):
-        return cast_to_fp16(model) if runtime.float_precision is Precision.FP16 else model
-    assert table is not None, "an INT8 build has a table: the builder saw to it"
-    graph = quantize(
-        model, table, signed_activations=runtime.signed_activations, float_layers=tuple(float_layers)
-    )
-    return put_rest_in_half(graph) if half else graph
-
-
-def wanted_layers(model: Model, precision: Precision, float_layers: Collection[str] = ()) -> dict[str, str]:
-    """Tell what every layer with weights must run in; ``float`` is either of FP32 and FP16.
-
-    Returns:
-        Such as ``{"stem": "INT8", "logits": "float"}``. In INT8 every layer but the last and ``float_layers``.
-    """
-    names = [layer.name for layer in find_layers(model)]
-    if precision in (Precision.FP32, Precision.FP16):
-        return dict.fromkeys(names, precision.name)
-    integer = _integer_layers(model, float_layers)
-    return {name: "INT8" if name in integer else FLOAT for name in names}
-
-
-def graph_precision(precision: Precision, wanted: dict[str, str], runtime: Runtime) -> Precision:
-    """Return the precision that a builder must be told: that of the graph, which for mixed is INT8 or none."""
-    if precision is not Precision.MIXED:
-        return precision
-    if "INT8" in wanted.values():
-        return Precision.INT8
-    return runtime.float_precision
-
-
-def _integer_layers(model: Model, float_layers: Collection[str]) -> list[str]:
-    return [layer.name for layer in quantizable_layers(model) if layer.name not in float_layers]
-
-
+if TYPE_CHECKING:
+    from onnx import ModelProto
 
 _CALIBRATED = {Precision.INT8: "INT8", Precision.MIXED: "mixed precision"}
+_PACKAGES = Path(__file__).resolve().parents[2]  # the folder that edge_dsc is imported from
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,10 +68,10 @@ class BuildRequest:
         precision: Wanted precision.
         runtime: Name in the runtimes' table, or ``auto``.
         batch: The optimisation profile.
-        calibration: The calibration table, for INT8.
+        calibration: The calibration table, for INT8 and mixed.
         out: The engine file; None puts it beside the model as ``ARCHITECTURE-PRECISION.RUNTIME.engine``.
         workspace_mib: Scratch memory for the builder, MiB.
-        gate: The accuracy gate that the engine must pass; None ships it unmeasured. Mixed needs one.
+        gate: The accuracy gate that the engine must pass; None ships it unmeasured. A search for layers needs one.
         layers: For mixed: an engine whose assignment of layers to take instead of searching one.
     """
 
@@ -137,9 +81,46 @@ class BuildRequest:
     batch: BatchRange = field(default_factory=BatchRange)
     calibration: Path | None = None
     out: Path | None = None
-    workspace_mib: int = 1024
+    workspace_mib: int = DEFAULT_WORKSPACE_MIB
     gate: GateOptions | None = None
     layers: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Build:
+    """An engine on its way: what was asked for, and what is known so far.
+
+    Attributes:
+        request: What was asked for.
+        model: The FP32 model.
+        runtime: What builds.
+        chosen: Why this runtime: one line.
+        path: The engine file that will be written.
+        table: The calibration table; None where none is needed.
+        table_sha256: Hash of its file.
+        dataset: The images of the gate's folder; None without a gate.
+        split: The model's split, where there is one and the gate may need it.
+        float_layers: For mixed: the layers that stay in floating point.
+        layers_origin: For mixed: who said so, one line for the record.
+        searched: Hashes of images that chose these layers, and so cannot judge the engine.
+        graph: The graph in the wanted precision; the FP32 graph until that is made.
+        wanted: What each layer with weights must run in.
+    """
+
+    request: BuildRequest
+    model: OnnxModel
+    runtime: Runtime
+    chosen: str
+    path: Path
+    table: CalibrationTable | None = None
+    table_sha256: str | None = None
+    dataset: Dataset | None = None
+    split: Split | None = None
+    float_layers: tuple[str, ...] = ()
+    layers_origin: str | None = None
+    searched: frozenset[str] = frozenset()
+    graph: ModelProto
+    wanted: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -157,163 +138,273 @@ class BuiltEngine:
     chosen: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Plan:
-    """All that a build needs, checked."""
-
-    request: BuildRequest
-    runtime: Runtime
-    chosen: str
-    model: Any
-    model_sha256: str
-    contract: Any
-    table: CalibrationTable | None
-    graph: Any
-    wanted: dict[str, str]
-    out: Path
-    assignment: Assignment | None
-
-
-def build_engine(request: BuildRequest, progress: Progress | None = None) -> BuiltEngine:
+def build_engine(
+    request: BuildRequest, progress: Progress | None = None, *, calibrated: CalibrationRun | None = None
+) -> BuiltEngine:
     """Build an engine and write it with its record.
 
+    Args:
+        request: What is asked for.
+        progress: Called with (phase, done, total).
+        calibrated: The calibration that this command has just made of the same model: its model, table and images
+            are taken as they are, and ``request.calibration`` is left alone.
+
     Raises:
-        UsageError: INT8 without a calibration table.
+        UsageError: INT8 without a calibration table, or a search for layers without a gate.
         ArtefactError: A model that is not ours, or a table of another model.
         AccuracyGateError: The engine would not run in the precision asked for, or it loses more accuracy than its
             gate allows; nothing is written, and an older engine stays as it is.
         EnvironmentProblem: The runtime cannot build here.
     """
-    plan = _plan(request, progress)
+    build = _begin(request, calibrated)
+    build = _find_images(build, calibrated)
+    if request.precision is Precision.MIXED:
+        build = assign_layers(build, progress)
+    return _finish(build, progress)
+
+
+def rebuild_engine(engine: Path, folder: Path) -> Path:
+    """Build an engine again, as its record says and without its gate, into another folder.
+
+    The build runs in a process of its own, because that is how the first one came about: with no engine open, no
+    memory taken and no library warmed up by an earlier build, so that the differences between builds are those that
+    a user gets. It starts in the folder that holds our packages, not in the caller's: ``python -m`` puts the current
+    folder first on the search path, and no stray module of the caller's may stand in for one of ours.
+
+    Args:
+        engine: The engine; its record names model, calibration table, layers, runtime, batch and workspace.
+        folder: Where the new engine goes, under the same name.
+
+    Returns:
+        The new engine file.
+
+    Raises:
+        ArtefactError: The engine or its record is not sound.
+        EnvironmentProblem: The build fails, such as for a model that is gone.
+    """
+    out = folder.absolute() / engine.name
+    command = [sys.executable, "-m", "edge_dsc.build.engine", str(engine.absolute()), str(out)]
+    done = subprocess.run(command, cwd=_PACKAGES, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        last = (done.stderr.strip().splitlines() or ["no word"])[-1]
+        record = RECORD.load(record_path(engine))
+        raise EnvironmentProblem(
+            f"cannot build {engine.name} again: {last}",
+            remedy=f"run it where it was first built: {record.build_command}",
+        )
+    return out
+
+
+def build_again(engine: Path, out: Path) -> BuiltEngine:
+    """Do what :func:`rebuild_engine` does, in this process.
+
+    Raises:
+        ArtefactError: The engine is not sound, or its model or table is gone or was changed.
+        EnvironmentProblem: The runtime cannot build here.
+    """
+    record = load_record(engine)
+    model = engine.parent / record.onnx
+    # Records of version 1 do not say where their table lies; by default it is beside the model.
+    table = engine.parent / record.calibration if record.calibration else model.parent / CALIBRATION_NAME
+    request = BuildRequest(
+        model=model,
+        precision=record.precision,
+        runtime=record.runtime,
+        batch=record.batch,
+        calibration=table if record.precision in _CALIBRATED else None,
+        out=out,
+        workspace_mib=record.workspace_mib,
+        layers=engine if record.precision is Precision.MIXED else None,
+    )
+    build = _begin(request)
+    if build.table_sha256 != record.calibration_sha256:
+        raise ArtefactError(
+            f"{table} is not the calibration table that {engine} was built with",
+            remedy=f"put that table there, or build a new engine: {record.build_command}",
+        )
+    if record.precision is Precision.MIXED:
+        build = as_before(build, record.float_layers, f"as in {engine.name}")
+    return _finish(build)
+
+
+def _begin(request: BuildRequest, calibrated: CalibrationRun | None = None) -> Build:
+    """Take the first two steps: the model with its runtime, and the calibration table where one is needed."""
+    if calibrated is not None:
+        request = replace(request, calibration=calibrated.path)
+    model = calibrated.model if calibrated is not None else load_model(request.model)
+    runtime, chosen = choose_runtime(request.runtime)
+    path = request.out or default_engine_path(
+        request.model, model.contract.architecture, request.precision, runtime
+    )
+    build = Build(request=request, model=model, runtime=runtime, chosen=chosen, path=path, graph=model.proto)
+    if request.precision not in _CALIBRATED:
+        return build
+    if request.calibration is None:
+        raise UsageError(
+            f"{_CALIBRATED[request.precision]} needs calibration over real images",
+            remedy=f"add --calib-data DIR, or first run edge-dsc calibrate {request.model} --calib-data DIR",
+        )
+    table = calibrated.table if calibrated is not None else load_table(request.calibration)
+    check_table(table, model, path=request.calibration)
+    return replace(build, table=table, table_sha256=sha256_file(request.calibration))
+
+
+def _find_images(build: Build, calibrated: CalibrationRun | None) -> Build:
+    """List and hash the images of the gate's folder, unless calibration has just done that."""
+    gate = build.request.gate
+    if gate is None:
+        return build
+    if calibrated is not None and calibrated.dataset.root == gate.data:
+        return replace(build, dataset=calibrated.dataset, split=calibrated.split)
+    return replace(build, dataset=discover(gate.data), split=split_beside(build.model.path))
+
+
+def _finish(build: Build, progress: Progress | None = None) -> BuiltEngine:
+    """Take the steps from the graph to the record."""
+    model, precision = build.model.proto, build.request.precision
+    build = replace(
+        build,
+        graph=graph_in_precision(
+            model, precision, build.table, build.runtime, float_layers=build.float_layers
+        ),
+        wanted=wanted_layers(model, precision, build.float_layers),
+    )
     options = BuildOptions(
-        precision=graph_precision(request.precision, plan.wanted, plan.runtime),
-        required_layers=min(1, len(plan.wanted)),  # check_layers holds each by its name
-        batch=request.batch,
-        workspace_mib=request.workspace_mib,
+        precision=graph_precision(precision, build.wanted, build.runtime),
+        required_layers=min(1, len(build.wanted)),  # check_layers holds each by its name
+        batch=build.request.batch,
+        workspace_mib=build.request.workspace_mib,
         progress=progress,
     )
-    with atomic_path(plan.out) as temporary:
+    with atomic_path(build.path) as temporary:
         started = time.perf_counter()
-        result = plan.runtime.build(plan.graph.SerializeToString(), temporary, options)
+        result = build.runtime.build(build.graph.SerializeToString(), temporary, options)
         seconds = time.perf_counter() - started
-        check_layers(result, plan.wanted)
-        record = _record(plan, result, temporary, seconds)
-        if request.gate is not None:
-            candidate = Candidate(
-                path=temporary,
-                record=record,
-                runtime=plan.runtime,
-                model=plan.model,
-                model_path=request.model,
-                graph=plan.graph,
-                table=plan.table,
-                searched=plan.assignment.searched if plan.assignment else frozenset(),
-            )
-            record = msgspec.structs.replace(record, validation=run_gate(candidate, request.gate, progress))
-    save_record(plan.out, record)
-    return BuiltEngine(plan.out, record, plan.chosen)
+        check_layers(result, build.wanted)
+        record = _record(build, result, temporary, seconds)
+        if build.request.gate is not None:
+            validation = run_gate(build, temporary, record, progress)
+            record = msgspec.structs.replace(record, validation=validation)
+    save_record(build.path, record)
+    return BuiltEngine(build.path, record, build.chosen)
 
 
-def _plan(request: BuildRequest, progress: Progress | None) -> _Plan:
-    loaded = load_model(request.model)
-    model, contract, model_sha256 = loaded.proto, loaded.contract, loaded.sha256
-    runtime, chosen = choose_runtime(request.runtime)
-    table = _checked_table(request, loaded)
-    out = request.out or default_engine_path(request.model, contract.architecture, request.precision, runtime)
-    assignment = None
-    if request.precision is Precision.MIXED:
-        assert table is not None and request.calibration is not None
-        gate = _mixed_gate(request)
-        question = MixedQuestion(
-            model=model,
-            model_path=request.model,
-            onnx_sha256=model_sha256,
-            contract=contract,
-            table=table,
-            calibration_sha256=sha256_file(request.calibration),
-            data=gate.data,
-            max_drop=gate.max_drop,
-            runtime=runtime.name,
-            signed=runtime.signed_activations,
-        )
-        assignment = assign_layers(question, out, request.layers, progress)
-    float_layers = assignment.float_layers if assignment else ()
-    return _Plan(
-        request=request,
-        runtime=runtime,
-        chosen=chosen,
-        model=model,
-        model_sha256=model_sha256,
-        contract=contract,
-        table=table,
-        graph=graph_in_precision(model, request.precision, table, runtime, float_layers=float_layers),
-        wanted=wanted_layers(model, request.precision, float_layers),
-        out=out,
-        assignment=assignment,
+def graph_in_precision(
+    model: ModelProto,
+    precision: Precision,
+    table: CalibrationTable | None,
+    runtime: Runtime,
+    *,
+    float_layers: Collection[str] = (),
+) -> ModelProto:
+    """Return the ONNX graph that holds the precision: as it is, cast to FP16, or with Q/DQ pairs.
+
+    Args:
+        model: The FP32 model; it is not changed.
+        precision: What the graph shall hold.
+        table: The calibration table, for INT8 and mixed.
+        runtime: Decides between signed and unsigned activations, and whether FP16 surrounds INT8.
+        float_layers: For INT8 and mixed: layers that stay in floating point, beside the last one.
+
+    Raises:
+        UsageError: There is no such layer.
+    """
+    if precision is Precision.FP32:
+        return model
+    if precision is Precision.FP16:
+        return cast_to_fp16(model)
+    half = runtime.rest_in_half()
+    if not _integer_layers(model, float_layers):
+        return cast_to_fp16(model) if runtime.float_precision is Precision.FP16 else model
+    assert table is not None, "an INT8 build has a table: its second step saw to it"
+    graph: ModelProto = quantize(
+        model, table, signed_activations=runtime.signed_activations, float_layers=tuple(float_layers)
     )
+    return put_rest_in_half(graph) if half else graph
 
 
-def _mixed_gate(request: BuildRequest) -> GateOptions:
-    if request.gate is None:
-        raise UsageError(
-            "mixed precision is searched and judged on labelled images", remedy="add --validate DIR"
-        )
-    return request.gate
+def wanted_layers(
+    model: ModelProto, precision: Precision, float_layers: Collection[str] = ()
+) -> dict[str, str]:
+    """Return what every layer with weights must run in; ``float`` is either of FP32 and FP16.
+
+    Returns:
+        Such as ``{"stem": "INT8", "logits": "float"}``. In INT8 every layer but the last and ``float_layers``.
+    """
+    names = [layer.name for layer in find_layers(model)]
+    if precision in (Precision.FP32, Precision.FP16):
+        return dict.fromkeys(names, precision.name)
+    integer = _integer_layers(model, float_layers)
+    return {name: "INT8" if name in integer else FLOAT for name in names}
+
+
+def graph_precision(precision: Precision, wanted: Mapping[str, str], runtime: Runtime) -> Precision:
+    """Return the precision that a builder must be told: that of the graph, which for mixed is INT8 or none."""
+    if precision is not Precision.MIXED:
+        return precision
+    if "INT8" in wanted.values():
+        return Precision.INT8
+    return runtime.float_precision
+
+
+def _integer_layers(model: ModelProto, float_layers: Collection[str]) -> list[str]:
+    return [layer.name for layer in quantizable_layers(model) if layer.name not in float_layers]
 
 
 def default_engine_path(model: Path, architecture: str, precision: Precision, runtime: Runtime) -> Path:
-    """Return where an engine goes by default: beside its model, its name telling what it is."""
+    """Return where an engine goes by default: beside its model, named after what it is."""
     return model.parent / f"{architecture}-{precision.value}.{runtime.name}.engine"
 
 
-def build_command(request: BuildRequest, runtime: Runtime, out: Path) -> str:
-    """Return the command line that builds this engine again."""
+def build_command(build: Build) -> str:
+    """Return the command line that builds this engine again, for a person in the same folder."""
+    request = build.request
     words = ["edge-dsc", "build-engine", str(request.model), "--precision", request.precision.value]
-    words += ["--backend", runtime.name, "--batch", str(request.batch)]
+    words += ["--backend", build.runtime.name, "--batch", str(request.batch)]
     if request.precision in _CALIBRATED:
         words += ["--calibration", str(request.calibration)]
     if request.layers is not None:
         words += ["--layers", str(request.layers)]
     if request.gate is not None:
         words += ["--validate", str(request.gate.data), "--max-drop", f"{request.gate.max_drop:g}"]
-    return shlex.join([*words, "--out", str(out)])
+    elif request.precision is Precision.MIXED:
+        words += ["--validate", "DIR"]  # the command line builds no mixed engine unjudged
+    words += ["--workspace", str(request.workspace_mib)]
+    return shlex.join([*words, "--out", str(build.path)])
 
 
-def _checked_table(request: BuildRequest, model: OnnxModel) -> CalibrationTable | None:
-    if request.precision not in _CALIBRATED:
-        return None
-    if request.calibration is None:
-        raise UsageError(
-            f"{_CALIBRATED[request.precision]} needs calibration over real images",
-            remedy=f"add --calib-data DIR, or first run edge-dsc calibrate {request.model} --calib-data DIR",
-        )
-    table = load_table(request.calibration)
-    check_table(table, model, path=request.calibration)
-    return table
-
-
-def _record(plan: _Plan, result: BuildResult, engine: Path, seconds: float) -> EngineRecord:
-    request = plan.request
+def _record(build: Build, result: BuildResult, engine: Path, seconds: float) -> EngineRecord:
+    request, folder = build.request, build.path.parent
+    table = request.calibration if build.table is not None else None
     return EngineRecord(
-        engine=plan.out.name,
+        engine=build.path.name,
         engine_sha256=sha256_file(engine),
         engine_bytes=engine.stat().st_size,
-        runtime=plan.runtime.name,
-        runtime_version=plan.runtime.availability().version or "",
+        runtime=build.runtime.name,
+        runtime_version=build.runtime.availability().version or "",
         platform=dict(result.platform),
         precision=request.precision,
         batch=request.batch,
-        contract=plan.contract,
-        onnx=os.path.relpath(request.model, plan.out.parent),
-        onnx_sha256=plan.model_sha256,
-        calibration_sha256=sha256_file(request.calibration) if plan.table and request.calibration else None,
+        contract=build.model.contract,
+        onnx=os.path.relpath(request.model, folder),
+        onnx_sha256=build.model.sha256,
+        calibration=None if table is None else os.path.relpath(table, folder),
+        calibration_sha256=build.table_sha256,
+        workspace_mib=request.workspace_mib,
         layers=dict(result.layers),
         layers_source=result.layers_source,
         layer_types=dict(result.layer_types),
         build_seconds=round(seconds, 3),
-        build_command=build_command(request, plan.runtime, plan.out),
+        build_command=build_command(build),
         edge_dsc=__version__,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        float_layers=plan.assignment.float_layers if plan.assignment else (),
-        notes=(*result.notes, *((plan.assignment.origin,) if plan.assignment else ())),
+        float_layers=build.float_layers,
+        notes=result.notes if build.layers_origin is None else (*result.notes, build.layers_origin),
     )
+
+
+if __name__ == "__main__":  # the process that rebuild_engine starts
+    try:
+        build_again(Path(sys.argv[1]), Path(sys.argv[2]))
+    except EdgeDscError as error:
+        sys.exit(str(error))

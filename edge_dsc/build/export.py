@@ -1,226 +1,48 @@
-"""From a trained run to the deployed ONNX model, proven equal to Keras."""
+"""``export``: from a trained run to the deployed ONNX model, proven equal to Keras.
+
+tf2onnx converts the folded network. From its result only the weights and the order of the layers are taken; the
+deployed graph is written anew around them, so that it does not depend on how tf2onnx arranges casts and reshapes.
+"""
 
 from __future__ import annotations
 
 import logging
 import warnings
-from typing import Any
-from edge_dsc.networks import load_keras
-from engines.packages import load
-from dataclasses import dataclass
-from dataclasses import field
-from edge_dsc.networks import BLOCKS
-from engines.contract import ModelContract
-from engines.errors import EdgeDscError
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from edge_dsc.data.discover import Sample
-from edge_dsc.data.loading import load_images
-from edge_dsc.data.split import Split
-from edge_dsc.data.split import load_split
-from edge_dsc.networks import fold_network
-from edge_dsc.networks import load_network
-from edge_dsc.training.fit import predict
-from edge_dsc.training.run_folder import MODEL_FILE
-from edge_dsc.data.split import SPLIT_FILE
-from edge_dsc.training.run_folder import TrainingRecord
-from edge_dsc.training.run_folder import load_training_record
-from engines.errors import AccuracyGateError
-from engines.errors import ArtefactError
-from engines.errors import BadInputError
-from engines.files import canonical_json
-from engines.files import write_bytes
-from engines.runtimes import Progress
-import onnx
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
+import onnx
+from numpy.typing import NDArray
 
+from edge_dsc.data.loading import load_images
+from edge_dsc.data.purposes import images_to_compare
+from edge_dsc.data.split import SPLIT_FILE, load_split
+from edge_dsc.networks import BLOCKS, fold_network, load_keras, load_network
+from edge_dsc.training.fit import predict
+from edge_dsc.training.run_folder import MODEL_FILE, load_training_record
+from engines.contract import ModelContract
+from engines.errors import AccuracyGateError, ArtefactError, BadInputError, EdgeDscError
+from engines.files import canonical_json, sha256_bytes, write_bytes
+from engines.graph import OnnxModel
+from engines.packages import load
+from engines.runtimes import Progress
 
+if TYPE_CHECKING:
+    from keras import Model
+    from onnx import ModelProto, NodeProto, TensorProto
 
 OPSET = 18
-INPUT_NAME = "image"
-
-Model = Any
-
-
-def convert_to_onnx(model: Model) -> Any:
-    """Convert a Keras model with one input ``float32 [N, H, W, 1]``.
-
-    Returns:
-        ``onnx.ModelProto`` as tf2onnx writes it, with a channels-first input.
-
-    Raises:
-        EnvironmentProblem: tf2onnx is missing.
-    """
-    load_keras()
-    tensorflow = load("tensorflow")
-    with warnings.catch_warnings():
-        # tf2onnx 1.17 and TensorFlow call each other's and numpy's deprecated names; nothing a user can act on.
-        warnings.simplefilter("ignore")
-        tf2onnx = load("tf2onnx")
-        logging.getLogger("tf2onnx").setLevel(logging.ERROR)
-        # Keras 3 models only convert with an explicit signature (onnx/tensorflow-onnx#2329).
-        signature = [
-            tensorflow.TensorSpec((None, *model.input_shape[1:]), tensorflow.float32, name=INPUT_NAME)
-        ]
-        proto, _ = tf2onnx.convert.from_keras(
-            model, input_signature=signature, opset=OPSET, inputs_as_nchw=[INPUT_NAME]
-        )
-    return proto
-
-
-
 IR_VERSION = 9
-_GLUE = frozenset(
-    {"Cast", "Concat", "Gather", "Reshape", "Shape", "Slice", "Squeeze", "Transpose", "Unsqueeze"}
-)
-
-Array = Any
-Proto = Any
-
-
-@dataclass
-class _Graph:
-    """A chain of nodes under construction; every node has one data output, named after it."""
-
-    onnx: Any
-    tensor: str
-    nodes: list[Proto] = field(default_factory=list)
-    constants: list[Proto] = field(default_factory=list)
-
-    def add(self, op: str, name: str, *constants: tuple[str, Array], **attributes: Any) -> None:
-        inputs = [self.tensor]
-        for suffix, value in constants:
-            self.constants.append(self.onnx.numpy_helper.from_array(value, f"{name}.{suffix}"))
-            inputs.append(f"{name}.{suffix}")
-        self.nodes.append(self.onnx.helper.make_node(op, inputs, [name], name=name, **attributes))
-        self.tensor = name
-
-
-def chain_of(architecture: str) -> list[tuple[str, str]]:
-    """Return (name, op) of the compute nodes of a deployed network, from stem to softmax."""
-    chain = [("stem", "Conv"), ("stem_relu", "Relu")]
-    for block in range(1, BLOCKS + 1):
-        convolutions = ("depthwise", "pointwise") if architecture == "dsc" else ("conv",)
-        chain.append((f"block{block}_pool", "MaxPool"))
-        chain += [(f"block{block}_{name}", "Conv") for name in convolutions]
-        chain.append((f"block{block}_relu", "Relu"))
-    chain += [("pool", "MaxPool"), ("dense", "MatMul"), ("dense_relu", "Relu"), ("logits", "MatMul")]
-    return [*chain, ("probabilities", "Softmax")]
-
-
-def deploy_graph(converted: Proto, contract: ModelContract, metadata: dict[str, str]) -> Proto:
-    """Write the deployed graph.
-
-    Args:
-        converted: What tf2onnx made of a folded network.
-        contract: Becomes the graph's input and output, and its metadata.
-        metadata: More metadata properties.
-
-    Returns:
-        A checked ``onnx.ModelProto``: ``uint8 [N, 224, 224, 1]`` in, ``float32 [N, classes]`` out, Cast first
-        (TensorRT takes a uint8 input only so), static Reshapes, no Transpose.
-
-    Raises:
-        EdgeDscError: tf2onnx gave another chain of nodes than the network has.
-    """
-    stored = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in converted.graph.initializer}
-    names = chain_of(contract.architecture)
-    steps = _match_chain(converted, names)
-    graph = _Graph(onnx, contract.input_name)
-    graph.add("Cast", "pixels", to=onnx.TensorProto.FLOAT)
-    graph.add(
-        "Reshape", "planes", ("shape", np.array([-1, 1, contract.height, contract.width], np.int64))
-    )
-    channels = 1
-    for (name, op), (node, add) in zip(names, steps, strict=True):
-        weights = [
-            stored[tensor] for tensor in [*node.input, *(add.input if add else ())] if tensor in stored
-        ]
-        if op == "Conv":
-            channels = int(weights[0].shape[0])
-            _add_convolution(graph, name, weights)
-        elif op == "MaxPool":
-            graph.add("MaxPool", name, kernel_shape=[2, 2], strides=[2, 2])
-        elif op == "MatMul":
-            _add_dense(graph, name, weights, channels)
-        elif op == "Relu":
-            graph.add("Relu", name)
-        else:
-            graph.add("Softmax", contract.output_name, axis=1)
-    return _finished_model(graph, contract, metadata)
-
-
-def _match_chain(converted: Proto, names: list[tuple[str, str]]) -> list[tuple[Proto, Proto | None]]:
-    """Pair every node of the chain with the Add of its bias; a bias of zeros has been optimised away."""
-    steps: list[tuple[Proto, Proto | None]] = []
-    for node in converted.graph.node:
-        if node.op_type == "Add" and steps:
-            steps[-1] = (steps[-1][0], node)
-        elif node.op_type not in _GLUE:
-            steps.append((node, None))
-    found = [node.op_type for node, _ in steps]
-    if found != [op for _, op in names]:
-        raise EdgeDscError(
-            f"tf2onnx gave an unexpected graph: {' '.join(found)}",
-            remedy="install the tested versions: pip install -c constraints.txt 'edge-dsc[train]'",
-        )
-    return steps
-
-
-def _add_convolution(graph: _Graph, name: str, weights: list[Array]) -> None:
-    kernel = weights[0]
-    outputs, per_group, side = kernel.shape[0], kernel.shape[1], kernel.shape[2]
-    grouped = name.endswith("depthwise")
-    constants = [("weight", kernel)]
-    if not grouped:
-        constants.append(
-            ("bias", weights[1].reshape(-1) if len(weights) > 1 else np.zeros(outputs, np.float32))
-        )
-    graph.add(
-        "Conv",
-        name,
-        *constants,
-        group=outputs // per_group if grouped else 1,
-        pads=[side // 2] * 4,
-        kernel_shape=[side, side],
-    )
-
-
-def _add_dense(graph: _Graph, name: str, weights: list[Array], channels: int) -> None:
-    kernel = weights[0]
-    bias = weights[1] if len(weights) > 1 else np.zeros(kernel.shape[1], np.float32)
-    if name == "dense":
-        # Keras flattened [H, W, C]; these rows follow [C, H, W], so that no Transpose is needed.
-        side = round((kernel.shape[0] / channels) ** 0.5)
-        units = kernel.shape[1]
-        kernel = kernel.reshape(side, side, channels, units).transpose(2, 0, 1, 3).reshape(-1, units)
-        graph.add("Reshape", "flatten", ("shape", np.array([-1, kernel.shape[0]], np.int64)))
-    graph.add("MatMul", name, ("weight", np.ascontiguousarray(kernel)))
-    graph.add("Add", f"{name}_bias", ("value", bias.reshape(-1)))
-
-
-def _finished_model(graph: _Graph, contract: ModelContract, metadata: dict[str, str]) -> Proto:
-    onnx = graph.onnx
-    helper = onnx.helper
-    image = helper.make_tensor_value_info(
-        contract.input_name, onnx.TensorProto.UINT8, ["N", *contract.input_shape]
-    )
-    answer = helper.make_tensor_value_info(
-        contract.output_name, onnx.TensorProto.FLOAT, ["N", len(contract.labels)]
-    )
-    body = helper.make_graph(graph.nodes, contract.architecture, [image], [answer], graph.constants)
-    model = helper.make_model(
-        body, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name="edge-dsc"
-    )
-    helper.set_model_props(model, {**contract.to_metadata(), **metadata})
-    onnx.checker.check_model(model, full_check=True)
-    return model
-
-
-
+INPUT_NAME = "image"
 PARENTS_KEY = "edge_dsc.parents"
 PARITY_TOLERANCE = 1e-5
 _PARITY_IMAGES = 32
-
+_GLUE = frozenset(
+    {"Cast", "Concat", "Gather", "Reshape", "Shape", "Slice", "Squeeze", "Transpose", "Unsqueeze"}
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,16 +50,24 @@ class ExportResult:
     """What an export gave.
 
     Attributes:
-        path: The ONNX file.
+        model: The ONNX model, as it was written.
         parity: Largest difference of a probability between Keras and onnxruntime.
         images: Real images that were compared.
-        contract: The contract inside.
     """
 
-    path: Path
+    model: OnnxModel
     parity: float
     images: int
-    contract: ModelContract
+
+    @property
+    def path(self) -> Path:
+        """The ONNX file."""
+        return self.model.path
+
+    @property
+    def contract(self) -> ModelContract:
+        """The contract inside."""
+        return self.model.contract
 
 
 def export_run(
@@ -268,58 +98,203 @@ def export_run(
             f"{run / SPLIT_FILE} is not the split of its run",
             remedy="train again: edge-dsc train DATA --overwrite",
         )
+    root = data or split.root
+    samples = images_to_compare(split, lambda sample: (root / sample.path).is_file())
+    if not samples:
+        raise BadInputError(
+            f"none of the run's held-out images are below {root}",
+            remedy="name the folder with the images of the training: --data DIR",
+        )
+    evenly = samples[:: max(1, len(samples) // _PARITY_IMAGES)][:_PARITY_IMAGES]
     contract = ModelContract(labels=record.labels, architecture=record.architecture)
-    pixels = load_images(*_parity_samples(split, data), contract).pixels
+    pixels = load_images(root, evenly, contract).pixels
     report("loading", 0, 3)
-    model = load_network(run / MODEL_FILE)
+    trained = load_network(run / MODEL_FILE)
     report("converting", 1, 3)
-    proto = _deployed(model, contract, record)
+    parents = canonical_json({MODEL_FILE: record.model_sha256}).decode()
+    proto = deploy_graph(convert_to_onnx(fold_network(trained)), contract, {PARENTS_KEY: parents})
     report("comparing", 2, 3)
-    parity = measure_parity(model, proto, pixels)
+    parity = measure_parity(trained, proto, pixels)
     if not parity <= PARITY_TOLERANCE:
         raise AccuracyGateError(
             f"the exported network differs from Keras by {parity:.1e} on {len(pixels)} images, "
             f"more than {PARITY_TOLERANCE:.0e}",
             remedy="nothing was written; install the tested versions (constraints.txt) or train again",
         )
-    target = out or run / "model.onnx"
-    write_bytes(target, proto.SerializeToString(deterministic=True))
+    target, data_bytes = out or run / "model.onnx", proto.SerializeToString(deterministic=True)
+    write_bytes(target, data_bytes)
     report("comparing", 3, 3)
-    return ExportResult(path=target, parity=parity, images=len(pixels), contract=contract)
+    model = OnnxModel(target, sha256_bytes(data_bytes), proto, contract)
+    return ExportResult(model=model, parity=parity, images=len(pixels))
 
 
-def measure_parity(model: Model, proto: Proto, pixels: Any) -> float:
+def measure_parity(trained: Model, proto: ModelProto, pixels: NDArray[np.uint8]) -> float:
     """Return the largest difference between a Keras model's and an ONNX model's answers.
 
     Args:
-        model: Keras, taking ``float32 [N, 224, 224, 1]``.
-        proto: The deployed ``onnx.ModelProto``.
+        trained: Takes ``float32 [N, 224, 224, 1]``.
+        proto: The deployed graph.
         pixels: ``uint8 [N, 224, 224, 1]``.
     """
     onnxruntime = load("onnxruntime")
     session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
     (answers,) = session.run(None, {session.get_inputs()[0].name: pixels})
-    return float(np.abs(answers - predict(model, pixels)).max())
+    return float(np.abs(answers - predict(trained, pixels)).max())
 
 
-def _deployed(model: Model, contract: ModelContract, record: TrainingRecord) -> Proto:
-    parents = canonical_json({MODEL_FILE: record.model_sha256}).decode()
-    return deploy_graph(convert_to_onnx(fold_network(model)), contract, {PARENTS_KEY: parents})
+def convert_to_onnx(model: Model) -> ModelProto:
+    """Convert a Keras model with one input ``float32 [N, H, W, 1]``.
 
+    Returns:
+        The model as tf2onnx writes it, with a channels-first input.
 
-def _parity_samples(split: Split, data: Path | None) -> tuple[Path, list[Sample]]:
-    """Choose images evenly from the held-out parts, those that are there."""
-    root = data or split.root
-    samples = [
-        sample
-        for part in ("evaluation", "test", "validation")
-        for sample in split.samples(part)
-        if (root / sample.path).is_file()
-    ]
-    if not samples:
-        raise BadInputError(
-            f"none of the run's held-out images are below {root}",
-            remedy="name the folder with the images of the training: --data DIR",
+    Raises:
+        EnvironmentProblem: tf2onnx is missing.
+    """
+    load_keras()
+    tensorflow = load("tensorflow")
+    with warnings.catch_warnings():
+        # tf2onnx 1.17 and TensorFlow call each other's and numpy's deprecated names; nothing a user can act on.
+        warnings.simplefilter("ignore")
+        tf2onnx = load("tf2onnx")
+        logging.getLogger("tf2onnx").setLevel(logging.ERROR)
+        # Keras 3 models only convert with an explicit signature (onnx/tensorflow-onnx#2329).
+        signature = [
+            tensorflow.TensorSpec((None, *model.input_shape[1:]), tensorflow.float32, name=INPUT_NAME)
+        ]
+        proto: ModelProto
+        proto, _ = tf2onnx.convert.from_keras(
+            model, input_signature=signature, opset=OPSET, inputs_as_nchw=[INPUT_NAME]
         )
-    stride = max(1, len(samples) // _PARITY_IMAGES)
-    return root, samples[::stride][:_PARITY_IMAGES]
+    return proto
+
+
+def deploy_graph(converted: ModelProto, contract: ModelContract, metadata: dict[str, str]) -> ModelProto:
+    """Write the deployed graph.
+
+    Args:
+        converted: What tf2onnx made of a folded network.
+        contract: Becomes the graph's input and output, and its metadata.
+        metadata: More metadata properties.
+
+    Returns:
+        A checked model: ``uint8 [N, 224, 224, 1]`` in, ``float32 [N, classes]`` out, Cast first (TensorRT takes a
+        uint8 input only so), static Reshapes, no Transpose.
+
+    Raises:
+        EdgeDscError: tf2onnx gave another chain of nodes than the network has.
+    """
+    chain = _chain_of(contract.architecture)
+    graph = _Graph(contract.input_name)
+    graph.add("Cast", "pixels", to=onnx.TensorProto.FLOAT)
+    graph.add("Reshape", "planes", ("shape", np.array([-1, 1, contract.height, contract.width], np.int64)))
+    channels = 1
+    for (name, op), weights in zip(chain, _weights_of(converted, chain), strict=True):
+        if op == "Conv":
+            channels = int(weights[0].shape[0])
+            _add_convolution(graph, name, weights)
+        elif op == "MaxPool":
+            graph.add("MaxPool", name, kernel_shape=[2, 2], strides=[2, 2])
+        elif op == "MatMul":
+            _add_dense(graph, name, weights, channels)
+        elif op == "Relu":
+            graph.add("Relu", name)
+        else:
+            graph.add("Softmax", contract.output_name, axis=1)
+    return _finish_model(graph, contract, metadata)
+
+
+def _chain_of(architecture: str) -> list[tuple[str, str]]:
+    """Return (name, op) of the compute nodes of a deployed network, from stem to softmax."""
+    chain = [("stem", "Conv"), ("stem_relu", "Relu")]
+    for block in range(1, BLOCKS + 1):
+        convolutions = ("depthwise", "pointwise") if architecture == "dsc" else ("conv",)
+        chain.append((f"block{block}_pool", "MaxPool"))
+        chain += [(f"block{block}_{name}", "Conv") for name in convolutions]
+        chain.append((f"block{block}_relu", "Relu"))
+    chain += [("pool", "MaxPool"), ("dense", "MatMul"), ("dense_relu", "Relu"), ("logits", "MatMul")]
+    return [*chain, ("probabilities", "Softmax")]
+
+
+def _weights_of(converted: ModelProto, chain: Sequence[tuple[str, str]]) -> list[list[NDArray[np.float32]]]:
+    """Return kernel and bias of every node of the chain; tf2onnx optimises a bias of zeros away."""
+    steps: list[list[NodeProto]] = []  # a node, and the Add of its bias
+    for node in converted.graph.node:
+        if node.op_type == "Add" and steps:
+            steps[-1] = [steps[-1][0], node]
+        elif node.op_type not in _GLUE:
+            steps.append([node])
+    found = [nodes[0].op_type for nodes in steps]
+    if found != [op for _, op in chain]:
+        raise EdgeDscError(
+            f"tf2onnx gave an unexpected graph: {' '.join(found)}",
+            remedy="install the tested versions: pip install -c constraints.txt 'edge-dsc[train]'",
+        )
+    stored = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in converted.graph.initializer}
+    return [[stored[name] for node in nodes for name in node.input if name in stored] for nodes in steps]
+
+
+@dataclass
+class _Graph:
+    """A chain of nodes under construction; every node has one data output, named after it."""
+
+    tensor: str
+    nodes: list[NodeProto] = field(default_factory=list)
+    constants: list[TensorProto] = field(default_factory=list)
+
+    def add(self, op: str, name: str, *constants: tuple[str, NDArray[Any]], **attributes: Any) -> None:
+        inputs = [self.tensor]
+        for suffix, value in constants:
+            self.constants.append(onnx.numpy_helper.from_array(value, f"{name}.{suffix}"))
+            inputs.append(f"{name}.{suffix}")
+        self.nodes.append(onnx.helper.make_node(op, inputs, [name], name=name, **attributes))
+        self.tensor = name
+
+
+def _add_convolution(graph: _Graph, name: str, weights: Sequence[NDArray[np.float32]]) -> None:
+    kernel = weights[0]
+    outputs, per_group, side = kernel.shape[0], kernel.shape[1], kernel.shape[2]
+    grouped = name.endswith("depthwise")
+    constants = [("weight", kernel)]
+    if not grouped:
+        constants.append(
+            ("bias", weights[1].reshape(-1) if len(weights) > 1 else np.zeros(outputs, np.float32))
+        )
+    graph.add(
+        "Conv",
+        name,
+        *constants,
+        group=outputs // per_group if grouped else 1,
+        pads=[side // 2] * 4,
+        kernel_shape=[side, side],
+    )
+
+
+def _add_dense(graph: _Graph, name: str, weights: Sequence[NDArray[np.float32]], channels: int) -> None:
+    kernel = weights[0]
+    bias = weights[1] if len(weights) > 1 else np.zeros(kernel.shape[1], np.float32)
+    if name == "dense":
+        # Keras flattened [H, W, C]; these rows follow [C, H, W], so that no Transpose is needed.
+        side = round((kernel.shape[0] / channels) ** 0.5)
+        units = kernel.shape[1]
+        kernel = kernel.reshape(side, side, channels, units).transpose(2, 0, 1, 3).reshape(-1, units)
+        graph.add("Reshape", "flatten", ("shape", np.array([-1, kernel.shape[0]], np.int64)))
+    graph.add("MatMul", name, ("weight", np.ascontiguousarray(kernel)))
+    graph.add("Add", f"{name}_bias", ("value", bias.reshape(-1)))
+
+
+def _finish_model(graph: _Graph, contract: ModelContract, metadata: dict[str, str]) -> ModelProto:
+    helper = onnx.helper
+    image = helper.make_tensor_value_info(
+        contract.input_name, onnx.TensorProto.UINT8, ["N", *contract.input_shape]
+    )
+    answer = helper.make_tensor_value_info(
+        contract.output_name, onnx.TensorProto.FLOAT, ["N", len(contract.labels)]
+    )
+    body = helper.make_graph(graph.nodes, contract.architecture, [image], [answer], graph.constants)
+    model = helper.make_model(
+        body, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name="edge-dsc"
+    )
+    helper.set_model_props(model, {**contract.to_metadata(), **metadata})
+    onnx.checker.check_model(model, full_check=True)
+    return model

@@ -4,35 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+
 from calibration.table import DEFAULT_METHOD
-from calibration.table import CalibrationTable
-from edge_dsc.data import Sample
-from edge_dsc.data import discover
-from edge_dsc.data.split import load_split
-from edge_dsc.evaluate.evaluation import evaluate_runner
-from edge_dsc.evaluate.evaluation import format_validation
+from edge_dsc.data.purposes import images_to_judge
+from edge_dsc.evaluate.evaluation import evaluate_runner, format_validation
+from engines.errors import AccuracyGateError, UsageError
+from engines.files import canonical_json, sha256_bytes
 from engines.images import usable_processors
-from edge_dsc.data.split import SPLIT_FILE
-from engines.errors import AccuracyGateError
-from engines.errors import BadInputError
-from engines.errors import UsageError
-from engines.files import canonical_json
-from engines.files import sha256_bytes
-from engines.record import EngineRecord
-from engines.record import Precision
 from engines.ort import open_reference
-from engines.runtimes import Progress
-from engines.runtimes import Runner
-from engines.runtimes import Runtime
-from engines.record import Validation
+from engines.record import EngineRecord, Precision, Validation
+from engines.runtimes import Progress, Runner
 
-
+if TYPE_CHECKING:
+    from edge_dsc.build.engine import Build
 
 DEFAULT_MAX_DROP = 0.5  # percentage points
-HELD_OUT = ("evaluation", "test")
-
-Model = Any  # onnx.ModelProto
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,130 +45,72 @@ class GateOptions:
             )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Candidate:
-    """An engine that was built and is not shipped yet.
-
-    Attributes:
-        path: The engine's temporary file.
-        record: What would become its record.
-        runtime: Its runtime.
-        model: The FP32 model.
-        model_path: Where that lies; a split stands beside it.
-        graph: The graph that the engine was built from.
-        table: The calibration table, for INT8 and mixed.
-        searched: Hashes of images that chose the layers of a mixed engine, and so cannot judge it.
-    """
-
-    path: Path
-    record: EngineRecord
-    runtime: Runtime
-    model: Model
-    model_path: Path
-    graph: Model
-    table: CalibrationTable | None
-    searched: frozenset[str] = frozenset()
-
-
-def run_gate(candidate: Candidate, options: GateOptions, progress: Progress | None = None) -> Validation:
-    """Hold an engine against its FP32 model.
+def run_gate(
+    build: Build, engine: Path, record: EngineRecord, progress: Progress | None = None
+) -> Validation:
+    """Hold an engine that is not shipped yet against its FP32 model.
 
     The FP32 answers are ONNX Runtime's. The engine's are its own where it can run here; elsewhere its graph
     answers on ONNX Runtime, and the result says so.
+
+    Args:
+        build: The build, with the images of its gate.
+        engine: The engine's temporary file.
+        record: What would become its record.
+        progress: Called with (phase, done, total).
 
     Raises:
         AccuracyGateError: Accuracy falls beyond the budget; its details hold the table.
         BadInputError: No image is left to validate on, or the folder knows other classes.
     """
-    samples, which = validation_samples(
-        options.data, candidate.model_path, candidate.table, searched=candidate.searched
-    )
-    named = candidate.record.renamed("FP32")
-    with open_reference(candidate.model, named) as reference:
-        # open_reference calls it a graph of its engine; here it is the model itself.
-        reference.record = named
-        runner, answered_by = _open(candidate)
+    gate, dataset = build.request.gate, build.dataset
+    assert gate is not None and dataset is not None, "a build with a gate has its images"
+    calibrated = {image.sha256 for image in build.table.images} if build.table is not None else set()
+    judging = images_to_judge(dataset, build.split, calibrated | build.searched)
+    with open_reference(build.model.proto, record.renamed("FP32")) as reference:
+        runner, answered_by = _open_runner(build, engine, record)
         with runner:
             result = evaluate_runner(
                 runner,
-                options.data,
-                samples,
+                dataset.root,
+                judging.samples,
                 reference=reference,
                 threads=usable_processors(),
                 progress=progress,
             )
     assert result.agreement is not None, "there was a reference, and at least one image was answered"
     found = Validation(
-        images=which,
-        images_sha256=sha256_bytes(canonical_json(sorted(sample.sha256 for sample in samples))),
+        images=judging.origin,
+        images_sha256=sha256_bytes(canonical_json(sorted(sample.sha256 for sample in judging.samples))),
         answered_by=answered_by,
-        max_drop=options.max_drop,
+        max_drop=gate.max_drop,
         skipped=len(result.skipped),
         agreement=result.agreement,
     )
     if not found.passed:
-        precision = candidate.record.precision.value
+        precision = record.precision.value
         raise AccuracyGateError(
             f"{precision.upper()} loses {found.drop:.2f} points of accuracy on {found.agreement.images} images,"
-            f" {options.max_drop:g} are allowed; nothing was written",
-            remedy=_remedy(candidate),
+            f" {gate.max_drop:g} are allowed; nothing was written",
+            remedy=_remedy(build),
             details=format_validation(found, precision=precision),
         )
     return found
 
 
-def validation_samples(
-    data: Path, model: Path, table: CalibrationTable | None, *, searched: frozenset[str] = frozenset()
-) -> tuple[list[Sample], str]:
-    """Choose the images of a folder that can judge an engine.
-
-    Where the model's split stands beside it and the folder holds its images, these are the parts evaluation and
-    test, which neither training, the choice of the best epoch nor calibration saw. Elsewhere it is every image
-    that is neither in the split's other parts nor in the calibration table, by content.
-
-    Returns:
-        The samples, and one line that says which they are.
-
-    Raises:
-        BadInputError: None is left.
-    """
-    samples = discover(data).samples
-    seen = ({image.sha256 for image in table.images} if table else set()) | searched
-    split_file = model.parent / SPLIT_FILE
-    if split_file.is_file():
-        split = load_split(split_file)
-        held = {sample.sha256 for part in HELD_OUT for sample in split.samples(part)} - seen
-        chosen = [sample for sample in samples if sample.sha256 in held]
-        if chosen:
-            return chosen, f"{' and '.join(HELD_OUT)} of the model's split, in {data}"
-        seen |= {sample.sha256 for part in split.parts for sample in split.samples(part)}
-    chosen = [sample for sample in samples if sample.sha256 not in seen]
-    if not chosen:
-        raise BadInputError(
-            f"training or calibration saw all {len(samples)} images of {data}",
-            remedy="give images of your own that the model has not seen: --validate DIR",
-        )
-    left_out = len(samples) - len(chosen)
-    return chosen, f"all of {data}" + (f" but {left_out} that the model has seen" if left_out else "")
-
-
-def _open(candidate: Candidate) -> tuple[Runner, str]:
-    reason = candidate.runtime.availability().no_run
+def _open_runner(build: Build, engine: Path, record: EngineRecord) -> tuple[Runner, str]:
+    """Open what answers for the engine, and say in one line what that is."""
+    reason = build.runtime.availability().no_run
     if reason is None:
-        return candidate.runtime.open_runner(
-            candidate.path, candidate.record
-        ), f"the engine on {_name(candidate)}"
-    runner = open_reference(candidate.graph, candidate.record)
-    return runner, f"its graph on ONNX Runtime, because the engine cannot run here: {reason}"
+        runner = build.runtime.open_runner(engine, record)
+        return runner, f"the engine on {record.runtime} {record.runtime_version}"
+    graph = open_reference(build.graph, record)
+    return graph, f"its graph on ONNX Runtime, because the engine cannot run here: {reason}"
 
 
-def _name(candidate: Candidate) -> str:
-    return f"{candidate.record.runtime} {candidate.record.runtime_version}"
-
-
-def _remedy(candidate: Candidate) -> str:
-    if candidate.table is None:
+def _remedy(build: Build) -> str:
+    if build.table is None:
         return "build with --fp32, or allow more with --max-drop"
-    method = DEFAULT_METHOD if candidate.table.method != DEFAULT_METHOD else "entropy"
-    mixed = "" if candidate.record.precision is Precision.MIXED else ", --precision mixed"
+    method = DEFAULT_METHOD if build.table.method != DEFAULT_METHOD else "entropy"
+    mixed = "" if build.request.precision is Precision.MIXED else ", --precision mixed"
     return f"try --calib-method {method}{mixed} or train --qat RUN, or allow more with --max-drop"

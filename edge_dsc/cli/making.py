@@ -85,8 +85,10 @@ def train(
         say(f"skipped {path}: {reason}")
     if result.record.skipped:
         say(f"{len(result.record.skipped)} images could not be read and were left out")
+    for note in result.notes:
+        say(note)
     if json:
-        metrics = {part: figures.to_dict() for part, figures in result.metrics.items()}
+        metrics = result.metrics
         give_json("edge-dsc/train-result", {"run": str(result.run), "metrics": metrics})
     else:
         give(f"{result.run}: evaluation and test images together, none seen in training")
@@ -130,8 +132,10 @@ def _fine_tune(
     with progress_bar() as progress:
         result = fine_tune(options, progress=step_progress(run.name, progress), reading=progress)
     trained = result.trained
+    for note in trained.notes:
+        say(note)
     if json:
-        metrics = {part: figures.to_dict() for part, figures in trained.metrics.items()}
+        metrics = trained.metrics
         body = {"run": str(trained.run), "onnx": str(result.onnx), "calibration": str(result.table)}
         give_json("edge-dsc/train-result", {**body, "metrics": metrics})
     else:
@@ -337,12 +341,13 @@ def build_engine(
         raise UsageError("mixed precision needs images to be judged on", remedy="add --validate DIR")
     if calib_data and calibration:
         raise UsageError("--calib-data and --calibration exclude each other", remedy="give one of them")
+    made = None
     with progress_bar() as progress:
         if calib_data:
             request = CalibrationRequest(
                 model=path, data=calib_data, method=calib_method.value, images=calib_images, seed=seed
             )
-            calibration = run_calibration(request, progress).path
+            made = run_calibration(request, progress)
         elif calibrated and calibration is None and (path.parent / CALIBRATION_NAME).is_file():
             calibration = path.parent / CALIBRATION_NAME
             say(f"using the calibration table {calibration}")
@@ -359,6 +364,7 @@ def build_engine(
                 layers=layers,
             ),
             progress,
+            calibrated=made,
         )
     say(f"runtime: {built.chosen}")
     if json:

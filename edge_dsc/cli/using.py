@@ -129,24 +129,24 @@ def evaluate(
 ) -> None:
     """Measure how right an engine is on labelled images, and whether it agrees with another."""
     from edge_dsc.cli.console import give, give_json, progress_bar, say
-    from edge_dsc.evaluate.evaluation import KIND, format_evaluation, save_evaluation
+    from edge_dsc.evaluate.evaluation import EVALUATION, EvaluationRequest, format_evaluation
     from edge_dsc.evaluate.evaluation import evaluate as run_evaluation
     from engines.images import usable_processors
 
+    request = EvaluationRequest(
+        engine=engine,
+        data=data,
+        reference=reference,
+        parts=tuple(split or ()),
+        threads=threads or usable_processors(),
+    )
     with progress_bar() as progress:
-        result = run_evaluation(
-            engine,
-            data,
-            reference=reference,
-            parts=tuple(split or ()),
-            threads=threads or usable_processors(),
-            progress=progress,
-        )
+        result = run_evaluation(request, progress)
     for path, reason in result.skipped:
         say(f"skipped {path}: {reason}")
     if out is not None:
-        save_evaluation(out, result)
+        EVALUATION.save(out, result)
     if json:
-        give_json(KIND, result.to_dict())
+        give_json(EVALUATION.name, result, schema_version=EVALUATION.version)
     else:
         give(format_evaluation(result))

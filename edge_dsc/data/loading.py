@@ -1,26 +1,22 @@
-"""Read the images of many samples into one array, in threads."""
+"""Read the images of a dataset into one array: each file is read, hashed and decoded once, in threads."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from edge_dsc.data.discover import Sample
+from edge_dsc.data.discover import Dataset, Sample, hash_image, list_images, make_dataset
 from engines.contract import ModelContract
-from engines.errors import BadInputError, ImageError
-from engines.images import quiet_decoder, read_input
+from engines.errors import BadInputError
+from engines.images import InputImage, read_inputs
 from engines.runtimes import Progress
 
-Array = Any
 
-
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class LoadedImages:
     """The readable images of some samples.
 
@@ -30,7 +26,7 @@ class LoadedImages:
         skipped: What was left out: relative path and reason.
     """
 
-    pixels: Array
+    pixels: NDArray[np.uint8]
     samples: tuple[Sample, ...]
     skipped: tuple[tuple[str, str], ...]
 
@@ -43,29 +39,65 @@ def load_images(
     Raises:
         BadInputError: Not one image can be read.
     """
-    quiet_decoder()
-    pixels = np.empty((len(samples), *contract.input_shape), np.uint8)
-    kept: list[Sample] = []
-    skipped: list[tuple[str, str]] = []
+    stack = _Stack(len(samples), contract)
+    for image in _read([root / sample.path for sample in samples], contract, progress):
+        stack.add(image)
+    return stack.loaded(root, samples)
 
-    def read(sample: Sample) -> Any:
-        try:
-            return read_input(root / sample.path, contract)
-        except ImageError as error:
-            return error
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for done, (sample, image) in enumerate(zip(samples, pool.map(read, samples), strict=True), start=1):
-            if isinstance(image, ImageError):
-                skipped.append((sample.path, image.what))
-            else:
-                pixels[len(kept)] = image
-                kept.append(sample)
-            if progress:
-                progress("reading images", done, len(samples))
-    if samples and not kept:
-        raise BadInputError(
-            f"none of {len(samples)} images below {root} can be read: {skipped[0][1]}",
-            remedy="check that the files are whole",
-        )
-    return LoadedImages(pixels=pixels[: len(kept)], samples=tuple(kept), skipped=tuple(skipped))
+def load_dataset(root: Path, *, progress: Progress | None = None) -> tuple[Dataset, LoadedImages]:
+    """Find the labelled images below a folder, as :func:`edge_dsc.data.discover`, and read them in the same pass.
+
+    A sample's hash is that of the very bytes that were decoded to its pixels.
+
+    Returns:
+        All samples, and those that can be read with their pixels.
+
+    Raises:
+        BadInputError: As :func:`edge_dsc.data.discover`, or not one image can be read.
+    """
+    listing = list_images(root)
+    contract = ModelContract(labels=listing.labels, architecture="")  # every network has the same input
+    stack = _Stack(len(listing.files), contract)
+    hashes = []
+    for image in _read(listing.paths(), contract, progress):
+        stack.add(image)
+        # An image that is empty or too large to be decoded has a content all the same.
+        hashes.append(image.sha256 or hash_image(image.path))
+    dataset = make_dataset(listing, hashes)
+    return dataset, stack.loaded(root, dataset.samples)
+
+
+def _read(paths: Sequence[Path], contract: ModelContract, progress: Progress | None) -> Iterator[InputImage]:
+    for done, image in enumerate(read_inputs(paths, contract), start=1):
+        yield image
+        if progress:
+            progress("reading images", done, len(paths))
+
+
+class _Stack:
+    """Pixels of the good images one after the other, and why the others have none."""
+
+    def __init__(self, count: int, contract: ModelContract) -> None:
+        self._pixels = np.empty((count, *contract.input_shape), np.uint8)
+        self._reasons: list[str | None] = []
+        self._good = 0
+
+    def add(self, image: InputImage) -> None:
+        if isinstance(image.pixels, np.ndarray):
+            self._pixels[self._good] = image.pixels
+            self._good += 1
+            self._reasons.append(None)
+        else:
+            self._reasons.append(image.pixels.what)
+
+    def loaded(self, root: Path, samples: Sequence[Sample]) -> LoadedImages:
+        rows = list(zip(samples, self._reasons, strict=True))
+        skipped = tuple((sample.path, reason) for sample, reason in rows if reason is not None)
+        if samples and not self._good:
+            raise BadInputError(
+                f"none of {len(samples)} images below {root} can be read: {skipped[0][1]}",
+                remedy="check that the files are whole",
+            )
+        good = tuple(sample for sample, reason in rows if reason is None)
+        return LoadedImages(pixels=self._pixels[: self._good], samples=good, skipped=skipped)

@@ -10,10 +10,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from engines.errors import UsageError
 from engines.files import write_bytes, write_text
@@ -25,8 +25,7 @@ _COLOUR_SHARE = 0.25
 _PNG_SHARE = 0.4
 _JPEG_QUALITY = 90
 
-Array = Any
-Generator = Any  # numpy.random.Generator
+_Plane = NDArray[np.floating]  # one value for each pixel, ``[H, W]``
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +58,7 @@ def write_phantoms(root: Path, per_class: int, seed: int, progress: Progress | N
 
     Args:
         root: A new or empty folder.
-        per_class: Images a class, at least 1; one to three of them share a patient.
+        per_class: Images of each class, at least 1; one to three of them share a patient.
         seed: The same seed gives the same pictures.
         progress: Called after every image.
 
@@ -90,7 +89,7 @@ def write_phantoms(root: Path, per_class: int, seed: int, progress: Progress | N
     write_text(root / "groups.csv", "\n".join(rows) + "\n")
 
 
-def draw_phantom(label: str, seed: int) -> Array:
+def draw_phantom(label: str, seed: int) -> NDArray[np.uint8]:
     """Draw one phantom of a class.
 
     Returns:
@@ -100,7 +99,7 @@ def draw_phantom(label: str, seed: int) -> Array:
     return _expose(_paint(_draw_anatomy(label, rng), rng), rng)
 
 
-def _draw_anatomy(label: str, rng: Generator) -> _Anatomy:
+def _draw_anatomy(label: str, rng: np.random.Generator) -> _Anatomy:
     lung_x, lung_y = rng.uniform(0.40, 0.48), rng.uniform(-0.12, 0.05)
     lung_rx, lung_ry = rng.uniform(0.27, 0.35), rng.uniform(0.55, 0.70)
     lesions = []
@@ -121,8 +120,8 @@ def _draw_anatomy(label: str, rng: Generator) -> _Anatomy:
     )
 
 
-def _paint(anatomy: _Anatomy, rng: Generator) -> Array:
-    """Paint the anatomy, positioned anew: ``float32 [H, W]``, about 0..255."""
+def _paint(anatomy: _Anatomy, rng: np.random.Generator) -> NDArray[np.float32]:
+    """Paint the anatomy in a position of its own: ``[H, W]``, about 0..255."""
     height, width = (int(side) for side in rng.integers(256, 513, 2))
     y, x = np.meshgrid(
         np.linspace(-1, 1, height, dtype=np.float32),
@@ -154,7 +153,7 @@ def _paint(anatomy: _Anatomy, rng: Generator) -> Array:
     return picture.astype(np.float32)
 
 
-def _ribs(anatomy: _Anatomy, x: Array, y: Array) -> Array:
+def _ribs(anatomy: _Anatomy, x: _Plane, y: _Plane) -> _Plane:
     pairs, bend = anatomy.ribs
     picture = np.zeros_like(x)
     for rib in range(pairs):
@@ -163,20 +162,23 @@ def _ribs(anatomy: _Anatomy, x: Array, y: Array) -> Array:
     return picture
 
 
-def _soft_ellipse(x: Array, y: Array, half_width: float, half_height: float, sharpness: float) -> Array:
+def _soft_ellipse(x: _Plane, y: _Plane, half_width: float, half_height: float, sharpness: float) -> _Plane:
     inside = 1 - (x / half_width) ** 2 - (y / half_height) ** 2
     return 1 / (1 + np.exp(-np.clip(inside * sharpness, -30, 30)))
 
 
-def _band_noise(height: int, width: int, scale: float, rng: Generator) -> Array:
+def _band_noise(height: int, width: int, scale: float, rng: np.random.Generator) -> NDArray[np.float32]:
     """Return noise of one grain, ``scale`` of the picture's side; mean 0, standard deviation 1."""
     cells = max(4, round(1 / scale))
     coarse = rng.standard_normal((cells, cells)).astype(np.float32)
-    noise = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
-    return (noise - noise.mean()) / noise.std()
+    noise: NDArray[np.float32] = np.asarray(
+        cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC), np.float32
+    )
+    noise = (noise - noise.mean()) / noise.std()
+    return noise
 
 
-def _expose(picture: Array, rng: Generator) -> Array:
+def _expose(picture: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.uint8]:
     """Vary contrast, brightness, gamma and noise as machines do: ``uint8 [H, W]``."""
     height, width = picture.shape
     tone = np.clip(picture / 255, 0, 1) ** rng.uniform(0.85, 1.2)
@@ -185,7 +187,7 @@ def _expose(picture: Array, rng: Generator) -> Array:
     return np.clip(tone * 255 + noise + 0.5, 0, 255).astype(np.uint8)
 
 
-def _encode(grey: Array, rng: Generator) -> tuple[bytes, str]:
+def _encode(grey: NDArray[np.uint8], rng: np.random.Generator) -> tuple[bytes, str]:
     pixels = _stain(grey, rng) if rng.random() < _COLOUR_SHARE else grey
     suffix, settings = (
         (".png", []) if rng.random() < _PNG_SHARE else (".jpg", [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
@@ -193,7 +195,7 @@ def _encode(grey: Array, rng: Generator) -> tuple[bytes, str]:
     return cv2.imencode(suffix, pixels, settings)[1].tobytes(), suffix
 
 
-def _stain(grey: Array, rng: Generator) -> Array:
+def _stain(grey: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
     """Colour a grey picture without changing its luma: ``uint8 [H, W, 3]``, BGR."""
     # Source: ITU-R BT.601 luma, 0.299 R + 0.587 G + 0.114 B. What red gains, blue must lose 2.62 times.
     red = 18 * _band_noise(grey.shape[0], grey.shape[1], 0.035, rng)

@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from edge_dsc.data.discover import Dataset, Sample, count_labels
 from engines.errors import ArtefactError, BadInputError
-from engines.files import canonical_json, read_document, sha256_bytes, write_document
+from engines.files import DocumentKind, canonical_json, sha256_bytes
 
 SPLIT_FILE = "split.json"  # beside the model, in its run folder
-KIND = "edge-dsc/split"
-SCHEMA_VERSION = 1
 PARTS = ("train", "validation", "evaluation", "test")
 # Source: the paper's split, section "Dataset".
 FRACTIONS = {"train": 0.63, "validation": 0.18, "evaluation": 0.09, "test": 0.10}
 _ATTEMPTS = 5
-_RENEW = "edge-dsc train DATA --overwrite"
-
-Array = Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +45,7 @@ class Split:
     @property
     def sha256(self) -> str:
         """Hash of what is on which side: paths, labels, patients and contents; not of the folder's place."""
-        return sha256_bytes(canonical_json(_parts_to_json(self.parts)))
+        return sha256_bytes(canonical_json(msgspec.to_builtins({part: self.parts[part] for part in PARTS})))
 
 
 def split_dataset(dataset: Dataset, seed: int) -> Split:
@@ -56,8 +53,7 @@ def split_dataset(dataset: Dataset, seed: int) -> Split:
 
     Patients are dealt in a seeded order, those with most images first, each to the part that lacks most of
     its classes; then single ones move where that brings the counts nearer to the shares. Of five such deals
-    the nearest is taken. A patient with
-    images of several classes stays whole.
+    the nearest is taken. A patient with images of several classes stays whole.
 
     Raises:
         BadInputError: A class has too few patients for four parts.
@@ -66,70 +62,14 @@ def split_dataset(dataset: Dataset, seed: int) -> Split:
     for sample in sorted(dataset.samples, key=lambda sample: sample.path):
         patients.setdefault(sample.patient, []).append(sample)
     for label in dataset.labels:
-        holders = _count_holders(patients, label)
-        if holders < len(PARTS):
-            raise _too_few(label, holders)
+        if _count_holders(patients, label) < len(PARTS):
+            raise _too_few(patients, label)
     deals = [_deal(patients, dataset.labels, seed, attempt) for attempt in range(_ATTEMPTS)]
     whole = [deal for deal in deals if not deal.lacking]
     if not whole:
-        label = deals[0].lacking[0]
-        raise _too_few(label, _count_holders(patients, label))
+        raise _too_few(patients, deals[0].lacking[0])
     best = min(whole, key=lambda deal: deal.misfit)
     return Split(root=dataset.root, labels=dataset.labels, seed=seed, parts=best.parts)
-
-
-def save_split(split: Split, path: Path) -> None:
-    """Write ``split.json``: every file with its class, patient and hash."""
-    body = {
-        "root": str(split.root.resolve()),
-        "labels": list(split.labels),
-        "seed": split.seed,
-        "fractions": FRACTIONS,
-        "counts": {part: count_labels(split.parts[part]) for part in PARTS},
-        "parts": _parts_to_json(split.parts),
-        "split_sha256": split.sha256,
-    }
-    write_document(path, KIND, SCHEMA_VERSION, body)
-
-
-def load_split(path: Path) -> Split:
-    """Read ``split.json`` and check it.
-
-    Raises:
-        ArtefactError: Unreadable, edited, or with a patient or a file on two sides.
-    """
-    body = read_document(path, KIND, SCHEMA_VERSION, renew=_RENEW)
-    try:
-        parts = {part: tuple(Sample(**sample) for sample in body["parts"][part]) for part in PARTS}
-        split = Split(
-            root=Path(body["root"]), labels=tuple(body["labels"]), seed=int(body["seed"]), parts=parts
-        )
-        seal = body["split_sha256"]
-    except (KeyError, TypeError, ValueError) as error:
-        raise ArtefactError(
-            f"{path} is no readable split: {error!r}", remedy=f"make it anew: {_RENEW}"
-        ) from error
-    if seal != split.sha256:
-        raise ArtefactError(f"{path} was edited after training", remedy=f"make it anew: {_RENEW}")
-    check_sides(split, source=str(path))
-    return split
-
-
-def check_sides(split: Split, *, source: str) -> None:
-    """Prove that no patient and no file content is on two sides.
-
-    Raises:
-        ArtefactError: One is; names it.
-    """
-    side: dict[tuple[str, str], str] = {}
-    for part in PARTS:
-        for sample in split.parts[part]:
-            for key in (("patient", sample.patient), ("file", sample.sha256)):
-                if side.setdefault(key, part) != part:
-                    raise ArtefactError(
-                        f"{source} has the {key[0]} {key[1]} in {side[key]} and in {part}",
-                        remedy=f"make it anew: {_RENEW}",
-                    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +89,7 @@ def _deal(patients: Mapping[str, list[Sample]], labels: tuple[str, ...], seed: i
             counts[row, labels.index(sample.label)] += 1
     wanted = np.outer([FRACTIONS[part] for part in PARTS], counts.sum(axis=0))
     given = np.zeros_like(wanted)
-    place = np.zeros(len(names), int)
+    place = np.zeros(len(names), np.int64)
     order = np.random.default_rng([seed, attempt]).permutation(len(names))
     order = order[np.argsort(-counts[order].sum(axis=1), kind="stable")]
     for index in order:
@@ -169,8 +109,22 @@ def _deal(patients: Mapping[str, list[Sample]], labels: tuple[str, ...], seed: i
     )
 
 
-def _refine(counts: Array, wanted: Array, given: Array, place: Array, order: Array) -> None:
-    """Move single patients wherever that lowers the misfit and leaves every part its classes; twice over all."""
+def _refine(
+    counts: NDArray[np.float64],
+    wanted: NDArray[np.float64],
+    given: NDArray[np.float64],
+    place: NDArray[np.int64],
+    order: NDArray[np.int64],
+) -> None:
+    """Move single patients wherever that lowers the misfit and leaves every part its classes; twice over all.
+
+    Args:
+        counts: Images of each patient by class, ``[patients, classes]``.
+        wanted: Images of each part by class, ``[parts, classes]``.
+        given: The same as dealt so far; changed in place.
+        place: The part of each patient; changed in place.
+        order: In which the patients are tried.
+    """
     for index in np.concatenate([order, order]):
         moved, part = counts[index], place[index]
         left = given[part] - moved
@@ -189,12 +143,93 @@ def _count_holders(patients: Mapping[str, list[Sample]], label: str) -> int:
     return sum(any(sample.label == label for sample in samples) for samples in patients.values())
 
 
-def _parts_to_json(parts: Mapping[str, tuple[Sample, ...]]) -> dict[str, list[dict[str, str]]]:
-    return {part: [asdict(sample) for sample in parts[part]] for part in PARTS}
-
-
-def _too_few(label: str, holders: int) -> BadInputError:
+def _too_few(patients: Mapping[str, list[Sample]], label: str) -> BadInputError:
     return BadInputError(
-        f"the class {label!r} has images of {holders} patients, too few for {len(PARTS)} parts",
+        f"the class {label!r} has images of {_count_holders(patients, label)} patients,"
+        f" too few for {len(PARTS)} parts",
         remedy="add images of more patients (at least a dozen a class give usable figures)",
     )
+
+
+class _Parts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The samples of each part; its fields are :data:`PARTS`."""
+
+    train: tuple[Sample, ...]
+    validation: tuple[Sample, ...]
+    evaluation: tuple[Sample, ...]
+    test: tuple[Sample, ...]
+
+
+class _SplitBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What ``split.json`` holds; shares, counts and ``split_sha256`` follow from the rest."""
+
+    root: str
+    labels: tuple[str, ...]
+    seed: int
+    fractions: Mapping[str, float]
+    counts: Mapping[str, Mapping[str, int]]
+    parts: _Parts
+    split_sha256: str  # of the parts alone: what training records name
+
+
+def _from_version_1(body: dict[str, Any]) -> dict[str, Any]:
+    """Version 1 held the same, sealed by ``split_sha256`` alone: root, labels and seed could be edited."""
+    return body
+
+
+_SPLIT = DocumentKind(
+    name="edge-dsc/split",
+    version=2,
+    body=_SplitBody,
+    renew="edge-dsc train DATA --overwrite",
+    seal="document_sha256",
+    sealed_from=2,
+    older={1: _from_version_1},
+)
+_REMEDY = f"make it again: {_SPLIT.renew}"
+
+
+def save_split(split: Split, path: Path) -> None:
+    """Write ``split.json``: every file with its class, patient and hash."""
+    body = _SplitBody(
+        root=str(split.root.resolve()),
+        labels=split.labels,
+        seed=split.seed,
+        fractions=FRACTIONS,
+        counts={part: count_labels(split.parts[part]) for part in PARTS},
+        parts=_Parts(**split.parts),
+        split_sha256=split.sha256,
+    )
+    _SPLIT.save(path, body)
+
+
+def load_split(path: Path) -> Split:
+    """Read ``split.json`` and check it.
+
+    Raises:
+        ArtefactError: Unreadable, edited, or with a patient or a file on two sides.
+    """
+    body = _SPLIT.load(path)
+    split = Split(
+        root=Path(body.root), labels=body.labels, seed=body.seed, parts=msgspec.structs.asdict(body.parts)
+    )
+    if body.split_sha256 != split.sha256:
+        raise ArtefactError(f"{path} was edited after it was made", remedy=_REMEDY)
+    check_sides(split, source=str(path))
+    return split
+
+
+def check_sides(split: Split, *, source: str) -> None:
+    """Prove that no patient and no file content is on two sides.
+
+    Raises:
+        ArtefactError: One is; names it.
+    """
+    side: dict[tuple[str, str], str] = {}
+    for part in PARTS:
+        for sample in split.parts[part]:
+            for key in (("patient", sample.patient), ("file", sample.sha256)):
+                if side.setdefault(key, part) != part:
+                    raise ArtefactError(
+                        f"{source} has the {key[0]} {key[1]} in {side[key]} and in {part}", remedy=_REMEDY
+                    )

@@ -2,60 +2,77 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from engines.record import Agreement, Change, Flip
 
-Array = Any
 RESAMPLES = 2000
 CONFIDENCE = 0.95
 CALIBRATION_BINS = 15
 _CELLS = 2_000_000  # numbers held at once
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LabelledImages:
+    """The N images that two classifiers answered.
+
+    Attributes:
+        true: Class indices ``[N]``, N at least 1.
+        labels: Class names.
+        paths: Name of each image, for those that flipped.
+        patients: Patient of each image: the interval draws whole patients, whose images share their luck.
+
+    Raises:
+        ValueError: The lengths differ, or there are no images.
+    """
+
+    true: NDArray[np.int64]
+    labels: Sequence[str]
+    paths: Sequence[str]
+    patients: Sequence[str]
+
+    def __post_init__(self) -> None:
+        """Check the lengths."""
+        images = len(self.true)
+        if not images or len(self.paths) != images or len(self.patients) != images:
+            raise ValueError(f"{len(self.paths)} paths and {len(self.patients)} patients for {images} images")
+
+
 def compare_answers(
-    true: Array,
-    reference: Array,
-    candidate: Array,
+    images: LabelledImages,
+    reference: NDArray[np.floating],
+    candidate: NDArray[np.floating],
     *,
-    paths: Sequence[str],
-    patients: Sequence[str],
-    labels: Sequence[str],
     name: str,
     seed: int = 0,
 ) -> Agreement:
     """Compare two classifiers' probabilities for the same images.
 
     Args:
-        true: Class indices, ``int [N]``, N at least 1.
-        reference: Probabilities ``float [N, C]`` of the reference.
-        candidate: Likewise of the engine in question.
-        paths: N names, for the flipped images.
-        patients: N patients: the interval draws whole patients, whose images share their luck.
-        labels: C class names.
+        images: The N images of C classes.
+        reference: Probabilities ``[N, C]`` of the reference.
+        candidate: Those of the engine in question.
         name: What the reference is.
         seed: Seed of the draws.
 
     Raises:
-        ValueError: The lengths do not fit, or there are no images.
+        ValueError: The shapes do not fit.
     """
-    true, reference, candidate = (np.asarray(values) for values in (true, reference, candidate))
-    if not len(true) or reference.shape != (len(true), len(labels)) or candidate.shape != reference.shape:
+    true, labels = images.true, images.labels
+    if reference.shape != (len(true), len(labels)) or candidate.shape != reference.shape:
         raise ValueError(f"{true.shape} labels, probabilities {reference.shape} and {candidate.shape}")
-    if len(paths) != len(true) or len(patients) != len(true):
-        raise ValueError(f"{len(paths)} paths and {len(patients)} patients for {len(true)} images")
     before, after = reference.argmax(axis=1), candidate.argmax(axis=1)
     right, right_after = before == true, after == true
     lost, won = int((right & ~right_after).sum()), int((~right & right_after).sum())
     flipped = tuple(
-        Flip(str(paths[i]), labels[true[i]], labels[before[i]], labels[after[i]])
+        Flip(images.paths[i], labels[true[i]], labels[before[i]], labels[after[i]])
         for i in np.flatnonzero(before != after).tolist()
     )
-    accuracy, macro_f1 = _changes(true, before, after, patients, len(labels), seed)
+    accuracy, macro_f1 = _changes(images, before, after, seed)
     return Agreement(
         reference=name,
         images=len(true),
@@ -87,42 +104,48 @@ def mcnemar_exact(lost: int, won: int) -> float:
         BMC Medical Research Methodology 13:91 (2013), equation 3.
     """
     count = lost + won
-    tail = sum(math.comb(count, k) for k in range(min(lost, won) + 1))
+    tail = term = 1  # the sum of the binomial coefficients (count over k) for k = 0 to the smaller, exactly
+    for k in range(min(lost, won)):
+        term = term * (count - k) // (k + 1)
+        tail += term
     return min(1.0, float(2 * tail / 2**count))
 
 
-def calibration_error(true: Array, probabilities: Array, bins: int = CALIBRATION_BINS) -> float:
+def calibration_error(
+    true: NDArray[np.int64], probabilities: NDArray[np.floating], bins: int = CALIBRATION_BINS
+) -> float:
     """Return the expected calibration error: how far confidence is from accuracy, 0..1.
 
     Images are sorted into bins of equal width by the probability of their top class; the error is the mean over
     the images of the distance between their bin's accuracy and its mean confidence.
 
     Args:
-        true: Class indices, ``int [N]``.
-        probabilities: ``float [N, C]``.
+        true: Class indices ``[N]``.
+        probabilities: ``[N, C]``.
         bins: Number of bins over 0..1.
 
     Source:
         Guo, Pleiss, Sun and Weinberger, On Calibration of Modern Neural Networks, ICML 2017, equation 3, with
         their 15 bins ((m-1)/M, m/M].
     """
-    probabilities = np.asarray(probabilities, np.float64)
+    probabilities = probabilities.astype(np.float64)
     confidence = probabilities.max(axis=1)
-    right = probabilities.argmax(axis=1) == np.asarray(true)
+    right = probabilities.argmax(axis=1) == true
     place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
     gaps = np.bincount(place, weights=right - confidence, minlength=bins)
     return float(np.abs(gaps).sum() / len(confidence))
 
 
 def _changes(
-    true: Array, before: Array, after: Array, patients: Sequence[str], classes: int, seed: int
+    images: LabelledImages, before: NDArray[np.int64], after: NDArray[np.int64], seed: int
 ) -> tuple[Change, Change]:
     """Accuracy and macro F1 of both, with intervals of the difference over the same draws of patients.
 
     Source:
         Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 13: the percentile interval.
     """
-    _, group = np.unique(np.asarray(patients), return_inverse=True)
+    true, classes = images.true, len(images.labels)
+    _, group = np.unique(np.asarray(images.patients), return_inverse=True)
     groups = int(group.max()) + 1
     rng = np.random.default_rng(seed)
     drawn = rng.multinomial(groups, np.full(groups, 1 / groups), size=RESAMPLES)
@@ -144,8 +167,10 @@ def _changes(
     )
 
 
-def _figures(weights: Array, true: Array, answers: Array, classes: int) -> Array:
-    """Accuracy and macro F1, ``float64 [2, R]``, for R weightings ``[R, N]`` of the images; F1 of nothing is 0."""
+def _figures(
+    weights: NDArray[np.float64], true: NDArray[np.int64], answers: NDArray[np.int64], classes: int
+) -> NDArray[np.float64]:
+    """Accuracy and macro F1, ``[2, R]``, for R weightings ``[R, N]`` of the images; F1 of nothing is 0."""
     one_hot = np.eye(classes)
     hits = weights @ (one_hot[true] * one_hot[answers])
     either = weights @ (one_hot[true] + one_hot[answers])

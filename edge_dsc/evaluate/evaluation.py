@@ -10,21 +10,44 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from edge_dsc.data import Sample, discover
+from edge_dsc.data.purposes import images_as_asked
 from edge_dsc.data.split import SPLIT_FILE, load_split
-from edge_dsc.evaluate.agreement import compare_answers
+from edge_dsc.evaluate.agreement import LabelledImages, compare_answers
 from edge_dsc.evaluate.metrics import Metrics, classification_metrics
 from edge_dsc.infer.classify import Answer, classify_files
-from engines.errors import ArtefactError, BadInputError, NotComparableError, UsageError
-from engines.files import read_document, write_document
+from engines.errors import BadInputError, NotComparableError, UsageError
+from engines.files import DocumentKind
 from engines.record import Agreement, Change, Validation
 from engines.runtimes import Progress, Runner, open_engine
 from engines.text_table import align_rows
 
+SHOWN_FLIPS = 20
 
-@dataclass(frozen=True)
-class Evaluation:
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationRequest:
+    """What ``evaluate`` is asked for.
+
+    Attributes:
+        engine: The engine file.
+        data: A folder that training would take: ``DIR/class/file`` or the Kaggle layout.
+        reference: Another engine of the same classes to compare answers with.
+        parts: Parts of the split that stands beside the engine (``evaluation``, ``test``, ...); empty
+            takes every image.
+        threads: Decoding threads.
+    """
+
+    engine: Path
+    data: Path
+    reference: Path | None = None
+    parts: Sequence[str] = ()
+    threads: int = 1
+
+
+class Evaluation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The result of ``evaluate``.
 
     Attributes:
@@ -32,7 +55,7 @@ class Evaluation:
         images: Images that were answered.
         skipped: Images that could not be read: (path, reason).
         metrics: Accuracy and the rest.
-        agreement: Against the reference engine, where one was given.
+        agreement: With the reference engine, where one was given and both answered an image.
     """
 
     engine: str
@@ -41,35 +64,12 @@ class Evaluation:
     metrics: Metrics
     agreement: Agreement | None
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return JSON-ready values."""
-        return {
-            "engine": self.engine,
-            "images": self.images,
-            "skipped": [list(row) for row in self.skipped],
-            "metrics": self.metrics.to_dict(),
-            "agreement": None if self.agreement is None else msgspec.to_builtins(self.agreement),
-        }
 
-
-def evaluate(
-    engine: Path,
-    data: Path,
-    *,
-    reference: Path | None = None,
-    parts: Sequence[str] = (),
-    threads: int = 1,
-    progress: Progress | None = None,
-) -> Evaluation:
+def evaluate(request: EvaluationRequest, progress: Progress | None = None) -> Evaluation:
     """Evaluate an engine on a folder of labelled images.
 
     Args:
-        engine: The engine file.
-        data: A folder that training would take: ``DIR/class/file`` or the Kaggle layout.
-        reference: Another engine of the same classes to compare answers with.
-        parts: Parts of the split that stands beside the engine (``evaluation``, ``test``, ...); empty
-            takes every image.
-        threads: Decoding threads.
+        request: What to do.
         progress: Called with (phase, done, total).
 
     Raises:
@@ -77,11 +77,15 @@ def evaluate(
         NotComparableError: The reference knows other classes or wants other input.
         UsageError: Parts were asked for, but there is no split beside the engine.
     """
-    samples = labelled_samples(data, engine.parent / SPLIT_FILE, parts)
+    samples = labelled_samples(request.data, request.engine.parent / SPLIT_FILE, request.parts)
     with contextlib.ExitStack() as stack:
-        runner = stack.enter_context(open_engine(engine))
-        other = stack.enter_context(open_engine(reference)) if reference is not None else None
-        return evaluate_runner(runner, data, samples, reference=other, threads=threads, progress=progress)
+        runner = stack.enter_context(open_engine(request.engine))
+        other = None
+        if request.reference is not None:
+            other = stack.enter_context(open_engine(request.reference))
+        return evaluate_runner(
+            runner, request.data, samples, reference=other, threads=request.threads, progress=progress
+        )
 
 
 def evaluate_runner(
@@ -94,58 +98,60 @@ def evaluate_runner(
     progress: Progress | None = None,
 ) -> Evaluation:
     """Evaluate a loaded engine on samples of a folder; see :func:`evaluate`."""
-    contract = runner.record.contract
-    name = runner.record.engine
-    _check_classes({sample.label for sample in samples}, contract.labels, name)
+    labels = _common_classes(runner, reference, samples)
     paths = [data / sample.path for sample in samples]
-    others = None
-    if reference is not None:
-        if reference.record.contract.labels != contract.labels:
-            raise NotComparableError(
-                f"{reference.record.engine} knows {', '.join(reference.record.contract.labels)}, "
-                f"{name} knows {', '.join(contract.labels)}",
-                remedy="give a reference that was trained on the same classes",
-            )
-        others = _answers(paths, reference, threads, progress)
-    answers = _answers(paths, runner, threads, progress)
+    others = None if reference is None else _answer_all(paths, reference, threads, progress)
+    answers = _answer_all(paths, runner, threads, progress)
+    good = [place for place, answer in enumerate(answers) if answer.probabilities is not None]
+    if not good:
+        raise BadInputError(
+            f"none of the {len(answers)} images could be read", remedy=f"first: {answers[0].error}"
+        )
+    true = np.array([labels.index(sample.label) for sample in samples], np.int64)
     agreement = None
     if reference is not None and others is not None:
-        agreement = _agreement(reference.record.engine, samples, answers, others, contract.labels)
-    return _summarise(name, samples, answers, contract.labels, agreement)
+        both = [place for place in good if others[place].probabilities is not None]
+        if both:
+            images = LabelledImages(
+                true=true[both],
+                labels=labels,
+                paths=[str(paths[place]) for place in both],
+                patients=[samples[place].patient for place in both],
+            )
+            agreement = compare_answers(
+                images,
+                _probabilities(others, both),
+                _probabilities(answers, both),
+                name=reference.record.engine,
+            )
+    return Evaluation(
+        engine=runner.record.engine,
+        images=len(good),
+        skipped=tuple((str(a.path), str(a.error)) for a in answers if a.probabilities is None),
+        metrics=classification_metrics(true[good], _probabilities(answers, good), labels),
+        agreement=agreement,
+    )
 
 
-def labelled_samples(data: Path, split_file: Path, parts: Sequence[str]) -> list[Sample]:
-    """Name the labelled images of a folder, or only those of some parts of a split.
-
-    Raises:
-        UsageError: Parts were asked for, but there is no split file.
-        BadInputError: The folder holds none of the images of these parts.
-    """
-    found = discover(data)
-    if not parts:
-        return list(found.samples)
-    if not split_file.is_file():
-        raise UsageError(
-            f"there is no {split_file.name} beside the engine",
-            remedy="leave --split out, or keep the engine in its run folder",
-        )
-    split = load_split(split_file)
-    unknown = sorted(set(parts) - set(split.parts))
+def _common_classes(runner: Runner, reference: Runner | None, samples: Sequence[Sample]) -> tuple[str, ...]:
+    """Return the classes of the engine, which must be those of the reference and know all of the samples'."""
+    name, labels = runner.record.engine, runner.record.contract.labels
+    unknown = sorted({sample.label for sample in samples} - set(labels))
     if unknown:
-        raise UsageError(
-            f"there is no part {', '.join(unknown)}", remedy=f"choose of {', '.join(split.parts)}"
-        )
-    wanted = {sample.sha256 for part in parts for sample in split.samples(part)}
-    samples = [sample for sample in found.samples if sample.sha256 in wanted]
-    if not samples:
         raise BadInputError(
-            f"{data} holds none of the images of {', '.join(parts)} in {split_file}",
-            remedy="give the folder that the network was trained on",
+            f"{name} does not know the class {', '.join(unknown)}",
+            remedy=f"name the folders after its classes: {', '.join(labels)}",
         )
-    return samples
+    if reference is not None and reference.record.contract.labels != labels:
+        raise NotComparableError(
+            f"{reference.record.engine} knows {', '.join(reference.record.contract.labels)}, "
+            f"{name} knows {', '.join(labels)}",
+            remedy="give a reference that was trained on the same classes",
+        )
+    return labels
 
 
-def _answers(paths: list[Path], runner: Runner, threads: int, progress: Progress | None) -> list[Answer]:
+def _answer_all(paths: list[Path], runner: Runner, threads: int, progress: Progress | None) -> list[Answer]:
     answers = []
     for answer in classify_files(paths, runner, threads=threads):
         answers.append(answer)
@@ -154,86 +160,33 @@ def _answers(paths: list[Path], runner: Runner, threads: int, progress: Progress
     return answers
 
 
-def _check_classes(seen: set[str], labels: Sequence[str], engine: str) -> None:
-    unknown = sorted(seen - set(labels))
-    if unknown:
-        raise BadInputError(
-            f"{engine} does not know the class {', '.join(unknown)}",
-            remedy=f"name the folders after its classes: {', '.join(labels)}",
-        )
+def _probabilities(answers: Sequence[Answer], places: Sequence[int]) -> NDArray[np.float32]:
+    return np.array([answers[place].probabilities for place in places], np.float32)
 
 
-def _summarise(
-    engine: str,
-    samples: Sequence[Sample],
-    answers: Sequence[Answer],
-    labels: Sequence[str],
-    agreement: Agreement | None,
-) -> Evaluation:
-    good = [(s, a) for s, a in zip(samples, answers, strict=True) if a.probabilities is not None]
-    if not good:
-        raise BadInputError(
-            f"none of the {len(answers)} images could be read", remedy=f"first: {answers[0].error}"
-        )
-    true = np.array([labels.index(sample.label) for sample, _ in good])
-    probabilities = np.array([answer.probabilities for _, answer in good], np.float32)
-    skipped = tuple((str(a.path), str(a.error)) for a in answers if a.probabilities is None)
-    metrics = classification_metrics(true, probabilities, labels)
-    return Evaluation(engine, len(good), skipped, metrics, agreement)
+def _from_version_1(body: dict[str, Any]) -> dict[str, Any]:
+    """Leave out an agreement of the first releases: version 1 gained its paired statistics under its own number."""
+    agreement = body["agreement"]
+    return {**body, "agreement": agreement if agreement and "accuracy" in agreement else None}
 
 
-def _agreement(
-    reference: str,
-    samples: Sequence[Sample],
-    answers: Sequence[Answer],
-    others: Sequence[Answer],
-    labels: Sequence[str],
-) -> Agreement | None:
-    """Compare the answers of both for the images that both answered; None where there is no such image."""
-    both = [
-        row
-        for row in zip(samples, answers, others, strict=True)
-        if row[1].probabilities is not None and row[2].probabilities is not None
-    ]
-    if not both:
-        return None
-    return compare_answers(
-        np.array([labels.index(sample.label) for sample, _, _ in both]),
-        np.array([other.probabilities for _, _, other in both], np.float32),
-        np.array([answer.probabilities for _, answer, _ in both], np.float32),
-        paths=[str(answer.path) for _, answer, _ in both],
-        patients=[sample.patient for sample, _, _ in both],
-        labels=labels,
-        name=reference,
-    )
-
-
-KIND = "edge-dsc/evaluation"
-SCHEMA_VERSION = 1
-SHOWN_FLIPS = 20
-
-
-def save_evaluation(path: Path, result: Evaluation) -> None:
-    """Write an evaluation as a JSON document."""
-    write_document(path, KIND, SCHEMA_VERSION, result.to_dict())
+EVALUATION = DocumentKind(
+    name="edge-dsc/evaluation",
+    version=2,
+    body=Evaluation,
+    renew="edge-dsc evaluate ENGINE DATA --out FILE",
+    older={1: _from_version_1},
+)
 
 
 def read_accuracies(paths: Iterable[Path]) -> dict[str, float]:
-    """Return engine name, as latency reports name it -> accuracy, 0 to 1, from files that evaluate wrote.
+    """Return engine name, as latency reports name it -> accuracy, 0 to 1, from files that ``evaluate`` wrote.
 
     Raises:
         ArtefactError: A file is damaged or foreign.
     """
-    found = {}
-    for path in paths:
-        body = read_document(path, KIND, SCHEMA_VERSION, renew="edge-dsc evaluate ENGINE DATA --out FILE")
-        try:
-            found[Path(str(body["engine"])).stem] = float(body["metrics"]["accuracy"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise ArtefactError(
-                f"{path} holds no accuracy: {error}", remedy="make it anew: edge-dsc evaluate"
-            ) from error
-    return found
+    evaluations = map(EVALUATION.load, paths)
+    return {Path(found.engine).stem: found.metrics.accuracy for found in evaluations}
 
 
 def format_evaluation(result: Evaluation) -> str:
@@ -315,7 +268,7 @@ def _change(change: Change, unit: float, form: str, word: str) -> list[str]:
 
 
 def format_metrics(metrics: Metrics) -> str:
-    """Return metrics as text tables: a row a class, then the confusion matrix."""
+    """Return metrics as text tables: one row per class, then the confusion matrix."""
     classes = metrics.per_class.items()
     rows = [[name, str(c.support), *_decimals(c.precision, c.recall, c.f1)] for name, c in classes]
     rows.append(["macro", str(metrics.count), *_decimals(metrics.precision, metrics.recall, metrics.f1)])
@@ -335,3 +288,27 @@ def format_metrics(metrics: Metrics) -> str:
 
 def _decimals(*values: float) -> list[str]:
     return [f"{value:.3f}" for value in values]
+
+
+def labelled_samples(data: Path, split_file: Path, parts: Sequence[str]) -> list[Sample]:
+    """Name the labelled images of a folder, or only those of some parts of a split.
+
+    Raises:
+        UsageError: Parts were asked for, but there is no split file.
+        BadInputError: The folder holds none of the images of these parts.
+    """
+    found = discover(data)
+    if not parts:
+        return list(found.samples)
+    if not split_file.is_file():
+        raise UsageError(
+            f"there is no {split_file.name} beside the engine",
+            remedy="leave --split out, or keep the engine in its run folder",
+        )
+    samples = list(images_as_asked(found, load_split(split_file), parts))
+    if not samples:
+        raise BadInputError(
+            f"{data} holds none of the images of {', '.join(parts)} in {split_file}",
+            remedy="give the folder that the network was trained on",
+        )
+    return samples

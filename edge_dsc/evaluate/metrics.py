@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
 
+import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
-Array = Any
 _FLOOR = 1e-7  # Keras' epsilon: keeps the logarithm finite
 
 
-@dataclass(frozen=True, kw_only=True)
-class ClassMetrics:
+class ClassMetrics(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Figures of one class against the rest, 0..1; 0 where a denominator is 0.
 
     Attributes:
@@ -29,8 +27,7 @@ class ClassMetrics:
     support: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class Metrics:
+class Metrics(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How well probabilities meet the truth.
 
     Attributes:
@@ -52,31 +49,24 @@ class Metrics:
     recall: float
     f1: float
     labels: tuple[str, ...]
-    per_class: dict[str, ClassMetrics]
+    per_class: Mapping[str, ClassMetrics]
     confusion: tuple[tuple[int, ...], ...]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return JSON-ready values."""
-        return {
-            **asdict(self),
-            "labels": list(self.labels),
-            "confusion": [list(row) for row in self.confusion],
-        }
 
-
-def classification_metrics(true: Array, probabilities: Array, labels: Sequence[str]) -> Metrics:
+def classification_metrics(
+    true: NDArray[np.int64], probabilities: NDArray[np.floating], labels: Sequence[str]
+) -> Metrics:
     """Compare probabilities with the truth.
 
     Args:
-        true: Integer class indices ``[N]``, N at least 1.
-        probabilities: ``float [N, C]``, rows summing to 1.
+        true: Class indices ``[N]``, N at least 1.
+        probabilities: ``[N, C]``, rows summing to 1.
         labels: C class names.
 
     Raises:
         ValueError: The shapes do not fit, there are no images, or an index is out of range.
     """
-    true = np.asarray(true)
-    probabilities = np.asarray(probabilities, np.float64)
+    probabilities = probabilities.astype(np.float64)
     classes = len(labels)
     if true.ndim != 1 or not len(true) or probabilities.shape != (len(true), classes):
         raise ValueError(f"{true.shape} labels and {probabilities.shape} probabilities for {classes} classes")
@@ -99,7 +89,7 @@ def classification_metrics(true: Array, probabilities: Array, labels: Sequence[s
     )
 
 
-def _class_metrics(confusion: Array, index: int) -> ClassMetrics:
+def _class_metrics(confusion: NDArray[np.int64], index: int) -> ClassMetrics:
     hits, given, support = (
         int(value) for value in (confusion[index, index], confusion[:, index].sum(), confusion[index].sum())
     )

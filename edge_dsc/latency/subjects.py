@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import shlex
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -28,47 +25,10 @@ from bench.statistics import BUILD_OF
 from edge_dsc.infer.source import expand_source
 from edge_dsc.latency.limits import limits_pass, measure_ceilings
 from edge_dsc.latency.passes import add_pass, memory_pass, power_pass
-from engines.errors import ArtefactError, BadInputError, EnvironmentProblem, ImageError, UsageError
+from engines.errors import BadInputError, ImageError, UsageError
 from engines.images import read_input, usable_processors
 from engines.record import load_record
 from engines.runtimes import Array, Progress, Runner, RunnerOptions, get_runtime, open_engine
-
-_MAIN = "from edge_dsc.cli import main; main()"
-
-
-def rebuild_engine(engine: Path, folder: Path) -> Path:
-    """Run the engine's build command once more, in a process of its own, into another folder.
-
-    Args:
-        engine: The engine; its record holds the command.
-        folder: Where the new engine goes, under the same name.
-
-    Returns:
-        The new engine file.
-
-    Raises:
-        ArtefactError: The record's command is none of ours.
-        EnvironmentProblem: The command fails; it must be run from the folder that the first build ran in.
-    """
-    record = load_record(engine)
-    words = shlex.split(record.build_command)
-    if words[:2] != ["edge-dsc", "build-engine"] or "--out" not in words[:-1]:
-        raise ArtefactError(
-            f"the record of {engine} has no build command: {record.build_command!r}",
-            remedy="build the engine again: edge-dsc build-engine",
-        )
-    out = folder / engine.name
-    words[words.index("--out") + 1] = str(out)
-    command = [sys.executable, "-c", _MAIN, *words[1:]]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        last = (done.stderr.strip().splitlines() or ["no word"])[-1]
-        raise EnvironmentProblem(
-            f"cannot build {engine.name} again: {last}",
-            remedy=f"run it where it was first built: {record.build_command}",
-        )
-    return out
-
 
 FOLDER, OFFLINE = "folder", "offline"
 Describe = Callable[[Runner, int], Mapping[str, object]]
@@ -249,6 +209,8 @@ def measure_engines(
 
 
 def _builds(engine: Path, count: int, stack: contextlib.ExitStack) -> list[Path]:
+    from edge_dsc.build.engine import rebuild_engine  # needs packages that measuring does without
+
     found = [engine]
     for _ in range(count - 1):
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="edge-dsc-build-"))

@@ -5,54 +5,52 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from edge_dsc.training.recipes import Recipe
 
-Array = Any
+# Images [B, height, width, 1] 0..255, one-hot targets [B, C], weights [B].
+Batch = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Batches:
     """The training images, ready to be drawn in batches.
 
     Attributes:
-        pixels: ``uint8 [N, height, width, 1]``.
-        targets: Class indices ``int [N]``.
-        weights: Weight of each image's loss, ``float32 [N]``.
+        pixels: ``[N, height, width, 1]``, raw 0..255.
+        targets: Class indices ``[N]``.
+        weights: Weight of each image's loss, ``[N]``.
         classes: Number of classes.
         recipe: Batch size and augmentation.
         seed: Decides order and augmentation.
     """
 
-    pixels: Array
-    targets: Array
-    weights: Array
+    pixels: NDArray[np.uint8]
+    targets: NDArray[np.int64]
+    weights: NDArray[np.float32]
     classes: int
     recipe: Recipe
     seed: int
 
     @property
     def size(self) -> int:
-        """Images a step."""
+        """Images in each step."""
         return min(self.recipe.batch, len(self.pixels))
 
     @property
     def steps(self) -> int:
-        """Whole batches an epoch; the remainder, another one every epoch, is left out."""
+        """Whole batches in each epoch; the remainder, other images every epoch, is left out."""
         return len(self.pixels) // self.size
 
-    def of_epoch(self, epoch: int) -> Iterator[tuple[Array, Array, Array]]:
+    def of_epoch(self, epoch: int) -> Iterator[Batch]:
         """Yield an epoch's batches; the next one is made while the caller uses the last.
 
         Args:
             epoch: Counted from 0; with the seed it decides everything.
-
-        Yields:
-            Images ``float32 [B, height, width, 1]`` 0..255, one-hot targets ``float32 [B, C]``, weights ``[B]``.
         """
         order = np.random.default_rng([self.seed, epoch]).permutation(len(self.pixels))
         groups = [order[step * self.size : (step + 1) * self.size] for step in range(self.steps)]
@@ -64,7 +62,7 @@ class Batches:
                     coming = pool.submit(self._make, epoch, group)
                 yield batch
 
-    def _make(self, epoch: int, indices: Array) -> tuple[Array, Array, Array]:
+    def _make(self, epoch: int, indices: NDArray[np.int64]) -> Batch:
         images = np.empty((len(indices), *self.pixels.shape[1:]), np.float32)
         for place, index in enumerate(indices):
             rng = np.random.default_rng([self.seed, epoch, int(index)])
@@ -73,31 +71,33 @@ class Batches:
         return images, one_hot, self.weights[indices]
 
 
-def augment_image(image: Array, recipe: Recipe, rng: Any) -> Array:
+def augment_image(image: NDArray[np.uint8], recipe: Recipe, rng: np.random.Generator) -> NDArray[np.uint8]:
     """Rotate and zoom an image about its centre, move it and perhaps mirror it; borders repeat the edge.
 
     Args:
-        image: ``uint8 [H, W]``.
+        image: ``[H, W]``.
         recipe: The ranges.
-        rng: ``numpy.random.Generator``; five draws are taken.
+        rng: Five draws are taken.
 
     Returns:
-        ``uint8 [H, W]``, a new array.
+        ``[H, W]``, a new array.
     """
     height, width = image.shape
     angle = rng.uniform(-recipe.rotation, recipe.rotation)
     size = 1 + rng.uniform(-recipe.zoom, recipe.zoom)
-    matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), angle, size)
+    centre = ((width - 1) / 2, (height - 1) / 2)
+    matrix: NDArray[np.float64] = np.asarray(cv2.getRotationMatrix2D(centre, angle, size), np.float64)
     matrix[:, 2] += rng.uniform(-recipe.shift, recipe.shift, 2) * (width, height)
     if rng.random() < 0.5 and recipe.flip:
         matrix[0] = -matrix[0]
         matrix[0, 2] += width - 1
-    return cv2.warpAffine(
+    moved = cv2.warpAffine(
         image, matrix, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
     )
+    return np.asarray(moved, np.uint8)
 
 
-def class_weights(targets: Array, classes: int) -> Array:
-    """Return each image's weight, ``float32 [N]``: every class weighs the same in sum, the mean is 1."""
+def class_weights(targets: NDArray[np.int64], classes: int) -> NDArray[np.float32]:
+    """Return each image's weight, ``[N]``: every class weighs the same in sum, the mean is 1."""
     counts = np.bincount(targets, minlength=classes)
     return (len(targets) / (classes * counts))[targets].astype(np.float32)

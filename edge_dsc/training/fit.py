@@ -4,63 +4,37 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edge_dsc.evaluate.metrics import classification_metrics
 from edge_dsc.networks import load_keras
 from edge_dsc.training.batches import Batches
 from edge_dsc.training.recipes import Recipe, ReportProgress, TrainProgress
-from edge_dsc.training.run_folder import TrainState
+from edge_dsc.training.run_folder import TrainState, save_state
 from engines.errors import EdgeDscError
 from engines.packages import load
 
+if TYPE_CHECKING:
+    from keras import Model, Variable
+    from keras.optimizers import Optimizer
+    from keras.optimizers.schedules import LearningRateSchedule
+
 _DENSE_DEVIATION = 0.004
 _DENSE_BIAS = 0.5
-
-Array = Any
-Model = Any
+_PREDICT_BATCH = 64
 
 
-def compile_model(model: Model, recipe: Recipe, steps_per_epoch: int) -> None:
-    """Give the model the recipe's loss and optimizer, with all of the optimizer's variables made.
-
-    Args:
-        model: From :func:`edge_dsc.networks.build_network`.
-        recipe: Learning rate, label smoothing.
-        steps_per_epoch: Steps an epoch; the cosine ends with the recipe's epochs.
-    """
+def seed_everything(seed: int) -> None:
+    """Make Keras and TensorFlow repeat themselves in this process: same seed, same machine, same weights."""
     keras = load_keras()
-    rate: Any = recipe.learning_rate
-    if recipe.cosine:
-        warmup = min(recipe.warmup, recipe.epochs - 1) * steps_per_epoch
-        rate = keras.optimizers.schedules.CosineDecay(
-            rate / 20 if warmup else rate,
-            steps_per_epoch * recipe.epochs - warmup,
-            warmup_target=rate if warmup else None,
-            warmup_steps=warmup,
-        )
-    model.compile(
-        _make_adam(rate, model.get_layer("dense").trainable_weights, recipe.dense_rate),
-        loss=keras.losses.CategoricalCrossentropy(label_smoothing=recipe.label_smoothing),
-        metrics=["accuracy"],
-        weighted_metrics=[],
-        jit_compile=False,  # XLA on a CPU: 2.0 s a step instead of 0.1 s (measured on two cores)
-    )
-    model.optimizer.build(model.trainable_variables)
+    keras.utils.set_random_seed(seed)
+    load("tensorflow").config.experimental.enable_op_determinism()
 
 
-def start_dense(model: Model, seed: int) -> None:
-    """Give the Dense(64) layer a start with every unit alive on every image."""
-    layer = model.get_layer("dense")
-    kernel, bias = layer.get_weights()
-    drawn = np.random.default_rng(seed).normal(0, _DENSE_DEVIATION, kernel.shape)
-    layer.set_weights([drawn.astype(np.float32), np.full_like(bias, _DENSE_BIAS)])
-
-
-def start_convolutions(model: Model, images: Array) -> None:
+def start_convolutions(model: Model, images: NDArray[np.uint8]) -> None:
     """Scale and shift every ordinary convolution so that its channels start at mean 0, deviation 1 on some images.
 
     Without BatchNorm, and with pixels that are all positive, the activations of the conventional network
@@ -69,7 +43,7 @@ def start_convolutions(model: Model, images: Array) -> None:
 
     Args:
         model: Untrained; a network without ordinary convolutions that have a bias is left as it is.
-        images: ``uint8 [N, 224, 224, 1]``, a few of each class.
+        images: ``[N, 224, 224, 1]``, a few of each class.
     """
     keras = load_keras()
     for layer in model.layers:
@@ -82,7 +56,43 @@ def start_convolutions(model: Model, images: Array) -> None:
         layer.set_weights([kernel / deviation, (bias - mean) / deviation])
 
 
-def _make_adam(rate: Any, slow: list[Any], share: float) -> Any:
+def start_dense(model: Model, seed: int) -> None:
+    """Give the Dense(64) layer a start with every unit alive on every image."""
+    layer = model.get_layer("dense")
+    kernel, bias = layer.get_weights()
+    drawn = np.random.default_rng(seed).normal(0, _DENSE_DEVIATION, kernel.shape)
+    layer.set_weights([drawn.astype(np.float32), np.full_like(bias, _DENSE_BIAS)])
+
+
+def compile_model(model: Model, recipe: Recipe, steps_per_epoch: int) -> None:
+    """Give the model the recipe's loss and optimizer, with all of the optimizer's variables made.
+
+    Args:
+        model: From :func:`edge_dsc.networks.build_network`.
+        recipe: Learning rate, label smoothing.
+        steps_per_epoch: The cosine ends with the recipe's epochs.
+    """
+    keras = load_keras()
+    rate: float | LearningRateSchedule = recipe.learning_rate
+    if recipe.cosine:
+        warmup = min(recipe.warmup, recipe.epochs - 1) * steps_per_epoch
+        rate = keras.optimizers.schedules.CosineDecay(
+            recipe.learning_rate / 20 if warmup else recipe.learning_rate,
+            steps_per_epoch * recipe.epochs - warmup,
+            warmup_target=recipe.learning_rate if warmup else None,
+            warmup_steps=warmup,
+        )
+    model.compile(
+        _make_adam(rate, model.get_layer("dense").trainable_weights, recipe.dense_rate),
+        loss=keras.losses.CategoricalCrossentropy(label_smoothing=recipe.label_smoothing),
+        metrics=["accuracy"],
+        weighted_metrics=[],
+        jit_compile=False,  # XLA on a CPU: 2.0 s a step instead of 0.1 s (measured on two cores)
+    )
+    model.optimizer.build(model.trainable_variables)
+
+
+def _make_adam(rate: float | LearningRateSchedule, slow: list[Variable], share: float) -> Optimizer:
     """Return Adam with a share of its learning rate for some variables; Keras 3 has no such option."""
     keras = load_keras()
     if share == 1.0:
@@ -101,23 +111,11 @@ def _make_adam(rate: Any, slow: list[Any], share: float) -> Any:
     return AdamWithSlowLayer(rate)
 
 
-_PREDICT_BATCH = 64
-
-
-def seed_everything(seed: int) -> None:
-    """Make Keras and TensorFlow repeat themselves in this process: same seed, same machine, same weights."""
-    keras = load_keras()
-    keras.utils.set_random_seed(seed)
-    load("tensorflow").config.experimental.enable_op_determinism()
-
-
 def fit_model(
     model: Model,
     batches: Batches,
-    validation: tuple[Array, Array],
+    validation: tuple[NDArray[np.uint8], NDArray[np.int64]],
     state: TrainState,
-    *,
-    save: Callable[[TrainState], None],
     progress: ReportProgress | None = None,
 ) -> bool:
     """Train to the end of the recipe, or until the user stops it; the model ends with its best weights.
@@ -125,9 +123,8 @@ def fit_model(
     Args:
         model: Compiled; a resumed one is brought to ``state`` first.
         batches: The training images.
-        validation: Pixels ``uint8 [V, height, width, 1]`` and class indices ``int [V]``.
-        state: Changed in place, a whole epoch at a time.
-        save: Called with the state after every epoch.
+        validation: Raw pixels ``[V, height, width, 1]`` and class indices ``[V]``.
+        state: Changed in place and saved, a whole epoch at a time.
         progress: Called after every step.
 
     Returns:
@@ -145,7 +142,7 @@ def fit_model(
         while state.epoch < batches.recipe.epochs:
             trained = _train_epoch(model, batches, state, clock, progress)
             _close_epoch(model, trained, validation, batches.classes, state)
-            save(state)
+            save_state(state)
     except KeyboardInterrupt:
         if not state.epoch:
             raise
@@ -154,8 +151,8 @@ def fit_model(
     return interrupted
 
 
-def predict(model: Model, pixels: Array) -> Array:
-    """Return probabilities ``float32 [N, classes]`` for ``uint8 [N, height, width, 1]``.
+def predict(model: Model, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Return probabilities ``[N, classes]`` for raw pixels ``[N, height, width, 1]``.
 
     Every batch has the same size, so TensorFlow traces the model once.
     """
@@ -182,9 +179,19 @@ class _Clock:
         return (time.monotonic() - self.started) / self.done * self.left
 
 
+def _restore(model: Model, state: TrainState) -> None:
+    for variables, values in (
+        (model.variables, state.variables),
+        (model.optimizer.variables, state.optimizer),
+    ):
+        for variable, value in zip(variables, values, strict=True):
+            variable.assign(value)
+
+
 def _train_epoch(
     model: Model, batches: Batches, state: TrainState, clock: _Clock, progress: ReportProgress | None
 ) -> dict[str, float]:
+    """Train one epoch and return the means of its steps' loss and accuracy."""
     seen = state.history.get("validation_accuracy")
     sums = {"loss": 0.0, "accuracy": 0.0}
     for step, (images, targets, weights) in enumerate(batches.of_epoch(state.epoch), start=1):
@@ -214,7 +221,11 @@ def _train_epoch(
 
 
 def _close_epoch(
-    model: Model, trained: dict[str, float], validation: tuple[Array, Array], classes: int, state: TrainState
+    model: Model,
+    trained: dict[str, float],
+    validation: tuple[NDArray[np.uint8], NDArray[np.int64]],
+    classes: int,
+    state: TrainState,
 ) -> None:
     """Validate and record an epoch. The state's fields change together, last, so that Ctrl-C cannot part them."""
     pixels, targets = validation
@@ -238,12 +249,3 @@ def _close_epoch(
     if best:
         changes |= {"best_epoch": state.epoch + 1, "best_weights": model.get_weights()}
     vars(state).update(changes)
-
-
-def _restore(model: Model, state: TrainState) -> None:
-    for variables, values in (
-        (model.variables, state.variables),
-        (model.optimizer.variables, state.optimizer),
-    ):
-        for variable, value in zip(variables, values, strict=True):
-            variable.assign(value)

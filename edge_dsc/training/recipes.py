@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from edge_dsc.networks import ARCHITECTURES
 from engines.errors import UsageError
@@ -18,7 +17,7 @@ class Recipe:
     Attributes:
         name: Its name on the command line.
         epochs: Passes over the training images.
-        batch: Images a step.
+        batch: Images in each step.
         learning_rate: Adam's, at the start.
         warmup: Epochs in which the learning rate climbs to that.
         cosine: Whether the learning rate then falls to zero along half a cosine.
@@ -50,10 +49,6 @@ class Recipe:
     rotation: float
     zoom: float
     shift: float = 0.0
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return JSON-ready values."""
-        return asdict(self)
 
 
 _DEFAULT = Recipe(
@@ -159,7 +154,7 @@ class TrainProgress:
         epoch: Counted from 1.
         epochs: In all.
         step: Within the epoch, counted from 1.
-        steps: An epoch.
+        steps: In each epoch.
         loss: Mean over the epoch's steps so far.
         accuracy: The same, on augmented images.
         validation_accuracy: After the last whole epoch; None in the first.

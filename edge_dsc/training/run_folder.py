@@ -1,59 +1,60 @@
-"""The files of a run folder: the training record, and the state of an unfinished run."""
+"""The files of a run folder: training record, metrics, and the state of an unfinished run."""
 
 from __future__ import annotations
 
 import io
 import json
 import platform
+import zipfile
+import zlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
-from edge_dsc import __version__
+from edge_dsc.evaluate.metrics import Metrics
 from engines.errors import ArtefactError
-from engines.files import read_document, sha256_file, write_bytes, write_document
+from engines.files import DocumentKind, sha256_file, write_bytes
 
-KIND = "edge-dsc/training-record"
-SCHEMA_VERSION = 1
 RECORD_FILE = "training.json"
 MODEL_FILE = "model.keras"
 METRICS_FILE = "metrics.json"
-METRICS_KIND = "edge-dsc/metrics"
-METRICS_SCHEMA_VERSION = 1
-_PACKAGES = ("tensorflow", "keras", "numpy", "opencv-python-headless", "opencv-python")
+STATE_FILE = "state.npz"
 _TRAIN_AGAIN = "edge-dsc train DATA --out RUN --overwrite"
+_BEGIN_ANEW = "begin anew: edge-dsc train DATA --overwrite"
+_PACKAGES = ("tensorflow", "keras", "numpy", "opencv-python-headless", "opencv-python")
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainingRecord:
+class TrainingRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a run did.
 
     Attributes:
         architecture: ``dsc`` or ``cnn``.
         labels: Class names, in the order of the outputs.
-        recipe: The recipe's values.
+        recipe: The recipe's values; a mapping, because recipes of other versions have other fields.
         seed: The run's seed.
         split_sha256: :attr:`edge_dsc.data.Split.sha256`.
         model_sha256: Hash of ``model.keras``.
         parameters: ``feature_extractor`` (trainable), ``trainable`` and ``total``.
-        history: Figures by name, one an epoch.
+        history: Lists of figures by name, one figure per epoch.
         best_epoch: The epoch whose weights were kept, counted from 1.
         interrupted: Whether the user ended it early.
         skipped: Damaged images, (path, reason).
         seconds: Wall-clock time of training in the last call.
         versions: Package versions.
+        created: UTC time, ISO 8601.
         edge_dsc: Version of edge-dsc.
         parent_sha256: Hash of the ``model.keras`` that was trained further, for quantisation-aware fine-tuning.
-        created: UTC time, ISO 8601.
     """
 
     architecture: str
     labels: tuple[str, ...]
-    recipe: Mapping[str, Any]
+    recipe: Mapping[str, str | bool | int | float]
     seed: int
     split_sha256: str
     model_sha256: str
@@ -65,43 +66,46 @@ class TrainingRecord:
     seconds: float
     versions: Mapping[str, str]
     created: str
-    edge_dsc: str = __version__
+    edge_dsc: str
     parent_sha256: str | None = None
 
 
+def _from_version_1(body: dict[str, Any]) -> dict[str, Any]:
+    """Fill in what version 1 gained under its own number; it had no seal."""
+    return {"parent_sha256": None, **body}
+
+
+TRAINING_RECORD = DocumentKind(
+    name="edge-dsc/training-record",
+    version=2,
+    body=TrainingRecord,
+    renew=_TRAIN_AGAIN,
+    seal="record_sha256",
+    sealed_from=2,
+    older={1: _from_version_1},
+)
+
+
 def save_training_record(run: Path, record: TrainingRecord) -> None:
-    """Write ``training.json``; it comes last and marks a run folder as complete."""
-    write_document(run / RECORD_FILE, KIND, SCHEMA_VERSION, asdict(record))
+    """Write ``training.json``; it marks a run folder as complete."""
+    TRAINING_RECORD.save(run / RECORD_FILE, record)
 
 
 def load_training_record(run: Path) -> TrainingRecord:
     """Read a run's record and hold its model against it.
 
     Raises:
-        ArtefactError: No run, an unreadable record, no model, or a model that is not the record's.
+        ArtefactError: No run, an unreadable or edited record, no model, or a model that is not the record's.
     """
-    body = read_document(run / RECORD_FILE, KIND, SCHEMA_VERSION, renew=_TRAIN_AGAIN)
-    del body["kind"], body["schema_version"]
-    try:
-        record = TrainingRecord(
-            **{
-                **body,
-                "labels": tuple(body["labels"]),
-                "skipped": tuple(tuple(row) for row in body["skipped"]),
-            }
-        )
-    except (KeyError, TypeError) as error:
-        raise ArtefactError(
-            f"{run / RECORD_FILE} is no readable record: {error!r}", remedy=f"make it anew: {_TRAIN_AGAIN}"
-        ) from error
+    record = TRAINING_RECORD.load(run / RECORD_FILE)
     model = run / MODEL_FILE
     if not model.is_file():
-        raise ArtefactError(f"there is no {model}", remedy=f"make it anew: {_TRAIN_AGAIN}")
+        raise ArtefactError(f"there is no {model}", remedy=f"make it again: {_TRAIN_AGAIN}")
     found = sha256_file(model)
     if found != record.model_sha256:
         raise ArtefactError(
             f"{model} is not the model of {RECORD_FILE} (SHA-256 {found[:12]}, recorded {record.model_sha256[:12]})",
-            remedy=f"make it anew: {_TRAIN_AGAIN}",
+            remedy=f"make it again: {_TRAIN_AGAIN}",
         )
     return record
 
@@ -117,11 +121,23 @@ def package_versions() -> dict[str, str]:
     return versions
 
 
-STATE_SCHEMA_VERSION = 1
-STATE_FILE = "state.npz"
-_ANEW = "begin anew: edge-dsc train DATA --overwrite"
+class RunMetrics(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How well a trained network answers the images that were held back from training; ``metrics.json``.
 
-Array = Any
+    Attributes:
+        model_sha256: Hash of ``model.keras``.
+        evaluation: On the part of that name.
+        test: On the part of that name.
+        held_out: On both together.
+    """
+
+    model_sha256: str
+    evaluation: Metrics
+    test: Metrics
+    held_out: Metrics
+
+
+METRICS = DocumentKind(name="edge-dsc/metrics", version=1, body=RunMetrics, renew=_TRAIN_AGAIN)
 
 
 @dataclass(kw_only=True)
@@ -129,41 +145,60 @@ class TrainState:
     """How far a run has come.
 
     Attributes:
+        file: Where it is kept after every epoch; None for a run that cannot be resumed.
         settings: What decides the run: network, recipe, seed, split. A run goes on only with equal ones.
         epoch: Whole epochs done.
-        history: One list of figures by name, a figure an epoch.
+        history: Lists of figures by name, one figure per epoch.
         variables: The model's variables, with the state of its random generators.
         optimizer: The optimizer's variables.
         best_epoch: Epoch of the lowest validation loss, counted from 1; 0 before the first.
         best_weights: The model's weights after that epoch.
     """
 
-    settings: Mapping[str, Any]
+    file: Path | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
     epoch: int = 0
     history: dict[str, list[float]] = field(default_factory=dict)
-    variables: list[Array] = field(default_factory=list)
-    optimizer: list[Array] = field(default_factory=list)
+    variables: list[NDArray[Any]] = field(default_factory=list)
+    optimizer: list[NDArray[Any]] = field(default_factory=list)
     best_epoch: int = 0
-    best_weights: list[Array] = field(default_factory=list)
+    best_weights: list[NDArray[Any]] = field(default_factory=list)
 
 
+class _StateHeader(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a saved state holds beside its arrays, as JSON in an array of bytes."""
+
+    schema_version: int
+    settings: dict[str, Any]
+    epoch: int
+    history: dict[str, list[float]]
+    best_epoch: int
+    counts: dict[str, int]  # how many arrays of each kind there are
+
+
+_STATE_SCHEMA_VERSION = 1
 _ARRAYS = ("variables", "optimizer", "best_weights")
 
 
-def save_state(path: Path, state: TrainState) -> None:
-    """Write the state atomically: a killed run leaves the last whole epoch."""
-    header = {
-        "schema_version": STATE_SCHEMA_VERSION,
-        "settings": dict(state.settings),
-        "epoch": state.epoch,
-        "history": state.history,
-        "best_epoch": state.best_epoch,
-        "counts": {name: len(getattr(state, name)) for name in _ARRAYS},
-    }
+def save_state(state: TrainState) -> None:
+    """Write the state to its file, if it has one, atomically: a killed run leaves the last whole epoch."""
+    if state.file is None:
+        return
+    header = _StateHeader(
+        schema_version=_STATE_SCHEMA_VERSION,
+        settings=dict(state.settings),
+        epoch=state.epoch,
+        history=state.history,
+        best_epoch=state.best_epoch,
+        counts={name: len(getattr(state, name)) for name in _ARRAYS},
+    )
+    encoded = json.dumps(
+        msgspec.to_builtins(header)
+    ).encode()  # keeps a loss that is no number; msgspec makes it null
     arrays = {f"{name}{index}": value for name in _ARRAYS for index, value in enumerate(getattr(state, name))}
     stream = io.BytesIO()
-    np.savez(stream, header=np.frombuffer(json.dumps(header).encode(), np.uint8), **arrays)
-    write_bytes(path, stream.getvalue())
+    np.savez(stream, header=np.frombuffer(encoded, np.uint8), **arrays)
+    write_bytes(state.file, stream.getvalue())
 
 
 def load_state(path: Path) -> TrainState:
@@ -174,24 +209,23 @@ def load_state(path: Path) -> TrainState:
     """
     try:
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:
-            header = json.loads(stored["header"].tobytes())
-            if header["schema_version"] != STATE_SCHEMA_VERSION:
-                raise ValueError(f"schema version {header['schema_version']}")
-            arrays = {
-                name: [stored[f"{name}{index}"] for index in range(header["counts"][name])]
-                for name in _ARRAYS
-            }
-            return TrainState(
-                settings=header["settings"],
-                epoch=header["epoch"],
-                history=header["history"],
-                best_epoch=header["best_epoch"],
-                **arrays,
+            header = msgspec.convert(json.loads(stored["header"].tobytes()), _StateHeader, strict=True)
+            if header.schema_version != _STATE_SCHEMA_VERSION:
+                raise ValueError(f"schema version {header.schema_version}")
+            variables, optimizer, best_weights = (
+                [stored[f"{name}{index}"] for index in range(header.counts[name])] for name in _ARRAYS
             )
     except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
-        raise ArtefactError(f"{path} is no readable training state: {error}", remedy=_ANEW) from error
-    except Exception as error:
-        # zipfile.BadZipFile and zlib.error derive from Exception alone.
-        if type(error).__module__ in ("zipfile", "zlib"):
-            raise ArtefactError(f"{path} is damaged: {error}", remedy=_ANEW) from error
-        raise
+        raise ArtefactError(f"{path} is no readable training state: {error}", remedy=_BEGIN_ANEW) from error
+    except (zipfile.BadZipFile, zlib.error) as error:
+        raise ArtefactError(f"{path} is damaged: {error}", remedy=_BEGIN_ANEW) from error
+    return TrainState(
+        file=path,
+        settings=header.settings,
+        epoch=header.epoch,
+        history=header.history,
+        variables=variables,
+        optimizer=optimizer,
+        best_epoch=header.best_epoch,
+        best_weights=best_weights,
+    )

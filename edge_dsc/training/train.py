@@ -5,20 +5,21 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
-from edge_dsc.data.discover import Dataset, discover
-from edge_dsc.data.loading import LoadedImages, load_images
+from edge_dsc import __version__
+from edge_dsc.data.discover import Dataset
+from edge_dsc.data.loading import LoadedImages, load_dataset
 from edge_dsc.data.split import SPLIT_FILE, Split, save_split, split_dataset
 from edge_dsc.evaluate.metrics import Metrics, classification_metrics
 from edge_dsc.networks import build_network, feature_extractor_parameters, save_network
 from edge_dsc.page.figures import draw_confusion, draw_curves
-from edge_dsc.training import run_folder as records
 from edge_dsc.training.batches import Batches, class_weights
 from edge_dsc.training.fit import (
     compile_model,
@@ -29,14 +30,65 @@ from edge_dsc.training.fit import (
     start_dense,
 )
 from edge_dsc.training.recipes import Recipe, ReportProgress, TrainOptions, TrainProgress
-from edge_dsc.training.run_folder import STATE_FILE, TrainState, load_state, save_state
-from engines.contract import ModelContract
+from edge_dsc.training.run_folder import (
+    METRICS,
+    METRICS_FILE,
+    MODEL_FILE,
+    RECORD_FILE,
+    STATE_FILE,
+    RunMetrics,
+    TrainingRecord,
+    TrainState,
+    load_state,
+    package_versions,
+    save_training_record,
+)
 from engines.errors import ArtefactError, UsageError
-from engines.files import atomic_path, sha256_file, write_document
+from engines.files import atomic_path, sha256_file
 from engines.runtimes import Progress
 
-Array = Any
-Model = Any
+if TYPE_CHECKING:
+    from keras import Model
+
+_START_IMAGES = 16  # on which the convolutions' start is scaled
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RunImages:
+    """The images of a run.
+
+    Attributes:
+        split: Which image is on which side.
+        pixels: Of each part: raw grey ``[N, height, width, 1]`` and class indices ``[N]``.
+        skipped: Damaged images: (path, reason).
+    """
+
+    split: Split
+    pixels: dict[str, tuple[NDArray[np.uint8], NDArray[np.int64]]]
+    skipped: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Fitted:
+    """A network after training.
+
+    Attributes:
+        model: The network with its best weights; it is the one that is measured.
+        recipe: How it was trained.
+        state: History and best epoch.
+        interrupted: Whether the user ended it early; then ``state.npz`` stays.
+        seconds: Time of training.
+        deployed: What to write as ``model.keras`` instead of ``model``.
+        parent_sha256: Hash of the ``model.keras`` that was trained further.
+    """
+
+    model: Model
+    recipe: Recipe
+    state: TrainState
+    interrupted: bool
+    seconds: float
+    deployed: Model | None = None
+    parent_sha256: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,103 +100,14 @@ class TrainResult:
         record: Its record.
         metrics: By part: ``evaluation``, ``test`` and ``held_out``, both together.
         split: Which image is on which side.
+        notes: Pictures that could not be drawn, and why.
     """
 
     run: Path
-    record: records.TrainingRecord
+    record: TrainingRecord
     metrics: dict[str, Metrics]
     split: Split
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunImages:
-    """The images of a run.
-
-    Attributes:
-        split: Which image is on which side.
-        pixels: Of each part: ``uint8 [N, height, width, 1]`` and class indices ``int [N]``.
-        skipped: Damaged images: (path, reason).
-    """
-
-    split: Split
-    pixels: dict[str, tuple[Array, Array]]
-    skipped: tuple[tuple[str, str], ...]
-
-
-def finish_run(
-    options: TrainOptions,
-    model: Model,
-    images: RunImages,
-    state: TrainState,
-    *,
-    interrupted: bool,
-    seconds: float,
-    deployed: Model | None = None,
-    parent_sha256: str | None = None,
-) -> TrainResult:
-    """Measure a trained network on the images held back and write its run folder; ``training.json`` comes last.
-
-    Args:
-        options: What the run was asked for.
-        model: The network with its best weights; it is the one that is measured.
-        images: The split and its pixels.
-        state: History and best epoch.
-        interrupted: Whether the user ended it early; then ``state.npz`` stays.
-        seconds: Time of training.
-        deployed: What to write as ``model.keras`` instead of ``model``.
-        parent_sha256: Hash of the ``model.keras`` that was trained further.
-    """
-    out, split = options.out, images.split
-    metrics = _measure(model, images)
-    save_split(split, out / SPLIT_FILE)
-    with atomic_path(out / records.MODEL_FILE) as temporary:
-        save_network(deployed or model, temporary)
-    model_sha256 = sha256_file(out / records.MODEL_FILE)
-    write_document(
-        out / records.METRICS_FILE,
-        records.METRICS_KIND,
-        records.METRICS_SCHEMA_VERSION,
-        {"model_sha256": model_sha256, **{part: figures.to_dict() for part, figures in metrics.items()}},
-    )
-    draw_curves(state.history, out / "curves.png", best_epoch=state.best_epoch)
-    draw_confusion(
-        metrics["held_out"], out / "confusion.png", title=f"{options.architecture}, evaluation and test"
-    )
-    record = records.TrainingRecord(
-        architecture=options.architecture,
-        labels=split.labels,
-        recipe=state.settings["recipe"],
-        seed=options.seed,
-        split_sha256=split.sha256,
-        model_sha256=model_sha256,
-        parameters={
-            "feature_extractor": feature_extractor_parameters(model),
-            "trainable": sum(int(weight.shape.num_elements()) for weight in model.trainable_weights),
-            "total": sum(int(weight.shape.num_elements()) for weight in model.weights),
-        },
-        history=state.history,
-        best_epoch=state.best_epoch,
-        interrupted=interrupted,
-        skipped=images.skipped,
-        seconds=round(seconds, 3),
-        versions=records.package_versions(),
-        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        parent_sha256=parent_sha256,
-    )
-    records.save_training_record(out, record)
-    if not interrupted:
-        with contextlib.suppress(OSError):
-            (out / STATE_FILE).unlink()
-    return TrainResult(run=out, record=record, metrics=metrics, split=split)
-
-
-def _measure(model: Model, images: RunImages) -> dict[str, Metrics]:
-    labels = images.split.labels
-    answers = {part: predict(model, images.pixels[part][0]) for part in ("evaluation", "test")}
-    truth = {part: images.pixels[part][1] for part in answers}
-    answers["held_out"] = np.concatenate([answers["evaluation"], answers["test"]])
-    truth["held_out"] = np.concatenate([truth["evaluation"], truth["test"]])
-    return {part: classification_metrics(truth[part], answers[part], labels) for part in answers}
+    notes: tuple[str, ...] = ()
 
 
 def train(
@@ -176,21 +139,16 @@ def train(
     model = build_network(options.architecture, len(images.split.labels))
     batches = make_batches(images, recipe, options.seed)
     if recipe.convolution_start:
-        start_convolutions(model, batches.pixels[:: max(1, len(batches.pixels) // 16)][:16])
+        stride = max(1, len(batches.pixels) // _START_IMAGES)
+        start_convolutions(model, batches.pixels[::stride][:_START_IMAGES])
     if recipe.dense_start:
         start_dense(model, options.seed)
     compile_model(model, recipe, batches.steps)
     started = time.monotonic()
-    interrupted = fit_model(
-        model,
-        batches,
-        images.pixels["validation"],
-        state,
-        save=lambda state: save_state(options.out / STATE_FILE, state),
-        progress=progress,
-    )
+    interrupted = fit_model(model, batches, images.pixels["validation"], state, progress)
     seconds = time.monotonic() - started
-    return finish_run(options, model, images, state, interrupted=interrupted, seconds=seconds)
+    fitted = Fitted(model=model, recipe=recipe, state=state, interrupted=interrupted, seconds=seconds)
+    return finish_run(options, images, fitted)
 
 
 def check_folder(options: TrainOptions) -> None:
@@ -200,7 +158,7 @@ def check_folder(options: TrainOptions) -> None:
         UsageError: It is.
     """
     out = options.out
-    has_state, has_record = (out / STATE_FILE).exists(), (out / records.RECORD_FILE).exists()
+    has_state, has_record = (out / STATE_FILE).exists(), (out / RECORD_FILE).exists()
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is not a folder", remedy="choose another run folder with --out")
     if options.resume and not has_state:
@@ -219,49 +177,16 @@ def check_folder(options: TrainOptions) -> None:
         )
 
 
-def _read_images(options: TrainOptions, reading: Progress | None) -> RunImages:
-    """Read everything, leave out what is damaged, and split the rest."""
-    found = discover(options.data)
-    contract = ModelContract(labels=found.labels, architecture=options.architecture)
-    loaded = load_images(found.root, found.samples, contract, progress=reading)
-    split = split_dataset(replace(found, samples=loaded.samples), options.seed)
-    return RunImages(split=split, pixels=pixels_by_part(loaded, split, found), skipped=loaded.skipped)
-
-
-def pixels_by_part(loaded: LoadedImages, split: Split, found: Dataset) -> dict[str, tuple[Array, Array]]:
+def pixels_by_part(
+    loaded: LoadedImages, split: Split, found: Dataset
+) -> dict[str, tuple[NDArray[np.uint8], NDArray[np.int64]]]:
     """Return the pixels and class indices of each part of a split."""
     place = {sample.path: index for index, sample in enumerate(loaded.samples)}
     parts = {}
     for part, samples in split.parts.items():
-        targets = np.array([found.labels.index(sample.label) for sample in samples])
+        targets = np.array([found.labels.index(sample.label) for sample in samples], np.int64)
         parts[part] = (loaded.pixels[[place[sample.path] for sample in samples]], targets)
     return parts
-
-
-def _begin(options: TrainOptions, recipe: Recipe, split: Split) -> TrainState:
-    settings = {
-        "architecture": options.architecture,
-        "recipe": recipe.to_dict(),
-        "seed": options.seed,
-        "split_sha256": split.sha256,
-    }
-    if not options.resume:
-        return TrainState(settings=settings)
-    state = load_state(options.out / STATE_FILE)
-    begun = dict(state.settings)
-    if begun == settings:
-        return state
-    if {**begun, "split_sha256": split.sha256} == settings:
-        raise ArtefactError(
-            f"the images in {options.data} changed since {options.out} was begun",
-            remedy="restore them, or begin anew with --overwrite",
-        )
-    given = begun["recipe"]
-    raise UsageError(
-        f"{options.out} was begun with other options",
-        remedy=f"resume it with --arch {begun['architecture']} --recipe {given['name']} "
-        f"--epochs {given['epochs']} --seed {begun['seed']}",
-    )
 
 
 def make_batches(images: RunImages, recipe: Recipe, seed: int) -> Batches:
@@ -270,6 +195,54 @@ def make_batches(images: RunImages, recipe: Recipe, seed: int) -> Batches:
     classes = len(images.split.labels)
     weights = class_weights(targets, classes) if recipe.class_weights else np.ones(len(targets), np.float32)
     return Batches(pixels=pixels, targets=targets, weights=weights, classes=classes, recipe=recipe, seed=seed)
+
+
+def finish_run(options: TrainOptions, images: RunImages, fitted: Fitted) -> TrainResult:
+    """Measure a trained network on the images held back and complete its run folder.
+
+    ``training.json`` comes after all that a later stage reads. The pictures come after it: whatever goes wrong with
+    them becomes a note, and costs no training.
+
+    Args:
+        options: What the run was asked for.
+        images: The split and its pixels.
+        fitted: The network and how it was trained.
+    """
+    out, split, model, state = options.out, images.split, fitted.model, fitted.state
+    metrics = _measure(model, images)
+    save_split(split, out / SPLIT_FILE)
+    with atomic_path(out / MODEL_FILE) as temporary:
+        save_network(fitted.deployed or model, temporary)
+    model_sha256 = sha256_file(out / MODEL_FILE)
+    METRICS.save(out / METRICS_FILE, RunMetrics(model_sha256=model_sha256, **metrics))
+    record = TrainingRecord(
+        architecture=options.architecture,
+        labels=split.labels,
+        recipe=asdict(fitted.recipe),
+        seed=options.seed,
+        split_sha256=split.sha256,
+        model_sha256=model_sha256,
+        parameters={
+            "feature_extractor": feature_extractor_parameters(model),
+            "trainable": sum(int(weight.shape.num_elements()) for weight in model.trainable_weights),
+            "total": sum(int(weight.shape.num_elements()) for weight in model.weights),
+        },
+        history=state.history,
+        best_epoch=state.best_epoch,
+        interrupted=fitted.interrupted,
+        skipped=images.skipped,
+        seconds=round(fitted.seconds, 3),
+        versions=package_versions(),
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        edge_dsc=__version__,
+        parent_sha256=fitted.parent_sha256,
+    )
+    save_training_record(out, record)
+    if not fitted.interrupted:
+        with contextlib.suppress(OSError):
+            (out / STATE_FILE).unlink()
+    notes = _draw_pictures(out, record, metrics["held_out"])
+    return TrainResult(run=out, record=record, metrics=metrics, split=split, notes=notes)
 
 
 def step_progress(architecture: str, progress: Progress) -> Callable[[TrainProgress], None]:
@@ -288,3 +261,64 @@ def step_progress(architecture: str, progress: Progress) -> Callable[[TrainProgr
         progress(f"training {architecture}\t{detail}", done, state.epochs * state.steps)
 
     return report
+
+
+def _read_images(options: TrainOptions, reading: Progress | None) -> RunImages:
+    """Read everything, leave out what is damaged, and split the rest."""
+    found, loaded = load_dataset(options.data, progress=reading)
+    split = split_dataset(replace(found, samples=loaded.samples), options.seed)
+    return RunImages(split=split, pixels=pixels_by_part(loaded, split, found), skipped=loaded.skipped)
+
+
+def _begin(options: TrainOptions, recipe: Recipe, split: Split) -> TrainState:
+    """Return the state of a new run, or of the one to resume, which must have been begun with the same settings."""
+    file = options.out / STATE_FILE
+    settings = {
+        "architecture": options.architecture,
+        "recipe": asdict(recipe),
+        "seed": options.seed,
+        "split_sha256": split.sha256,
+    }
+    if not options.resume:
+        return TrainState(file=file, settings=settings)
+    state = load_state(file)
+    begun = dict(state.settings)
+    if begun == settings:
+        return state
+    if {**begun, "split_sha256": split.sha256} == settings:
+        raise ArtefactError(
+            f"the images in {options.data} changed since {options.out} was begun",
+            remedy="restore them, or begin anew with --overwrite",
+        )
+    given = begun["recipe"]
+    raise UsageError(
+        f"{options.out} was begun with other options",
+        remedy=f"resume it with --arch {begun['architecture']} --recipe {given['name']} "
+        f"--epochs {given['epochs']} --seed {begun['seed']}",
+    )
+
+
+def _measure(model: Model, images: RunImages) -> dict[str, Metrics]:
+    labels = images.split.labels
+    answers = {part: predict(model, images.pixels[part][0]) for part in ("evaluation", "test")}
+    truth = {part: images.pixels[part][1] for part in answers}
+    answers["held_out"] = np.concatenate([answers["evaluation"], answers["test"]])
+    truth["held_out"] = np.concatenate([truth["evaluation"], truth["test"]])
+    return {part: classification_metrics(truth[part], answers[part], labels) for part in answers}
+
+
+def _draw_pictures(out: Path, record: TrainingRecord, held_out: Metrics) -> tuple[str, ...]:
+    title = f"{record.architecture}, evaluation and test"
+    pictures: dict[str, Callable[[Path], None]] = {
+        "curves.png": lambda path: draw_curves(record.history, path, best_epoch=record.best_epoch),
+        "confusion.png": lambda path: draw_confusion(held_out, path, title=title),
+    }
+    notes = []
+    for name, draw in pictures.items():
+        try:
+            (out / name).unlink(missing_ok=True)  # that of a run that is replaced would pass for this one's
+            draw(out / name)
+        except Exception as error:  # noqa: BLE001  matplotlib raises what it likes, such as at the class name $x^$
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            notes.append(f"{name} was not drawn: {reason}")
+    return tuple(notes)

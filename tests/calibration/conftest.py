@@ -12,21 +12,22 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from calibration.collect import calibrate
-from calibration.select import select_images
+from calibration.select import Candidate, CalibrationSet, read_set, select_images
 from calibration.table import CalibrationOptions, CalibrationTable
 from engines.contract import ModelContract
+from engines.files import sha256_file
 from engines.graph import load_model
 
-Items = list[tuple[Path, str]]
+Lister = Callable[[Path], list[Candidate]]
 
 
-def items_of(root: Path) -> Items:
-    return [(path, path.parent.name) for path in sorted(root.glob("*/*"))]
+def candidates_below(root: Path) -> list[Candidate]:
+    return [Candidate(path, path.parent.name, sha256_file(path)) for path in sorted(root.glob("*/*"))]
 
 
 @pytest.fixture
-def list_items() -> Callable[[Path], Items]:
-    return items_of
+def list_images() -> Lister:
+    return candidates_below
 
 
 @pytest.fixture
@@ -77,17 +78,20 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def small_table(small_model: Path, textures: Path) -> CalibrationTable:
-    return calibrate(
-        load_model(small_model),
-        select_images(items_of(textures), 128, 0),
-        CalibrationOptions(method="minmax"),
-    )
+def small_set(small_model: Path, textures: Path) -> CalibrationSet:
+    """128 textures as the small network sees them."""
+    return read_set(select_images(candidates_below(textures), 128, 0), load_model(small_model).contract)
+
+
+@pytest.fixture(scope="session")
+def small_table(small_model: Path, small_set: CalibrationSet) -> CalibrationTable:
+    return calibrate(load_model(small_model), small_set, CalibrationOptions(method="minmax"))
 
 
 @pytest.fixture(scope="session")
 def network_tables(deployed_models: dict[str, Path], textures: Path) -> dict[str, CalibrationTable]:
     """minmax tables of both networks."""
-    chosen = select_images(items_of(textures), 128, 0)
+    models = {name: load_model(path) for name, path in deployed_models.items()}
+    images = read_set(select_images(candidates_below(textures), 128, 0), models["dsc"].contract)
     options = CalibrationOptions(method="minmax")
-    return {name: calibrate(load_model(model), chosen, options) for name, model in deployed_models.items()}
+    return {name: calibrate(model, images, options) for name, model in models.items()}

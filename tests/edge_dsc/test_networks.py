@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -9,6 +10,9 @@ from edge_dsc.networks import (
     FEATURE_EXTRACTOR_PARAMETERS,
     build_network,
     feature_extractor_parameters,
+    fold_batch_norm,
+    fold_separable_stem,
+    fold_stem,
     load_network,
     save_network,
 )
@@ -89,3 +93,34 @@ def test_a_lambda_layer_is_not_run(tmp_path: Path) -> None:
     save_network(model, tmp_path / "model.keras")
     with pytest.raises(ArtefactError, match=r"Keras cannot load"):
         load_network(tmp_path / "model.keras")
+
+
+RNG = np.random.default_rng(0)
+
+
+def correlate(image: np.ndarray, kernel: np.ndarray) -> np.ndarray:
+    return cv2.filter2D(image, cv2.CV_64F, kernel, borderType=cv2.BORDER_CONSTANT)
+
+
+def test_the_stems_fold_exactly() -> None:
+    image = RNG.integers(0, 256, (12, 12)).astype(np.float64)
+    kernel = RNG.standard_normal((3, 3, 3, 32))
+    whole = sum(correlate(image / 255, kernel[:, :, channel, 7]) for channel in range(3))
+    assert np.allclose(correlate(image, fold_stem(kernel, 1 / 255)[:, :, 0, 7]), whole, atol=1e-12)
+    pointwise, depthwise = RNG.standard_normal((1, 1, 3, 32)), RNG.standard_normal((3, 3, 32, 1))
+    mixed = sum(image / 255 * pointwise[0, 0, channel, 7] for channel in range(3))
+    folded = fold_separable_stem(pointwise, depthwise, 1 / 255)
+    assert folded.shape == (3, 3, 1, 32)
+    assert np.allclose(
+        correlate(image, folded[:, :, 0, 7]), correlate(mixed, depthwise[:, :, 7, 0]), atol=1e-12
+    )
+
+
+def test_batch_norm_folds_exactly() -> None:
+    kernel, bias = RNG.standard_normal((1, 1, 4, 5)), RNG.standard_normal(5)
+    gamma, beta, mean = RNG.standard_normal((3, 5))
+    variance = RNG.uniform(0.1, 2, 5)
+    x = RNG.standard_normal(4)
+    expected = gamma * (x @ kernel[0, 0] + bias - mean) / np.sqrt(variance + 1e-3) + beta
+    folded_kernel, folded_bias = fold_batch_norm(kernel, bias, [gamma, beta, mean, variance], 1e-3)
+    assert np.allclose(x @ folded_kernel[0, 0] + folded_bias, expected, atol=1e-12)

@@ -6,10 +6,11 @@ import cv2
 import numpy as np
 import pytest
 
-from edge_dsc.data import Sample
-from edge_dsc.data.loading import load_images
+from edge_dsc.data import Sample, discover
+from edge_dsc.data.loading import load_dataset, load_images
 from engines.contract import ModelContract
 from engines.errors import BadInputError
+from engines.files import sha256_bytes
 from engines.images import read_input
 
 CONTRACT = ModelContract(labels=("a", "b"), architecture="dsc")
@@ -47,3 +48,38 @@ def test_not_one_readable_image_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "x.png").write_bytes(b"")
     with pytest.raises(BadInputError, match=r"none of 2 images below .* can be read: .*x\.png is empty"):
         load_images(tmp_path, [sample("x.png"), sample("y.png")], CONTRACT)
+
+
+def test_a_dataset_and_its_pixels_come_of_one_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    for label in ("a", "b"):
+        (tmp_path / label).mkdir()
+        for index in range(4):
+            cv2.imwrite(str(tmp_path / label / f"{index}.png"), rng.integers(0, 256, (230, 240), np.uint8))
+    (tmp_path / "a" / "2.png").write_bytes(b"no image")
+    (tmp_path / "b" / "copy.png").write_bytes((tmp_path / "a" / "1.png").read_bytes())
+    found = discover(tmp_path)
+    opened: list[Path] = []
+    read_bytes = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: opened.append(path) or read_bytes(path))
+    dataset, loaded = load_dataset(tmp_path)
+    assert sorted(opened) == [tmp_path / sample.path for sample in found.samples]  # each file once
+    assert dataset == found
+    assert [path for path, _ in loaded.skipped] == ["a/2.png"]
+    assert loaded.samples == tuple(sample for sample in found.samples if sample.path != "a/2.png")
+    again = load_images(tmp_path, found.samples, CONTRACT)
+    assert np.array_equal(loaded.pixels, again.pixels)
+    assert (loaded.samples, loaded.skipped) == (again.samples, again.skipped)
+
+
+def test_files_without_readable_content_have_a_hash_or_are_refused(tmp_path: Path) -> None:
+    for name in ("a/1.png", "b/2.png"):
+        (tmp_path / name).parent.mkdir()
+        cv2.imwrite(str(tmp_path / name), np.zeros((40, 40), np.uint8))
+    (tmp_path / "a" / "empty.png").write_bytes(b"")
+    dataset, loaded = load_dataset(tmp_path)
+    assert dataset.samples[1].sha256 == sha256_bytes(b"")
+    assert len(loaded.samples) == 2
+    (tmp_path / "a" / "broken.png").symlink_to(tmp_path / "nowhere.png")
+    with pytest.raises(BadInputError, match=r"cannot read .*broken\.png: No such file.*remove it"):
+        load_dataset(tmp_path)

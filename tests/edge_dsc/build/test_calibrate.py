@@ -13,6 +13,7 @@ from engines.errors import BadInputError, UsageError
 from engines.graph import load_model
 
 
+@pytest.mark.slow
 def test_a_table_comes_with_its_coverage_its_picture_and_tensorrts_cache(
     deployed_models: dict[str, Path], textures: Path, tmp_path: Path
 ) -> None:

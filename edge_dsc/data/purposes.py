@@ -1,0 +1,226 @@
+"""Which image may be used for what: to train, to choose, to calibrate, to compare, to judge. Decided here alone.
+
+A figure of accuracy says something about new patients only where no image behind it had a part in making the network.
+A training run therefore deals its images into four parts, whole patients at a time (:mod:`edge_dsc.data.split`), and
+each part serves some purposes and no others:
+
+    purpose     train   validation   evaluation   test   in no part
+    TRAIN       yes     -            -            -      -
+    CHOOSE      (1)     yes          (1)          (1)    (1)
+    CALIBRATE   yes     -            -            -      yes
+    COMPARE     -       yes          yes          yes    -
+    JUDGE       -       -            yes          yes    (2)
+
+(1) Only for the layers of a mixed engine, and only where the folder holds no image of the validation part: then the
+    images of the calibration table, which cannot judge anyway, else half of all images, which may then not judge.
+(2) Only where the folder holds no image of evaluation or test that may judge.
+
+An image is known by the SHA-256 of its file, never by its name or folder: a copy of a test image under another name
+is that test image. Images of a model without a split are in no part. Whatever its part, an image that the calibration
+table names, or that the layers of this engine were chosen on under (1), does not judge the engine.
+
+What this does not see: the same X-ray in another file (cropped, saved again), and a new image of a patient whose other
+images are in the split. A split keeps patients whole, but names of patients mean nothing in another folder.
+
+Everything here works on names and hashes. No image is opened.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
+from dataclasses import dataclass
+from pathlib import Path
+
+from edge_dsc.data.discover import Dataset, Sample
+from edge_dsc.data.split import SPLIT_FILE, Split, load_split
+from engines.errors import BadInputError, UsageError
+
+
+class Purpose(enum.Enum):
+    """What an image is wanted for."""
+
+    TRAIN = "train"  # the weights follow it, or in fine-tuning for INT8 the ranges too
+    CHOOSE = "choose"  # it decides on an epoch, or on the layers of a mixed engine
+    CALIBRATE = "calibrate"  # the ranges of INT8 are found over it
+    COMPARE = "compare"  # two forms of one network must answer alike on it; nothing is adjusted
+    JUDGE = "judge"  # a reported accuracy, or an engine's accuracy gate, is measured on it
+
+
+PARTS_FOR: dict[Purpose, tuple[str, ...]] = {
+    Purpose.TRAIN: ("train",),
+    Purpose.CHOOSE: ("validation",),
+    Purpose.CALIBRATE: ("train",),
+    Purpose.COMPARE: ("evaluation", "test", "validation"),
+    Purpose.JUDGE: ("evaluation", "test"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchImages:
+    """The images that the layers of a mixed engine are chosen on.
+
+    Attributes:
+        samples: The images.
+        spent: Hashes of those among them that could otherwise have judged the engine, and may not now.
+    """
+
+    samples: tuple[Sample, ...]
+    spent: frozenset[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgingImages:
+    """The images that an engine is judged on.
+
+    Attributes:
+        samples: The images.
+        origin: Which they are: one line for the engine's record.
+    """
+
+    samples: tuple[Sample, ...]
+    origin: str
+
+
+def split_beside(model: Path) -> Split | None:
+    """Read the split of the training run that a model or an engine belongs to: ``split.json`` beside it, if any.
+
+    Raises:
+        ArtefactError: It was edited, or it has a patient or a file on two sides.
+    """
+    path = model.parent / SPLIT_FILE
+    return load_split(path) if path.is_file() else None
+
+
+def images_to_train(dataset: Dataset, split: Split, *, run: Path) -> Split:
+    """Find the images of a run's split again, wherever they lie in a folder now, so that it can be trained further.
+
+    All four parts are asked for: the run that is written holds the same split, and is judged on the same images.
+
+    Args:
+        dataset: The folder.
+        split: The run's split.
+        run: The run, for the error.
+
+    Returns:
+        The split with each path as it is in the folder.
+
+    Raises:
+        BadInputError: One is missing.
+    """
+    here = {sample.sha256: sample.path for sample in dataset.samples}
+    wanted = [sample for samples in split.parts.values() for sample in samples]
+    missing = [sample.path for sample in wanted if sample.sha256 not in here]
+    if missing:
+        raise BadInputError(
+            f"{dataset.root} lacks {len(missing)} of the {len(wanted)} images of {run}, such as {missing[0]}",
+            remedy="give the folder that the run was trained on",
+        )
+    parts = {part: tuple(_moved(sample, here) for sample in samples) for part, samples in split.parts.items()}
+    return Split(root=dataset.root, labels=split.labels, seed=split.seed, parts=parts)
+
+
+def images_to_choose_layers(dataset: Dataset, split: Split | None, calibrated: Set[str]) -> SearchImages:
+    """Choose the images on which the layers of a mixed engine are searched: others than those that will judge it.
+
+    They are the split's validation part where the folder holds any of it. Else they are what calibration saw, which
+    cannot judge anyway. Else every second image by content searches, and the rest is left to judge.
+
+    Args:
+        dataset: A folder of labelled images.
+        split: The model's split, if any.
+        calibrated: Hashes of the calibration table's images.
+    """
+    if split is not None:
+        chosen = _with_content(dataset.samples, _content(split, PARTS_FOR[Purpose.CHOOSE]))
+        if chosen:
+            return SearchImages(samples=chosen, spent=frozenset())
+    chosen = _with_content(dataset.samples, calibrated)
+    if chosen:
+        return SearchImages(samples=chosen, spent=frozenset())
+    chosen = tuple(sorted(dataset.samples, key=lambda sample: sample.sha256)[::2])
+    return SearchImages(samples=chosen, spent=frozenset(sample.sha256 for sample in chosen))
+
+
+def images_to_calibrate(dataset: Dataset, split: Split | None) -> tuple[Sample, ...]:
+    """Choose the images that may calibrate: all but those of the parts that the split holds back from it.
+
+    Ranges that were tuned on an image would flatter the INT8 engine's accuracy on it.
+    """
+    if split is None:
+        return dataset.samples
+    allowed = PARTS_FOR[Purpose.CALIBRATE]
+    held_back = _content(split, [part for part in split.parts if part not in allowed])
+    return tuple(sample for sample in dataset.samples if sample.sha256 not in held_back)
+
+
+def images_to_compare(split: Split, there: Callable[[Sample], bool]) -> tuple[Sample, ...]:
+    """Choose the images on which two forms of a run's network are held against each other, part by part.
+
+    Args:
+        split: The run's split.
+        there: Whether an image's file is where the split says.
+    """
+    parts = PARTS_FOR[Purpose.COMPARE]
+    return tuple(sample for part in parts for sample in split.samples(part) if there(sample))
+
+
+def images_to_judge(dataset: Dataset, split: Split | None, used: Set[str]) -> JudgingImages:
+    """Choose the images that may judge an engine.
+
+    Where the folder holds images of the split's evaluation and test parts, it is these: neither training, nor the
+    choice of the best epoch, nor calibration saw them. Elsewhere it is every image of no part at all. Images in
+    ``used`` are left out either way.
+
+    Args:
+        dataset: A folder of labelled images.
+        split: The model's split, if any.
+        used: Hashes of the calibration table's images, and of those that a search for layers has spent.
+
+    Raises:
+        BadInputError: None is left.
+    """
+    known = frozenset(used)
+    if split is not None:
+        parts = PARTS_FOR[Purpose.JUDGE]
+        chosen = _with_content(dataset.samples, _content(split, parts) - known)
+        if chosen:
+            origin = f"{' and '.join(parts)} of the model's split, in {dataset.root}"
+            return JudgingImages(samples=chosen, origin=origin)
+        known |= _content(split, split.parts)
+    chosen = tuple(sample for sample in dataset.samples if sample.sha256 not in known)
+    if not chosen:
+        raise BadInputError(
+            f"training or calibration saw all {len(dataset.samples)} images of {dataset.root}",
+            remedy="give images of your own that the model has not seen: --validate DIR",
+        )
+    left_out = len(dataset.samples) - len(chosen)
+    but = f" but {left_out} that the model has seen" if left_out else ""
+    return JudgingImages(samples=chosen, origin=f"all of {dataset.root}{but}")
+
+
+def images_as_asked(dataset: Dataset, split: Split, parts: Sequence[str]) -> tuple[Sample, ...]:
+    """Choose the images of the parts that a person named: what the figures then mean is theirs to say.
+
+    Raises:
+        UsageError: There is no such part.
+    """
+    unknown = sorted(set(parts) - set(split.parts))
+    if unknown:
+        raise UsageError(
+            f"there is no part {', '.join(unknown)}", remedy=f"choose of {', '.join(split.parts)}"
+        )
+    return _with_content(dataset.samples, _content(split, parts))
+
+
+def _moved(sample: Sample, paths: Mapping[str, str]) -> Sample:
+    path = paths[sample.sha256]
+    return Sample(path=path, label=sample.label, patient=sample.patient, sha256=sample.sha256)
+
+
+def _content(split: Split, parts: Collection[str]) -> frozenset[str]:
+    return frozenset(sample.sha256 for part in parts for sample in split.samples(part))
+
+
+def _with_content(samples: Sequence[Sample], content: Set[str]) -> tuple[Sample, ...]:
+    return tuple(sample for sample in samples if sample.sha256 in content)
