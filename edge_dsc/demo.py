@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from bench.plan import choose_plan
+from bench.plan import Plan, choose_plan
 from bench.report import Report, save_report
 from bench.statistics import summarise
-from calibration.table import CalibrationTable
+from calibration.table import DEFAULT_METHOD, CalibrationTable
 from edge_dsc.build.calibrate import CalibrationRequest, run_calibration
 from edge_dsc.build.engine import BuildRequest, BuiltEngine, build_engine, graph_in_precision
 from edge_dsc.build.export import export_run
@@ -50,7 +50,8 @@ class DemoPlan:
         per_class: Phantoms of each class; 63 % of three classes are to be the 128 images that a calibration needs.
         recipe: Training recipe.
         epochs: Instead of the recipe's.
-        seconds: Measured time of each engine.
+        method: How the ranges for INT8 are chosen.
+        latency: How long the engines are measured.
         seed: Seed of everything.
     """
 
@@ -58,7 +59,8 @@ class DemoPlan:
     per_class: int = 110
     recipe: str = "quick"
     epochs: int | None = None
-    seconds: float = 6.0
+    method: str = DEFAULT_METHOD
+    latency: Plan = choose_plan(seconds=6.0)  # noqa: RUF009  it is frozen
     seed: int = 0
 
     @property
@@ -278,8 +280,9 @@ def _make_network(architecture: str, plan: DemoPlan, progress: Progress, say: Sa
     trained = train(options, progress=step_progress(architecture, progress))
     say(f"3/8 $ edge-dsc export {run}")
     model = export_run(run).path
-    say(f"4/8 $ edge-dsc calibrate {run} --calib-data {plan.data}")
-    calibrated = run_calibration(CalibrationRequest(model=model, data=plan.data, seed=plan.seed), progress)
+    say(f"4/8 $ edge-dsc calibrate {run} --calib-data {plan.data} --calib-method {plan.method}")
+    request = CalibrationRequest(model=model, data=plan.data, method=plan.method, seed=plan.seed)
+    calibrated = run_calibration(request, progress)
     say(f"5/8 $ edge-dsc build-engine {run} --fp32|--fp16|--int8 --backend ...")
     engines, notes = _build_engines(model, calibrated.path)
     return _Network(
@@ -348,8 +351,8 @@ def _measure_accuracy(engine: BuiltEngine, network: _Network, plan: DemoPlan) ->
 
 def _measure_latency(engines: Sequence[Path], plan: DemoPlan, progress: Progress, say: Say) -> Report:
     names = " ".join(engine.name for engine in engines)
-    say(f"8/8 $ edge-dsc bench {names} --duration {plan.seconds:g}")
-    report = measure_engines(engines, choose_plan(seconds=plan.seconds, seed=plan.seed), progress=progress)
+    say(f"8/8 $ edge-dsc bench {names} --duration {plan.latency.seconds:g}")
+    report = measure_engines(engines, replace(plan.latency, seed=plan.seed), progress=progress)
     save_report(plan.out / "report.json", report)
     return report
 
