@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
@@ -11,6 +11,9 @@ from edge_dsc.cli.app import INTERRUPTED
 from edge_dsc.cli.console import give, give_json, progress_bar, say
 from edge_dsc.cli.options import Json, Out, Seed
 from engines.errors import UsageError
+
+if TYPE_CHECKING:
+    from bench.report import Report
 
 Html = Annotated[
     Optional[Path], typer.Option("--html", help="Write a page with plots too.", show_default=False)
@@ -78,7 +81,6 @@ def bench(
     json: Json = False,
 ) -> None:
     """The engines take turns in short blocks, so that drift hits all alike; the report keeps every sample."""
-    from bench.compare import require_stable
     from bench.plan import choose_plan
     from bench.report import KIND, compact_report, save_report
     from bench.tables import render_report
@@ -132,6 +134,13 @@ def bench(
 
         save_page(html, "Latency report", report_sections(report, accuracies=accuracies))
         say(f"page: {html}")
+    _end_with(report)
+
+
+def _end_with(report: Report) -> None:
+    """Choose the exit code of a measurement whose report is written and printed."""
+    from bench.compare import require_stable
+
     if report.failed:
         count = sum(subject.control_of is None for subject in report.subjects)
         failed = sum(subject.control_of is None for subject in report.failed)

@@ -12,9 +12,7 @@ from typing import Any
 import pytest
 
 from bench.statistics import Verdict
-from edge_dsc import __version__
-from edge_dsc.cli import COMMANDS, main
-from edge_dsc.cli.making import Arch, Backend, CalibMethod, PrecisionName, RecipeName
+from edge_dsc.cli.making import Arch, Backend, CalibMethod, Int8Backend, PrecisionName, RecipeName
 from engines.errors import UsageError
 
 
@@ -27,30 +25,10 @@ def test_choices_are_those_of_the_library() -> None:
 
     assert [choice.value for choice in PrecisionName] == [precision.value for precision in Precision]
     assert [choice.value for choice in Backend] == ["auto", *RUNTIME_NAMES]
+    assert [choice.value for choice in Int8Backend] == list(RUNTIME_NAMES)
     assert [choice.value for choice in CalibMethod] == list(METHODS)
     assert [choice.value for choice in Arch] == list(ARCHITECTURES)
     assert [choice.value for choice in RecipeName] == list(RECIPES)
-
-
-def test_version(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.argv", ["edge-dsc", "--version"])
-    with pytest.raises(SystemExit):
-        main()
-    assert capsys.readouterr().out == f"edge-dsc {__version__}\n"
-
-
-@pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_and_option_has_help(name: str) -> None:
-    import typer.main
-
-    from edge_dsc.cli.app import app
-
-    command = typer.main.get_command(app).commands[name]  # type: ignore[attr-defined]
-    assert command.help
-    for parameter in command.params:
-        assert parameter.help, f"{name} {parameter.name}"
-    assert name in ("infer", "demo", "doctor", "inspect") or any(p.name == "out" for p in command.params)
-    assert any(parameter.name == "json" for parameter in command.params)
 
 
 def test_calibrate(edge_dsc: Any, run: Path, textures: Path) -> None:
