@@ -28,9 +28,7 @@ def broken_opencv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     "error",
     ["ImportError('numpy.core.multiarray failed to import')", "AttributeError('_ARRAY_API not found')"],
 )
-def test_opencv_built_for_numpy_1(
-    broken_opencv: Path, error: str, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_opencv_built_for_numpy_1(broken_opencv: Path, error: str, capfd: pytest.CaptureFixture[str]) -> None:
     broken_opencv.write_text(NUMPY_1.format(error=error))
     found = examine()
     assert found.opencv == "it was built for NumPy 1, but NumPy 2 is installed (pip install 'numpy<2')"
@@ -41,7 +39,9 @@ def test_opencv_built_for_numpy_1(
 def test_opencv_that_does_not_import(broken_opencv: Path) -> None:
     broken_opencv.write_text("raise ImportError('libGL.so.1: cannot open\\nshared object file')")
     found = examine().opencv
-    assert found.startswith("cannot import cv2: libGL.so.1: cannot open shared object file (pip install opencv-")
+    assert found.startswith(
+        "cannot import cv2: libGL.so.1: cannot open shared object file (pip install opencv-"
+    )
     broken_opencv.write_text("raise SystemError('initialization failed')")
     assert examine().opencv == "SystemError: initialization failed"
 

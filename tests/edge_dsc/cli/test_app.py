@@ -138,7 +138,11 @@ def test_it_shows_the_script_for_the_shell(edge_dsc: Any, monkeypatch: pytest.Mo
 
 def test_python_m_runs_it() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "edge_dsc", "--version"], capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-m", "edge_dsc", "--version"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
     )
     assert done.stdout == f"edge-dsc {__version__}\n"
 
@@ -152,8 +156,16 @@ def fail(error: BaseException) -> None:
     [
         (ArtefactError("it is stale", remedy="build it"), 4, "error: it is stale (build it)"),
         (KeyboardInterrupt(), 130, "interrupted: files are whole, the old one or the new one"),
-        (ModuleNotFoundError("No module named 'tf2onnx'"), 3, "error: cannot import tf2onnx: No module named"),
-        (ZeroDivisionError("a\nb"), 1, "error: unexpected ZeroDivisionError: a b (EDGE_DSC_DEBUG=1 shows where)"),
+        (
+            ModuleNotFoundError("No module named 'tf2onnx'"),
+            3,
+            "error: cannot import tf2onnx: No module named",
+        ),
+        (
+            ZeroDivisionError("a\nb"),
+            1,
+            "error: unexpected ZeroDivisionError: a b (EDGE_DSC_DEBUG=1 shows where)",
+        ),
     ],
 )
 def test_every_way_to_fail_is_one_line(

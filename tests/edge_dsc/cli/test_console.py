@@ -23,7 +23,9 @@ class Recorded(msgspec.Struct, frozen=True):
     images: int
 
 
-@pytest.mark.parametrize("body", [Made(Path("a/b"), 3), Recorded(Path("a/b"), 3), {"path": "a/b", "images": 3}])
+@pytest.mark.parametrize(
+    "body", [Made(Path("a/b"), 3), Recorded(Path("a/b"), 3), {"path": "a/b", "images": 3}]
+)
 def test_any_record_is_printed_as_one_object(body: object, capsys: pytest.CaptureFixture[str]) -> None:
     give_json("edge-dsc/test", body, schema_version=2)
     said = capsys.readouterr()
@@ -41,9 +43,7 @@ def test_numbers_that_json_has_no_word_for_are_refused() -> None:
         give_json("edge-dsc/test", {"accuracy": float("nan")})
 
 
-def test_progress_in_a_log_file(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_progress_in_a_log_file(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = iter([0.0, 5.0, 10.0, 11.0, 25.0, 25.0])
     monkeypatch.setattr("time.monotonic", lambda: next(seconds))
     with progress_bar() as progress:
