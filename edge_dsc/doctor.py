@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import platform
-from dataclasses import asdict
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
 
 from edge_dsc import __version__
 from engines.errors import EdgeDscError
 from engines.packages import installed_version, load
-from engines.runtimes import RUNTIME_NAMES, get_runtime
+from engines.runtimes import RUNTIME_NAMES, Availability, get_runtime
 from engines.text_table import align_rows
 
 # Distribution names by import name; several distributions give the same import.
@@ -27,53 +30,98 @@ _PACKAGES = {
     "tensorrt_rtx": ("tensorrt-rtx",),
     "pycuda": ("pycuda",),
 }
+_Found = TypeVar("_Found")
 
 
-def examine() -> dict[str, Any]:
-    """Look at this installation and this machine; never raises, imports little more than OpenCV.
+@dataclass(frozen=True, kw_only=True)
+class Examination:
+    """This installation and this machine.
 
-    Returns:
-        JSON-ready: ``edge_dsc``, ``python``, ``machine``, ``packages`` (version, or None where missing),
-        ``opencv`` (GStreamer or why it does not import), ``runtimes`` (version, no_build, no_run).
+    Attributes:
+        edge_dsc: Version of edge-dsc.
+        python: Version of Python.
+        machine: Operating system and processor architecture.
+        packages: Version by import name; None where a package is missing or broken.
+        opencv: OpenCV's version and whether it has GStreamer, or why it does not import. One line.
+        runtimes: What each runtime can do here.
     """
-    return {
-        "edge_dsc": __version__,
-        "python": platform.python_version(),
-        "machine": f"{platform.system()} {platform.machine()}",
-        "packages": {
-            name: installed_version(name, *distributions) for name, distributions in _PACKAGES.items()
-        },
-        "opencv": _opencv(),
-        "runtimes": {name: asdict(get_runtime(name).availability()) for name in RUNTIME_NAMES},
-    }
+
+    edge_dsc: str
+    python: str
+    machine: str
+    packages: dict[str, str | None]
+    opencv: str
+    runtimes: dict[str, Availability]
 
 
-def format_examination(found: dict[str, Any]) -> str:
+def examine() -> Examination:
+    """Look at this installation and this machine; never raises, imports little more than OpenCV."""
+    # First: NumPy explains a failed import of OpenCV only once.
+    opencv = _attempt(_describe_opencv)
+    return Examination(
+        edge_dsc=__version__,
+        python=platform.python_version(),
+        machine=f"{platform.system()} {platform.machine()}",
+        packages={name: _version(name, distributions) for name, distributions in _PACKAGES.items()},
+        opencv=str(opencv),
+        runtimes={name: _availability(name) for name in RUNTIME_NAMES},
+    )
+
+
+def format_examination(found: Examination) -> str:
     """Return the examination as text."""
-    packages = [[name, version or "missing"] for name, version in found["packages"].items()]
+    packages = [[name, version or "missing"] for name, version in found.packages.items()]
     runtimes = [
-        [name, r["version"] or "missing", r["no_build"] or "yes", r["no_run"] or "yes"]
-        for name, r in found["runtimes"].items()
+        [name, can.version or "missing", can.no_build or "yes", can.no_run or "yes"]
+        for name, can in found.runtimes.items()
     ]
     return "\n".join(
         [
-            f"edge-dsc {found['edge_dsc']}, Python {found['python']}, {found['machine']}",
+            f"edge-dsc {found.edge_dsc}, Python {found.python}, {found.machine}",
             "",
             align_rows(["package", "version"], packages, numeric=False),
             "",
-            f"OpenCV: {found['opencv']}",
+            f"OpenCV: {found.opencv}",
             "",
             align_rows(["runtime", "version", "builds here", "runs here"], runtimes, numeric=False),
         ]
     )
 
 
-def _opencv() -> str:
-    try:
-        cv2 = load("cv2")
-    except EdgeDscError as error:
-        return str(error)
+def _version(name: str, distributions: tuple[str, ...]) -> str | None:
+    found = _attempt(lambda: installed_version(name, *distributions))
+    return None if isinstance(found, _Failure) else found
+
+
+def _availability(name: str) -> Availability:
+    found = _attempt(lambda: get_runtime(name).availability())
+    if isinstance(found, _Failure):
+        return Availability(version=None, no_build=str(found), no_run=str(found))
+    return found
+
+
+def _describe_opencv() -> str:
+    cv2 = load("cv2")
     line = next((line for line in cv2.getBuildInformation().splitlines() if "GStreamer:" in line), "")
     has = line.partition(":")[2].strip().startswith("YES")
     without = "no GStreamer: CSI cameras need JetPack's own OpenCV"
     return f"{cv2.__version__}, " + ("with GStreamer" if has else without)
+
+
+class _Failure(str):
+    """Why something could not be looked at, in one line."""
+
+    __slots__ = ()
+
+
+def _attempt(look: Callable[[], _Found]) -> _Found | _Failure:
+    """Return what ``look`` returns, or its failure; whatever a package prints on the way is not shown."""
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(printed):
+            return look()
+    except Exception as error:  # noqa: BLE001 - a broken package may raise anything while it is imported
+        text = " ".join(str(error).split())[:300]
+        if "compiled using NumPy 1.x" in printed.getvalue():
+            return _Failure("it was built for NumPy 1, but NumPy 2 is installed (pip install 'numpy<2')")
+        return _Failure(text if isinstance(error, EdgeDscError) else f"{type(error).__name__}: {text}")

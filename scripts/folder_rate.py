@@ -43,7 +43,9 @@ def main() -> None:
 
     def naive() -> None:
         for path in paths:
-            pixels = cv2.resize(cv2.imread(str(path)), (224, 224), interpolation=cv2.INTER_AREA)
+            pixels = cv2.imread(str(path))
+            assert pixels is not None, path
+            pixels = cv2.resize(pixels, (224, 224), interpolation=cv2.INTER_AREA)
             grey = cv2.cvtColor(pixels, cv2.COLOR_BGR2GRAY)
             session.run(None, {name: grey[None, :, :, None]})
 

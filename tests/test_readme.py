@@ -1,4 +1,4 @@
-"""The README names only what exists: every command line in it is one that the program takes."""
+"""The README and the pages under docs name only what exists: the program takes every command line in them."""
 
 from __future__ import annotations
 
@@ -10,31 +10,49 @@ import pytest
 import typer.main
 
 from edge_dsc.cli import COMMANDS
-from edge_dsc.cli.app import app
+from edge_dsc.cli.app import CommandGroup, app
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
-LINES = sorted(
-    {
-        match.group(1).removesuffix("\\")
-        for line in README.splitlines()
-        if (match := re.match(r"(?: *\$ |~/edge/bin/|.*&& \.venv/bin/)(edge-dsc .*)", line))
-    }
-)
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+_COMMAND = re.compile(r"^(?: *\$ |~/edge/bin/|.*&& \.venv/bin/)edge-dsc +(.*)", re.MULTILINE)
 
 
-def test_it_has_commands() -> None:
-    assert {shlex.split(line)[1] for line in LINES} == set(COMMANDS)
+def command_lines(page: Path) -> set[str]:
+    return set(_COMMAND.findall(page.read_text().replace("\\\n", " ")))
+
+
+LINES = sorted(set().union(*map(command_lines, PAGES)))
+
+
+def test_the_readme_shows_every_command() -> None:
+    assert {shlex.split(line)[0] for line in command_lines(ROOT / "README.md")} == set(COMMANDS)
 
 
 @pytest.mark.parametrize("line", LINES)
 def test_a_command_line_is_taken(line: str) -> None:
-    name, *words = shlex.split(line.removesuffix(" ..."), comments=True)[1:]
-    command = typer.main.get_command(app).commands[name]  # type: ignore[attr-defined]
-    known = {option for parameter in command.params for option in parameter.opts}
-    for word in words:
-        if word.startswith("--"):
-            assert word.partition("=")[0] in known, f"{name} has no {word}"
+    """Arguments, options and their values; without running it."""
+    name, *words = shlex.split(line.removesuffix(" ..."), comments=True)
+    group = typer.main.get_command(app)
+    assert isinstance(group, CommandGroup)
+    group.load_command(name).make_context(name, words)
+
+
+@pytest.mark.xfail(strict=False, reason="until every page is there")
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_link_leads_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):
+        if "://" not in target:
+            file, _, heading = target.partition("#")
+            there = page.parent / file if file else page
+            assert there.exists(), target
+            assert not heading or heading in headings(there), target
+
+
+def headings(page: Path) -> set[str]:
+    """The names that GitHub gives to a page's headings."""
+    titles = re.findall(r"^#+ (.*)", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
 def test_the_test_command_is_what_ci_runs() -> None:

@@ -1,28 +1,31 @@
-"""The typer application: every command of the table, with its errors reported in one place."""
+"""The typer application: commands loaded when they are asked for, and every error reported in one place."""
 
 from __future__ import annotations
 
 import functools
 import importlib
+import inspect
 import os
 import sys
-from collections.abc import Callable
-from typing import TypeVar, cast
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, TypeVar, cast
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
+from edge_dsc import __version__
 from edge_dsc.cli import COMMANDS, DESCRIPTION
-from edge_dsc.cli.console import say
+from edge_dsc.cli.console import give, say
 from engines.errors import EdgeDscError
 from engines.packages import import_problem
 
 INTERRUPTED = 130  # as a shell reports a command that Ctrl-C ended
 CLOSED_PIPE = 141  # likewise for one whose reader went away
 
-Command = TypeVar("Command", bound=Callable[..., None])
+Function = TypeVar("Function", bound=Callable[..., None])
 
 
-def reported(command: Command) -> Command:
+def reported(command: Function) -> Function:
     """Wrap a command so that every way to fail ends in one line and the right exit code.
 
     ``EDGE_DSC_DEBUG=1`` in the environment shows the traceback instead.
@@ -50,12 +53,11 @@ def reported(command: Command) -> Command:
             raise
         except Exception as error:  # noqa: BLE001 - the last line of defence of a command-line program
             _debug()
-            say(
-                f"error: unexpected {type(error).__name__}: {_one_line(error)} (EDGE_DSC_DEBUG=1 shows where)"
-            )
+            kind = type(error).__name__
+            say(f"error: unexpected {kind}: {_one_line(error)} (EDGE_DSC_DEBUG=1 shows where)")
             raise typer.Exit(1) from None
 
-    return cast(Command, wrapper)
+    return cast(Function, wrapper)
 
 
 def _debug() -> None:
@@ -63,20 +65,94 @@ def _debug() -> None:
         raise  # the error that the caller is handling
 
 
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:500]
+def _one_line(text: object) -> str:
+    return " ".join(str(text).split())[:500]
 
 
-app = typer.Typer(
+class CommandGroup(TyperGroup):
+    """The commands of the table, each loaded when it runs or shows its help.
+
+    Typer holds a stand-in with the summary for each, from which it lists, completes and suggests.
+    """
+
+    # Typer has no public name for the type of a context here; it is typer.Context.
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, TyperCommand | None, list[str]]:
+        """Replace the stand-in that typer found by the command itself."""
+        name, found, rest = super().resolve_command(ctx, args)
+        return name, self.load_command(name) if found and name else None, rest
+
+    def load_command(self, name: str) -> TyperCommand:
+        """Import a command's module and return the command, with its options and its whole help."""
+        module, _, function_name = COMMANDS[name].function.partition(":")
+        function = getattr(importlib.import_module(f"edge_dsc.cli.{module}"), function_name)
+        help_text = f"{COMMANDS[name].summary}\n\n{inspect.cleandoc(function.__doc__)}"
+        alone = _typer()
+        alone.command(name, help=help_text)(reported(function))
+        command = typer.main.get_command(alone)
+        assert isinstance(command, TyperCommand)
+        command.params += [parameter for parameter in self.params if parameter.name == "version"]
+        return command
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """Run as any group of typer does, but give a usage error the one line that every other error has."""
+        try:
+            result = super().main(args, prog_name, complete_var, False, windows_expand_args, **extra)
+        except typer.TyperException as error:
+            if not standalone_mode:
+                raise
+            context = getattr(error, "ctx", None)
+            where = context.command_path if context else "edge-dsc"
+            say(f"error: {_one_line(error.format_message()).rstrip('.')} (see {where} --help)")
+            sys.exit(error.exit_code)
+        if not standalone_mode:
+            return result
+        sys.exit(result or 0)
+
+
+def _typer(**options: Any) -> typer.Typer:
+    # Help without rich: importing it takes longer than all the rest of --help.
+    return typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, **options)
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        give(f"edge-dsc {__version__}")
+        raise typer.Exit
+
+
+def _start(
+    context: typer.Context,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            help="Show the version and exit.",
+            callback=_show_version,
+            is_eager=True,
+            expose_value=False,
+        ),
+    ] = False,
+) -> None:
+    if context.invoked_subcommand is None:
+        give(context.get_help())
+        raise typer.Exit(2)
+
+
+app = _typer(
     name="edge-dsc",
+    cls=CommandGroup,
+    callback=_start,
     help=DESCRIPTION,
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["--help", "-h"]},
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["--help", "-h"], "max_content_width": 100},
 )
-
 for _name, _command in COMMANDS.items():
-    _module = importlib.import_module(f"edge_dsc.cli.{_command.module}")
-    app.command(_name)(reported(getattr(_module, _command.function)))
+    app.command(_name, short_help=_command.summary)(lambda: None)

@@ -7,13 +7,10 @@ import json
 import sys
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import msgspec
-
-from engines.runtimes import Progress
-
-RESEARCH_ONLY = "For research and engineering only: not a medical device."
+if TYPE_CHECKING:
+    from engines.runtimes import Progress
 
 
 def say(text: str) -> None:
@@ -26,8 +23,16 @@ def give(text: str) -> None:
     print(text, flush=True)  # noqa: T201
 
 
-def give_json(kind: str, body: Any, *, schema_version: int = 1) -> None:
-    """Print the one JSON object of a ``--json`` run: its kind, its schema version, then ``body``."""
+def give_json(kind: str, body: object, *, schema_version: int = 1) -> None:
+    """Print the one JSON object of a ``--json`` run.
+
+    Args:
+        kind: Its first field.
+        body: The others: a mapping, a dataclass or a ``msgspec.Struct``; a path in it becomes its text.
+        schema_version: Its second field.
+    """
+    import msgspec  # here, for the list of commands does not need it
+
     values = msgspec.to_builtins(body, enc_hook=str)
     give(json.dumps({"kind": kind, "schema_version": schema_version, **values}, indent=1, allow_nan=False))
 

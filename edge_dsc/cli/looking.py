@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from edge_dsc.cli.console import give, give_json, progress_bar, say
 from edge_dsc.cli.options import Json, Seed
 
 
@@ -16,8 +17,7 @@ def inspect(
     ],
     json: Json = False,
 ) -> None:
-    """Say what a file is and what it says of itself, after checking it."""
-    from edge_dsc.cli.console import give, give_json
+    """A damaged or renamed file is refused; of a sound one everything that it records is shown."""
     from edge_dsc.inspection import format_inspection, inspect_path
 
     found = inspect_path(path)
@@ -28,8 +28,7 @@ def inspect(
 
 
 def doctor(json: Json = False) -> None:
-    """Say what is installed and which runtimes work on this machine."""
-    from edge_dsc.cli.console import give, give_json
+    """Where a runtime does not work, the reason is given."""
     from edge_dsc.doctor import examine, format_examination
 
     found = examine()
@@ -46,8 +45,7 @@ def demo(
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
-    """Walk the whole line on procedural chest phantoms: train, export, calibrate, build, classify, measure."""
-    from edge_dsc.cli.console import give, give_json, progress_bar, say
+    """Train, export, calibrate, build, classify and measure, for both networks, without any real X-ray."""
     from edge_dsc.demo import DemoPlan, run_demo
 
     with progress_bar() as progress:

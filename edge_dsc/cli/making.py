@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import enum
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
 from edge_dsc.cli.app import INTERRUPTED
+from edge_dsc.cli.console import give, give_json, progress_bar, say
 from edge_dsc.cli.options import Json, Out, Seed, model_of
+from engines.errors import UsageError
+
+if TYPE_CHECKING:
+    from edge_dsc.build.qat import QatOptions
+    from edge_dsc.training import TrainOptions
 
 
 class Arch(str, enum.Enum):
@@ -25,6 +31,53 @@ class RecipeName(str, enum.Enum):
     DEFAULT = "default"
     QUICK = "quick"
     PAPER = "paper"
+
+
+class CalibMethod(str, enum.Enum):
+    """How ranges are chosen; the names of calibration.table.METHODS."""
+
+    MSE = "mse"
+    ENTROPY = "entropy"
+    MINMAX = "minmax"
+    PERCENTILE = "percentile"
+
+
+class PrecisionName(str, enum.Enum):
+    """The values of engines.record.Precision."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+    INT8 = "int8"
+    MIXED = "mixed"
+
+
+class Backend(str, enum.Enum):
+    """The runtimes' table and ``auto``."""
+
+    AUTO = "auto"
+    ONNXRUNTIME = "onnxruntime"
+    TENSORRT = "tensorrt"
+    TENSORRT_RTX = "tensorrt-rtx"
+
+
+class Int8Backend(str, enum.Enum):
+    """The runtimes that run INT8 graphs."""
+
+    ONNXRUNTIME = "onnxruntime"
+    TENSORRT = "tensorrt"
+    TENSORRT_RTX = "tensorrt-rtx"
+
+
+DEFAULT_RUN = Path("runs/dsc")
+Model = Annotated[Path, typer.Argument(help="A run folder that train wrote, or an ONNX model of export.")]
+CalibData = Annotated[
+    Optional[Path],
+    typer.Option("--calib-data", help="Folder of real X-rays, DIR/class/file.", show_default=False),
+]
+CalibImages = Annotated[
+    int, typer.Option("--calib-images", min=1, help="Images to draw, stratified by class.")
+]
+Method = Annotated[CalibMethod, typer.Option("--calib-method", help="How the ranges are chosen.")]
 
 
 def train(
@@ -57,30 +110,48 @@ def train(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Train a network on a folder of X-rays and measure it on the images held back."""
-    if qat is not None:
-        _fine_tune(
-            data, qat, epochs=epochs, seed=seed, resume=resume, overwrite=overwrite, out=out, json=json
+    """The network is then measured on the images held back from training."""
+    if qat is None:
+        from edge_dsc.training import TrainOptions
+
+        options = TrainOptions(
+            data=data,
+            out=out or Path("runs") / arch.value,
+            architecture=arch.value,
+            recipe=recipe.value,
+            epochs=epochs,
+            seed=seed,
+            resume=resume,
+            overwrite=overwrite,
         )
+        _train(options, json=json)
         return
-    from edge_dsc.cli.console import give, give_json, progress_bar, say
+    from edge_dsc.build.qat import EPOCHS, QatOptions
+
+    if resume:
+        raise UsageError(
+            "--resume has no use with --qat", remedy="a fine-tuning run takes minutes: start it again"
+        )
+    fine_tuning = QatOptions(
+        data=data,
+        run=qat,
+        out=out or qat.with_name(f"{qat.name}-qat"),
+        epochs=epochs or EPOCHS,
+        seed=seed,
+        overwrite=overwrite,
+    )
+    _fine_tune(fine_tuning, json=json)
+
+
+def _train(options: TrainOptions, *, json: bool) -> None:
     from edge_dsc.evaluate.evaluation import format_metrics
-    from edge_dsc.training import TrainOptions
     from edge_dsc.training import train as run_training
     from edge_dsc.training.train import step_progress
 
-    options = TrainOptions(
-        data=data,
-        out=out or Path("runs") / arch.value,
-        architecture=arch.value,
-        recipe=recipe.value,
-        epochs=epochs,
-        seed=seed,
-        resume=resume,
-        overwrite=overwrite,
-    )
     with progress_bar() as progress:
-        result = run_training(options, progress=step_progress(arch.value, progress), reading=progress)
+        result = run_training(
+            options, progress=step_progress(options.architecture, progress), reading=progress
+        )
     for path, reason in result.record.skipped:
         say(f"skipped {path}: {reason}")
     if result.record.skipped:
@@ -100,37 +171,13 @@ def train(
         raise typer.Exit(INTERRUPTED)
 
 
-def _fine_tune(
-    data: Path,
-    run: Path,
-    *,
-    epochs: Optional[int],
-    seed: int,
-    resume: bool,
-    overwrite: bool,
-    out: Optional[Path],
-    json: bool,
-) -> None:
-    from edge_dsc.build.qat import EPOCHS, QatOptions, fine_tune
-    from edge_dsc.cli.console import give, give_json, progress_bar, say
+def _fine_tune(options: QatOptions, *, json: bool) -> None:
+    from edge_dsc.build.qat import fine_tune
     from edge_dsc.evaluate.evaluation import format_metrics
     from edge_dsc.training.train import step_progress
-    from engines.errors import UsageError
 
-    if resume:
-        raise UsageError(
-            "--resume has no use with --qat", remedy="a fine-tuning run takes minutes: begin anew"
-        )
-    options = QatOptions(
-        data=data,
-        run=run,
-        out=out or run.with_name(f"{run.name}-qat"),
-        epochs=epochs or EPOCHS,
-        seed=seed,
-        overwrite=overwrite,
-    )
     with progress_bar() as progress:
-        result = fine_tune(options, progress=step_progress(run.name, progress), reading=progress)
+        result = fine_tune(options, progress=step_progress(options.run.name, progress), reading=progress)
     trained = result.trained
     for note in trained.notes:
         say(note)
@@ -141,51 +188,10 @@ def _fine_tune(
     else:
         give(f"{trained.run}: evaluation and test images together, in INT8 as it was trained")
         give(format_metrics(trained.metrics["held_out"]))
-        say(f"next: edge-dsc build-engine {trained.run} --int8 --validate {data}")
+        say(f"next: edge-dsc build-engine {trained.run} --int8 --validate {options.data}")
     if trained.record.interrupted:
         say(f"interrupted: kept the best weights so far, of epoch {trained.record.best_epoch}")
         raise typer.Exit(INTERRUPTED)
-
-
-DEFAULT_RUN = Path("runs/dsc")
-
-
-class CalibMethod(str, enum.Enum):
-    """How ranges are chosen; the names of calibration.table.METHODS."""
-
-    MSE = "mse"
-    ENTROPY = "entropy"
-    MINMAX = "minmax"
-    PERCENTILE = "percentile"
-
-
-class PrecisionName(str, enum.Enum):
-    """The values of engines.record.Precision."""
-
-    FP32 = "fp32"
-    FP16 = "fp16"
-    INT8 = "int8"
-    MIXED = "mixed"
-
-
-class Backend(str, enum.Enum):
-    """The runtimes' table and ``auto``."""
-
-    AUTO = "auto"
-    ONNXRUNTIME = "onnxruntime"
-    TENSORRT = "tensorrt"
-    TENSORRT_RTX = "tensorrt-rtx"
-
-
-Model = Annotated[Path, typer.Argument(help="A run folder that train wrote, or an ONNX model of export.")]
-CalibData = Annotated[
-    Optional[Path],
-    typer.Option("--calib-data", help="Folder of real X-rays, DIR/class/file.", show_default=False),
-]
-CalibImages = Annotated[
-    int, typer.Option("--calib-images", min=1, help="Images to draw, stratified by class.")
-]
-Method = Annotated[CalibMethod, typer.Option("--calib-method", help="How the ranges are chosen.")]
 
 
 def export(
@@ -199,9 +205,8 @@ def export(
     out: Out = None,
     json: Json = False,
 ) -> None:
-    """Export a trained network as ONNX in its deployed form, and prove it equal to Keras."""
+    """The ONNX model takes grey uint8 images; its answers and those of Keras are compared on real images."""
     from edge_dsc.build.export import export_run
-    from edge_dsc.cli.console import give, give_json, progress_bar
 
     with progress_bar() as progress:
         result = export_run(run, out=out, data=data, progress=progress)
@@ -229,7 +234,7 @@ def calibrate(
     out: Out = None,
     json: Json = False,
 ) -> None:
-    """Find the activation ranges for INT8 over real images."""
+    """They are written to calibration.json beside the model, with the hashes of the images."""
     from edge_dsc.build.calibrate import CalibrationRequest, run_calibration
     from edge_dsc.cli.console import give, give_json, progress_bar
     from edge_dsc.inspection import describe_table
@@ -318,7 +323,7 @@ def build_engine(
     out: Out = None,
     json: Json = False,
 ) -> None:
-    """Build an engine in FP32, FP16, INT8 or mixed and write the record that proves what it is."""
+    """A record is written beside the engine: what it was built from, and the precision that each layer really has."""
     from edge_dsc.build.calibrate import CALIBRATION_NAME, CalibrationRequest, run_calibration
     from edge_dsc.build.engine import BuildRequest
     from edge_dsc.build.engine import build_engine as build
@@ -373,14 +378,6 @@ def build_engine(
         give(f"{built.path}\n{format_record(built.record)}")
 
 
-class Int8Backend(str, enum.Enum):
-    """The runtimes that run INT8 graphs."""
-
-    ONNXRUNTIME = "onnxruntime"
-    TENSORRT = "tensorrt"
-    TENSORRT_RTX = "tensorrt-rtx"
-
-
 def debug(
     target: Annotated[
         Path, typer.Argument(help="An engine, an ONNX model or a run folder.", show_default=False)
@@ -402,7 +399,7 @@ def debug(
     out: Out = None,
     json: Json = False,
 ) -> None:
-    """Measure what INT8 does in each layer alone: at its output, at the logits, in decisions, in time."""
+    """Each layer alone in INT8: the error at its output and at the logits, the decisions that change, the time."""
     from edge_dsc.build.debug import DebugRequest, format_debugged
     from edge_dsc.build.debug import debug as examine
     from edge_dsc.cli.console import give, give_json, progress_bar

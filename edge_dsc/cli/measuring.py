@@ -1,14 +1,19 @@
-"""Commands that measure and compare latency: bench, compare."""
+"""Commands that measure and compare latency: bench, compare, import-times."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
 from edge_dsc.cli.app import INTERRUPTED
+from edge_dsc.cli.console import give, give_json, progress_bar, say
 from edge_dsc.cli.options import Json, Out, Seed
+from engines.errors import UsageError
+
+if TYPE_CHECKING:
+    from bench.report import Report
 
 Html = Annotated[
     Optional[Path], typer.Option("--html", help="Write a page with plots too.", show_default=False)
@@ -75,15 +80,12 @@ def bench(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Measure engines against each other, interleaved, and write a report with every sample."""
-    from bench.compare import require_stable
+    """The engines take turns in short blocks, so that drift hits all alike; the report keeps every sample."""
     from bench.plan import choose_plan
     from bench.report import KIND, compact_report, save_report
     from bench.tables import render_report
-    from edge_dsc.cli.console import give, give_json, progress_bar, say
     from edge_dsc.evaluate.evaluation import read_accuracies
     from edge_dsc.latency.subjects import FOLDER, OFFLINE, BenchOptions, default_report_path, measure_engines
-    from engines.errors import UsageError
     from engines.files import require_writable
 
     if sum(given is not None for given in (fps, folder, offline)) > 1:
@@ -132,6 +134,13 @@ def bench(
 
         save_page(html, "Latency report", report_sections(report, accuracies=accuracies))
         say(f"page: {html}")
+    _end_with(report)
+
+
+def _end_with(report: Report) -> None:
+    """Choose the exit code of a measurement whose report is written and printed."""
+    from bench.compare import require_stable
+
     if report.failed:
         count = sum(subject.control_of is None for subject in report.subjects)
         failed = sum(subject.control_of is None for subject in report.failed)
@@ -174,12 +183,10 @@ def compare(
     html: Html = None,
     json: Json = False,
 ) -> None:
-    """Compare the engines of one latency report, two reports, or many; refuse what is not comparable."""
+    """The engines of one report, a baseline and a candidate, or many devices; what cannot be compared is refused."""
     from bench.compare import Comparison, require_fit_controls, require_no_regression
     from bench.tables import render_comparison
-    from edge_dsc.cli.console import give, give_json
     from edge_dsc.latency.comparing import compare_files, comparison_to_dict
-    from engines.errors import UsageError
     from engines.files import write_text
 
     if fail_if_slower is not None and len(reports) > 2:
@@ -219,11 +226,10 @@ def import_times(
     out: Out = None,
     json: Json = False,
 ) -> None:
-    """Turn the times that trtexec exported into a latency report, for compare."""
+    """The report can then be compared with others by ``compare``."""
     from bench.report import KIND, compact_report, save_report
     from bench.tables import render_report
     from bench.trtexec import import_trtexec
-    from edge_dsc.cli.console import give, give_json, say
 
     path = out or times.with_name(f"{times.stem}.report.json")
     report = compact_report(import_trtexec(times, name=name, batch=batch, this_machine=this_machine))

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 from engines.errors import UsageError
-from engines.record import BatchRange, Precision
 
 if TYPE_CHECKING:
     from edge_dsc.build.gate import GateOptions
-
+    from engines.record import BatchRange, Precision
 
 Json = Annotated[
     bool, typer.Option("--json", help="Print one versioned JSON object; everything else to stderr.")
@@ -42,6 +41,8 @@ def parse_batch(text: str) -> BatchRange:
     Raises:
         UsageError: Anything else.
     """
+    from engines.record import BatchRange
+
     remedy = "write N or MIN:OPT:MAX, such as --batch 1:8:32"
     try:
         sizes = [int(part) for part in text.split(":")]
@@ -59,6 +60,8 @@ def parse_precision(*, precision: str | None, fp32: bool, fp16: bool, int8: bool
     Raises:
         UsageError: More than one.
     """
+    from engines.record import Precision
+
     asked = [
         p for p, flag in ((Precision.FP32, fp32), (Precision.FP16, fp16), (Precision.INT8, int8)) if flag
     ]

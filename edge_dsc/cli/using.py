@@ -7,6 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 
+from edge_dsc.cli.console import give, give_json, progress_bar, say
 from edge_dsc.cli.options import Engine, Json, Out, Threads
 
 
@@ -82,12 +83,11 @@ def infer(
     threads: Threads = None,
     json: Json = False,
 ) -> None:
-    """Classify pictures: the top class and all probabilities, one row an image or frame.
+    """One row per image or frame: the top class and all probabilities.
 
-    Ctrl-C and SIGTERM finish the picture at hand, keep every row and print the summary. Of a camera or stream the
+    Ctrl-C and SIGTERM finish the current picture, keep every row and print the summary. Of a camera or stream the
     newest frame is taken each time the engine is free; the others are counted as dropped.
     """
-    from edge_dsc.cli.console import give_json, progress_bar, say
     from edge_dsc.infer.inference import InferRequest, infer_source
     from edge_dsc.infer.sinks import Outputs
     from engines.images import usable_processors
@@ -127,8 +127,7 @@ def evaluate(
     out: Out = None,
     json: Json = False,
 ) -> None:
-    """Measure how right an engine is on labelled images, and whether it agrees with another."""
-    from edge_dsc.cli.console import give, give_json, progress_bar, say
+    """Accuracy, recall and F1 on labelled images; with --reference also where two engines answer differently."""
     from edge_dsc.evaluate.evaluation import EVALUATION, EvaluationRequest, format_evaluation
     from edge_dsc.evaluate.evaluation import evaluate as run_evaluation
     from engines.images import usable_processors

@@ -1,9 +1,7 @@
-"""Each command does its work, and its ``--json`` is one object on standard output."""
+"""Commands that measure: the report that is kept, the exit code, and ``--json``, one object on standard output."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import shutil
 from pathlib import Path
@@ -12,102 +10,7 @@ from typing import Any
 import pytest
 
 from bench.statistics import Verdict
-from edge_dsc import __version__
-from edge_dsc.cli import COMMANDS, main
-from edge_dsc.cli.making import Arch, Backend, CalibMethod, PrecisionName, RecipeName
 from engines.errors import UsageError
-
-
-def test_choices_are_those_of_the_library() -> None:
-    from calibration.table import METHODS
-    from edge_dsc.networks import ARCHITECTURES
-    from edge_dsc.training import RECIPES
-    from engines.record import Precision
-    from engines.runtimes import RUNTIME_NAMES
-
-    assert [choice.value for choice in PrecisionName] == [precision.value for precision in Precision]
-    assert [choice.value for choice in Backend] == ["auto", *RUNTIME_NAMES]
-    assert [choice.value for choice in CalibMethod] == list(METHODS)
-    assert [choice.value for choice in Arch] == list(ARCHITECTURES)
-    assert [choice.value for choice in RecipeName] == list(RECIPES)
-
-
-def test_version(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.argv", ["edge-dsc", "--version"])
-    with pytest.raises(SystemExit):
-        main()
-    assert capsys.readouterr().out == f"edge-dsc {__version__}\n"
-
-
-@pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_and_option_has_help(name: str) -> None:
-    import typer.main
-
-    from edge_dsc.cli.app import app
-
-    command = typer.main.get_command(app).commands[name]  # type: ignore[attr-defined]
-    assert command.help
-    for parameter in command.params:
-        assert parameter.help, f"{name} {parameter.name}"
-    assert name in ("infer", "demo", "doctor", "inspect") or any(p.name == "out" for p in command.params)
-    assert any(parameter.name == "json" for parameter in command.params)
-
-
-def test_calibrate(edge_dsc: Any, run: Path, textures: Path) -> None:
-    done = edge_dsc("calibrate", run, "--calib-data", textures, "--calib-method", "minmax", "--json")
-    assert done.code == 0
-    assert done.json["kind"] == "edge-dsc/calibrate-result" and done.json["schema_version"] == 1
-    assert (done.json["method"], done.json["images"]) == ("minmax", 150)
-    assert json.loads((run / "calibration.json").read_text())["method"] == "minmax"
-
-
-def test_build_engine_takes_the_table_beside_the_model(edge_dsc: Any, run: Path) -> None:
-    done = edge_dsc("build-engine", run, "--int8", "--backend", "onnxruntime", "--batch", "2", "--json")
-    assert done.code == 0, done.err
-    assert "using the calibration table" in done.err
-    record = done.json["record"]
-    assert record["precision"] == "int8"
-    assert record["batch"] == {"smallest": 2, "best": 2, "largest": 2}
-    assert record["layers"]["INT8"] >= 7
-    assert "--batch 2:2:2 --calibration" in record["build_command"]
-
-
-def test_build_engine_calibrates_on_the_way(edge_dsc: Any, run: Path, textures: Path) -> None:
-    (run / "calibration.json").unlink()
-    out = run / "mine.engine"
-    calibration = ("--calib-data", textures, "--calib-method", "percentile", "--calib-images", 128)
-    done = edge_dsc(
-        "build-engine", run / "model.onnx", "--int8", *calibration, "--backend", "onnxruntime", "--out", out
-    )
-    assert done.code == 0, done.err
-    assert done.out.startswith(f"{out}\n")
-    assert (run / "calibration.json").is_file()
-
-
-def test_infer_prints_csv(edge_dsc: Any, engine: Path, textures: Path) -> None:
-    done = edge_dsc("infer", engine, textures / "focal")
-    assert done.code == 0
-    rows = list(csv.DictReader(io.StringIO(done.out)))
-    assert [row["path"] for row in rows] == sorted(str(path) for path in (textures / "focal").iterdir())
-    assert "30 images classified" in done.err
-
-
-def test_infer_json_is_one_object(edge_dsc: Any, engine: Path, textures: Path, tmp_path: Path) -> None:
-    done = edge_dsc("infer", engine, f"{textures}/clear/00*.png", "--out", tmp_path / "a.jsonl", "--json")
-    assert done.json["kind"] == "edge-dsc/infer-result"
-    lines = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
-    assert done.json["rows"] == lines and len(lines) == 10
-
-
-def test_evaluate_against_itself_agrees(edge_dsc: Any, engine: Path, textures: Path, tmp_path: Path) -> None:
-    out = tmp_path / "evaluation.json"
-    done = edge_dsc("evaluate", engine, textures, "--reference", engine, "--out", out, "--json")
-    assert done.code == 0, done.err
-    assert done.json == json.loads(out.read_text())
-    assert done.json["agreement"]["same_top1"] == done.json["images"] == 150
-    assert done.json["agreement"]["largest_difference"] == 0
-    text = edge_dsc("evaluate", engine, textures, "--reference", engine).out
-    assert "same class for 150 of 150 images (100.00%)" in text
 
 
 @pytest.fixture
@@ -220,6 +123,7 @@ def test_bench_measures_memory_and_power_in_passes_of_their_own(
     assert "limits: told of engines on the processor that have their ONNX model beside them" in done.err
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("calm")
 def test_bench_in_every_scenario(edge_dsc: Any, engine: Path, textures: Path, tmp_path: Path) -> None:
     short = ("--iterations", 20, "--warmup", 0, "--out", tmp_path / "r.json", "--json")
@@ -268,6 +172,7 @@ def test_scenarios_that_cannot_be(edge_dsc: Any, engine: Path, tmp_path: Path) -
         assert (done.code, words in done.err) == (code, True), done.err
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("calm")
 def test_bench_tells_builds_apart(
     edge_dsc: Any, engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -286,27 +191,3 @@ def test_bench_tells_builds_apart(
     (engine.parent / "model.onnx").unlink()
     done = edge_dsc("bench", engine, "--builds", 2, *short)
     assert done.code == 3 and "again" in done.err and "where it was first built" in done.err
-
-
-def test_inspect_knows_every_file(edge_dsc: Any, run: Path, tmp_path: Path) -> None:
-    engine = run / "dsc-int8.onnxruntime.engine"
-    expected = {
-        engine: "engine",
-        engine.with_name(engine.name + ".json"): "engine record",
-        run / "model.onnx": "ONNX model",
-        run / "calibration.json": "calibration table",
-        run: "run folder",
-    }
-    for path, what in expected.items():
-        done = edge_dsc("inspect", path, "--json")
-        assert (done.code, done.json["what"]) == (0, what), done.err
-        assert edge_dsc("inspect", path).out.startswith(f"what: {what}\n")
-    assert edge_dsc("inspect", run / "model.onnx", "--json").json["multiply_adds"] == 36_453_056
-
-
-def test_doctor(edge_dsc: Any) -> None:
-    found = edge_dsc("doctor", "--json").json
-    assert found["packages"]["onnxruntime"]
-    assert found["runtimes"]["onnxruntime"]["no_run"] is None
-    assert set(found["runtimes"]) == {"onnxruntime", "tensorrt", "tensorrt-rtx"}
-    assert "builds here" in edge_dsc("doctor").out

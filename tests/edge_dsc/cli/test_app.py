@@ -1,0 +1,201 @@
+"""Help, version, completion and errors of the command line itself; what is loaded for each, in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+
+from edge_dsc import __version__
+from edge_dsc.cli import COMMANDS
+from edge_dsc.cli.app import CommandGroup, app, reported
+from engines.errors import ArtefactError
+
+GROUP = typer.main.get_command(app)
+assert isinstance(GROUP, CommandGroup)
+NOT_FOR_HELP = {"numpy", "cv2", "onnx", "onnxruntime", "tensorflow", "keras", "msgspec", "rich"}
+
+
+def child(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the program and print, last of all to standard error, the modules that it has loaded."""
+    code = """
+import sys
+try:
+    from edge_dsc.cli import main
+    main()
+finally:
+    print(*sorted(sys.modules), file=sys.stderr)
+"""
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        env={**os.environ, "COLUMNS": "100", **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+
+
+def loaded(done: subprocess.CompletedProcess[str]) -> set[str]:
+    return set(done.stderr.splitlines()[-1].split())
+
+
+def test_help_lists_every_command_and_loads_none() -> None:
+    done = child("--help")
+    for name, command in COMMANDS.items():
+        assert f"\n  {name.ljust(12)}  {command.summary}\n" in done.stdout
+    assert "For research and engineering only: not a medical device." in done.stdout
+    modules = loaded(done)
+    assert not NOT_FOR_HELP & modules
+    assert not {name for name in modules if name.startswith("edge_dsc.cli.")} - {
+        "edge_dsc.cli.app",
+        "edge_dsc.cli.console",
+    }
+
+
+@pytest.mark.parametrize(
+    "arguments", [("--version",), ("infer", "--version"), ("bench", "a.engine", "--batch", "2", "--version")]
+)
+def test_version_stands_anywhere(edge_dsc: Any, arguments: tuple[str, ...]) -> None:
+    done = edge_dsc(*arguments)
+    assert (done.code, done.out, done.err) == (0, f"edge-dsc {__version__}\n", "")
+
+
+def test_version_loads_nothing_heavy() -> None:
+    assert not NOT_FOR_HELP & loaded(child("infer", "--version"))
+
+
+def test_the_help_of_a_command_loads_its_module_and_no_other() -> None:
+    modules = loaded(child("infer", "--help"))
+    assert not NOT_FOR_HELP & modules
+    folders = {command.function.partition(":")[0] for command in COMMANDS.values()}
+    assert {name for name in folders if f"edge_dsc.cli.{name}" in modules} == {"using"}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_begins_with_the_summary_and_explains_every_option(edge_dsc: Any, name: str) -> None:
+    done = edge_dsc(name, "-h")
+    assert done.code == 0
+    assert done.out.startswith(f"Usage: edge-dsc {name} ")
+    assert done.out.split("\n\n")[1].split() == COMMANDS[name].summary.split()
+    command = GROUP.load_command(name)
+    for parameter in command.params:
+        assert parameter.help, f"{name} {parameter.name}"  # type: ignore[attr-defined]
+    names = {parameter.name for parameter in command.params}
+    assert {"json", "version"} <= names
+    assert name in ("infer", "demo", "doctor", "inspect") or "out" in names
+
+
+def test_without_a_command_the_help_is_shown_and_the_code_is_2(edge_dsc: Any) -> None:
+    done = edge_dsc()
+    assert (done.code, done.err) == (2, "")
+    assert done.out == edge_dsc("--help").out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--bogus"], "No such option: --bogus (see edge-dsc --help)"),
+        (["trian"], "No such command 'trian'. Did you mean 'train'? (see edge-dsc --help)"),
+        (["infer"], "Missing argument 'engine' (see edge-dsc infer --help)"),
+        (["infer", "a", "b", "--bogus"], "No such option: --bogus"),
+        (["infer", "a", "b", "--threads", "0"], "Invalid value for '--threads'"),
+        (["train", "d", "--arch", "vgg"], "'vgg' is not one of 'dsc', 'cnn'"),
+    ],
+)
+def test_a_usage_error_is_one_line(edge_dsc: Any, arguments: list[str], words: str) -> None:
+    done = edge_dsc(*arguments)
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith("error: ") and done.err.count("\n") == 1
+    assert words in done.err
+
+
+def complete(words: str) -> list[str]:
+    done = child(
+        _EDGE_DSC_COMPLETE="complete_bash", COMP_WORDS=words, COMP_CWORD=str(len(words.split(" ")) - 1)
+    )
+    assert not NOT_FOR_HELP & loaded(done)
+    return done.stdout.split()
+
+
+def test_the_shell_completes_commands_options_and_choices() -> None:
+    assert complete("edge-dsc in") == ["infer", "inspect"]
+    assert complete("edge-dsc train --re") == ["--recipe", "--resume"]
+    assert complete("edge-dsc train --arch ") == ["dsc", "cnn"]
+
+
+def test_it_shows_the_script_for_the_shell(edge_dsc: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("typer.completion._get_shell_name", lambda: "bash")
+    done = edge_dsc("--show-completion")
+    assert done.code == 0
+    assert "_EDGE_DSC_COMPLETE=complete_bash" in done.out
+
+
+def test_python_m_runs_it() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "edge_dsc", "--version"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert done.stdout == f"edge-dsc {__version__}\n"
+
+
+def fail(error: BaseException) -> None:
+    raise error
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (ArtefactError("it is stale", remedy="build it"), 4, "error: it is stale (build it)"),
+        (KeyboardInterrupt(), 130, "interrupted: files are whole, the old one or the new one"),
+        (
+            ModuleNotFoundError("No module named 'tf2onnx'"),
+            3,
+            "error: cannot import tf2onnx: No module named",
+        ),
+        (
+            ZeroDivisionError("a\nb"),
+            1,
+            "error: unexpected ZeroDivisionError: a b (EDGE_DSC_DEBUG=1 shows where)",
+        ),
+    ],
+)
+def test_every_way_to_fail_is_one_line(
+    error: BaseException, code: int, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(typer.Exit) as stop:
+        reported(fail)(error)
+    assert stop.value.exit_code == code
+    said = capsys.readouterr().err
+    assert said.startswith(line) and said.count("\n") == 1
+
+
+def test_details_come_before_the_error(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(typer.Exit):
+        reported(fail)(ArtefactError("what", remedy="do", details="layer  1\nlayer  2"))
+    assert capsys.readouterr().err == "layer  1\nlayer  2\nerror: what (do)\n"
+
+
+def test_the_traceback_is_shown_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGE_DSC_DEBUG", "1")
+    with pytest.raises(ZeroDivisionError):
+        reported(fail)(ZeroDivisionError())
+
+
+def test_a_reader_that_goes_away_ends_it_quietly(tmp_path: Path) -> None:
+    code = "from edge_dsc.cli import main; main()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, "doctor"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.wait(60) == 141
+        assert process.stderr.read() == ""
