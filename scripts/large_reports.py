@@ -25,7 +25,7 @@ from bench.plan import PLANS, Plan
 from bench.report import BlockSamples, Report, SubjectReport, compact_report, load_report, save_report
 from bench.statistics import MARGIN
 from bench.tables import render_comparison, render_report
-from edge_dsc.latency.comparing import compare_files
+
 from edge_dsc.page.document import report_sections, save_page
 
 _MEDIANS_NS = (4.6e5, 1.5e6, 1.4e6, 1.55e6, 6e5, 9e5, 2e6, 5e5)
