@@ -9,14 +9,13 @@ decode and resize and run nothing. The three take turns, each round in another o
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import cv2
 import onnxruntime
+from turns import script_parser, time_in_turns
 
 from edge_dsc.infer.classify import classify_files, read_files
 from edge_dsc.infer.source import expand_source
@@ -29,9 +28,7 @@ SETTLE_S = 0.3
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = script_parser(__doc__)
     parser.add_argument("engine", type=Path)
     parser.add_argument("folder")
     parser.add_argument("--rounds", type=int, default=5)
@@ -43,7 +40,9 @@ def main() -> None:
 
     def naive() -> None:
         for path in paths:
-            pixels = cv2.resize(cv2.imread(str(path)), (224, 224), interpolation=cv2.INTER_AREA)
+            pixels = cv2.imread(str(path))
+            assert pixels is not None, path
+            pixels = cv2.resize(pixels, (224, 224), interpolation=cv2.INTER_AREA)
             grey = cv2.cvtColor(pixels, cv2.COLOR_BGR2GRAY)
             session.run(None, {name: grey[None, :, :, None]})
 
@@ -57,7 +56,8 @@ def main() -> None:
             for _, pixels in read_files(paths, runner.record.contract, threads=threads):
                 assert not isinstance(pixels, Exception), pixels
 
-        rounds = _measure({"naive": naive, "loop": loop, "decode alone": decode}, options.rounds)
+        calls = {"naive": naive, "loop": loop, "decode alone": decode}
+        rounds = time_in_turns(calls, options.rounds, prepare=_settle)
     print(f"{len(paths)} images, {threads} threads, median of {options.rounds} rounds")  # noqa: T201
     for label, seen in rounds.items():
         rate = statistics.median(len(paths) / wall for wall, _ in seen)
@@ -72,19 +72,9 @@ def main() -> None:
         )
 
 
-def _measure(subjects: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[tuple[float, float]]]:
-    """Return wall and processor seconds of each round; processor time holds on a busy machine too."""
-    names = list(subjects)
-    seconds: dict[str, list[tuple[float, float]]] = {label: [] for label in names}
-    for label in names:
-        subjects[label]()
-    for index in range(rounds):
-        for label in names[index % 3 :] + names[: index % 3]:
-            time.sleep(SETTLE_S)
-            start, cpu = time.perf_counter(), time.process_time()
-            subjects[label]()
-            seconds[label].append((time.perf_counter() - start, time.process_time() - cpu))
-    return seconds
+def _settle() -> tuple[()]:
+    time.sleep(SETTLE_S)
+    return ()
 
 
 if __name__ == "__main__":
