@@ -261,10 +261,10 @@ def subject_conditions(subject: SubjectReport) -> dict[str, Any]:
 
 def _how_it_runs(*subjects: SubjectReport) -> list[dict[str, Any]]:
     """How a runtime ran one engine in two reports, such as by a CUDA graph; nothing where a report does not say."""
-    told = [subject.description.get("runs") for subject in subjects]
-    if not all(isinstance(runs, Mapping) for runs in told):
-        return [{} for _ in told]
-    return [{f"runs.{key}": value for key, value in (runs or {}).items()} for runs in told]
+    found = [subject.description.get("runs") for subject in subjects]
+    if not all(isinstance(runs, Mapping) for runs in found):
+        return [{} for _ in found]
+    return [{f"runs.{key}": value for key, value in (runs or {}).items()} for runs in found]
 
 
 def check_conditions(
@@ -323,7 +323,7 @@ def find_controls(report: Report, rules: Rules = DEFAULT_RULES, *, test: bool = 
 
 
 def unstable_subjects(report: Report) -> tuple[str, ...]:
-    """Return why the report is no firm ground, one line a subject; empty when all is well.
+    """Return why the report is no firm ground, one line per subject; empty when all is well.
 
     A subject is unstable when it has fewer than 5 blocks, or when its block medians scatter by more than 10 %; a
     report is when a subject differs from its own second measurement, or when other programs had the processor.
@@ -338,9 +338,10 @@ def unstable_subjects(report: Report) -> tuple[str, ...]:
         medians = list(block_medians(subject).values())
         if len(medians) < LEAST_BLOCKS:
             lines.append(f"{subject.name} has {len(medians)} blocks, {LEAST_BLOCKS} are needed")
-        elif spread(medians) > UNSTABLE_SPREAD:
-            scatter = spread(medians) * 100
-            lines.append(f"{subject.name}'s block medians scatter by {scatter:.0f} %, 10 % is the limit")
+        elif (scatter := spread(medians)) > UNSTABLE_SPREAD:
+            lines.append(
+                f"{subject.name}'s block medians scatter by {scatter * 100:.0f} %, 10 % is the limit"
+            )
     lines += crowded(report.states)
     return (*lines, *(control.words() for control in find_controls(report) if control.differs))
 

@@ -396,8 +396,8 @@ def read_scheduled(root: Path = Path("/")) -> dict[str, int | None]:
         Linux, Documentation/scheduler/sched-stats.rst, /proc/<pid>/schedstat: time spent on the processor, time spent
         waiting on a run queue.
     """
-    told = [_first_numbers(path) for path in root.glob("proc/self/task/*/schedstat")]
-    known = [numbers for numbers in told if len(numbers) >= 2]
+    accounts = [_first_numbers(path) for path in root.glob("proc/self/task/*/schedstat")]
+    known = [numbers for numbers in accounts if len(numbers) >= 2]
     if not known:
         return {"ran_ns": None, "waited_ns": None}
     return {"ran_ns": sum(numbers[0] for numbers in known), "waited_ns": sum(numbers[1] for numbers in known)}

@@ -178,10 +178,11 @@ def _measure_block(subject: Subject, block: Block, plan: Plan, clock: Clock) -> 
 
 
 def _block_samples(index: int, start_ns: int, timed: Timed, subject: Subject) -> BlockSamples:
+    samples = np.array(timed.latencies, dtype=np.int64)
     return BlockSamples(
         round=index,
         start_ns=start_ns,
-        samples_ns=np.array(timed.latencies, dtype=np.int64),
+        samples_ns=samples,
         refused=timed.refused,
         stages_ns={} if subject.stages is None else _time_stages(subject.stages),
         dropped=timed.dropped,

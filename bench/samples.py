@@ -102,4 +102,5 @@ def _unpack(text: str) -> Samples:
     if rest or not unpack.eof:
         raise ValueError("the packed samples are cut short")
     columns = np.frombuffer(planes, dtype=np.uint8).reshape(_BYTES, count)
-    return np.ascontiguousarray(columns.T).view("<i8").reshape(count).astype(np.int64)
+    samples = np.ascontiguousarray(columns.T).view("<i8").reshape(count).astype(np.int64)
+    return samples

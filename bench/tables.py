@@ -186,7 +186,7 @@ def tail_table(report: Report) -> Table:
 
 
 def has_stages(report: Report) -> bool:
-    """Say whether any subject tells the times of its stages."""
+    """Say whether any subject reports the times of its stages."""
     return any(block.stages_ns for subject in report.measured for block in subject.blocks)
 
 

@@ -326,7 +326,8 @@ def input_noise(runner: Runner, count: int) -> NDArray[np.uint8]:
     The time of these networks does not depend on what is in the picture.
     """
     shape = (count, *runner.record.contract.input_shape)
-    return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    noise = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    return noise
 
 
 def subject_names(engines: Sequence[Path]) -> list[str]:

@@ -76,19 +76,8 @@ def test_nearest_rank_has_no_rounding_slip() -> None:
     assert found.value == 9990
 
 
-def test_the_bound_holds_in_at_least_99_of_100_heavy_tailed_samples() -> None:
-    rng = np.random.default_rng(1)
-    true = 0.05 ** (-1 / 1.5)  # p95 of a Pareto law with shape 1.5
-    samples = np.sort(rng.random((2000, 300)) ** (-1 / 1.5), axis=1)
-    rank = 300 - allowed_slower(300, 95.0)
-    assert np.mean(samples[:, rank] >= true) >= 0.985
-
-
-LAWS = {  # sampler of n numbers, and its quantile function
+LAWS = {  # sampler of n numbers, and its quantile function: the lightest and the heaviest tail
     "normal": (lambda rng, n: rng.normal(0, 1, n), stats.norm.ppf),
-    "log-normal": (lambda rng, n: rng.lognormal(0, 1, n), stats.lognorm(1).ppf),
-    "exponential": (lambda rng, n: rng.exponential(1, n), stats.expon.ppf),
-    "Pareto 1.1": (lambda rng, n: 1 + rng.pareto(1.1, n), stats.pareto(1.1).ppf),
     "Cauchy": (lambda rng, n: rng.standard_cauchy(n), stats.cauchy.ppf),
 }
 
@@ -240,12 +229,14 @@ def _simulated_verdicts(true: float, rounds: int, runs: int) -> list[Verdict]:
     ]
 
 
+@pytest.mark.slow
 def test_the_interval_of_a_ratio_covers_the_truth_as_often_as_it_says() -> None:
     intervals = _simulated_ratios(true=1.1, rounds=40, runs=300)
     covered = sum(interval.low <= 1.1 <= interval.high for interval in intervals) / len(intervals)
     assert 0.92 <= covered <= 0.99
 
 
+@pytest.mark.slow
 def test_equal_subjects_are_not_told_apart_and_a_planted_slowdown_is_found() -> None:
     same = [judge(interval) for interval in _simulated_ratios(true=1.0, rounds=40, runs=100)]
     assert same == [Verdict.NO_DIFFERENCE] * 100
@@ -253,6 +244,7 @@ def test_equal_subjects_are_not_told_apart_and_a_planted_slowdown_is_found() -> 
     assert slower.count(Verdict.SLOWER) >= 95
 
 
+@pytest.mark.slow
 def test_a_difference_below_the_margin_is_found_and_equals_are_rarely_called_different() -> None:
     same = _simulated_verdicts(true=1.0, rounds=40, runs=300)
     assert len(same) - same.count(Verdict.NO_DIFFERENCE) <= 6  # 1 % is expected, 2 % allowed
