@@ -106,6 +106,17 @@ def test_another_machine_is_refused_by_key(subject: Make, report: Make, key: str
     assert found.rows[0].verdict is Verdict.FASTER
 
 
+def test_margin_and_seed_are_those_of_the_rules(subject: Make, report: Make) -> None:
+    before, after = report(subject("a", steady(1000))), report(subject("a", steady(1020)))
+    wide, narrow = (compare_reports(before, after, Rules(margin=margin)).rows[0] for margin in (0.03, 0.01))
+    assert (wide.verdict, narrow.verdict) == (Verdict.NO_DIFFERENCE, Verdict.SLOWER)
+    assert (wide.margin, narrow.margin) == (0.03, 0.01)
+    restless = [[1000 + 37 * index * index % 997] for index in range(20)]
+    both = report(subject("a", steady(1000, 20)), subject("b", restless))
+    first, again, other = (compare_within(both, rules=Rules(seed=seed)).rows[0].ratio for seed in (1, 1, 2))
+    assert first == again != other
+
+
 def test_every_differing_key_is_named(subject: Make, report: Make) -> None:
     before = report(subject("a", steady(1000)))
     after = report(subject("a", steady(1000)), environment={**MACHINE, "cpu": "x", "cores": 2})
