@@ -26,111 +26,27 @@ from engines.errors import LatencyRegressionError, NotComparableError, UnstableE
 if TYPE_CHECKING:
     from bench.measure import Subject
 
-
-@dataclass(frozen=True, kw_only=True)
-class Control:
-    """How a subject's second measurement relates to its first.
-
-    Attributes:
-        subject: Name of the subject.
-        ratio: Second / first with its 95 % interval, taken within rounds.
-        verdict: What that shows; faster or slower means that the machine was not steady.
-    """
-
-    subject: str
-    ratio: Interval
-    verdict: Verdict
-
-    @property
-    def differs(self) -> bool:
-        """Whether the subject differs from itself by more than the margin."""
-        return self.verdict in (Verdict.FASTER, Verdict.SLOWER)
-
-    def words(self) -> str:
-        """Say it in one line."""
-        numbers = f"{self.ratio.value:.3f} ({self.ratio.low:.3f} to {self.ratio.high:.3f})"
-        if self.differs:
-            end = "differs from itself: the machine was not steady"
-        elif self.verdict is Verdict.NO_DIFFERENCE:
-            end = self.verdict.value
-        else:
-            end = f"{self.verdict.value} than itself: other differences as small may be the machine's, too"
-        return f"control: {self.subject} measured twice, ratio {numbers}: {end}"
-
-
-def control_subject(subject: Subject) -> Subject:
-    """Return the same subject once more, as its own control."""
-    return replace(subject, name=f"{subject.name} (control)", control_of=subject.name, stages=None)
-
-
-def find_controls(
-    report: Report, *, margin: float = MARGIN, seed: int = 0, test: bool = False
-) -> tuple[Control, ...]:
-    """Judge every control of a report that shares at least 5 rounds with its subject.
-
-    Args:
-        report: The report.
-        margin: The smallest difference worth a word, as a fraction.
-        seed: Seed of the bootstrap.
-        test: Make Wilcoxon's test too, as :func:`bench.compare.compare_subjects` does.
-    """
-    subjects = {subject.name: subject for subject in report.measured}
-    found = []
-    for control in report.controls:
-        subject = subjects.get(control.control_of or "")
-        if subject is None:
-            continue
-        first, second = block_medians(subject), block_medians(control)
-        if len(first.keys() & second.keys()) < LEAST_BLOCKS or min(first.values()) <= 0:
-            continue
-        ratio = paired_ratio(first, second, seed=seed)
-        chance = signed_rank_chance(first, second) if test else None
-        found.append(Control(subject=subject.name, ratio=ratio, verdict=judge(ratio, margin, chance)))
-    return tuple(found)
-
-
+ENVIRONMENT_KEYS = ("machine", "architecture", "cpu", "cores", "cpu_limit", "gpu", "power_mode")
+SUBJECT_KEYS = ("batch", "threads", "switches")
 UNSTABLE_SPREAD = 0.10  # of the block medians, as a fraction of their median
 
 
-def unstable_subjects(report: Report) -> tuple[str, ...]:
-    """Return why the report is no firm ground, one line a subject; empty when all is well.
+@dataclass(frozen=True, kw_only=True)
+class Rules:
+    """How latencies are compared.
 
-    A subject is unstable when it has fewer than 5 blocks, or when its block medians scatter by more than 10 %; a
-    report is when a subject differs from its own second measurement, or when other programs had the processor.
-
-    Source:
-        pyperf calls a benchmark unstable when the standard deviation is more than 10 % of the mean
-        (``pyperf check``); here it is taken between blocks, with a robust estimate, because the tail
-        within a block is the subject's own.
+    Attributes:
+        allow: Conditions that may differ, such as ``cpu`` or ``threads``; the result is marked.
+        margin: The smallest difference worth a word, as a fraction.
+        seed: Seed of the bootstrap.
     """
-    lines = []
-    for subject in report.measured:
-        medians = list(block_medians(subject).values())
-        if len(medians) < LEAST_BLOCKS:
-            lines.append(f"{subject.name} has {len(medians)} blocks, {LEAST_BLOCKS} are needed")
-        elif spread(medians) > UNSTABLE_SPREAD:
-            scatter = spread(medians) * 100
-            lines.append(f"{subject.name}'s block medians scatter by {scatter:.0f} %, 10 % is the limit")
-    lines += crowded(report.states)
-    return (*lines, *(control.words() for control in find_controls(report) if control.differs))
+
+    allow: Collection[str] = ()
+    margin: float = MARGIN
+    seed: int = 0
 
 
-def require_stable(report: Report) -> None:
-    """Fail where a subject is unstable.
-
-    Raises:
-        UnstableError: Names every such subject.
-    """
-    lines = unstable_subjects(report)
-    if lines:
-        raise UnstableError(
-            "; ".join(lines), remedy="quieten the machine, fix its clocks, or measure for longer"
-        )
-
-
-ENVIRONMENT_KEYS = ("machine", "architecture", "cpu", "cores", "cpu_limit", "gpu", "power_mode")
-SUBJECT_KEYS = ("batch", "threads", "switches")
-_MEASURE_BOTH = "measure both the same way, or allow it with"
+DEFAULT_RULES = Rules()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,6 +79,37 @@ class Ratio:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Control:
+    """How a subject's second measurement relates to its first.
+
+    Attributes:
+        subject: Name of the subject.
+        ratio: Second / first with its 95 % interval, taken within rounds.
+        verdict: What that shows; faster or slower means that the machine was not steady.
+    """
+
+    subject: str
+    ratio: Interval
+    verdict: Verdict
+
+    @property
+    def differs(self) -> bool:
+        """Whether the subject differs from itself by more than the margin."""
+        return self.verdict in (Verdict.FASTER, Verdict.SLOWER)
+
+    def words(self) -> str:
+        """Say it in one line."""
+        numbers = f"{self.ratio.value:.3f} ({self.ratio.low:.3f} to {self.ratio.high:.3f})"
+        if self.differs:
+            end = "differs from itself: the machine was not steady"
+        elif self.verdict is Verdict.NO_DIFFERENCE:
+            end = self.verdict.value
+        else:
+            end = f"{self.verdict.value} than itself: other differences as small may be the machine's, too"
+        return f"control: {self.subject} measured twice, ratio {numbers}: {end}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Comparison:
     """Two reports side by side, or the subjects of one report beside its first.
 
@@ -183,48 +130,8 @@ class Comparison:
     controls: tuple[Control, ...] = ()
 
 
-def compare_subjects(
-    report: Report,
-    baseline: str,
-    candidate: str,
-    *,
-    allow: Collection[str] = (),
-    margin: float = MARGIN,
-    seed: int = 0,
-    test: bool = True,
-) -> Ratio:
-    """Compare two subjects of one report, round by round.
-
-    Args:
-        report: The report.
-        baseline: The subject that is compared with.
-        candidate: The subject that is judged.
-        allow: Keys that may differ; the result is marked.
-        margin: The smallest difference worth a word, as a fraction.
-        seed: Seed of the bootstrap.
-        test: Make Wilcoxon's test too; without it nothing is called slight, and SciPy's statistics, a second of
-            imports, are not loaded.
-
-    Raises:
-        UsageError: The report has no such subject.
-        NotComparableError: Their batch, threads or switches differ and are not in ``allow``.
-        UnstableError: Too few rounds.
-    """
-    below, above = _find_subject(report, baseline), _find_subject(report, candidate)
-    allowed = check_conditions(subject_conditions(below), subject_conditions(above), allow, f"{candidate}: ")
-    medians = block_medians(below), block_medians(above)
-    ratio = paired_ratio(*medians, seed=seed)
-    chance = signed_rank_chance(*medians) if test else None
-    return replace(_judged(below, above, ratio, allowed, margin, chance), paired=True)
-
-
 def compare_within(
-    report: Report,
-    *,
-    baseline: str | None = None,
-    allow: Collection[str] = (),
-    margin: float = MARGIN,
-    seed: int = 0,
+    report: Report, *, baseline: str | None = None, rules: Rules = DEFAULT_RULES
 ) -> Comparison:
     """Compare every subject of a report with one of them: the first by default.
 
@@ -240,34 +147,19 @@ def compare_within(
             remedy="measure two engines, or compare two reports",
         )
     against = names[0] if baseline is None else baseline
-    rows = tuple(
-        compare_subjects(report, against, name, allow=allow, margin=margin, seed=seed)
-        for name in names
-        if name != against
-    )
+    rows = tuple(compare_subjects(report, against, name, rules) for name in names if name != against)
     return Comparison(
-        rows=rows,
-        cautions=_cautions(report, ""),
-        controls=find_controls(report, margin=margin, seed=seed, test=True),
+        rows=rows, cautions=report_cautions(report), controls=find_controls(report, rules, test=True)
     )
 
 
-def compare_reports(
-    baseline: Report,
-    candidate: Report,
-    *,
-    allow: Collection[str] = (),
-    margin: float = MARGIN,
-    seed: int = 0,
-) -> Comparison:
+def compare_reports(baseline: Report, candidate: Report, rules: Rules = DEFAULT_RULES) -> Comparison:
     """Compare the subjects that two reports share by name.
 
     Args:
         baseline: The report that is compared with.
         candidate: The report that is judged.
-        allow: Keys that may differ, such as ``cpu`` or ``threads``; the result is marked.
-        margin: The smallest difference worth a word, as a fraction.
-        seed: Seed of the bootstrap.
+        rules: How.
 
     Raises:
         NotComparableError: No name in common, or conditions that differ: the text names the keys.
@@ -281,26 +173,196 @@ def compare_reports(
             f"no name in common: {', '.join(left) or 'nothing'} against {', '.join(right) or 'nothing'}",
             remedy="measure the same engines in both reports",
         )
-    allowed = check_conditions(_report_conditions(baseline), _report_conditions(candidate), allow, "")
-    rows = []
-    for name in common:
-        conditions = subject_conditions(left[name]), subject_conditions(right[name])
-        runs = _how_it_runs(left[name], right[name])
-        differing = check_conditions(conditions[0] | runs[0], conditions[1] | runs[1], allow, f"{name}: ")
-        ratio = unpaired_ratio(left[name], right[name], seed=seed)
-        rows.append(_judged(left[name], right[name], ratio, differing, margin))
+    allowed = check_conditions(_report_conditions(baseline), _report_conditions(candidate), rules.allow, "")
     return Comparison(
-        rows=tuple(rows),
+        rows=tuple(_compare_unpaired(left[name], right[name], rules) for name in common),
         only_baseline=tuple(name for name in left if name not in right),
         only_candidate=tuple(name for name in right if name not in left),
         allowed=allowed,
-        cautions=(*_cautions(baseline, "baseline: "), *_cautions(candidate, "candidate: ")),
-        controls=tuple(
-            control
-            for report in (baseline, candidate)
-            for control in find_controls(report, margin=margin, seed=seed)
+        cautions=(
+            *(f"baseline: {line}" for line in report_cautions(baseline)),
+            *(f"candidate: {line}" for line in report_cautions(candidate)),
         ),
+        controls=(*find_controls(baseline, rules), *find_controls(candidate, rules)),
     )
+
+
+def compare_subjects(
+    report: Report, baseline: str, candidate: str, rules: Rules = DEFAULT_RULES, *, test: bool = True
+) -> Ratio:
+    """Compare two subjects of one report, round by round.
+
+    Args:
+        report: The report.
+        baseline: The subject that is compared with.
+        candidate: The subject that is judged.
+        rules: How.
+        test: Make Wilcoxon's test too; without it nothing is called slight, and SciPy's statistics, a second of
+            imports, are not loaded.
+
+    Raises:
+        UsageError: The report has no such subject.
+        NotComparableError: Their batch, threads or switches differ and may not.
+        UnstableError: Too few rounds.
+    """
+    below, above = _find_subject(report, baseline), _find_subject(report, candidate)
+    conditions = subject_conditions(below), subject_conditions(above)
+    allowed = check_conditions(*conditions, rules.allow, f"{candidate}: ")
+    medians = block_medians(below), block_medians(above)
+    ratio = paired_ratio(*medians, seed=rules.seed)
+    chance = signed_rank_chance(*medians) if test else None
+    return Ratio(
+        baseline=baseline,
+        candidate=candidate,
+        baseline_ns=sample_median(below),
+        candidate_ns=sample_median(above),
+        ratio=ratio,
+        verdict=judge(ratio, rules.margin, chance),
+        margin=rules.margin,
+        p_value=chance,
+        paired=True,
+        allowed=allowed,
+    )
+
+
+def _compare_unpaired(below: SubjectReport, above: SubjectReport, rules: Rules) -> Ratio:
+    runs = _how_it_runs(below, above)
+    left, right = subject_conditions(below) | runs[0], subject_conditions(above) | runs[1]
+    allowed = check_conditions(left, right, rules.allow, f"{below.name}: ")
+    ratio = unpaired_ratio(below, above, seed=rules.seed)
+    return Ratio(
+        baseline=below.name,
+        candidate=above.name,
+        baseline_ns=sample_median(below),
+        candidate_ns=sample_median(above),
+        ratio=ratio,
+        verdict=judge(ratio, rules.margin),
+        margin=rules.margin,
+        allowed=allowed,
+    )
+
+
+def _report_conditions(report: Report) -> dict[str, Any]:
+    conditions = {key: report.environment.get(key) for key in ENVIRONMENT_KEYS}
+    return {**conditions, "scenario": report.plan.scenario}
+
+
+def subject_conditions(subject: SubjectReport) -> dict[str, Any]:
+    """Return what must be equal for the latencies of two subjects to be comparable, by key."""
+    conditions: dict[str, Any] = {}
+    for key in SUBJECT_KEYS:
+        value = subject.description.get(key)
+        if isinstance(value, Mapping):
+            conditions |= {f"{key}.{name}": setting for name, setting in value.items()}
+        else:
+            conditions[key] = value
+    return conditions
+
+
+def _how_it_runs(*subjects: SubjectReport) -> list[dict[str, Any]]:
+    """How a runtime ran one engine in two reports, such as by a CUDA graph; nothing where a report does not say."""
+    found = [subject.description.get("runs") for subject in subjects]
+    if not all(isinstance(runs, Mapping) for runs in found):
+        return [{} for _ in found]
+    return [{f"runs.{key}": value for key, value in (runs or {}).items()} for runs in found]
+
+
+def check_conditions(
+    left: Mapping[str, Any], right: Mapping[str, Any], allow: Collection[str], prefix: str
+) -> tuple[str, ...]:
+    """Return the keys that differ and are allowed to.
+
+    Raises:
+        NotComparableError: Others differ; its text begins with ``prefix`` and names them.
+    """
+    keys = [key for key in {**left, **right} if left.get(key) != right.get(key)]
+    refused = [key for key in keys if key not in allow and key.partition(".")[0] not in allow]
+    if refused:
+        seen = "; ".join(f"{key} is {left.get(key)!r} and {right.get(key)!r}" for key in refused)
+        flags = " ".join(f"--allow {key}" for key in refused)
+        raise NotComparableError(
+            f"{prefix}not comparable: {seen}", remedy=f"measure both the same way, or allow it with {flags}"
+        )
+    return tuple(keys)
+
+
+def _find_subject(report: Report, name: str) -> SubjectReport:
+    for subject in report.measured:
+        if subject.name == name:
+            return subject
+    names = ", ".join(subject.name for subject in report.measured)
+    raise UsageError(f"the report has no samples of {name!r}", remedy=f"choose one of {names}")
+
+
+def control_subject(subject: Subject) -> Subject:
+    """Return the same subject once more, as its own control."""
+    return replace(subject, name=f"{subject.name} (control)", control_of=subject.name, stages=None)
+
+
+def find_controls(report: Report, rules: Rules = DEFAULT_RULES, *, test: bool = False) -> tuple[Control, ...]:
+    """Judge every control of a report that shares at least 5 rounds with its subject.
+
+    Args:
+        report: The report.
+        rules: How; the margin and the seed count.
+        test: Make Wilcoxon's test too, as :func:`compare_subjects` does.
+    """
+    subjects = {subject.name: subject for subject in report.measured}
+    found = []
+    for control in report.controls:
+        subject = subjects.get(control.control_of or "")
+        if subject is None:
+            continue
+        first, second = block_medians(subject), block_medians(control)
+        if len(first.keys() & second.keys()) < LEAST_BLOCKS or min(first.values()) <= 0:
+            continue
+        ratio = paired_ratio(first, second, seed=rules.seed)
+        chance = signed_rank_chance(first, second) if test else None
+        found.append(Control(subject=subject.name, ratio=ratio, verdict=judge(ratio, rules.margin, chance)))
+    return tuple(found)
+
+
+def unstable_subjects(report: Report) -> tuple[str, ...]:
+    """Return why the report is no firm ground, one line per subject; empty when all is well.
+
+    A subject is unstable when it has fewer than 5 blocks, or when its block medians scatter by more than 10 %; a
+    report is when a subject differs from its own second measurement, or when other programs had the processor.
+
+    Source:
+        pyperf calls a benchmark unstable when the standard deviation is more than 10 % of the mean
+        (``pyperf check``); here it is taken between blocks, with a robust estimate, because the tail
+        within a block is the subject's own.
+    """
+    lines = []
+    for subject in report.measured:
+        medians = list(block_medians(subject).values())
+        if len(medians) < LEAST_BLOCKS:
+            lines.append(f"{subject.name} has {len(medians)} blocks, {LEAST_BLOCKS} are needed")
+        elif (scatter := spread(medians)) > UNSTABLE_SPREAD:
+            lines.append(
+                f"{subject.name}'s block medians scatter by {scatter * 100:.0f} %, 10 % is the limit"
+            )
+    lines += crowded(report.states)
+    return (*lines, *(control.words() for control in find_controls(report) if control.differs))
+
+
+def report_cautions(report: Report, *others: str) -> tuple[str, ...]:
+    """Return what makes a report no firm ground: an interruption, ``others``, throttling, what is unstable."""
+    interrupted = ("the measurement was interrupted",) if report.interrupted else ()
+    return (*interrupted, *others, *throttling(report.states), *unstable_subjects(report))
+
+
+def require_stable(report: Report) -> None:
+    """Fail where a subject is unstable.
+
+    Raises:
+        UnstableError: Names every such subject.
+    """
+    lines = unstable_subjects(report)
+    if lines:
+        raise UnstableError(
+            "; ".join(lines), remedy="quieten the machine, fix its clocks, or measure for longer"
+        )
 
 
 def require_fit_controls(controls: Collection[Control]) -> None:
@@ -338,80 +400,3 @@ def require_no_regression(rows: Collection[Ratio], percent: float) -> None:
             f"slower than the allowed {percent:g} %: {named}",
             remedy="rebuild or measure again if that surprises you",
         )
-
-
-def _cautions(report: Report, prefix: str) -> tuple[str, ...]:
-    interrupted = ("the measurement was interrupted",) if report.interrupted else ()
-    lines = (*interrupted, *throttling(report.states), *unstable_subjects(report))
-    return tuple(prefix + line for line in lines)
-
-
-def _find_subject(report: Report, name: str) -> SubjectReport:
-    for subject in report.measured:
-        if subject.name == name:
-            return subject
-    names = ", ".join(subject.name for subject in report.measured)
-    raise UsageError(f"the report has no samples of {name!r}", remedy=f"choose one of {names}")
-
-
-def _report_conditions(report: Report) -> dict[str, Any]:
-    conditions = {key: report.environment.get(key) for key in ENVIRONMENT_KEYS}
-    return {**conditions, "scenario": report.plan.scenario}
-
-
-def subject_conditions(subject: SubjectReport) -> dict[str, Any]:
-    """Return what must be equal for the latencies of two subjects to be comparable, by key."""
-    conditions: dict[str, Any] = {}
-    for key in SUBJECT_KEYS:
-        value = subject.description.get(key)
-        if isinstance(value, Mapping):
-            conditions |= {f"{key}.{name}": setting for name, setting in value.items()}
-        else:
-            conditions[key] = value
-    return conditions
-
-
-def _how_it_runs(*subjects: SubjectReport) -> list[dict[str, Any]]:
-    """How a runtime ran one engine in two reports, such as by a CUDA graph; nothing where a report does not say."""
-    told = [subject.description.get("runs") for subject in subjects]
-    if not all(isinstance(runs, Mapping) for runs in told):
-        return [{} for _ in told]
-    return [{f"runs.{key}": value for key, value in (runs or {}).items()} for runs in told]
-
-
-def check_conditions(
-    left: Mapping[str, Any], right: Mapping[str, Any], allow: Collection[str], prefix: str
-) -> tuple[str, ...]:
-    """Return the keys that differ and are allowed to.
-
-    Raises:
-        NotComparableError: Others differ; its text begins with ``prefix`` and names them.
-    """
-    keys = [key for key in {**left, **right} if left.get(key) != right.get(key)]
-    refused = [key for key in keys if key not in allow and key.partition(".")[0] not in allow]
-    if refused:
-        seen = "; ".join(f"{key} is {left.get(key)!r} and {right.get(key)!r}" for key in refused)
-        flags = " ".join(f"--allow {key}" for key in refused)
-        raise NotComparableError(f"{prefix}not comparable: {seen}", remedy=f"{_MEASURE_BOTH} {flags}")
-    return tuple(keys)
-
-
-def _judged(
-    below: SubjectReport,
-    above: SubjectReport,
-    ratio: Interval,
-    allowed: tuple[str, ...],
-    margin: float,
-    chance: float | None = None,
-) -> Ratio:
-    return Ratio(
-        baseline=below.name,
-        candidate=above.name,
-        baseline_ns=sample_median(below),
-        candidate_ns=sample_median(above),
-        ratio=ratio,
-        verdict=judge(ratio, margin, chance),
-        margin=margin,
-        p_value=chance,
-        allowed=allowed,
-    )

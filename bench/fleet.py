@@ -1,25 +1,30 @@
-"""Many reports beside each other: a matrix of devices and engines."""
+"""Report files compared: one with itself, two side by side, many as a matrix of devices and engines."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from bench.compare import (
+    DEFAULT_RULES,
+    Comparison,
     Control,
     Ratio,
+    Rules,
     check_conditions,
+    compare_reports,
     compare_subjects,
+    compare_within,
     find_controls,
+    report_cautions,
     subject_conditions,
-    unstable_subjects,
 )
-from bench.machine import throttling
-from bench.report import Report
+from bench.report import Report, load_report
 from bench.statistics import MARGIN, sample_median
-from engines.errors import NotComparableError, UnstableError
+from engines.errors import NotComparableError, UnstableError, UsageError
 
-_NAMES = ("jetson", "gpu", "machine", "cpu")
+_NAMES = ("jetson", "gpu", "machine", "cpu")  # of a device: the first that its environment knows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +54,7 @@ class Fleet:
 
     Attributes:
         engines: Every engine of the reports, in the order of their first appearance.
-        devices: One a report, in the order given.
+        devices: One per report, in the order given.
         margin: The margin that ratios were judged by.
         allowed: Conditions that differ between reports and were allowed to.
     """
@@ -65,13 +70,42 @@ class Fleet:
         return tuple(control for device in self.devices for control in device.controls)
 
 
-def compare_fleet(
-    reports: Mapping[str, Report],
-    *,
-    allow: Collection[str] = (),
-    margin: float = MARGIN,
-    seed: int = 0,
-) -> Fleet:
+def compare_files(reports: Sequence[Path], *, allow: Collection[str], margin: float) -> Comparison | Fleet:
+    """Compare the engines of one report with its first, two reports engine by engine, or lay out many as a matrix.
+
+    Args:
+        reports: One report file, the baseline's and the candidate's, or three and more of a fleet.
+        allow: Conditions that may differ.
+        margin: Smallest difference worth a word, as a fraction.
+
+    Raises:
+        UsageError: A margin below 0, or a report given twice among many.
+        ArtefactError: A report is damaged or foreign.
+        NotComparableError: Different conditions, or nothing to compare with.
+    """
+    if not 0 <= margin < 1:
+        raise UsageError(f"the margin is {margin * 100:g} %", remedy="give a --margin of 0 to 99 percent")
+    rules = Rules(allow=allow, margin=margin)
+    if len(reports) > 2:
+        names = _source_names(reports)
+        return compare_fleet(
+            {name: load_report(path) for name, path in zip(names, reports, strict=True)}, rules
+        )
+    first, *second = map(load_report, reports)
+    return compare_reports(first, second[0], rules) if second else compare_within(first, rules=rules)
+
+
+def _source_names(paths: Sequence[Path]) -> list[str]:
+    """Name report files by their stems, where two have one stem by their paths."""
+    stems = [path.stem for path in paths]
+    names = [stem if stems.count(stem) == 1 else str(path) for stem, path in zip(stems, paths, strict=True)]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise UsageError(f"{twice} is given twice", remedy="give each report once")
+    return names
+
+
+def compare_fleet(reports: Mapping[str, Report], rules: Rules = DEFAULT_RULES) -> Fleet:
     """Put reports of many machines beside each other.
 
     Machines may differ, that is what a fleet is for. An engine's batch, threads and switches may not, nor may
@@ -79,46 +113,41 @@ def compare_fleet(
 
     Args:
         reports: Where each report came from -> the report.
-        allow: Conditions that may differ.
-        margin: The smallest difference worth a word, as a fraction.
-        seed: Seed of the bootstrap.
+        rules: How.
 
     Raises:
         NotComparableError: Conditions that differ: the text names the report and the keys.
     """
-    allowed = _check_fleet(reports, allow)
+    allowed = _check_fleet(reports, rules.allow)
     engines = tuple(dict.fromkeys(subject.name for report in reports.values() for subject in report.measured))
-    names = _device_names(reports)
-    devices = tuple(
-        _device(name, source, report, engines, margin, seed)
-        for name, (source, report) in zip(names, reports.items(), strict=True)
-    )
-    return Fleet(engines=engines, devices=devices, margin=margin, allowed=allowed)
+    within = replace(rules, allow=())  # on one device nothing may differ
+    devices = []
+    for name, (source, report) in zip(_device_names(reports), reports.items(), strict=True):
+        ratios, refused = _ratios(report, engines, within)
+        failed = [f"{subject.name} failed: {subject.error}" for subject in report.failed]
+        device = Device(
+            name=name,
+            source=source,
+            medians_ns={subject.name: sample_median(subject) for subject in report.measured},
+            ratios=ratios,
+            cautions=report_cautions(report, *failed, *refused),
+            controls=find_controls(report, within),
+        )
+        devices.append(device)
+    return Fleet(engines=engines, devices=tuple(devices), margin=rules.margin, allowed=allowed)
 
 
-def _device(
-    name: str, source: str, report: Report, engines: Sequence[str], margin: float, seed: int
-) -> Device:
-    measured = {subject.name: subject for subject in report.measured}
-    cautions = ["the measurement was interrupted"] if report.interrupted else []
-    cautions += [f"{subject.name} failed: {subject.error}" for subject in report.failed]
-    ratios = {}
+def _ratios(report: Report, engines: Sequence[str], rules: Rules) -> tuple[dict[str, Ratio], list[str]]:
+    """Compare each engine that the report measured with the first; return the ratios and why others have none."""
+    measured = {subject.name for subject in report.measured}
+    ratios, refused = {}, []
     for engine in engines[1:]:
         if engine in measured and engines[0] in measured:
             try:
-                ratios[engine] = compare_subjects(
-                    report, engines[0], engine, margin=margin, seed=seed, test=False
-                )
+                ratios[engine] = compare_subjects(report, engines[0], engine, rules, test=False)
             except (NotComparableError, UnstableError) as error:
-                cautions.append(f"{engine}: {error.what.removeprefix(f'{engine}: ')}")
-    return Device(
-        name=name,
-        source=source,
-        medians_ns={engine: sample_median(subject) for engine, subject in measured.items()},
-        ratios=ratios,
-        cautions=(*cautions, *throttling(report.states), *unstable_subjects(report)),
-        controls=find_controls(report, margin=margin, seed=seed),
-    )
+                refused.append(f"{engine}: {error.what.removeprefix(f'{engine}: ')}")
+    return ratios, refused
 
 
 def _check_fleet(reports: Mapping[str, Report], allow: Collection[str]) -> tuple[str, ...]:

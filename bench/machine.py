@@ -1,8 +1,11 @@
-"""The machine: what it is, what state it is in, and who else uses it."""
+"""The machine: what it is, what state it is in, and who else uses its processor.
+
+Everything is read from files that need no root, a discrete GPU through NVML. What cannot be read is None, never an
+exception: whatever a strange machine answers must not cost the user the measurement.
+"""
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import os
 import platform
@@ -12,267 +15,26 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-_LIBRARIES = ("libnvidia-ml.so.1", "nvml.dll")
-_GRAPHICS_CLOCK, _MEMORY_CLOCK, _CORE_TEMPERATURE = 0, 2, 0
-# nvmlClocksEventReasons that hold a GPU back: power cap, slowdowns by hardware, heat and power brake.
-_THROTTLE = {
+from engines.errors import EnvironmentProblem
+from engines.packages import load
+
+MOST_WAITING = 0.05  # of the time that the process wanted to run
+State = Mapping[str, Any]
+_GIB = 1 << 30
+_UNLIMITED = 1 << 60  # cgroup v1 writes "no limit" as a number near 2^63
+_GPU_NODE = re.compile(r"gpu|ga10b|gv11b|gp10b", re.IGNORECASE)
+_THROTTLE_COUNTERS = (
+    "sys/devices/system/cpu/cpu[0-9]*/thermal_throttle/core_throttle_count",  # x86
+    "sys/class/hwmon/hwmon[0-9]*/oc[0-9]_event_cnt",  # Jetson: over-current and thermal events
+)
+# nvmlClocksEventReasons that hold a GPU back. NVML's own names for them changed between releases, the bits did not.
+_THROTTLE_REASONS = {
     0x4: "power cap",
     0x8: "hardware slowdown",
     0x20: "thermal slowdown",
     0x40: "hardware thermal slowdown",
     0x80: "power brake",
 }
-
-
-class Gpu:
-    """The first GPU. Every reading is None where the library or the GPU does not tell."""
-
-    def __init__(self, library: Any, device: Any) -> None:
-        """Take over a library that was initialised and a device handle."""
-        self._library = library
-        self._device = device
-
-    def describe(self) -> dict[str, Any]:
-        """Return name, clocks, temperature, power limit and throttling as JSON values."""
-        return {
-            "name": self._text("nvmlDeviceGetName"),
-            "graphics_mhz": self.graphics_mhz(),
-            "memory_mhz": self._number("nvmlDeviceGetClockInfo", _MEMORY_CLOCK),
-            "temperature_c": self._number("nvmlDeviceGetTemperature", _CORE_TEMPERATURE),
-            "power_limit_w": _thousandth(self._number("nvmlDeviceGetPowerManagementLimit")),
-            "throttled_by": self.throttled_by(),
-        }
-
-    def graphics_mhz(self) -> int | None:
-        """Return the clock of the cores now, MHz."""
-        return self._number("nvmlDeviceGetClockInfo", _GRAPHICS_CLOCK)
-
-    def memory_used(self) -> int | None:
-        """Return the memory that all processes together use on the device now, bytes."""
-        info = (ctypes.c_ulonglong * 3)()  # nvmlMemory_t: total, free, used
-        return int(info[2]) if self._filled("nvmlDeviceGetMemoryInfo", info) else None
-
-    def power_w(self) -> float | None:
-        """Return the power that the whole board draws now, watts."""
-        return _thousandth(self._number("nvmlDeviceGetPowerUsage"))
-
-    def throttled_by(self) -> list[str] | None:
-        """Name what holds the clocks down now."""
-        reasons = self._number("nvmlDeviceGetCurrentClocksThrottleReasons", kind=ctypes.c_ulonglong)
-        return None if reasons is None else [name for bit, name in _THROTTLE.items() if reasons & bit]
-
-    def _number(self, function: str, *arguments: int, kind: Any = ctypes.c_uint) -> int | None:
-        value = kind()
-        return int(value.value) if self._filled(function, value, *arguments) else None
-
-    def _filled(self, function: str, target: Any, *arguments: int) -> bool:
-        """Let a function of the library fill a C value; say whether it did."""
-        try:
-            return bool(getattr(self._library, function)(self._device, *arguments, ctypes.byref(target)) == 0)
-        except AttributeError:
-            return False
-
-    def _text(self, function: str) -> str | None:
-        buffer = ctypes.create_string_buffer(96)
-        code = getattr(self._library, function)(self._device, buffer, len(buffer))
-        return buffer.value.decode(errors="replace") if code == 0 else None
-
-
-@functools.lru_cache(maxsize=1)
-def first_gpu(open_library: Callable[[str], Any] = ctypes.CDLL) -> Gpu | None:
-    """Return the first GPU that NVML knows, or None: no driver, no GPU, or a Jetson whose NVML is a stub."""
-    for name in _LIBRARIES:
-        try:
-            library = open_library(name)
-            device = ctypes.c_void_p()
-            if library.nvmlInit_v2() or library.nvmlDeviceGetHandleByIndex_v2(0, ctypes.byref(device)):
-                continue
-            return Gpu(library, device)
-        except (OSError, AttributeError):
-            continue
-    return None
-
-
-def _thousandth(value: int | None) -> float | None:
-    return None if value is None else value / 1000
-
-
-State = Mapping[str, Any]
-_GPU_NODE = re.compile(r"gpu|ga10b|gv11b|gp10b", re.IGNORECASE)
-_THROTTLE_COUNTERS = (
-    "sys/devices/system/cpu/cpu[0-9]*/thermal_throttle/core_throttle_count",  # x86
-    "sys/class/hwmon/hwmon[0-9]*/oc[0-9]_event_cnt",  # Jetson: over-current and thermal events
-)
-
-
-def read_state(root: Path = Path("/"), gpu: Gpu | None = None) -> State:
-    """Read what changes during a measurement. Never raises; what cannot be read is None.
-
-    Args:
-        root: Where /proc and /sys lie.
-        gpu: A discrete GPU; the first that NVML knows by default.
-
-    Returns:
-        JSON values: ``cpu_mhz`` (mean over the cores), ``gpu_mhz``, ``hottest_c`` (of all zones),
-        ``throttle_events`` (all counters since boot), ``cooling`` (names of the devices that hold something back now,
-        and why a discrete GPU is held back), ``ran_ns`` and ``waited_ns`` of :func:`bench.machine.read_scheduled`.
-    """
-    board = gpu or first_gpu()
-    held = [f"GPU {reason}" for reason in (board.throttled_by() if board else None) or ()]
-    return {
-        "cpu_mhz": _mean(read_cpu_frequencies(root)),
-        "gpu_mhz": board.graphics_mhz() if board else read_gpu_frequency(root),
-        "hottest_c": max((value for _, value in read_temperatures(root)), default=None),
-        "throttle_events": _throttle_events(root),
-        "cooling": [*_cooling(root), *held],
-        **read_scheduled(root),
-    }
-
-
-def read_cpu_frequencies(root: Path) -> list[float]:
-    """Return the frequency of each core now, MHz; from cpufreq, or from /proc/cpuinfo."""
-    kilohertz = _numbers(root.glob("sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_cur_freq"))
-    if kilohertz:
-        return [value / 1000 for value in kilohertz]
-    cpuinfo = read_text(root / "proc/cpuinfo") or ""
-    return [float(value) for value in re.findall(r"^cpu MHz\s*:\s*([\d.]+)", cpuinfo, re.MULTILINE)]
-
-
-def read_gpu_frequency(root: Path) -> float | None:
-    """Return the frequency of a Jetson's GPU, MHz."""
-    for node in sorted(root.glob("sys/class/devfreq/*")):
-        if _GPU_NODE.search(node.name):
-            return next((value / 1e6 for value in _numbers([node / "cur_freq"])), None)
-    return None
-
-
-def read_temperatures(root: Path) -> list[tuple[str, float]]:
-    """Return each thermal zone with its temperature, degrees Celsius."""
-    found = []
-    for zone in sorted(root.glob("sys/class/thermal/thermal_zone[0-9]*")):
-        # A zone that is off answers EAGAIN, on a Jetson also -256000.
-        name, value = read_text(zone / "type"), next(iter(_numbers([zone / "temp"])), None)
-        if name and value is not None and value > -100_000:
-            found.append((name, round(value / 1000, 1)))
-    return found
-
-
-def read_text(path: Path) -> str | None:
-    """Return what a small file holds, or None where it cannot be read or is empty."""
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").strip("\0\n ") or None
-    except OSError:
-        return None
-
-
-def throttling(states: Iterable[State]) -> tuple[str, ...]:
-    """Say what held the machine back between the first and the last state; empty when nothing did."""
-    known = list(states)
-    lines = []
-    counts = [state["throttle_events"] for state in known if state.get("throttle_events") is not None]
-    if counts and counts[-1] > counts[0]:
-        lines.append(f"throttled {counts[-1] - counts[0]} times during the run")
-    held = sorted({name for state in known for name in state.get("cooling") or ()})
-    if held:
-        lines.append(f"held back by {', '.join(held)} during the run")
-    return tuple(lines)
-
-
-def throttled_between(before: State, after: State) -> bool:
-    """Say whether something held the machine back from one state to the next."""
-    first, last = before.get("throttle_events"), after.get("throttle_events")
-    return bool(after.get("cooling")) or (first is not None and last is not None and last > first)
-
-
-def _throttle_events(root: Path) -> int | None:
-    counts = [value for pattern in _THROTTLE_COUNTERS for value in _numbers(root.glob(pattern))]
-    return int(sum(counts)) if counts else None
-
-
-def _cooling(root: Path) -> list[str]:
-    """Name the cooling devices that are active; a fan holds nothing back."""
-    active = []
-    for device in sorted(root.glob("sys/class/thermal/cooling_device[0-9]*")):
-        name = read_text(device / "type") or device.name
-        state = next(iter(_numbers([device / "cur_state"])), 0)
-        if state > 0 and not re.search("fan", name, re.IGNORECASE):
-            active.append(name)
-    return active
-
-
-def _numbers(paths: Iterable[Path]) -> list[float]:
-    found = []
-    for path in paths:
-        try:
-            found.append(float(read_text(path) or ""))
-        except ValueError:
-            continue
-    return found
-
-
-def _mean(values: list[float]) -> float | None:
-    return round(sum(values) / len(values)) if values else None
-
-
-MOST_WAITING = 0.05  # of the time that the process wanted to run
-
-
-def read_scheduled(root: Path = Path("/")) -> dict[str, int | None]:
-    """Read how long this process has run and how long it has waited for a processor, all threads together.
-
-    Args:
-        root: Where /proc lies.
-
-    Returns:
-        ``ran_ns`` and ``waited_ns``, nanoseconds since each thread's start; None where the kernel does not tell.
-
-    Source:
-        Linux, Documentation/scheduler/sched-stats.rst, /proc/<pid>/schedstat: time spent on the processor, time spent
-        waiting on a run queue.
-    """
-    told = [_first_numbers(path) for path in root.glob("proc/self/task/*/schedstat")]
-    known = [numbers for numbers in told if len(numbers) >= 2]
-    if not known:
-        return {"ran_ns": None, "waited_ns": None}
-    return {"ran_ns": sum(numbers[0] for numbers in known), "waited_ns": sum(numbers[1] for numbers in known)}
-
-
-def waiting_share(states: Iterable[Mapping[str, Any]]) -> float | None:
-    """Return the share of the time that the process wanted to run and had to wait, from the first state to the last.
-
-    Returns:
-        0 to 1, or None where it is not known.
-    """
-    known = [
-        state for state in states if state.get("ran_ns") is not None and state.get("waited_ns") is not None
-    ]
-    if len(known) < 2:
-        return None
-    # A thread that ended took its time along.
-    ran, waited = (max(0, int(known[-1][key]) - int(known[0][key])) for key in ("ran_ns", "waited_ns"))
-    return waited / (ran + waited) if ran + waited else None
-
-
-def crowded(states: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
-    """Say that other programs took the processor away; empty where they did not, or where it is not known."""
-    share = waiting_share(states)
-    if share is None or share <= MOST_WAITING:
-        return ()
-    return (
-        f"other programs had the processor for {share:.0%} of the time that the measurement wanted it, "
-        f"{MOST_WAITING:.0%} is the limit",
-    )
-
-
-def _first_numbers(path: Path) -> list[int]:
-    try:
-        return [int(word) for word in path.read_text(encoding="ascii").split()]
-    except (OSError, ValueError):
-        return []
-
-
-_GIB = 1 << 30
-_UNLIMITED = 1 << 60  # cgroup v1 writes "no limit" as a number near 2^63
 
 
 def environment(root: Path = Path("/")) -> dict[str, Any]:
@@ -312,7 +74,7 @@ def environment(root: Path = Path("/")) -> dict[str, Any]:
         "kernel": lambda _root: platform.release() or None,
         "python": lambda _root: f"{platform.python_implementation()} {platform.python_version()}",
         "gpu_mhz": read_gpu_frequency,
-        "temperatures_c": _temperatures,
+        "temperatures_c": lambda root: dict(read_temperatures(root)) or None,
     }
     return {name: _read(reader, root) for name, reader in readers.items()}
 
@@ -443,5 +205,233 @@ def _os(root: Path) -> str | None:
     return found[1] if found else platform.system() or None
 
 
-def _temperatures(root: Path) -> dict[str, float] | None:
-    return dict(read_temperatures(root)) or None
+class Gpu:
+    """The first GPU that NVML knows. A reading that the driver or the GPU does not give is None.
+
+    Args:
+        nvml: The module ``pynvml``, initialised.
+        device: Its handle of the GPU.
+    """
+
+    def __init__(self, nvml: Any, device: Any) -> None:
+        self._nvml = nvml
+        self._device = device
+
+    def describe(self) -> dict[str, Any]:
+        """Return name, clocks, temperature, power limit and throttling as JSON values."""
+        nvml = self._nvml
+        return {
+            "name": self._read("nvmlDeviceGetName"),
+            "graphics_mhz": self.graphics_mhz(),
+            "memory_mhz": self._read("nvmlDeviceGetClockInfo", nvml.NVML_CLOCK_MEM),
+            "temperature_c": self._read("nvmlDeviceGetTemperature", nvml.NVML_TEMPERATURE_GPU),
+            "power_limit_w": _thousandth(self._read("nvmlDeviceGetPowerManagementLimit")),
+            "throttled_by": self.throttled_by(),
+        }
+
+    def graphics_mhz(self) -> int | None:
+        """Return the clock of the cores now, MHz."""
+        clock: int | None = self._read("nvmlDeviceGetClockInfo", self._nvml.NVML_CLOCK_GRAPHICS)
+        return clock
+
+    def memory_used(self) -> int | None:
+        """Return the memory that all processes together use on the device now, bytes."""
+        memory = self._read("nvmlDeviceGetMemoryInfo")
+        return None if memory is None else int(memory.used)
+
+    def power_w(self) -> float | None:
+        """Return the power that the whole board draws now, watts."""
+        return _thousandth(self._read("nvmlDeviceGetPowerUsage"))
+
+    def throttled_by(self) -> list[str] | None:
+        """Name what holds the clocks down now."""
+        # Drivers before R535 know only this name of it, later ones know both.
+        reasons = self._read("nvmlDeviceGetCurrentClocksThrottleReasons")
+        return None if reasons is None else [name for bit, name in _THROTTLE_REASONS.items() if reasons & bit]
+
+    def _read(self, function: str, *arguments: int) -> Any:
+        try:
+            return getattr(self._nvml, function)(self._device, *arguments)
+        except self._nvml.NVMLError:
+            return None
+
+
+@functools.lru_cache(maxsize=1)
+def first_gpu() -> Gpu | None:
+    """Return the first GPU that NVML knows, or None: no driver, no GPU, or a Jetson whose NVML is a stub."""
+    try:
+        nvml = load("pynvml")
+    except EnvironmentProblem:
+        return None
+    try:
+        nvml.nvmlInit()
+        return Gpu(nvml, nvml.nvmlDeviceGetHandleByIndex(0))
+    except nvml.NVMLError:
+        return None
+
+
+def _thousandth(value: int | None) -> float | None:
+    return None if value is None else value / 1000
+
+
+def read_state(root: Path = Path("/"), gpu: Gpu | None = None) -> State:
+    """Read what changes during a measurement. Never raises; what cannot be read is None.
+
+    Args:
+        root: Where /proc and /sys lie.
+        gpu: A discrete GPU; the first that NVML knows by default.
+
+    Returns:
+        JSON values: ``cpu_mhz`` (mean over the cores), ``gpu_mhz``, ``hottest_c`` (of all zones),
+        ``throttle_events`` (all counters since boot), ``cooling`` (names of the devices that hold something back now,
+        and why a discrete GPU is held back), ``ran_ns`` and ``waited_ns`` of :func:`bench.machine.read_scheduled`.
+    """
+    board = gpu or first_gpu()
+    held = [f"GPU {reason}" for reason in (board.throttled_by() if board else None) or ()]
+    return {
+        "cpu_mhz": _mean(read_cpu_frequencies(root)),
+        "gpu_mhz": board.graphics_mhz() if board else read_gpu_frequency(root),
+        "hottest_c": max((value for _, value in read_temperatures(root)), default=None),
+        "throttle_events": _throttle_events(root),
+        "cooling": [*_cooling(root), *held],
+        **read_scheduled(root),
+    }
+
+
+def read_cpu_frequencies(root: Path) -> list[float]:
+    """Return the frequency of each core now, MHz; from cpufreq, or from /proc/cpuinfo."""
+    kilohertz = _numbers(root.glob("sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_cur_freq"))
+    if kilohertz:
+        return [value / 1000 for value in kilohertz]
+    cpuinfo = read_text(root / "proc/cpuinfo") or ""
+    return [float(value) for value in re.findall(r"^cpu MHz\s*:\s*([\d.]+)", cpuinfo, re.MULTILINE)]
+
+
+def read_gpu_frequency(root: Path) -> float | None:
+    """Return the frequency of a Jetson's GPU, MHz."""
+    for node in sorted(root.glob("sys/class/devfreq/*")):
+        if _GPU_NODE.search(node.name):
+            return next((value / 1e6 for value in _numbers([node / "cur_freq"])), None)
+    return None
+
+
+def read_temperatures(root: Path) -> list[tuple[str, float]]:
+    """Return each thermal zone with its temperature, degrees Celsius."""
+    found = []
+    for zone in sorted(root.glob("sys/class/thermal/thermal_zone[0-9]*")):
+        # A zone that is off answers EAGAIN, on a Jetson also -256000.
+        name, value = read_text(zone / "type"), next(iter(_numbers([zone / "temp"])), None)
+        if name and value is not None and value > -100_000:
+            found.append((name, round(value / 1000, 1)))
+    return found
+
+
+def read_text(path: Path) -> str | None:
+    """Return what a small file holds, or None where it cannot be read or is empty."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip("\0\n ") or None
+    except OSError:
+        return None
+
+
+def throttling(states: Iterable[State]) -> tuple[str, ...]:
+    """Say what held the machine back between the first and the last state; empty when nothing did."""
+    known = list(states)
+    lines = []
+    counts = [state["throttle_events"] for state in known if state.get("throttle_events") is not None]
+    if counts and counts[-1] > counts[0]:
+        lines.append(f"throttled {counts[-1] - counts[0]} times during the run")
+    held = sorted({name for state in known for name in state.get("cooling") or ()})
+    if held:
+        lines.append(f"held back by {', '.join(held)} during the run")
+    return tuple(lines)
+
+
+def throttled_between(before: State, after: State) -> bool:
+    """Say whether something held the machine back from one state to the next."""
+    first, last = before.get("throttle_events"), after.get("throttle_events")
+    return bool(after.get("cooling")) or (first is not None and last is not None and last > first)
+
+
+def _throttle_events(root: Path) -> int | None:
+    counts = [value for pattern in _THROTTLE_COUNTERS for value in _numbers(root.glob(pattern))]
+    return int(sum(counts)) if counts else None
+
+
+def _cooling(root: Path) -> list[str]:
+    """Name the cooling devices that are active; a fan holds nothing back."""
+    active = []
+    for device in sorted(root.glob("sys/class/thermal/cooling_device[0-9]*")):
+        name = read_text(device / "type") or device.name
+        state = next(iter(_numbers([device / "cur_state"])), 0)
+        if state > 0 and not re.search("fan", name, re.IGNORECASE):
+            active.append(name)
+    return active
+
+
+def _numbers(paths: Iterable[Path]) -> list[float]:
+    found = []
+    for path in paths:
+        try:
+            found.append(float(read_text(path) or ""))
+        except ValueError:
+            continue
+    return found
+
+
+def _mean(values: list[float]) -> float | None:
+    return round(sum(values) / len(values)) if values else None
+
+
+def read_scheduled(root: Path = Path("/")) -> dict[str, int | None]:
+    """Read how long this process has run and how long it has waited for a processor, all threads together.
+
+    Args:
+        root: Where /proc lies.
+
+    Returns:
+        ``ran_ns`` and ``waited_ns``, nanoseconds since each thread's start; None where the kernel does not tell.
+
+    Source:
+        Linux, Documentation/scheduler/sched-stats.rst, /proc/<pid>/schedstat: time spent on the processor, time spent
+        waiting on a run queue.
+    """
+    accounts = [_first_numbers(path) for path in root.glob("proc/self/task/*/schedstat")]
+    known = [numbers for numbers in accounts if len(numbers) >= 2]
+    if not known:
+        return {"ran_ns": None, "waited_ns": None}
+    return {"ran_ns": sum(numbers[0] for numbers in known), "waited_ns": sum(numbers[1] for numbers in known)}
+
+
+def waiting_share(states: Iterable[Mapping[str, Any]]) -> float | None:
+    """Return the share of the time that the process wanted to run and had to wait, from the first state to the last.
+
+    Returns:
+        0 to 1, or None where it is not known.
+    """
+    known = [
+        state for state in states if state.get("ran_ns") is not None and state.get("waited_ns") is not None
+    ]
+    if len(known) < 2:
+        return None
+    # A thread that ended took its time along.
+    ran, waited = (max(0, int(known[-1][key]) - int(known[0][key])) for key in ("ran_ns", "waited_ns"))
+    return waited / (ran + waited) if ran + waited else None
+
+
+def crowded(states: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
+    """Say that other programs took the processor away; empty where they did not, or where it is not known."""
+    share = waiting_share(states)
+    if share is None or share <= MOST_WAITING:
+        return ()
+    return (
+        f"other programs had the processor for {share:.0%} of the time that the measurement wanted it, "
+        f"{MOST_WAITING:.0%} is the limit",
+    )
+
+
+def _first_numbers(path: Path) -> list[int]:
+    try:
+        return [int(word) for word in path.read_text(encoding="ascii").split()]
+    except (OSError, ValueError):
+        return []

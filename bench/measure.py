@@ -6,12 +6,13 @@ import gc
 import statistics
 import sys
 import time
-from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from bench.machine import environment, read_state
 from bench.plan import Block, Plan
@@ -19,67 +20,13 @@ from bench.report import BlockSamples, Report, SubjectReport, WarmUp
 from engines.errors import UsageError
 
 if TYPE_CHECKING:
-    from bench.samples import Samples
     from engines.runtimes import Progress
 
-
-_SPIN_NS = 2_000_000  # the last stretch is not slept away: sleeping ends late
-
-
-def wait_until(due_ns: int) -> None:
-    """Wait for a time of ``time.perf_counter_ns``."""
-    while (left := due_ns - time.perf_counter_ns()) > 0:
-        if left > _SPIN_NS:
-            time.sleep((left - _SPIN_NS) / 1e9)
-
-
-def time_arrivals(
-    call: Callable[[], object],
-    block: Block,
-    fps: float,
-    *,
-    clock: Callable[[], int],
-    wait: Callable[[int], None] = wait_until,
-) -> tuple[Samples, int, int]:
-    """Answer frames that arrive ``fps`` times a second, one at a time, always the newest.
-
-    Args:
-        call: Answers one frame.
-        block: How long, or how many answers.
-        fps: Frames a second.
-        clock: Monotonic time in nanoseconds.
-        wait: Waits until a time of that clock.
-
-    Returns:
-        Latencies from the arrival of a frame to its answer, nanoseconds; how many frames were dropped because a
-        newer one had come; how many samples were refused because the clock jumped backwards.
-    """
-    samples, dropped, refused, frame = array("q"), 0, 0, 0
-    start = clock()
-    while True:
-        due = start + round(frame * 1e9 / fps)
-        if block.calls is not None and len(samples) + refused >= block.calls:
-            break
-        if block.seconds is not None and due - start >= block.seconds * 1e9:
-            break
-        if clock() < due:
-            wait(due)
-        call()
-        done = clock()
-        if done < due:
-            refused += 1
-        else:
-            samples.append(done - due)
-        newest = int((done - start) * fps / 1e9)
-        dropped += max(0, newest - frame - 1)
-        frame = max(frame + 1, newest)
-    return samples, dropped, refused
-
-
-Clock = Callable[[], int]
+Clock = Callable[[], int]  # monotonic, nanoseconds
 _JUMPS_PER_BLOCK = 10  # a clock that jumps more often than this ends the block
 _WARMUP_BLOCKS = 8  # blocks in the shortest warm-up
 _STAGE_CALLS = 5  # after each block
+_SPIN_NS = 2_000_000  # the last stretch before a frame is not slept away: sleeping ends late
 _NEVER = sys.maxsize
 
 
@@ -92,8 +39,8 @@ class Subject:
         call: One request, from the input being there to the answer being there.
         description: What it is, as JSON values: precision, runtime, batch, threads, hashes, switches.
         control_of: The subject that this one is, measured a second time.
-        stages: One request that tells the nanoseconds of its stages. It is called a few times after each block,
-            never among the samples, because telling stages costs time.
+        stages: One request that returns the nanoseconds of its stages. It is called a few times after each block,
+            never among the samples, because timing the stages costs time.
     """
 
     name: str
@@ -142,7 +89,7 @@ def measure(
         clock: Monotonic time in nanoseconds.
         progress: Called with ("warm-up" or "measure", done, total).
         read_environment: Describes the machine; asked at the start and at the end.
-        read_machine: Tells what changes while the machine works; asked after each round, outside all timing.
+        read_machine: Reads what changes while the machine works; asked after each round, outside all timing.
 
     Returns:
         The report. A subject whose call raises keeps its blocks so far and carries the error; an
@@ -196,67 +143,80 @@ def _run_rounds(
             state = states[which]
             if state.error is None:
                 with _recorded_error(state):
-                    _measure_block(state, index, block, plan, clock, origin)
+                    start, timed = _measure_block(state.subject, block, plan, clock)
+                    state.refused += timed.refused
+                    if timed.latencies:
+                        state.blocks.append(_block_samples(index, start - origin, timed, state.subject))
         note(clock() - origin)
     progress("measure", total, total)
 
 
-def _measure_block(state: _State, index: int, block: Block, plan: Plan, clock: Clock, origin: int) -> None:
-    call = state.subject.call
+@dataclass(frozen=True)
+class Timed:
+    """What timing one block gave.
+
+    Attributes:
+        latencies: Of each call, nanoseconds.
+        refused: Samples left out because the clock jumped backwards in them.
+        dropped: Frames that were dropped because a newer one had come.
+    """
+
+    latencies: list[int]
+    refused: int = 0
+    dropped: int = 0
+
+
+def _measure_block(subject: Subject, block: Block, plan: Plan, clock: Clock) -> tuple[int, Timed]:
+    """Return when the block began, by the clock, and what it gave."""
     for _ in range(plan.lead_in):
-        call()
-    start, dropped = clock(), 0
-    if plan.fps is None:
-        samples, refused = _time_block(call, block, clock)
-    else:
-        with _no_garbage_collection():
-            samples, dropped, refused = time_arrivals(call, block, plan.fps, clock=clock)
-    state.refused += refused
-    if samples:
-        stages = _time_stages(state.subject.stages)
-        state.blocks.append(
-            BlockSamples(
-                round=index,
-                start_ns=start - origin,
-                samples_ns=samples,
-                refused=refused,
-                stages_ns=stages,
-                dropped=dropped,
-            )
-        )
-
-
-def _time_stages(stages: Callable[[], Mapping[str, int]] | None) -> dict[str, float]:
-    if stages is None:
-        return {}
-    told = [stages() for _ in range(_STAGE_CALLS)]
-    return {stage: float(statistics.median(times[stage] for times in told)) for stage in told[0]}
-
-
-def _time_block(call: Callable[[], object], block: Block, clock: Clock) -> tuple[Samples, int]:
-    """Return the latencies of one block in nanoseconds, and how many were refused."""
-    samples = array("q")
-    refused = 0
+        subject.call()
+    start = clock()
     with _no_garbage_collection():
-        while refused < _JUMPS_PER_BLOCK:
-            if block.calls is not None:
-                part, jumped = _time_calls(call, clock, block.calls - len(samples), _NEVER)
-            else:
-                left = int((block.seconds or 0.0) * 1e9) - sum(samples)
-                part, jumped = _time_calls(call, clock, _NEVER, clock() + left)
-            samples.extend(part)
-            if not jumped:
-                break
-            refused += 1
-            if _is_full(block, samples):
-                break
-    return samples, refused
+        if plan.fps is None:
+            return start, _time_block(subject.call, block, clock)
+        return start, time_arrivals(subject.call, block, plan.fps, clock=clock)
 
 
-def _is_full(block: Block, samples: Samples) -> bool:
+def _block_samples(index: int, start_ns: int, timed: Timed, subject: Subject) -> BlockSamples:
+    samples = np.array(timed.latencies, dtype=np.int64)
+    return BlockSamples(
+        round=index,
+        start_ns=start_ns,
+        samples_ns=samples,
+        refused=timed.refused,
+        stages_ns={} if subject.stages is None else _time_stages(subject.stages),
+        dropped=timed.dropped,
+    )
+
+
+def _time_stages(stages: Callable[[], Mapping[str, int]]) -> dict[str, float]:
+    times = [stages() for _ in range(_STAGE_CALLS)]
+    return {stage: float(statistics.median(request[stage] for request in times)) for stage in times[0]}
+
+
+def _time_block(call: Callable[[], object], block: Block, clock: Clock) -> Timed:
+    """Time calls one after the other until the block is full; start again where the clock jumped."""
+    latencies: list[int] = []
+    refused = 0
+    while refused < _JUMPS_PER_BLOCK:
+        if block.calls is not None:
+            part, jumped = _time_calls(call, clock, block.calls - len(latencies), _NEVER)
+        else:
+            left = int((block.seconds or 0.0) * 1e9) - sum(latencies)
+            part, jumped = _time_calls(call, clock, _NEVER, clock() + left)
+        latencies.extend(part)
+        if not jumped:
+            break
+        refused += 1
+        if _is_full(block, latencies):
+            break
+    return Timed(latencies, refused)
+
+
+def _is_full(block: Block, latencies: list[int]) -> bool:
     if block.calls is not None:
-        return len(samples) >= block.calls
-    return sum(samples) >= (block.seconds or 0.0) * 1e9
+        return len(latencies) >= block.calls
+    return sum(latencies) >= (block.seconds or 0.0) * 1e9
 
 
 def _time_calls(call: Callable[[], object], clock: Clock, most: int, until: int) -> tuple[list[int], bool]:
@@ -284,6 +244,56 @@ def _time_calls(call: Callable[[], object], clock: Clock, most: int, until: int)
     return samples, False
 
 
+def wait_until(due_ns: int) -> None:
+    """Wait for a time of ``time.perf_counter_ns``: sleep, then spin for the last 2 ms."""
+    while (left := due_ns - time.perf_counter_ns()) > 0:
+        if left > _SPIN_NS:
+            time.sleep((left - _SPIN_NS) / 1e9)
+
+
+def time_arrivals(
+    call: Callable[[], object],
+    block: Block,
+    fps: float,
+    *,
+    clock: Clock,
+    wait: Callable[[int], None] = wait_until,
+) -> Timed:
+    """Answer frames that arrive ``fps`` times a second, one at a time, always the newest.
+
+    Args:
+        call: Answers one frame.
+        block: How long, or how many answers.
+        fps: Frames a second.
+        clock: Monotonic time in nanoseconds.
+        wait: Waits until a time of that clock.
+
+    Returns:
+        Latencies from the arrival of a frame to its answer, with the frames that were dropped.
+    """
+    latencies: list[int] = []
+    dropped, refused, frame = 0, 0, 0
+    start = clock()
+    while True:
+        due = start + round(frame * 1e9 / fps)
+        if block.calls is not None and len(latencies) + refused >= block.calls:
+            break
+        if block.seconds is not None and due - start >= block.seconds * 1e9:
+            break
+        if clock() < due:
+            wait(due)
+        call()
+        done = clock()
+        if done < due:
+            refused += 1
+        else:
+            latencies.append(done - due)
+        newest = int((done - start) * fps / 1e9)
+        dropped += max(0, newest - frame - 1)
+        frame = max(frame + 1, newest)
+    return Timed(latencies, refused, dropped)
+
+
 def _warm_up(call: Callable[[], object], plan: Plan, clock: Clock) -> WarmUp:
     """Call until the time is up and the block median moves less than the plan allows, or the limit is reached."""
     seconds, calls, previous = 0.0, 0, 0.0
@@ -291,15 +301,15 @@ def _warm_up(call: Callable[[], object], plan: Plan, clock: Clock) -> WarmUp:
         return WarmUp()
     block = Block(seconds=plan.warmup_seconds / _WARMUP_BLOCKS)
     limit = max(plan.warmup_limit_seconds, plan.warmup_seconds)
-    blocks = round(limit / plan.warmup_seconds * _WARMUP_BLOCKS)
     stable = False
-    for _ in range(blocks):
-        samples, _refused = _time_block(call, block, clock)
-        if not samples:
+    for _ in range(round(limit / plan.warmup_seconds * _WARMUP_BLOCKS)):
+        with _no_garbage_collection():
+            latencies = _time_block(call, block, clock).latencies
+        if not latencies:
             continue
-        seconds += sum(samples) / 1e9
-        calls += len(samples)
-        median = float(statistics.median(samples))
+        seconds += sum(latencies) / 1e9
+        calls += len(latencies)
+        median = float(statistics.median(latencies))
         stable = abs(median - previous) < plan.warmup_change * previous
         previous = median
         if (stable and seconds >= plan.warmup_seconds) or seconds >= limit:

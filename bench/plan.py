@@ -7,9 +7,12 @@ import random
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from engines.errors import UsageError
 
 SINGLE_STREAM = "single-stream"  # one request at a time, the next when the last one is answered
+Number = int | float  # in a document 10 stays 10 and 10.5 stays 10.5
 
 
 def _positive(value: float) -> bool:
@@ -21,9 +24,8 @@ def _require(fine: bool, what: str, remedy: str) -> None:
         raise UsageError(what, remedy=remedy)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """How to measure: every subject gets one block in each round, in an order drawn anew for each round.
+class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How to measure: every subject gets one block in each round, in an order that is drawn for each round.
 
     Drift (heat, clocks, a neighbour's load) then hits all subjects alike.
 
@@ -49,16 +51,16 @@ class Plan:
     """
 
     name: str = "standard"
-    seconds: float = 60.0
+    seconds: Number = 60.0
     iterations: int | None = None
     rounds: int = 60
-    warmup_seconds: float = 2.0
-    warmup_limit_seconds: float = 15.0
-    warmup_change: float = 0.01
+    warmup_seconds: Number = 2.0
+    warmup_limit_seconds: Number = 15.0
+    warmup_change: Number = 0.01
     lead_in: int = 2
     seed: int = 0
     scenario: str = SINGLE_STREAM
-    fps: float | None = None
+    fps: Number | None = None
 
     def __post_init__(self) -> None:
         """Check the numbers."""
@@ -79,10 +81,6 @@ class Plan:
             self.fps is None or _positive(self.fps), f"the rate is {self.fps} fps", "give an --fps above 0"
         )
         _require(self.lead_in >= 0, f"the lead-in is {self.lead_in} calls", "give 0 or more")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the plan as JSON-ready values."""
-        return dict(vars(self))
 
     def blocks(self) -> list[Block]:
         """Return the share of one subject in each round; with few iterations there are fewer rounds."""
@@ -128,7 +126,7 @@ def choose_plan(
     scenario: str | None = None,
     fps: float | None = None,
 ) -> Plan:
-    """Return a preset, or a plan of one's own where a duration, iterations or a warm-up are given.
+    """Return a preset, or a plan of its own where a duration, iterations or a warm-up are given.
 
     Raises:
         UsageError: No preset of that name, both a duration and iterations, or a number that is impossible.
@@ -154,4 +152,4 @@ def choose_plan(
     if warmup_seconds is not None:
         limit = max(preset.warmup_limit_seconds, warmup_seconds)
         changed |= {"name": "custom", "warmup_seconds": warmup_seconds, "warmup_limit_seconds": limit}
-    return Plan(**{**preset.to_dict(), **changed})
+    return msgspec.structs.replace(preset, **changed)

@@ -86,7 +86,7 @@ def measure_power(
         clock: Monotonic time in nanoseconds.
 
     Returns:
-        One a rail that gave readings both times.
+        One per rail that gave readings both times.
     """
     with _Reader(rails, pause) as idle:
         pause(seconds)
@@ -111,7 +111,7 @@ def measure_power(
 
 
 class _Reader:
-    """A thread that reads rails until it is told to stop; at least once."""
+    """A thread that reads rails until the block ends; at least once."""
 
     def __init__(self, rails: Sequence[Rail], pause: Pause) -> None:
         self.readings: dict[str, list[float]] = {rail.name: [] for rail in rails}

@@ -1,33 +1,25 @@
-"""The latency report: raw samples with all that was known of the machine, as an object and as JSON."""
+"""The latency report: raw samples with all that was known of the machine, as an object and as a JSON document."""
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import msgspec
 import numpy as np
 
 from bench.plan import Plan
-from bench.samples import checked, decode_samples, encode_samples, rounded_samples
-from engines.errors import ArtefactError, EdgeDscError
-from engines.files import read_sealed_document, write_sealed_document
+from bench.samples import Samples, checked, decode_samples, encode_samples, rounded_samples
+from engines.errors import ArtefactError, UsageError
+from engines.files import DocumentKind
 
-if TYPE_CHECKING:
-    from bench.samples import Samples
-
-
-KIND = "edge-dsc/latency-report"
-SCHEMA_VERSION = 2  # 2: controls, storage, stages
-_SEAL = "report_sha256"
-_MEASURE = "edge-dsc bench ENGINE..."
+MOST_EXACT = 1_000_000  # samples of one report that are kept to the nanosecond: about 3.5 MB
+SIGNIFICANT_BITS = 12  # an error of one part in 4,096 at most, a hundredth of the margin that a verdict needs
 
 
-@dataclass(frozen=True, kw_only=True)
-class BlockSamples:
+class BlockSamples(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, dict=True):
     """The latencies of one block.
 
     Attributes:
@@ -36,38 +28,44 @@ class BlockSamples:
         samples_ns: Latency of each call in nanoseconds, ``int64 [calls]``, in the order of the calls.
         refused: Samples that were left out because the clock jumped backwards in them.
         stages_ns: Stage such as ``h2d`` -> its median time in nanoseconds, of calls beside the samples or of the
-            same ones; empty where nothing tells stages.
+            same ones; empty where the runtime does not report stages.
         dropped: Requests that arrived at a fixed rate and were dropped because a newer one had come.
+
+    Raises:
+        ValueError: No sample or a negative one, or a number that cannot be.
     """
 
     round: int
     start_ns: int
     samples_ns: Samples
     refused: int = 0
-    stages_ns: Mapping[str, float] = field(default_factory=dict)
+    stages_ns: Mapping[str, float] = msgspec.field(default_factory=dict)
     dropped: int = 0
 
     def __post_init__(self) -> None:
-        """Check the samples.
-
-        Raises:
-            ValueError: None, or a negative one, or a number that cannot be.
-        """
+        """Check the samples and the numbers."""
         checked(self.samples_ns)
-        if self.round < 0 or self.refused < 0 or self.dropped < 0:
-            raise ValueError(f"round {self.round} with {self.refused} refused samples cannot be")
-        for stage, value in self.stages_ns.items():
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
-                raise ValueError(f"stage {stage!r} took {value!r} ns")
+        for name in ("round", "refused", "dropped"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}")
+        for stage, nanoseconds in self.stages_ns.items():
+            if not 0 <= nanoseconds < float("inf"):
+                raise ValueError(f"stage {stage!r} took {nanoseconds!r} ns")
+
+    def __eq__(self, other: object) -> bool:
+        """Compare by value; arrays alone would answer with an array."""
+        return isinstance(other, BlockSamples) and self._values() == other._values()
+
+    def _values(self) -> dict[str, Any]:
+        return {**msgspec.structs.asdict(self), "samples_ns": self.samples_ns.tolist()}
 
     @cached_property
     def median_ns(self) -> float:
         """Median of the samples, nanoseconds."""
-        return float(np.median(np.frombuffer(self.samples_ns, dtype=np.int64)))
+        return float(np.median(self.samples_ns))
 
 
-@dataclass(frozen=True, kw_only=True)
-class WarmUp:
+class WarmUp(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What the warm-up of a subject was like.
 
     Attributes:
@@ -81,8 +79,7 @@ class WarmUp:
     stable: bool = False
 
 
-@dataclass(frozen=True, kw_only=True)
-class Storage:
+class Storage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How the samples of a report are kept.
 
     Attributes:
@@ -94,8 +91,7 @@ class Storage:
     significant_bits: int | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class SubjectReport:
+class SubjectReport(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, dict=True):
     """What was measured of one subject.
 
     Attributes:
@@ -105,59 +101,53 @@ class SubjectReport:
         warmup: Its warm-up.
         refused: Samples refused because the clock jumped backwards, those of dropped blocks included.
         error: Why it was not measured to the end, or None.
-        passes: What passes of their own found, as JSON values by name: ``power``, ``memory``, ``limits``.
         control_of: The subject that this one is, measured a second time; None for all others.
+        passes: What passes of their own found, as JSON values by name: ``power``, ``memory``, ``limits``.
     """
 
     name: str
     description: Mapping[str, Any]
     blocks: tuple[BlockSamples, ...]
-    warmup: WarmUp = field(default_factory=WarmUp)
+    warmup: WarmUp = msgspec.field(default_factory=WarmUp)
     refused: int = 0
     error: str | None = None
     control_of: str | None = None
-    passes: Mapping[str, Any] = field(default_factory=dict)
+    passes: Mapping[str, Any] = msgspec.field(default_factory=dict)
 
     @property
     def samples_ns(self) -> Samples:
         """All samples in the order of measuring, ``int64 [calls]``, nanoseconds."""
-        joined = array("q")
-        for block in self.blocks:
-            joined.extend(block.samples_ns)
-        return joined
+        return np.concatenate([np.empty(0, np.int64), *(block.samples_ns for block in self.blocks)])
 
     @cached_property
-    def ordered_ns(self) -> Any:
+    def ordered_ns(self) -> Samples:
         """All samples ascending, ``int64 [calls]``, nanoseconds: sorted once, every statistic asks for it."""
-        return np.sort(np.frombuffer(self.samples_ns, dtype=np.int64))
+        return np.sort(self.samples_ns)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Report:
+class Report(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A latency report.
 
     Attributes:
-        subjects: What was measured, in the order that the subjects were given in.
-        plan: How.
-        environment: Where: the machine at the start.
-        environment_end: The machine at the end.
         created: UTC time of the start, ISO 8601.
         interrupted: Whether the user stopped it; what was measured until then is here.
+        plan: How it was measured.
         storage: How the samples are kept.
         states: What the machine did: :func:`bench.machine.read_state` after each round, with ``at_ns``,
             nanoseconds since the first block.
-        schema_version: Version of this description.
+        environment: Where: the machine at the start.
+        environment_end: The machine at the end.
+        subjects: What was measured, in the order that the subjects were given in.
     """
 
-    subjects: tuple[SubjectReport, ...]
-    plan: Plan
-    environment: Mapping[str, Any]
-    environment_end: Mapping[str, Any]
     created: str
     interrupted: bool = False
-    storage: Storage = field(default_factory=Storage)
+    plan: Plan
+    storage: Storage = msgspec.field(default_factory=Storage)
     states: tuple[Mapping[str, Any], ...] = ()
-    schema_version: int = SCHEMA_VERSION
+    environment: Mapping[str, Any]
+    environment_end: Mapping[str, Any]
+    subjects: tuple[SubjectReport, ...]
 
     @property
     def measured(self) -> tuple[SubjectReport, ...]:
@@ -176,126 +166,66 @@ class Report:
         """The subjects that ended in an error."""
         return tuple(subject for subject in self.subjects if subject.error is not None)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the report as JSON-ready values, samples packed by :func:`bench.samples.encode_samples`."""
-        return {
-            "created": self.created,
-            "interrupted": self.interrupted,
-            "plan": self.plan.to_dict(),
-            "storage": dict(vars(self.storage)),
-            "states": [dict(state) for state in self.states],
-            "environment": dict(self.environment),
-            "environment_end": dict(self.environment_end),
-            "subjects": [_subject_to_dict(subject) for subject in self.subjects],
-        }
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any], *, source: str) -> Report:
-        """Rebuild a report from JSON values.
+def _from_version_1(body: dict[str, Any]) -> dict[str, Any]:
+    """Version 1 kept every sample as it was, and knew no controls; what else came later has a default."""
+    return {**body, "storage": {"in_order": True, "significant_bits": None}, "states": []}
 
-        Raises:
-            ArtefactError: A field is missing or of the wrong type; samples are empty, negative or no numbers.
-        """
-        try:
-            report = cls(
-                subjects=tuple(_subject_from_dict(subject) for subject in values["subjects"]),
-                plan=Plan(**values["plan"]),
-                environment=dict(values["environment"]),
-                environment_end=dict(values["environment_end"]),
-                created=str(values["created"]),
-                interrupted=bool(values["interrupted"]),
-                storage=Storage(**values["storage"]),
-                states=tuple(dict(state) for state in values["states"]),
-            )
-        except KeyError as error:
-            raise _unreadable(source, f"{error} is missing") from error
-        except (TypeError, ValueError, AttributeError) as error:
-            raise _unreadable(source, str(error)) from error
-        except EdgeDscError as error:
-            raise _unreadable(source, error.what) from error
-        names = [subject.name for subject in report.subjects]
-        if len(set(names)) != len(names):
-            raise _unreadable(source, "two subjects have the same name")
-        for control in report.controls:
-            if control.control_of not in names:
-                raise _unreadable(
-                    source, f"{control.name!r} controls {control.control_of!r}, which is not there"
-                )
-        if not report.measured and not report.failed:
-            raise _unreadable(source, "it holds no measured subject")
-        return report
+
+def _encode(value: object) -> object:
+    if isinstance(value, np.ndarray):
+        return encode_samples(value)
+    raise TypeError(f"a latency report cannot hold a {type(value).__name__}")
+
+
+REPORT = DocumentKind(
+    name="edge-dsc/latency-report",
+    version=2,  # 2: controls, storage, stages; bench/latency-report.schema.json describes it
+    body=Report,
+    renew="edge-dsc bench ENGINE...",
+    seal="report_sha256",
+    older={1: _from_version_1},
+    encode=_encode,
+    decode=lambda _type, packed: decode_samples(packed),
+)
 
 
 def save_report(path: Path, report: Report) -> None:
-    """Write a report, sealed with a hash of its own content.
+    """Write a report, its samples packed, sealed with a hash of its own content.
 
     Raises:
         EnvironmentProblem: The place cannot be written.
     """
-    write_sealed_document(path, KIND, SCHEMA_VERSION, report.to_dict(), seal=_SEAL)
+    REPORT.save(path, report)
 
 
 def load_report(path: Path) -> Report:
-    """Read a report and check its seal and every sample.
+    """Read a report and check its seal, every field and every sample.
 
     Raises:
-        ArtefactError: Missing, truncated, edited, foreign, of a future version, or with impossible samples.
+        ArtefactError: Missing, truncated, edited, foreign, of a later version, or with impossible values.
     """
-    body = read_sealed_document(
-        path, KIND, SCHEMA_VERSION, seal=_SEAL, renew=_MEASURE, older={1: _from_version_1}
-    )
-    return Report.from_dict(body, source=str(path))
-
-
-def _from_version_1(body: dict[str, Any]) -> dict[str, Any]:
-    """Version 1 kept every sample as it was, and knew no controls."""
-    return {**body, "storage": dict(vars(Storage())), "states": []}
-
-
-def _unreadable(source: str, reason: str) -> ArtefactError:
-    return ArtefactError(
-        f"{source} is no readable latency report: {reason}", remedy=f"measure again: {_MEASURE}"
-    )
-
-
-def _subject_to_dict(subject: SubjectReport) -> dict[str, Any]:
-    blocks = [
-        {
-            **_field_values(block),
-            "samples_ns": encode_samples(block.samples_ns),
-            "stages_ns": dict(block.stages_ns),
-        }
-        for block in subject.blocks
-    ]
-    return {
-        **_field_values(subject),
-        "description": dict(subject.description),
-        "passes": dict(subject.passes),
-        "warmup": dict(vars(subject.warmup)),
-        "blocks": blocks,
-    }
-
-
-def _subject_from_dict(values: Mapping[str, Any]) -> SubjectReport:
-    name = str(values["name"])
     try:
-        blocks = tuple(
-            BlockSamples(**{**block, "samples_ns": decode_samples(block["samples_ns"])})
-            for block in values["blocks"]
+        report = REPORT.load(path)
+        problem = _contradiction(report)
+    except UsageError as error:  # the plan's
+        problem = error.what
+    if problem is not None:
+        raise ArtefactError(
+            f"{path} is no readable {REPORT.name}: {problem}", remedy=f"make it again: {REPORT.renew}"
         )
-        warmup = WarmUp(**values["warmup"])
-        return SubjectReport(**{**values, "name": name, "blocks": blocks, "warmup": warmup})
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"subject {name!r}: {error}") from error
+    return report
 
 
-def _field_values(instance: BlockSamples | SubjectReport) -> dict[str, Any]:
-    """Return the fields alone, without what was derived from them and kept."""
-    return {known.name: getattr(instance, known.name) for known in fields(instance)}
-
-
-MOST_EXACT = 1_000_000  # samples of one report that are kept to the nanosecond: about 3.5 MB
-SIGNIFICANT_BITS = 12  # an error of one part in 4,096 at most, a hundredth of the margin that a verdict needs
+def _contradiction(report: Report) -> str | None:
+    """Say what fields of a report cannot stand together, or None."""
+    names = [subject.name for subject in report.subjects]
+    if len(set(names)) != len(names):
+        return "two subjects have the same name"
+    for control in report.controls:
+        if control.control_of not in names:
+            return f"{control.name!r} controls {control.control_of!r}, which is not there"
+    return None if report.measured or report.failed else "it holds no measured subject"
 
 
 def compact_report(report: Report, *, most_exact: int = MOST_EXACT) -> Report:
@@ -308,21 +238,15 @@ def compact_report(report: Report, *, most_exact: int = MOST_EXACT) -> Report:
         report: The report.
         most_exact: The largest number of samples that stay as they are.
     """
-    blocks = [block for subject in report.subjects for block in subject.blocks]
-    if sum(len(block.samples_ns) for block in blocks) <= most_exact:
+    if sum(len(block.samples_ns) for subject in report.subjects for block in subject.blocks) <= most_exact:
         return report
-    return replace(
-        report,
-        subjects=tuple(_compact_subject(subject) for subject in report.subjects),
-        storage=Storage(in_order=False, significant_bits=SIGNIFICANT_BITS),
-    )
+    subjects = [
+        msgspec.structs.replace(subject, blocks=tuple(map(_compact_block, subject.blocks)))
+        for subject in report.subjects
+    ]
+    storage = Storage(in_order=False, significant_bits=SIGNIFICANT_BITS)
+    return msgspec.structs.replace(report, subjects=tuple(subjects), storage=storage)
 
 
-def _compact_subject(subject: SubjectReport) -> SubjectReport:
-    return replace(
-        subject,
-        blocks=tuple(
-            replace(block, samples_ns=rounded_samples(block.samples_ns, SIGNIFICANT_BITS))
-            for block in subject.blocks
-        ),
-    )
+def _compact_block(block: BlockSamples) -> BlockSamples:
+    return msgspec.structs.replace(block, samples_ns=rounded_samples(block.samples_ns, SIGNIFICANT_BITS))

@@ -1,37 +1,33 @@
-"""Samples: times in nanoseconds, exact, rounded where there are millions, packed for JSON."""
+"""Samples: latencies in nanoseconds, exact or rounded, packed for JSON."""
 
 from __future__ import annotations
 
 import base64
 import binascii
 import zlib
-from array import array
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    Samples = array[int]
-
-
+Samples = NDArray[np.int64]  # latencies in nanoseconds, [calls]
 _BYTES = 8
 _LARGEST = 1 << 30  # bytes that one block may unpack to
 _ASCENDING = "ascending:"  # then the differences are packed, from 0 on
 
 
 def as_samples(values: Iterable[int]) -> Samples:
-    """Return latencies in nanoseconds as a compact ``int64`` array.
+    """Return latencies in nanoseconds as ``int64 [n]``.
 
     Raises:
-        ValueError: No value, a value that is no whole number, negative or too large.
+        ValueError: No value, or one that is no whole number, negative or too large.
     """
     numbers = list(values)
     for number in numbers:
         if isinstance(number, bool) or not isinstance(number, int):
             raise ValueError(f"sample {number!r} is not a whole number of nanoseconds")
     try:
-        samples = array("q", numbers)
+        samples = np.array(numbers, dtype=np.int64)
     except OverflowError as error:
         raise ValueError(f"a sample is too large: {error}") from error
     return checked(samples)
@@ -41,11 +37,11 @@ def checked(samples: Samples) -> Samples:
     """Return the samples themselves.
 
     Raises:
-        ValueError: There is none, or one is negative.
+        ValueError: There are none, or one is negative.
     """
-    if not samples:
+    if not len(samples):
         raise ValueError("there are no samples")
-    smallest = int(_numbers(samples).min())
+    smallest = np.min(samples)
     if smallest < 0:
         raise ValueError(f"sample {smallest} is negative")
     return samples
@@ -54,12 +50,13 @@ def checked(samples: Samples) -> Samples:
 def rounded_samples(samples: Samples, bits: int) -> Samples:
     """Return samples in ascending order, each rounded to so many significant bits.
 
-    Of 12 bits the error is at most one part in 4,096.
+    With 12 bits the error is at most one part in 4,096.
     """
-    values = np.sort(_numbers(samples))
+    values = np.sort(samples)
     _, exponents = np.frexp(values.astype(np.float64))
     steps = np.int64(1) << np.maximum(0, exponents - bits).astype(np.int64)
-    return array("q", ((values + steps // 2) // steps * steps).astype(np.int64).tobytes())
+    rounded: Samples = (values + steps // 2) // steps * steps
+    return rounded
 
 
 def encode_samples(samples: Samples) -> str:
@@ -68,17 +65,17 @@ def encode_samples(samples: Samples) -> str:
     The upper planes are nearly constant and vanish; exactness costs about three characters a sample. Samples in
     ascending order are packed as differences, with the word ``ascending:`` before them.
     """
-    values, mark = _numbers(samples), ""
+    values, mark = samples, ""
     differences = np.diff(values, prepend=np.int64(0))
     if differences.min() >= 0:
         values, mark = differences, _ASCENDING
-    data = values.astype("<i8").tobytes()
+    data = values.astype("<i8", casting="safe").tobytes()
     planes = b"".join(data[plane::_BYTES] for plane in range(_BYTES))
     return mark + base64.b64encode(zlib.compress(planes, 6)).decode("ascii")
 
 
 def decode_samples(packed: object) -> Samples:
-    """Undo :func:`encode_samples`; a plain list of whole numbers is taken too.
+    """Undo :func:`encode_samples`; a plain list of whole numbers is accepted too.
 
     Raises:
         ValueError: Neither of the two, damaged, empty or with a negative sample.
@@ -92,11 +89,10 @@ def decode_samples(packed: object) -> Samples:
         if len(values) and values.min() < 0:
             raise ValueError("the packed samples are damaged: they descend")
         values = values.cumsum()
-    return checked(array("q", values.tobytes()))
+    return checked(values)
 
 
-def _unpack(text: str) -> Any:
-    """Return the packed numbers, ``int64 [n]``."""
+def _unpack(text: str) -> Samples:
     try:
         unpack = zlib.decompressobj()
         planes = unpack.decompress(base64.b64decode(text, validate=True), _LARGEST)
@@ -106,9 +102,5 @@ def _unpack(text: str) -> Any:
     if rest or not unpack.eof:
         raise ValueError("the packed samples are cut short")
     columns = np.frombuffer(planes, dtype=np.uint8).reshape(_BYTES, count)
-    return np.ascontiguousarray(columns.T).view("<i8").reshape(count).astype(np.int64)
-
-
-def _numbers(samples: Samples) -> Any:
-    """Return samples as ``int64 [n]``, without a copy."""
-    return np.frombuffer(samples, dtype="int64")
+    samples = np.ascontiguousarray(columns.T).view("<i8").reshape(count).astype(np.int64)
+    return samples

@@ -1,4 +1,4 @@
-"""Reports and comparisons as tables."""
+"""Reports and comparisons as tables, for a terminal, Markdown and the page."""
 
 from __future__ import annotations
 
@@ -27,20 +27,18 @@ from bench.statistics import (
 from engines.errors import NotComparableError, UnstableError
 from engines.text_table import Table, render_markdown, render_text
 
-
-def milliseconds(nanoseconds: float) -> str:
-    """Return a time in milliseconds with four significant digits or more."""
-    value = nanoseconds / 1e6
-    if value < 0.1:
-        return f"{value:.5f}"
-    if value < 10:
-        return f"{value:.3f}"
-    return f"{value:.2f}" if value < 100 else f"{value:.1f}"
-
-
-_SLIGHT = (Verdict.SLIGHTLY_FASTER, Verdict.SLIGHTLY_SLOWER)
 TOO_SMALL = "n too small"
 DISCLAIMER = "For research and engineering only; not a medical device."
+_MISSING = "-"
+_MIB = 1 << 20
+_SLIGHT = (Verdict.SLIGHTLY_FASTER, Verdict.SLIGHTLY_SLOWER)
+_FLEET_VERDICTS = {Verdict.FASTER: "faster", Verdict.SLOWER: "slower", Verdict.NO_DIFFERENCE: "same"}
+_BY_ROUND = "ratio: the median over the rounds of the ratio within a round"
+_LATENCY_HEADER = (
+    *("engine", "samples", "median", "95 % interval", "mean"),
+    *(f"p{percentile:g}" for percentile in PERCENTILES),
+    *("min", "max"),
+)
 _ENVIRONMENT_NAMES = {
     "cpu": "CPU",
     "cpu_limit": "CPU limit",
@@ -60,6 +58,23 @@ _ENVIRONMENT_NAMES = {
 }
 
 
+def render_report(report: Report, *, markdown: bool = False, baseline: str | None = None) -> str:
+    """Return a report as text: latencies, ratios to the baseline (the first subject by default), the machine."""
+    return _render(report_tables(report, baseline=baseline), markdown)
+
+
+def render_comparison(comparison: Comparison | Fleet, *, markdown: bool = False) -> str:
+    """Return the comparison of two reports, or of many, as text."""
+    if isinstance(comparison, Fleet):
+        return _render(fleet_tables(comparison), markdown)
+    return _render([comparison_table(comparison)], markdown)
+
+
+def _render(tables: Iterable[Table], markdown: bool) -> str:
+    one = render_markdown if markdown else render_text
+    return "\n\n".join([*(one(table) for table in tables), DISCLAIMER]) + "\n"
+
+
 def report_tables(report: Report, *, baseline: str | None = None) -> tuple[Table, ...]:
     """Return the tables of a report: latencies, bounds of their tails, ratios to one subject, the machine.
 
@@ -67,10 +82,11 @@ def report_tables(report: Report, *, baseline: str | None = None) -> tuple[Table
         report: The report.
         baseline: The subject that the others are compared with; the first one by default.
     """
-    tables = [latency_table(report), tail_table(report)]
-    tables += scenario_tables(report)
-    tables += [stage_table(report)] if has_stages(report) else []
-    tables += [build_table(report)] if build_spreads(report) else []
+    tables = [latency_table(report), tail_table(report), *scenario_tables(report)]
+    if has_stages(report):
+        tables.append(stage_table(report))
+    if (builds := build_table(report)).rows:
+        tables.append(builds)
     tables += pass_tables(report)
     if len(report.measured) > 1:
         ratios, notes = report_ratios(report, baseline=baseline)
@@ -103,152 +119,14 @@ def report_ratios(
 
 def latency_table(report: Report) -> Table:
     """Return the latencies of all subjects, in milliseconds."""
-    percentiles = tuple(f"p{percentile:g}" for percentile in PERCENTILES)
-    header = ("engine", "samples", "median", "95 % interval", "mean", *percentiles, "min", "max")
     rows = tuple(_latency_row(subject) for subject in report.subjects if subject.control_of is None)
-    return Table(
-        title=f"Latency, ms ({_plan_words(report)})", header=header, rows=rows, notes=_cautions(report)
-    )
-
-
-def tail_table(report: Report) -> Table:
-    """Return what bounds the tail of each subject, in milliseconds."""
-    rows = []
-    for subject in report.measured:
-        tails = summarise_tails(subject).values()
-        cells = (TOO_SMALL if tail is None else f"{milliseconds(tail.bound)}" for tail in tails)
-        rows.append((subject.name, *cells))
-    return Table(
-        title="Bounds of the tail, ms: the true percentile is below, with 99 % confidence",
-        header=("engine", *(f"p{percentile:g} below" for percentile in PERCENTILES)),
-        rows=tuple(rows),
-        notes=("the early-stopping rule of MLPerf: so many slow calls would have been seen otherwise",),
-    )
-
-
-def has_stages(report: Report) -> bool:
-    """Say whether any subject tells the times of its stages."""
-    return any(block.stages_ns for subject in report.measured for block in subject.blocks)
-
-
-def stage_table(report: Report) -> Table:
-    """Return the time of each stage, in milliseconds: the median over the blocks of the blocks' medians."""
-    found = {subject.name: stage_medians(subject) for subject in report.measured}
-    stages = tuple(dict.fromkeys(stage for medians in found.values() for stage in medians))
-    rows = tuple(
-        (name, *(milliseconds(medians[stage]) if stage in medians else "-" for stage in stages))
-        for name, medians in found.items()
-    )
-    return Table(title="Stages, median ms", header=("engine", *stages), rows=rows)
-
-
-def build_table(report: Report) -> Table:
-    """Return how much builds of one engine differ, apart from how much one build varies."""
-    rows = tuple(
-        (
-            spread.engine,
-            str(spread.builds),
-            f"{spread.within:.2%}",
-            f"{spread.between:.2%}",
-            f"{spread.slowest:.3f}",
-            chance_words(spread.chance),
-        )
-        for spread in build_spreads(report)
-    )
-    return Table(
-        title="Spread within a build and between builds",
-        header=("engine", "builds", "within", "between", "slowest / fastest", "p"),
-        rows=rows,
-        notes=("standard deviations of block medians, rounds taken out; p: of equal builds, by an F test",),
-    )
-
-
-def drift_table(report: Report) -> Table:
-    """Return the median of the blocks in each quarter of the run, in milliseconds."""
-    rows = []
-    for subject in report.measured:
-        medians = list(block_medians(subject).values())
-        edges = [len(medians) * quarter // 4 for quarter in range(5)]
-        parts = (medians[first:last] for first, last in pairwise(edges))
-        cells = (milliseconds(statistics.median(part)) if part else "-" for part in parts)
-        rows.append((subject.name, *cells))
-    header = ("engine", "first quarter", "second", "third", "last")
-    return Table(title="Median of the blocks by quarter of the run, ms", header=header, rows=tuple(rows))
-
-
-def ratio_table(ratios: Sequence[Ratio], *, title: str = "Compared", notes: Sequence[str] = ()) -> Table:
-    """Return ratios of latencies with their verdicts."""
-    header = ("engine", "against", "median, ms", "was, ms", "ratio", "95 % interval", "p", "verdict")
-    rows = tuple(
-        (
-            ratio.candidate,
-            ratio.baseline,
-            milliseconds(ratio.candidate_ns),
-            milliseconds(ratio.baseline_ns),
-            f"{ratio.ratio.value:.3f}",
-            f"{ratio.ratio.low:.3f} to {ratio.ratio.high:.3f}",
-            chance_words(ratio.p_value),
-            verdict_words(ratio),
-        )
-        for ratio in ratios
-    )
-    lines = [f"faster or slower: the whole interval is beyond {ratios[0].margin * 100:g} %"] if ratios else []
-    if any(ratio.verdict in _SLIGHT for ratio in ratios):
-        lines.append(
-            f"slightly: surely different (p below {DETECTED:g}), but perhaps by less than {ratios[0].margin * 100:g} %"
-        )
-    if any(ratio.paired for ratio in ratios):
-        lines.append("ratio: the median over the rounds of the ratio within a round")
-        lines.append("p: Wilcoxon's signed-rank test over the rounds, of no difference at all")
-    lines += [f"{ratio.candidate}: {', '.join(ratio.allowed)} differ" for ratio in ratios if ratio.allowed]
-    return Table(title=title, header=header, rows=rows, notes=(*lines, *notes))
-
-
-def comparison_table(comparison: Comparison) -> Table:
-    """Return the comparison of two reports."""
-    table = ratio_table(comparison.rows, title="Compared")
-    controls = (control.words() for control in comparison.controls)
-    notes = [*table.notes, *dict.fromkeys((*comparison.cautions, *controls))]
-    if comparison.allowed:
-        notes.append(f"allowed to differ: {', '.join(comparison.allowed)}")
-    if comparison.only_baseline:
-        notes.append(f"only in the baseline: {', '.join(comparison.only_baseline)}")
-    if comparison.only_candidate:
-        notes.append(f"only in the candidate: {', '.join(comparison.only_candidate)}")
-    return Table(title=table.title, header=table.header, rows=table.rows, notes=tuple(notes))
-
-
-def environment_table(report: Report) -> Table:
-    """Return the machine at the start and, where it changed, at the end; what is unknown is left out."""
-    rows = []
-    for key, value in report.environment.items():
-        start, end = _words(value), _words(report.environment_end.get(key))
-        if start or end:
-            rows.append((_ENVIRONMENT_NAMES.get(key, key), start, "" if end == start else end))
-    return Table(title="Machine", header=("", "start", "end"), rows=tuple(rows), numeric=False)
-
-
-def chance_words(chance: float | None) -> str:
-    """Say a chance: three decimals, or that it is below them."""
-    if chance is None:
-        return "-"
-    return "<0.001" if chance < 0.001 else f"{chance:.3f}"
-
-
-def verdict_words(ratio: Ratio) -> str:
-    """Say a verdict in words: ``3.42 times faster``, ``slightly slower (1.9 %)``, ``no significant difference``."""
-    if ratio.verdict is Verdict.FASTER:
-        return f"{1 / ratio.ratio.value:.2f} times faster"
-    if ratio.verdict is Verdict.SLOWER:
-        return f"{ratio.ratio.value:.2f} times slower"
-    if ratio.verdict in _SLIGHT:
-        return f"{ratio.verdict.value} ({abs(ratio.ratio.value - 1) * 100:.1f} %)"
-    return str(ratio.verdict.value)
+    title = f"Latency, ms ({_plan_words(report)})"
+    return Table(title=title, header=_LATENCY_HEADER, rows=rows, notes=_cautions(report))
 
 
 def _latency_row(subject: SubjectReport) -> tuple[str, ...]:
     if not subject.blocks:
-        return (subject.name, "0", *(["-"] * (7 + len(PERCENTILES) - 2)))
+        return (subject.name, "0", *[_MISSING] * (len(_LATENCY_HEADER) - 2))
     summary = summarise(subject)
     tails = (summary.tails[percentile] for percentile in PERCENTILES)
     return (
@@ -292,6 +170,172 @@ def _cautions(report: Report) -> tuple[str, ...]:
     return (*notes, *(f"unstable: {line}" for line in unstable_subjects(report)))
 
 
+def tail_table(report: Report) -> Table:
+    """Return what bounds the tail of each subject, in milliseconds."""
+    rows = []
+    for subject in report.measured:
+        tails = summarise_tails(subject).values()
+        cells = (TOO_SMALL if tail is None else f"{milliseconds(tail.bound)}" for tail in tails)
+        rows.append((subject.name, *cells))
+    return Table(
+        title="Bounds of the tail, ms: the true percentile is below, with 99 % confidence",
+        header=("engine", *(f"p{percentile:g} below" for percentile in PERCENTILES)),
+        rows=tuple(rows),
+        notes=("the early-stopping rule of MLPerf: so many slow calls would have been seen otherwise",),
+    )
+
+
+def has_stages(report: Report) -> bool:
+    """Say whether any subject reports the times of its stages."""
+    return any(block.stages_ns for subject in report.measured for block in subject.blocks)
+
+
+def stage_table(report: Report) -> Table:
+    """Return the time of each stage, in milliseconds: the median over the blocks of the blocks' medians."""
+    found = {subject.name: stage_medians(subject) for subject in report.measured}
+    stages = tuple(dict.fromkeys(stage for medians in found.values() for stage in medians))
+    rows = tuple(
+        (name, *(milliseconds(medians[stage]) if stage in medians else _MISSING for stage in stages))
+        for name, medians in found.items()
+    )
+    return Table(title="Stages, median ms", header=("engine", *stages), rows=rows)
+
+
+def build_table(report: Report) -> Table:
+    """Return how much builds of one engine differ, apart from how much one build varies."""
+    rows = tuple(
+        (
+            spread.engine,
+            str(spread.builds),
+            f"{spread.within:.2%}",
+            f"{spread.between:.2%}",
+            f"{spread.slowest:.3f}",
+            chance_words(spread.chance),
+        )
+        for spread in build_spreads(report)
+    )
+    return Table(
+        title="Spread within a build and between builds",
+        header=("engine", "builds", "within", "between", "slowest / fastest", "p"),
+        rows=rows,
+        notes=("standard deviations of block medians, rounds taken out; p: of equal builds, by an F test",),
+    )
+
+
+def drift_table(report: Report) -> Table:
+    """Return the median of the blocks in each quarter of the run, in milliseconds."""
+    rows = []
+    for subject in report.measured:
+        medians = list(block_medians(subject).values())
+        edges = [len(medians) * quarter // 4 for quarter in range(5)]
+        parts = (medians[first:last] for first, last in pairwise(edges))
+        cells = (milliseconds(statistics.median(part)) if part else _MISSING for part in parts)
+        rows.append((subject.name, *cells))
+    header = ("engine", "first quarter", "second", "third", "last")
+    return Table(title="Median of the blocks by quarter of the run, ms", header=header, rows=tuple(rows))
+
+
+def ratio_table(ratios: Sequence[Ratio], *, title: str = "Compared", notes: Sequence[str] = ()) -> Table:
+    """Return ratios of latencies with their verdicts."""
+    header = ("engine", "against", "median, ms", "was, ms", "ratio", "95 % interval", "p", "verdict")
+    rows = tuple(
+        (
+            ratio.candidate,
+            ratio.baseline,
+            milliseconds(ratio.candidate_ns),
+            milliseconds(ratio.baseline_ns),
+            f"{ratio.ratio.value:.3f}",
+            f"{ratio.ratio.low:.3f} to {ratio.ratio.high:.3f}",
+            chance_words(ratio.p_value),
+            verdict_words(ratio),
+        )
+        for ratio in ratios
+    )
+    lines = [f"faster or slower: the whole interval is beyond {ratios[0].margin * 100:g} %"] if ratios else []
+    if any(ratio.verdict in _SLIGHT for ratio in ratios):
+        lines.append(
+            f"slightly: surely different (p below {DETECTED:g}), but perhaps by less than {ratios[0].margin * 100:g} %"
+        )
+    if any(ratio.paired for ratio in ratios):
+        lines.append(_BY_ROUND)
+        lines.append("p: Wilcoxon's signed-rank test over the rounds, of no difference at all")
+    lines += [f"{ratio.candidate}: {', '.join(ratio.allowed)} differ" for ratio in ratios if ratio.allowed]
+    return Table(title=title, header=header, rows=rows, notes=(*lines, *notes))
+
+
+def comparison_table(comparison: Comparison) -> Table:
+    """Return the comparison of two reports."""
+    table = ratio_table(comparison.rows, title="Compared")
+    controls = (control.words() for control in comparison.controls)
+    notes = [*table.notes, *dict.fromkeys((*comparison.cautions, *controls))]
+    if comparison.allowed:
+        notes.append(f"allowed to differ: {', '.join(comparison.allowed)}")
+    if comparison.only_baseline:
+        notes.append(f"only in the baseline: {', '.join(comparison.only_baseline)}")
+    if comparison.only_candidate:
+        notes.append(f"only in the candidate: {', '.join(comparison.only_candidate)}")
+    return Table(title=table.title, header=table.header, rows=table.rows, notes=tuple(notes))
+
+
+def fleet_tables(fleet: Fleet) -> tuple[Table, ...]:
+    """Return the medians, device by engine, and each engine's ratio to the first one on the same device."""
+    medians = Table(
+        title="Median latency, ms: device by engine",
+        header=("device", *fleet.engines),
+        rows=tuple((device.name, *_fleet_medians(device, fleet)) for device in fleet.devices),
+        notes=_fleet_notes(fleet),
+    )
+    if len(fleet.engines) < 2:
+        return (medians,)
+    ratios = Table(
+        title=f"Ratio to {fleet.engines[0]} on the same device, 95 % interval",
+        header=("device", *fleet.engines[1:]),
+        rows=tuple((device.name, *_fleet_ratios(device, fleet)) for device in fleet.devices),
+        notes=(
+            f"faster or slower: the whole interval is beyond {fleet.margin * 100:g} %",
+            _BY_ROUND,
+        ),
+    )
+    return (medians, ratios)
+
+
+def _fleet_medians(device: Device, fleet: Fleet) -> list[str]:
+    found = (device.medians_ns.get(engine) for engine in fleet.engines)
+    return [_MISSING if median is None else milliseconds(median) for median in found]
+
+
+def _fleet_ratios(device: Device, fleet: Fleet) -> list[str]:
+    cells = []
+    for engine in fleet.engines[1:]:
+        found = device.ratios.get(engine)
+        if found is None:
+            cells.append(_MISSING)
+        else:
+            ratio = found.ratio
+            cells.append(
+                f"{ratio.value:.3f} ({ratio.low:.3f} to {ratio.high:.3f}) {_FLEET_VERDICTS[found.verdict]}"
+            )
+    return cells
+
+
+def _fleet_notes(fleet: Fleet) -> tuple[str, ...]:
+    notes = [f"{device.name}: {line}" for device in fleet.devices for line in device.cautions]
+    if fleet.allowed:
+        notes.append(f"allowed to differ: {', '.join(fleet.allowed)}")
+    notes += [f"{device.name}: {control.words()}" for device in fleet.devices for control in device.controls]
+    return tuple(dict.fromkeys(notes))
+
+
+def environment_table(report: Report) -> Table:
+    """Return the machine at the start and, where it changed, at the end; what is unknown is left out."""
+    rows = []
+    for key, value in report.environment.items():
+        start, end = _words(value), _words(report.environment_end.get(key))
+        if start or end:
+            rows.append((_ENVIRONMENT_NAMES.get(key, key), start, "" if end == start else end))
+    return Table(title="Machine", header=("", "start", "end"), rows=tuple(rows), numeric=False)
+
+
 def _words(value: Any) -> str:
     if value is None:
         return ""
@@ -304,7 +348,47 @@ def _words(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-_MIB = 1 << 20
+def scenario_tables(report: Report) -> tuple[Table, ...]:
+    """Return what a scenario asks for beside latencies: drops and misses of a camera, throughput of a pile."""
+    return tuple(table for table in (_camera_table(report), _throughput_table(report)) if table.rows)
+
+
+def _camera_table(report: Report) -> Table:
+    rows = []
+    fps = report.plan.fps
+    for subject in report.measured if fps else ():
+        answered = len(subject.samples_ns)
+        late = int((subject.ordered_ns > 1e9 / (fps or 1)).sum())
+        dropped = sum(block.dropped for block in subject.blocks)
+        cells = (
+            f"{dropped:,}",
+            f"{dropped / (answered + dropped):.2%}",
+            f"{late:,}",
+            f"{late / answered:.2%}",
+        )
+        rows.append((subject.name, f"{answered + dropped:,}", *cells))
+    return Table(
+        title=f"Frames at {fps:g} fps" if fps else "",
+        header=("engine", "arrived", "dropped", "of arrived", "late", "of answered"),
+        rows=tuple(rows),
+        notes=("dropped: a newer frame had come; late: answered after the next frame had come",),
+    )
+
+
+def _throughput_table(report: Report) -> Table:
+    rows = tuple(
+        (
+            subject.name,
+            str(subject.description["engine_batch"]),
+            str(subject.description["concurrency"]),
+            f"{subject.description['batch'] / sample_median(subject) * 1e9:,.1f}",
+        )
+        for subject in report.measured
+        if "engine_batch" in subject.description
+    )
+    return Table(
+        title="Throughput of a pile of images", header=("engine", "batch", "threads", "images/s"), rows=rows
+    )
 
 
 @dataclass(frozen=True)
@@ -337,46 +421,39 @@ def pass_tables(report: Report) -> tuple[Table, ...]:
     )
 
 
-def scenario_tables(report: Report) -> tuple[Table, ...]:
-    """Return what a scenario asks for beside latencies: drops and misses of a camera, throughput of a pile."""
-    return tuple(table for table in (_camera_table(report), _throughput_table(report)) if table.rows)
-
-
-def _camera_table(report: Report) -> Table:
-    rows = []
-    fps = report.plan.fps
-    for subject in report.measured if fps else ():
-        answered = len(subject.samples_ns)
-        late = int((subject.ordered_ns > 1e9 / (fps or 1)).sum())
-        dropped = sum(block.dropped for block in subject.blocks)
-        cells = (
-            f"{dropped:,}",
-            f"{dropped / (answered + dropped):.2%}",
-            f"{late:,}",
-            f"{late / answered:.2%}",
-        )
-        rows.append((subject.name, f"{answered + dropped:,}", *cells))
+def _limits_table(report: Report) -> Table:
+    rows, notes = [], list[str]()
+    for subject in report.measured:
+        limits = subject.passes.get("limits")
+        if limits:
+            rows.append((subject.name, *_limits_cells(limits, sample_median(subject))))
+            notes = [  # the same of every engine
+                f"ceilings measured here: {limits['multiply_adds_per_s'] / 1e9:.1f} G multiply-adds/s "
+                f"(FP32 matrix product), {limits['bytes_per_s'] / 1e9:.1f} GB/s (copy)",
+                "moved: input, output and weights of each layer, none kept in a cache; "
+                "INT8 may pass an FP32 ceiling",
+            ]
     return Table(
-        title=f"Frames at {fps:g} fps" if fps else "",
-        header=("engine", "arrived", "dropped", "of arrived", "late", "of answered"),
+        title="Limits of the machine (roofline)",
+        header=(
+            *("engine", "M multiply-adds", "MB moved", "per byte"),
+            *("bound by", "roof, ms", "median, ms", "of roof"),
+        ),
         rows=tuple(rows),
-        notes=("dropped: a newer frame had come; late: answered after the next frame had come",),
+        notes=tuple(notes),
     )
 
 
-def _throughput_table(report: Report) -> Table:
-    told = [subject for subject in report.measured if "engine_batch" in subject.description]
-    rows = tuple(
-        (
-            subject.name,
-            str(subject.description["engine_batch"]),
-            str(subject.description["concurrency"]),
-            f"{subject.description['batch'] / sample_median(subject) * 1e9:,.1f}",
-        )
-        for subject in told
-    )
-    return Table(
-        title="Throughput of a pile of images", header=("engine", "batch", "threads", "images/s"), rows=rows
+def _limits_cells(limits: Mapping[str, float], median_ns: float) -> tuple[str, ...]:
+    roof = Roof.of(limits)
+    return (
+        f"{limits['multiply_adds'] / 1e6:,.1f}",
+        f"{limits['bytes'] / 1e6:,.2f}",
+        f"{roof.intensity:.1f}",
+        roof.bound,
+        milliseconds(roof.nanoseconds),
+        milliseconds(median_ns),
+        f"{roof.nanoseconds / median_ns:.0%}",
     )
 
 
@@ -401,135 +478,57 @@ def _power_table(report: Report) -> Table:
     )
 
 
-def _limits_table(report: Report) -> Table:
-    rows = []
-    peak: dict[str, float] = {}
-    for subject in report.measured:
-        found = subject.passes.get("limits")
-        if found:
-            roof = Roof.of(found)
-            median = sample_median(subject)
-            peak = found
-            rows.append(
-                (
-                    subject.name,
-                    f"{found['multiply_adds'] / 1e6:,.1f}",
-                    f"{found['bytes'] / 1e6:,.2f}",
-                    f"{roof.intensity:.1f}",
-                    roof.bound,
-                    milliseconds(roof.nanoseconds),
-                    milliseconds(median),
-                    f"{roof.nanoseconds / median:.0%}",
-                )
-            )
-    header = (
-        "engine",
-        "M multiply-adds",
-        "MB moved",
-        "per byte",
-        "bound by",
-        "roof, ms",
-        "median, ms",
-        "of roof",
-    )
-    notes = (
-        (
-            f"ceilings measured here: {peak['multiply_adds_per_s'] / 1e9:.1f} G multiply-adds/s (FP32 matrix product), "
-            f"{peak['bytes_per_s'] / 1e9:.1f} GB/s (copy)",
-            "moved: input, output and weights of each layer, none kept in a cache; INT8 may pass an FP32 ceiling",
-        )
-        if peak
-        else ()
-    )
-    return Table(title="Limits of the machine (roofline)", header=header, rows=tuple(rows), notes=notes)
-
-
 def _memory_table(report: Report) -> Table:
-    found = ((subject.name, subject.passes.get("memory")) for subject in report.measured)
-    rows = tuple(
-        (
-            name,
-            f"{memory['host_peak_bytes'] / _MIB:.1f}",
-            f"{(memory['host_peak_bytes'] - memory['host_before_bytes']) / _MIB:.1f}",
-            "-" if memory.get("device_bytes") is None else f"{memory['device_bytes'] / _MIB:.1f}",
-        )
-        for name, memory in found
-        if memory
-    )
+    rows, failed = [], []
+    for subject in report.measured:
+        memory = subject.passes.get("memory")
+        if memory is None:
+            continue
+        if "error" in memory:
+            failed.append(f"{subject.name} was not measured: {memory['error']}")
+        rows.append((subject.name, *_memory_cells(memory)))
     return Table(
         title="Memory of a process that runs only this engine",
         header=("engine", "host peak, MiB", "of it after start, MiB", "device, MiB"),
-        rows=rows,
+        rows=tuple(rows),
         notes=(
             "host: resident memory; before the engine is opened Python and its packages are loaded",
             "device: what the engine adds to the used memory of a discrete GPU (NVML)",
+            *failed,
         ),
     )
 
 
-_SIGNS = {Verdict.FASTER: "faster", Verdict.SLOWER: "slower", Verdict.NO_DIFFERENCE: "same"}
-_MISSING = "-"
+def _memory_cells(memory: Mapping[str, Any]) -> list[str]:
+    peak, before = memory.get("host_peak_bytes"), memory.get("host_before_bytes")
+    after_start = None if peak is None or before is None else peak - before
+    found = (peak, after_start, memory.get("device_bytes"))
+    return [_MISSING if size is None else f"{size / _MIB:.1f}" for size in found]
 
 
-def fleet_tables(fleet: Fleet) -> tuple[Table, ...]:
-    """Return the medians, device by engine, and each engine's ratio to the first one on the same device."""
-    medians = Table(
-        title="Median latency, ms: device by engine",
-        header=("device", *fleet.engines),
-        rows=tuple((device.name, *_medians(device, fleet)) for device in fleet.devices),
-        notes=_notes(fleet),
-    )
-    if len(fleet.engines) < 2:
-        return (medians,)
-    ratios = Table(
-        title=f"Ratio to {fleet.engines[0]} on the same device, 95 % interval",
-        header=("device", *fleet.engines[1:]),
-        rows=tuple((device.name, *_ratios(device, fleet)) for device in fleet.devices),
-        notes=(
-            f"faster or slower: the whole interval is beyond {fleet.margin * 100:g} %",
-            "ratio: the median over the rounds of the ratio within a round",
-        ),
-    )
-    return (medians, ratios)
+def milliseconds(nanoseconds: float) -> str:
+    """Return a time in milliseconds with four significant digits or more."""
+    value = nanoseconds / 1e6
+    if value < 0.1:
+        return f"{value:.5f}"
+    if value < 10:
+        return f"{value:.3f}"
+    return f"{value:.2f}" if value < 100 else f"{value:.1f}"
 
 
-def _medians(device: Device, fleet: Fleet) -> list[str]:
-    found = (device.medians_ns.get(engine) for engine in fleet.engines)
-    return [_MISSING if median is None else milliseconds(median) for median in found]
+def chance_words(chance: float | None) -> str:
+    """Say a chance: three decimals, or that it is below them."""
+    if chance is None:
+        return _MISSING
+    return "<0.001" if chance < 0.001 else f"{chance:.3f}"
 
 
-def _ratios(device: Device, fleet: Fleet) -> list[str]:
-    cells = []
-    for engine in fleet.engines[1:]:
-        found = device.ratios.get(engine)
-        if found is None:
-            cells.append(_MISSING)
-        else:
-            ratio = found.ratio
-            cells.append(f"{ratio.value:.3f} ({ratio.low:.3f} to {ratio.high:.3f}) {_SIGNS[found.verdict]}")
-    return cells
-
-
-def _notes(fleet: Fleet) -> tuple[str, ...]:
-    notes = [f"{device.name}: {line}" for device in fleet.devices for line in device.cautions]
-    if fleet.allowed:
-        notes.append(f"allowed to differ: {', '.join(fleet.allowed)}")
-    notes += [f"{device.name}: {control.words()}" for device in fleet.devices for control in device.controls]
-    return tuple(dict.fromkeys(notes))
-
-
-def render_report(report: Report, *, markdown: bool = False, baseline: str | None = None) -> str:
-    """Return a report as text: latencies, ratios to the baseline (the first subject by default), the machine."""
-    return _render(report_tables(report, baseline=baseline), markdown)
-
-
-def render_comparison(comparison: Comparison | Fleet, *, markdown: bool = False) -> str:
-    """Return the comparison of two reports, or of many, as text."""
-    if isinstance(comparison, Fleet):
-        return _render(fleet_tables(comparison), markdown)
-    return _render([comparison_table(comparison)], markdown)
-
-
-def _render(tables: Iterable[Table], markdown: bool) -> str:
-    one = render_markdown if markdown else render_text
-    return "\n\n".join([*(one(table) for table in tables), DISCLAIMER]) + "\n"
+def verdict_words(ratio: Ratio) -> str:
+    """Say a verdict in words: ``3.42 times faster``, ``slightly slower (1.9 %)``, ``no significant difference``."""
+    if ratio.verdict is Verdict.FASTER:
+        return f"{1 / ratio.ratio.value:.2f} times faster"
+    if ratio.verdict is Verdict.SLOWER:
+        return f"{ratio.ratio.value:.2f} times slower"
+    if ratio.verdict in _SLIGHT:
+        return f"{ratio.verdict.value} ({abs(ratio.ratio.value - 1) * 100:.1f} %)"
+    return str(ratio.verdict.value)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from array import array
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from itertools import pairwise
@@ -15,6 +14,7 @@ from typing import Any
 from bench.machine import environment
 from bench.plan import Plan
 from bench.report import BlockSamples, Report, SubjectReport
+from bench.samples import as_samples
 from engines.errors import BadInputError
 from engines.files import sha256_file
 
@@ -115,7 +115,7 @@ def _blocks(
         BlockSamples(
             round=index,
             start_ns=starts[first] - starts[0],
-            samples_ns=array("q", latencies[first:last]),
+            samples_ns=as_samples(latencies[first:last]),
             stages_ns={stage: float(statistics.median(times[first:last])) for stage, times in stages.items()},
         )
         for index, (first, last) in enumerate(pairwise(edges))

@@ -14,7 +14,6 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import onnx
 
 from calibration.layers import raw_pixel_tensors, tensors_to_calibrate, unclipped_tensors

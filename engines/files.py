@@ -125,6 +125,8 @@ class DocumentKind(Generic[Body]):
         seal: Name of the field with the hash of the body as it was written; None for a document without a seal.
         sealed_from: The first version that has the seal.
         older: Earlier versions that are read too, each with the function that makes its body the next one.
+        encode: msgspec's ``enc_hook``, for a body that holds a type that JSON does not know.
+        decode: msgspec's ``dec_hook``, which undoes it.
     """
 
     name: str
@@ -134,10 +136,16 @@ class DocumentKind(Generic[Body]):
     seal: str | None = None
     sealed_from: int = 1
     older: Mapping[int, Upgrade] = field(default_factory=dict)
+    encode: Callable[[Any], object] | None = None
+    decode: Callable[[type[Any], Any], object] | None = None
+
+    def to_builtins(self, value: Body) -> dict[str, Any]:
+        """Return a body as the values that are written, without kind, version and seal."""
+        return cast(dict[str, Any], msgspec.to_builtins(value, enc_hook=self.encode))
 
     def save(self, path: Path, value: Body) -> None:
         """Write a document atomically: ``kind`` and ``schema_version``, the fields, then the seal. No NaN."""
-        body = msgspec.to_builtins(value)
+        body = self.to_builtins(value)
         sealed = {self.seal: sha256_bytes(canonical_json(body))} if self.seal else {}
         document = {"kind": self.name, "schema_version": self.version, **body, **sealed}
         write_text(path, json.dumps(document, indent=1, allow_nan=False) + "\n")
@@ -175,7 +183,7 @@ class DocumentKind(Generic[Body]):
         try:
             while version != self.version:
                 body, version = self.older[version](body), version + 1
-            return msgspec.convert(body, self.body, strict=True)
+            return msgspec.convert(body, self.body, strict=True, dec_hook=self.decode)
         except (msgspec.ValidationError, KeyError, TypeError, AttributeError) as error:
             raise ArtefactError(f"{path} is no readable {self.name}: {error}", remedy=remedy) from error
 

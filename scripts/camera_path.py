@@ -23,8 +23,10 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-import numpy
+import numpy as np
 import onnxruntime
+from numpy.typing import NDArray
+from turns import script_parser, time_in_turns
 
 from edge_dsc.infer.camera import LiveSource
 from edge_dsc.infer.classify import answer_group, prepare_picture
@@ -41,17 +43,16 @@ SPEC = parse_source("v4l2://0")
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = script_parser(__doc__)
     parser.add_argument("engine", type=Path)
     parser.add_argument("--frames", type=int, default=400)
     parser.add_argument("--fps", type=float, default=30.0)
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--busy", type=float, default=0.0, metavar="MS")
     options = parser.parse_args()
-    noise = numpy.random.default_rng(0).integers(0, 256, (720, 1280, 1), dtype=numpy.uint8)
-    picture = numpy.ascontiguousarray(cv2.GaussianBlur(noise, (0, 0), 9)[:, :, None].repeat(3, axis=2))
+    noise = np.random.default_rng(0).integers(0, 256, (720, 1280, 1), dtype=np.uint8)
+    grey = cv2.GaussianBlur(noise, (0, 0), 9)[:, :, None]
+    picture = np.ascontiguousarray(grey.repeat(3, axis=2), dtype=np.uint8)
     naive = naive_path()
     with open_engine(options.engine) as runner:
 
@@ -90,31 +91,28 @@ def naive_path() -> Callable[[Any], None]:
     model, _ = load("tf2onnx").convert.from_keras(network, input_signature=signature, opset=18)
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
 
-    def run(frame: Any) -> None:
+    def run(frame: NDArray[np.uint8]) -> None:
         pixels = cv2.resize(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB), (224, 224), interpolation=cv2.INTER_AREA)
-        session.run(None, {"image": pixels.astype(numpy.float32)[None] / 255})
+        session.run(None, {"image": pixels.astype(np.float32)[None] / 255})
 
     return run
 
 
 def _in_turns(
-    paths: dict[str, Callable[[Any], None]], picture: Any, frames: int
+    paths: dict[str, Callable[[Any], None]], picture: NDArray[np.uint8], frames: int
 ) -> dict[str, tuple[float, float]]:
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in paths}
-    for index in range(frames + 20):
-        for name, path in paths.items():
-            frame = picture.copy()  # a camera's buffer is new each time
-            wall, cpu = time.perf_counter(), time.process_time()
-            path(frame)
-            if index >= 20:
-                times[name].append((1e3 * (time.perf_counter() - wall), 1e3 * (time.process_time() - cpu)))
+    """Return the medians of wall and processor time of each way, ms; a camera's buffer is new each time."""
+    found = time_in_turns(paths, frames, warm_up=20, prepare=lambda: (picture.copy(),))
     return {
-        name: (statistics.median(w for w, _ in seen), statistics.median(c for _, c in seen))
-        for name, seen in times.items()
+        name: (
+            1e3 * statistics.median(times.wall for times in seen),
+            1e3 * statistics.median(times.processor for times in seen),
+        )
+        for name, seen in found.items()
     }
 
 
-def _loop_cost(runner: Runner, picture: Any, frames: int) -> list[tuple[float, float]]:
+def _loop_cost(runner: Runner, picture: NDArray[np.uint8], frames: int) -> list[tuple[float, float]]:
     """Return the stages' sum and the whole loop's time a frame: medians of wall and processor time, ms."""
     contract = runner.record.contract
     with tempfile.TemporaryDirectory() as folder:
@@ -133,27 +131,28 @@ def _loop_cost(runner: Runner, picture: Any, frames: int) -> list[tuple[float, f
     return [seen["stages"], seen["loop"]]
 
 
-def _frame(pixels: Any) -> Frame:
+def _frame(pixels: NDArray[np.uint8]) -> Frame:
     return Frame(index=0, pixels=pixels, captured=time.monotonic())
 
 
 class _Camera:
     """Gives a new 720p frame on every beat."""
 
-    def __init__(self, picture: Any, fps: float) -> None:
+    def __init__(self, picture: NDArray[np.uint8], fps: float) -> None:
         self._picture, self._period = picture, 1 / fps
         self._next = time.monotonic()
 
-    def read(self) -> Any:
+    def read(self) -> NDArray[np.uint8]:
         self._next = max(self._next + self._period, time.monotonic() - self._period)
         time.sleep(max(0.0, self._next - time.monotonic()))
-        return self._picture.copy()
+        frame: NDArray[np.uint8] = self._picture.copy()
+        return frame
 
     def release(self) -> None:
         """Do nothing."""
 
 
-def _print_ages(runner: Runner, picture: Any, options: argparse.Namespace) -> None:
+def _print_ages(runner: Runner, picture: NDArray[np.uint8], options: argparse.Namespace) -> None:
     contract = runner.record.contract
     source = LiveSource(SPEC, open_source=lambda spec: _Camera(picture, options.fps))
     ages = []

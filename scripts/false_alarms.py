@@ -14,7 +14,6 @@ there, and prints the counts of all of them. ``--seconds`` shortens the plan.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import time
@@ -24,9 +23,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy
+import numpy as np
+from turns import script_parser
 
-from bench.compare import Ratio, compare_reports, compare_within
+from bench.compare import Ratio, Rules, compare_reports, compare_within
 from bench.measure import Subject, measure
 from bench.plan import PLANS, Plan, choose_plan
 from bench.statistics import Verdict
@@ -35,11 +35,9 @@ from engines.runtimes import open_engine
 
 def main() -> None:
     """Compare again and again, and print one JSON object."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = script_parser(__doc__)
     parser.add_argument("engine", type=Path)
-    parser.add_argument("--out", type=Path, required=True, help="a line a run; begun or gone on with")
+    parser.add_argument("--out", type=Path, required=True, help="one line per run; started or continued")
     parser.add_argument("--runs", type=int, default=100, help="in all, those in --out included")
     parser.add_argument("--plan", choices=sorted(PLANS), default="quick")
     parser.add_argument("--seconds", type=float, help="measured time of one subject, instead of the plan's")
@@ -57,7 +55,7 @@ def main() -> None:
     compare = one_after_the_other if options.one_after_the_other else interleaved
     with open_engine(options.engine, threads=1) as runner:
         shape = (1, *runner.record.contract.input_shape)
-        pixels = numpy.random.default_rng(0).integers(0, 256, shape, "uint8")
+        pixels = np.random.default_rng(0).integers(0, 256, shape, "uint8")
         subjects = [
             Subject(name=f"{place}: +{percent:g} %", call=slowed(lambda: runner.run(pixels), percent / 100))
             for place, percent in enumerate([0.0, *options.slower])
@@ -65,7 +63,7 @@ def main() -> None:
         warm_up(subjects, options.warmup)
         for index in range(len(done), options.runs):
             plan = choose_plan(options.plan, seconds=options.seconds, warmup_seconds=0, seed=index)
-            done.append({**settings, "found": [told(row) for row in compare(subjects, plan)]})
+            done.append({**settings, "found": [kept(row) for row in compare(subjects, plan)]})
             with options.out.open("a", encoding="utf-8") as lines:
                 lines.write(json.dumps(done[-1]) + "\n")
     print(json.dumps({**settings, "runs": len(done), "found": summary(done)}, indent=1))  # noqa: T201
@@ -104,7 +102,7 @@ def slowed(call: Callable[[], object], share: float) -> Callable[[], object]:
 
 def interleaved(subjects: list[Subject], plan: Plan) -> Sequence[Ratio]:
     """Compare as ``edge-dsc bench`` and ``edge-dsc compare`` with one report do."""
-    return compare_within(measure(subjects, plan, read_environment=dict), seed=plan.seed).rows
+    return compare_within(measure(subjects, plan, read_environment=dict), rules=Rules(seed=plan.seed)).rows
 
 
 def one_after_the_other(subjects: list[Subject], plan: Plan) -> Sequence[Ratio]:
@@ -113,11 +111,11 @@ def one_after_the_other(subjects: list[Subject], plan: Plan) -> Sequence[Ratio]:
         measure([Subject(name="engine", call=subject.call)], plan, read_environment=dict)
         for subject in subjects
     )
-    rows = (compare_reports(first, other, seed=plan.seed).rows[0] for other in others)
+    rows = (compare_reports(first, other, Rules(seed=plan.seed)).rows[0] for other in others)
     return [replace(row, candidate=subject.name) for row, subject in zip(rows, subjects[1:], strict=True)]
 
 
-def told(found: Ratio) -> dict[str, object]:
+def kept(found: Ratio) -> dict[str, object]:
     """Return what is kept of a comparison."""
     return {
         "candidate": found.candidate,
@@ -140,15 +138,15 @@ def summary(done: list[dict[str, Any]]) -> dict[str, dict[str, object]]:
 
 def counts(rows: list[dict[str, Any]]) -> dict[str, object]:
     """Count the verdicts of comparisons, and say how their ratios scatter."""
-    ratios = numpy.array([row["ratio"] for row in rows])
+    ratios = np.array([row["ratio"] for row in rows])
     verdicts = Counter(row["verdict"] for row in rows)
     return {
         "comparisons": len(rows),
         "verdicts": {verdict.value: verdicts[verdict.value] for verdict in Verdict},
         "1_outside_interval": sum(not row["low"] <= 1 <= row["high"] for row in rows),
-        "ratio_median": round(float(numpy.median(ratios)), 4),
+        "ratio_median": round(float(np.median(ratios)), 4),
         "ratio_extremes": [float(ratios.min()), float(ratios.max())],
-        "interval_width_median": round(float(numpy.median([row["high"] - row["low"] for row in rows])), 4),
+        "interval_width_median": round(float(np.median([row["high"] - row["low"] for row in rows])), 4),
         "load": [min(row["load"] for row in rows), max(row["load"] for row in rows)],
     }
 

@@ -9,14 +9,13 @@ decode and resize and run nothing. The three take turns, each round in another o
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import cv2
 import onnxruntime
+from turns import script_parser, time_in_turns
 
 from edge_dsc.infer.classify import Prepared, classify_files, ordered_map, prepare_picture
 from edge_dsc.infer.source import expand_source
@@ -29,9 +28,7 @@ SETTLE_S = 0.3
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = script_parser(__doc__)
     parser.add_argument("engine", type=Path)
     parser.add_argument("folder")
     parser.add_argument("--rounds", type=int, default=5)
@@ -62,7 +59,8 @@ def main() -> None:
             for picture in ordered_map(prepare, paths, threads=threads):
                 assert picture is not None and not isinstance(picture.pixels, Exception), picture
 
-        rounds = _measure({"naive": naive, "loop": loop, "decode alone": decode}, options.rounds)
+        calls = {"naive": naive, "loop": loop, "decode alone": decode}
+        rounds = time_in_turns(calls, options.rounds, prepare=_settle)
     print(f"{len(paths)} images, {threads} threads, median of {options.rounds} rounds")  # noqa: T201
     for label, seen in rounds.items():
         rate = statistics.median(len(paths) / wall for wall, _ in seen)
@@ -77,19 +75,9 @@ def main() -> None:
         )
 
 
-def _measure(subjects: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[tuple[float, float]]]:
-    """Return wall and processor seconds of each round; processor time holds on a busy machine too."""
-    names = list(subjects)
-    seconds: dict[str, list[tuple[float, float]]] = {label: [] for label in names}
-    for label in names:
-        subjects[label]()
-    for index in range(rounds):
-        for label in names[index % 3 :] + names[: index % 3]:
-            time.sleep(SETTLE_S)
-            start, cpu = time.perf_counter(), time.process_time()
-            subjects[label]()
-            seconds[label].append((time.perf_counter() - start, time.process_time() - cpu))
-    return seconds
+def _settle() -> tuple[()]:
+    time.sleep(SETTLE_S)
+    return ()
 
 
 if __name__ == "__main__":

@@ -26,10 +26,12 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
+from turns import script_parser
 
 from bench.machine import environment
 from engines import images, packages
-from engines.files import write_document
+from engines.files import write_text
 from engines.record import EngineRecord, load_record, read_engine
 from engines.runtimes import Runner, RunnerOptions, answer_batches, open_engine
 from engines.trt import cuda as cuda_driver
@@ -38,7 +40,8 @@ from engines.trt.cuda import capture_graph
 from engines.trt.faults import process_logger
 
 KIND, SCHEMA_VERSION = "edge-dsc/gpu-stages", 1
-Call = Callable[[Any], Any]
+Pixels = NDArray[np.uint8]
+Call = Callable[[Pixels], NDArray[np.float32]]
 
 
 def main() -> None:
@@ -58,12 +61,13 @@ def main() -> None:
         "environment": environment(),
     }
     if options.out:
-        write_document(options.out, KIND, SCHEMA_VERSION, body)
+        document = {"kind": KIND, "schema_version": SCHEMA_VERSION, **body}
+        write_text(options.out, json.dumps(document, indent=1, allow_nan=False) + "\n")
     shown = {name: body[name] for name in ("batch", "graph", "stages_us", "latency", "images_per_second")}
     print(json.dumps(shown, indent=1))  # noqa: T201
 
 
-def stages(options: argparse.Namespace, record: EngineRecord, pixels: Any) -> dict[str, Any]:
+def stages(options: argparse.Namespace, record: EngineRecord, pixels: Pixels) -> dict[str, Any]:
     """Return median, p99 and count of every stage, microseconds; a p99 from fewer than 662 samples is None."""
     samples: dict[str, list[float]] = {"decode": [], "preprocess": [], "h2d": [], "execute": [], "d2h": []}
     for path in sorted(options.images.iterdir()) if options.images else []:
@@ -83,7 +87,7 @@ def stages(options: argparse.Namespace, record: EngineRecord, pixels: Any) -> di
     return {name: _summary(values) for name, values in samples.items() if values}
 
 
-def latency(options: argparse.Namespace, record: EngineRecord, pixels: Any) -> dict[str, Any]:
+def latency(options: argparse.Namespace, record: EngineRecord, pixels: Pixels) -> dict[str, Any]:
     """Return our and the bare latency, microseconds, and their ratio over ABBA blocks."""
     with (
         open_runner(options, slots=1) as runner,
@@ -106,7 +110,7 @@ def latency(options: argparse.Namespace, record: EngineRecord, pixels: Any) -> d
     return {**summaries, "ratio": ratio, "largest_difference": difference, "runner": description}
 
 
-def rates(options: argparse.Namespace, pixels: Any) -> dict[str, float]:
+def rates(options: argparse.Namespace, pixels: Pixels) -> dict[str, float]:
     """Return images per second with one slot and with two, batches ready in host memory."""
     found = {}
     for slots in (1, 2):
@@ -166,16 +170,17 @@ def open_bare(engine: Path, record: EngineRecord, size: int, *, graph: bool) -> 
             launch = captured.launch
         frees.callback(stream.synchronize)
 
-        def answer(batch: Any) -> Any:
+        def answer(batch: Pixels) -> NDArray[np.float32]:
             host_in[:] = batch
             launch()
             stream.synchronize()
-            return host_out.copy()
+            probabilities: NDArray[np.float32] = host_out.copy()
+            return probabilities
 
         context.pop()
         frees.callback(context.push)  # for the frees; between calls nothing is current, as in the runner
 
-        def current(batch: Any) -> Any:
+        def current(batch: Pixels) -> NDArray[np.float32]:
             context.push()
             try:
                 return answer(batch)
@@ -185,7 +190,7 @@ def open_bare(engine: Path, record: EngineRecord, size: int, *, graph: bool) -> 
         yield current
 
 
-def _block(call: Call, pixels: Any, calls: int) -> list[float]:
+def _block(call: Call, pixels: Pixels, calls: int) -> list[float]:
     samples = []
     for _ in range(calls):
         started = time.perf_counter_ns()
@@ -201,9 +206,7 @@ def _summary(values: list[float]) -> dict[str, Any]:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = script_parser(__doc__)
     parser.add_argument("engine", type=Path)
     parser.add_argument("--images", type=Path, help="folder of image files for decode and preprocess")
     parser.add_argument("--batch", type=int, default=0, help="images a batch; the profile's best without it")

@@ -2,15 +2,16 @@
 
     python scripts/harness_cost.py [--calls 1000000] [--rounds 9]
 
-``in a sample`` is what an empty call's latency comes to: it is in every latency that is told. ``beside a call`` is the
-time of a whole turn of the loop above the bare loop's: it costs patience and is in no latency.
+``in a sample`` is what an empty call's latency comes to: it is part of every latency that is reported. ``beside a
+call`` is the time of a whole turn of the loop above the bare loop's: it costs patience and is in no latency.
 """
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
+
+from turns import script_parser
 
 from bench.measure import Subject, measure
 from bench.plan import Plan
@@ -18,9 +19,7 @@ from bench.plan import Plan
 
 def main() -> None:
     """Measure and print, nanoseconds."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = script_parser(__doc__)
     parser.add_argument("--calls", type=int, default=1_000_000)
     parser.add_argument("--rounds", type=int, default=9)
     options = parser.parse_args()

@@ -17,9 +17,11 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+from onnx import ModelProto
+from turns import script_parser
 
 from calibration.table import METHODS, QAT_METHOD, CalibrationTable, load_table
 from edge_dsc.build.calibrate import CALIBRATION_NAME, CalibrationRequest, run_calibration
@@ -52,9 +54,9 @@ class Answers:
     seed: int
     method: str
     graph: str
-    true: Any
-    reference: Any
-    candidate: Any
+    true: NDArray[np.int64]
+    reference: NDArray[np.float32]
+    candidate: NDArray[np.float32]
     paths: tuple[str, ...]
     patients: tuple[str, ...]
     labels: tuple[str, ...]
@@ -62,9 +64,7 @@ class Answers:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = script_parser(__doc__)
     parser.add_argument("data", type=Path)
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN")
     parser.add_argument("--methods", nargs="*", choices=METHODS, default=list(METHODS))
@@ -123,8 +123,8 @@ def _tables(run: Path, options: argparse.Namespace) -> Iterator[tuple[str, Path,
         yield QAT_METHOD, tuned / "model.onnx", load_table(tuned / CALIBRATION_NAME)
 
 
-def _answer(model: Any, pixels: Any) -> Any:
-    session, _ = open_session(model.SerializeToString(), "graph", threads=1, remedy="export it again")
+def _answer(model: ModelProto, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    session = open_session(model.SerializeToString(), "graph", threads=1, remedy="export it again")
     parts = [
         session.run(None, {"image": pixels[start : start + _BATCH]})[0]
         for start in range(0, len(pixels), _BATCH)

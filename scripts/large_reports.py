@@ -9,34 +9,28 @@ every sample, all statistics, the text; then the page.
 
 from __future__ import annotations
 
-import argparse
 import tempfile
-import time
-from array import array
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
 
-import numpy
+import numpy as np
+from msgspec.structs import replace
+from turns import Result, script_parser, time_call
 
+from bench.fleet import compare_files
 from bench.machine import environment, read_state
 from bench.plan import PLANS, Plan
 from bench.report import BlockSamples, Report, SubjectReport, compact_report, load_report, save_report
 from bench.statistics import MARGIN
 from bench.tables import render_comparison, render_report
-from edge_dsc.latency.comparing import compare_files
 from edge_dsc.page.document import report_sections, save_page
 
 _MEDIANS_NS = (4.6e5, 1.5e6, 1.4e6, 1.55e6, 6e5, 9e5, 2e6, 5e5)
-_Result = TypeVar("_Result")
 
 
 def main() -> None:
     """Make the reports, open them, and print."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = script_parser(__doc__)
     parser.add_argument("--seconds", type=float, default=600.0, help="of one engine")
     parser.add_argument("--engines", type=int, default=8)
     parser.add_argument(
@@ -65,18 +59,16 @@ def main() -> None:
         )
 
 
-def timed(what: str, call: Callable[[], _Result]) -> _Result:
+def timed(what: str, call: Callable[[], Result]) -> Result:
     """Call, and print the wall and the processor time."""
-    start, cpu = time.perf_counter(), time.process_time()
-    result = call()
-    wall, cpu = time.perf_counter() - start, time.process_time() - cpu
-    print(f"{what}: {wall:.2f} s ({cpu:.2f} s of processor time)")  # noqa: T201
+    result, times = time_call(call)
+    print(f"{what}: {times.wall:.2f} s ({times.processor:.2f} s of processor time)")  # noqa: T201
     return result
 
 
 def draw_report(plan: Plan, engines: int, *, seed: int) -> Report:
     """Return a report of drawn samples; its first engine has a control."""
-    rng = numpy.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     medians = {f"engine{index}": _MEDIANS_NS[index % len(_MEDIANS_NS)] for index in range(engines)}
     subjects = [draw_subject(name, median, plan, rng) for name, median in medians.items()]
     control = replace(draw_subject("engine0 (control)", medians["engine0"], plan, rng), control_of="engine0")
@@ -92,16 +84,14 @@ def draw_report(plan: Plan, engines: int, *, seed: int) -> Report:
     )
 
 
-def draw_subject(name: str, median_ns: float, plan: Plan, rng: numpy.random.Generator) -> SubjectReport:
+def draw_subject(name: str, median_ns: float, plan: Plan, rng: np.random.Generator) -> SubjectReport:
     """Return one subject: blocks that drift by 1 %, calls with the tails of Student's t with 3 degrees."""
     calls = int(plan.seconds / plan.rounds * 1e9 / median_ns)
     blocks = []
     for index in range(plan.rounds):
         spread = rng.normal(0, 0.01) + 0.02 * rng.standard_t(3, calls)
-        samples = (median_ns * numpy.exp(spread)).astype(numpy.int64)
-        blocks.append(
-            BlockSamples(round=index, start_ns=round(index * 1e9), samples_ns=array("q", samples.tobytes()))
-        )
+        samples = (median_ns * np.exp(spread)).astype(np.int64)
+        blocks.append(BlockSamples(round=index, start_ns=round(index * 1e9), samples_ns=samples))
     return SubjectReport(name=name, description={"batch": 1, "threads": 1}, blocks=tuple(blocks))
 
 

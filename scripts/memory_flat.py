@@ -9,7 +9,6 @@ board for the live page. Memory is read after a tenth of the frames and at the e
 
 from __future__ import annotations
 
-import argparse
 import csv
 import sys
 import tempfile
@@ -19,7 +18,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy
+import numpy as np
+from turns import script_parser
 
 from edge_dsc.infer.classify import Answer, answer_group, prepare_picture
 from edge_dsc.infer.live_page import Board, TimeHistogram
@@ -41,14 +41,12 @@ class IdleRunner:
 
     def run(self, batch: Any) -> Any:
         """Answer every image alike."""
-        return numpy.full((len(batch), 2), 0.5, numpy.float32)
+        return np.full((len(batch), 2), 0.5, np.float32)
 
 
 def main() -> None:
     """Measure, print, and say by the exit code whether it holds."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = script_parser(__doc__)
     parser.add_argument("--frames", type=int, default=100_000)
     frames = parser.parse_args().frames
     contract = ModelContract(labels=("dark", "light"), architecture="dsc")
@@ -77,7 +75,7 @@ def main() -> None:
 def _answers(frames: int, contract: ModelContract) -> Iterator[Answer]:
     runner: Any = IdleRunner(contract)
     for index in range(frames):
-        pixels = numpy.full((224, 224), index % 256, numpy.uint8)  # a picture of its own for each frame
+        pixels = np.full((224, 224), index % 256, np.uint8)  # a picture of its own for each frame
         frame = Frame(index=index, pixels=pixels, captured=time.monotonic())
         yield from answer_group(
             [prepare_picture(frame, contract, source="camera", keep_picture=True)], runner

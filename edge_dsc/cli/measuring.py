@@ -82,9 +82,10 @@ def bench(
 ) -> None:
     """The engines take turns in short blocks, so that drift hits all alike; the report keeps every sample."""
     from bench.plan import choose_plan
-    from bench.report import KIND, compact_report, save_report
+    from bench.report import REPORT, compact_report, save_report
     from bench.tables import render_report
     from edge_dsc.evaluate.evaluation import read_accuracies
+    from edge_dsc.latency.passes import memory_problems
     from edge_dsc.latency.subjects import FOLDER, OFFLINE, BenchOptions, default_report_path, measure_engines
     from engines.files import require_writable
 
@@ -120,13 +121,15 @@ def bench(
         report = measure_engines(engines, chosen, options, progress=progress)
     if power and not any("power" in subject.passes for subject in report.subjects):
         say("power: no rail can be read here (INA3221, RAPL, NVML)")
+    for problem in memory_problems(report) if memory else ():
+        say(f"memory: {problem}")
     if limits and not all("limits" in subject.passes for subject in report.measured):
         say("limits: told of engines on the processor that have their ONNX model beside them; not of a GPU's")
     report = compact_report(report)
     save_report(path, report)
     say(f"report: {path}")
     if json:
-        give_json(KIND, report.to_dict(), schema_version=report.schema_version)
+        give_json(REPORT.name, REPORT.to_builtins(report), schema_version=REPORT.version)
     else:
         give(render_report(report))
     if html is not None:
@@ -185,8 +188,8 @@ def compare(
 ) -> None:
     """The engines of one report, a baseline and a candidate, or many devices; what cannot be compared is refused."""
     from bench.compare import Comparison, require_fit_controls, require_no_regression
+    from bench.fleet import compare_files
     from bench.tables import render_comparison
-    from edge_dsc.latency.comparing import compare_files, comparison_to_dict
     from engines.files import write_text
 
     if fail_if_slower is not None and len(reports) > 2:
@@ -203,7 +206,7 @@ def compare(
         save_page(html, "Comparison of latency reports", comparison_sections(found))
     if json:
         kind = "edge-dsc/comparison" if isinstance(found, Comparison) else "edge-dsc/fleet"
-        give_json(kind, comparison_to_dict(found))
+        give_json(kind, found)
     else:
         give(render_comparison(found, markdown=markdown))
     require_fit_controls(found.controls)
@@ -227,7 +230,7 @@ def import_times(
     json: Json = False,
 ) -> None:
     """The report can then be compared with others by ``compare``."""
-    from bench.report import KIND, compact_report, save_report
+    from bench.report import REPORT, compact_report, save_report
     from bench.tables import render_report
     from bench.trtexec import import_trtexec
 
@@ -236,6 +239,6 @@ def import_times(
     save_report(path, report)
     say(f"report: {path}")
     if json:
-        give_json(KIND, report.to_dict(), schema_version=report.schema_version)
+        give_json(REPORT.name, REPORT.to_builtins(report), schema_version=REPORT.version)
     else:
         give(render_report(report))

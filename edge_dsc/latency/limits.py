@@ -7,10 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
+from onnx import TensorProto, helper
 
 from engines.graph import count_multiply_adds, load_model
 from engines.ort import open_session
@@ -72,12 +72,12 @@ def count_work(model: Path, precision: Precision, batch: int) -> Work:
     Raises:
         ArtefactError: The graph's shapes cannot be inferred.
     """
-    loaded = load_model(model).proto
-    adds = count_multiply_adds(loaded)
-    for value in [*loaded.graph.input, *loaded.graph.output]:
+    proto = load_model(model).proto
+    adds = count_multiply_adds(proto)
+    for value in [*proto.graph.input, *proto.graph.output]:
         value.type.tensor_type.shape.dim[0].dim_value = 1
-    del loaded.graph.value_info[:]
-    graph = onnx.shape_inference.infer_shapes(loaded, data_prop=True).graph
+    del proto.graph.value_info[:]
+    graph = onnx.shape_inference.infer_shapes(proto, data_prop=True).graph
     sizes = {tensor.name: prod(tensor.dims) for tensor in graph.initializer}
     weights = set(sizes)
     for value in [*graph.value_info, *graph.input, *graph.output]:
@@ -108,10 +108,7 @@ def _best_seconds(action: Callable[[], object]) -> float:
 
 
 def _product_model() -> bytes:
-    helper: Any = onnx.helper
-    value = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [_SIDE, _SIDE]) for name in "abc"]
-    graph = helper.make_graph(
-        [helper.make_node("MatMul", ["a", "b"], ["c"])], "product", value[:2], value[2:]
-    )
+    a, b, c = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [_SIDE, _SIDE]) for name in "abc")
+    graph = helper.make_graph([helper.make_node("MatMul", ["a", "b"], ["c"])], "product", [a, b], [c])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=_IR)
     return bytes(model.SerializeToString())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import tempfile
 import time
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bench.compare import control_subject
 from bench.measure import Subject, measure
@@ -26,105 +26,11 @@ from edge_dsc.infer.source import expand_source
 from edge_dsc.latency.limits import limits_pass, measure_ceilings
 from edge_dsc.latency.passes import add_pass, memory_pass, power_pass
 from engines.errors import BadInputError, ImageError, UsageError
-from engines.images import read_input, usable_processors
-from engines.record import load_record
-from engines.runtimes import Array, Progress, Runner, RunnerOptions, get_runtime, open_engine
+from engines.images import read_input, read_inputs, usable_processors
+from engines.record import EngineRecord
+from engines.runtimes import Progress, Runner, RunnerOptions, get_runtime, open_engine
 
-FOLDER, OFFLINE = "folder", "offline"
-Describe = Callable[[Runner, int], Mapping[str, object]]
-
-
-def folder_subject(name: str, runner: Runner, folder: str, description: Mapping[str, object]) -> Subject:
-    """Return a subject whose request is one image file: read, decoded, resized and classified.
-
-    The files are gone through again and again, in order; each is read once before, so that they come from the
-    system's cache as they do from a camera's memory. Files that cannot be read are left out and counted.
-
-    Raises:
-        BadInputError: There is no image that can be read.
-        UsageError: The engine takes no single image.
-    """
-    if runner.record.batch.smallest > 1:
-        raise UsageError(
-            f"{runner.record.engine} takes no single image", remedy="build it with --batch 1:1:N"
-        )
-    contract = runner.record.contract
-    paths = _readable(expand_source(folder), runner)
-    files, staged = itertools.cycle(paths), itertools.cycle(paths)
-
-    def call() -> object:
-        return runner.run(read_input(next(files), contract)[None])
-
-    def stages() -> dict[str, int]:
-        path, start = next(staged), time.perf_counter_ns()
-        pixels = read_input(path, contract)
-        decoded = time.perf_counter_ns()
-        runner.run(pixels[None])
-        return {"decode": decoded - start, "execute": time.perf_counter_ns() - decoded}
-
-    return Subject(name=name, call=call, description={**description, "images": len(paths)}, stages=stages)
-
-
-def offline_subjects(
-    name: str, runner: Runner, images: int, description: Mapping[str, object], stack: ExitStack
-) -> list[Subject]:
-    """Return subjects whose request is a pile of images that are all there: one for each batch and concurrency.
-
-    Batches are the smallest, best and largest that the engine takes; as many threads as the machine has
-    processors share the pile where the runner allows it.
-
-    Args:
-        name: The engine's name.
-        runner: The engine.
-        images: Images in the pile.
-        description: Of the engine.
-        stack: Keeps the threads until the measurement is over.
-
-    Raises:
-        UsageError: The pile is smaller than the smallest batch.
-    """
-    batch = runner.record.batch
-    sizes = [size for size in sorted({batch.smallest, batch.best, batch.largest}) if size <= images]
-    if not sizes:
-        raise UsageError(
-            f"a pile of {images} is below the smallest batch, {batch.smallest}",
-            remedy="give a larger --offline",
-        )
-    counts = sorted({1, usable_processors()}) if runner.thread_safe else [1]
-    shape = (images, *runner.record.contract.input_shape)
-    pile = np.random.default_rng(0).integers(0, 256, shape, "uint8")
-    subjects = []
-    for size in sizes:
-        # A rest that fills no batch is left out where the engine cannot take it; the pile is counted without it.
-        whole = images if batch.smallest == 1 else images - images % size
-        parts = [pile[first : min(first + size, whole)] for first in range(0, whole, size)]
-        for count in counts:
-            call = _pile_call(runner, parts, count, stack)
-            told = {**description, "batch": whole, "engine_batch": size, "concurrency": count}
-            subjects.append(Subject(name=f"{name} b{size} c{count}", call=call, description=told))
-    return subjects
-
-
-def _pile_call(runner: Runner, parts: Sequence[Array], count: int, stack: ExitStack) -> Callable[[], object]:
-    if count == 1:
-        return lambda: [runner.run(part) for part in parts]
-    pool = stack.enter_context(ThreadPoolExecutor(count, thread_name_prefix="offline"))
-    return lambda: list(pool.map(runner.run, parts))
-
-
-def _readable(paths: Sequence[Path], runner: Runner) -> list[Path]:
-    found = []
-    for path in paths:
-        try:
-            read_input(path, runner.record.contract)
-        except ImageError:
-            continue
-        found.append(path)
-    if not found:
-        raise BadInputError(
-            f"none of {len(paths)} files is an image that can be read", remedy="give a folder of X-rays"
-        )
-    return found
+FOLDER, OFFLINE = "folder", "offline"  # scenarios
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,11 +42,11 @@ class BenchOptions:
         threads: CPU threads of one request, where the runtime uses any.
         control: Measure the first of several engines a second time: a difference is the machine's.
         power_seconds: Time of a power pass of each engine, and as long idle before it; 0 leaves it out.
-        memory: Measure the peak of memory too, each engine in a process of its own.
-        limits: Measure the processor's ceilings and count the work of each engine that runs on it.
+        memory: Measure the peak of memory too, each engine in a process of its own; not of piles.
+        limits: Measure the processor's ceilings and count the work of each engine that runs on it; not of piles.
         folder: Image files instead of pixels in memory: each request reads, decodes and resizes one.
         offline: Images of a pile that is there at once, instead of single requests.
-        builds: Builds of each engine: itself, and the others made anew as its record says.
+        builds: Builds of each engine: itself, and others that its record's command makes.
     """
 
     batch: int = 1
@@ -180,16 +86,18 @@ def measure_engines(
         BadInputError: The folder holds no image that can be read.
     """
     chosen = options or BenchOptions()
-    names = subject_names(engines)
-    with contextlib.ExitStack() as stack:
-        subjects = []
-        for name, engine in zip(names, engines, strict=True):
+    named = dict(zip(subject_names(engines), engines, strict=True))
+    records: dict[str, EngineRecord] = {}
+    with ExitStack() as stack:
+        subjects: list[Subject] = []
+        for name, engine in named.items():
             for number, build in enumerate(_builds(engine, chosen.builds, stack), start=1):
                 runner = stack.enter_context(open_engine(build, threads=chosen.threads))
+                records.setdefault(name, runner.record)
                 label = name if number == 1 else f"{name} (build {number})"
-                told = {BUILD_OF: name} if chosen.builds > 1 else {}
+                build_of = {BUILD_OF: name} if chosen.builds > 1 else {}
                 subjects += [
-                    replace(subject, description={**subject.description, **told})
+                    replace(subject, description={**subject.description, **build_of})
                     for subject in _subjects(label, runner, build, chosen, stack)
                 ]
         controls = [control_subject(subjects[0])] if chosen.control and len(subjects) > 1 else []
@@ -197,18 +105,20 @@ def measure_engines(
         rails = find_rails() if chosen.power_seconds else ()
         if rails:
             report = add_pass(report, "power", power_pass(subjects, rails, seconds=chosen.power_seconds))
+    if chosen.offline is not None:
+        return report
     if chosen.limits:
-        report = add_pass(report, "limits", _limits(names, engines, chosen))
+        report = add_pass(report, "limits", _limits(named, records, chosen))
     if chosen.memory:
-        found = {
+        memory = {
             name: memory_pass(engine, batch=chosen.batch, threads=chosen.threads)
-            for name, engine in zip(names, engines, strict=True)
+            for name, engine in named.items()
         }
-        report = add_pass(report, "memory", {name: memory for name, memory in found.items() if memory})
+        report = add_pass(report, "memory", memory)
     return report
 
 
-def _builds(engine: Path, count: int, stack: contextlib.ExitStack) -> list[Path]:
+def _builds(engine: Path, count: int, stack: ExitStack) -> list[Path]:
     from edge_dsc.build.engine import rebuild_engine  # needs packages that measuring does without
 
     found = [engine]
@@ -219,7 +129,7 @@ def _builds(engine: Path, count: int, stack: contextlib.ExitStack) -> list[Path]
 
 
 def _subjects(
-    name: str, runner: Runner, engine: Path, options: BenchOptions, stack: contextlib.ExitStack
+    name: str, runner: Runner, engine: Path, options: BenchOptions, stack: ExitStack
 ) -> list[Subject]:
     description = _describe(runner, options)
     if options.folder is not None:
@@ -234,27 +144,8 @@ def _subjects(
             remedy="give another --batch, or build the engine for it",
         )
     pixels = input_noise(runner, options.batch)
-    stages = _stages(engine, pixels, options, stack)
+    stages = _stages(engine, record, pixels, options.threads, stack)
     return [Subject(name=name, call=lambda: runner.run(pixels), description=description, stages=stages)]
-
-
-def _stages(
-    engine: Path, pixels: Array, options: BenchOptions, stack: contextlib.ExitStack
-) -> Callable[[], Mapping[str, int]] | None:
-    """Return a request that tells its stages, by a runner of its own: timing them costs time; None where none does."""
-    timed = stack.enter_context(
-        open_engine(engine, threads=options.threads, options=RunnerOptions(slots=1, time_stages=True))
-    )
-
-    def stages() -> Mapping[str, int]:
-        ticket = timed.submit(pixels)
-        timed.collect(ticket)
-        return ticket.stages_ns or {}
-
-    if stages():
-        return stages
-    timed.close()
-    return None
 
 
 def _describe(runner: Runner, options: BenchOptions) -> dict[str, Any]:
@@ -274,27 +165,131 @@ def _describe(runner: Runner, options: BenchOptions) -> dict[str, Any]:
     }
 
 
-def _limits(names: Sequence[str], engines: Sequence[Path], options: BenchOptions) -> dict[str, Any]:
+def _stages(
+    engine: Path, record: EngineRecord, pixels: NDArray[np.uint8], threads: int, stack: ExitStack
+) -> Callable[[], Mapping[str, int]] | None:
+    """Return a request that reports its stages, through a runner of its own: timing them costs time.
+
+    None where the runtime does not report any.
+    """
+    options = RunnerOptions(threads=threads, slots=1, time_stages=True)
+    timed = stack.enter_context(get_runtime(record.runtime).open_runner(engine, record, options))
+
+    def stages() -> Mapping[str, int]:
+        ticket = timed.submit(pixels)
+        timed.collect(ticket)
+        return ticket.stages_ns or {}
+
+    if stages():
+        return stages
+    timed.close()
+    return None
+
+
+def folder_subject(name: str, runner: Runner, folder: str, description: Mapping[str, object]) -> Subject:
+    """Return a subject whose request is one image file: read, decoded, resized and classified.
+
+    The files are gone through again and again, in order; each is read once before, so that they come from the
+    system's cache as they do from a camera's memory. Files that cannot be read are left out and counted.
+
+    Raises:
+        BadInputError: There is no image that can be read.
+        UsageError: The engine takes no single image.
+    """
+    if runner.record.batch.smallest > 1:
+        raise UsageError(
+            f"{runner.record.engine} takes no single image", remedy="build it with --batch 1:1:N"
+        )
+    contract = runner.record.contract
+    files = expand_source(folder)
+    paths = [image.path for image in read_inputs(files, contract) if not isinstance(image.pixels, ImageError)]
+    if not paths:
+        raise BadInputError(
+            f"none of {len(files)} files is an image that can be read", remedy="give a folder of X-rays"
+        )
+    measured, staged = itertools.cycle(paths), itertools.cycle(paths)
+
+    def call() -> object:
+        return runner.run(read_input(next(measured), contract)[None])
+
+    def stages() -> dict[str, int]:
+        path, start = next(staged), time.perf_counter_ns()
+        pixels = read_input(path, contract)
+        decoded = time.perf_counter_ns()
+        runner.run(pixels[None])
+        return {"decode": decoded - start, "execute": time.perf_counter_ns() - decoded}
+
+    return Subject(name=name, call=call, description={**description, "images": len(paths)}, stages=stages)
+
+
+def offline_subjects(
+    name: str, runner: Runner, images: int, description: Mapping[str, object], stack: ExitStack
+) -> list[Subject]:
+    """Return subjects whose request is a pile of images that are all there: one for each batch and concurrency.
+
+    Batches are the smallest, best and largest that the engine takes; as many threads as the machine has
+    processors share the pile where the runner allows it.
+
+    Args:
+        name: The engine's name.
+        runner: The engine.
+        images: Images in the pile.
+        description: Of the engine.
+        stack: Keeps the threads until the measurement is over.
+
+    Raises:
+        UsageError: The pile is smaller than the smallest batch.
+    """
+    batch = runner.record.batch
+    sizes = [size for size in sorted({batch.smallest, batch.best, batch.largest}) if size <= images]
+    if not sizes:
+        raise UsageError(
+            f"a pile of {images} is below the smallest batch, {batch.smallest}",
+            remedy="give a larger --offline",
+        )
+    counts = sorted({1, usable_processors()}) if runner.thread_safe else [1]
+    pile = input_noise(runner, images)
+    subjects = []
+    for size in sizes:
+        # A rest that fills no batch is left out where the engine cannot take it; the pile is counted without it.
+        whole = images if batch.smallest == 1 else images - images % size
+        parts = [pile[first : min(first + size, whole)] for first in range(0, whole, size)]
+        for count in counts:
+            shared = {**description, "batch": whole, "engine_batch": size, "concurrency": count}
+            call = _pile_call(runner, parts, count, stack)
+            subjects.append(Subject(name=f"{name} b{size} c{count}", call=call, description=shared))
+    return subjects
+
+
+def _pile_call(
+    runner: Runner, parts: Sequence[NDArray[np.uint8]], count: int, stack: ExitStack
+) -> Callable[[], object]:
+    if count == 1:
+        return lambda: [runner.run(part) for part in parts]
+    pool = stack.enter_context(ThreadPoolExecutor(count, thread_name_prefix="offline"))
+    return lambda: list(pool.map(runner.run, parts))
+
+
+def _limits(
+    engines: Mapping[str, Path], records: Mapping[str, EngineRecord], options: BenchOptions
+) -> dict[str, dict[str, float]]:
     """Only for engines on the processor: its ceilings say nothing of a GPU."""
-    records = {name: (engine, load_record(engine)) for name, engine in zip(names, engines, strict=True)}
-    here = {name: pair for name, pair in records.items() if get_runtime(pair[1].runtime).runs_on_cpu}
+    here = [name for name, record in records.items() if get_runtime(record.runtime).runs_on_cpu]
     if not here:
         return {}
     ceilings = measure_ceilings(options.threads)
-    found = {
-        name: limits_pass(engine, record, ceilings, batch=options.batch)
-        for name, (engine, record) in here.items()
-    }
-    return {name: limits for name, limits in found.items() if limits}
+    found = {name: limits_pass(engines[name], records[name], ceilings, batch=options.batch) for name in here}
+    return {name: limits for name, limits in found.items() if limits is not None}
 
 
-def input_noise(runner: Runner, batch: int) -> Array:
-    """Return noise of a fixed seed, ``uint8 [batch, height, width, 1]``.
+def input_noise(runner: Runner, count: int) -> NDArray[np.uint8]:
+    """Return noise of a fixed seed, ``uint8 [count, height, width, 1]``.
 
     The time of these networks does not depend on what is in the picture.
     """
-    shape = (batch, *runner.record.contract.input_shape)
-    return np.random.default_rng(0).integers(0, 256, shape, "uint8")
+    shape = (count, *runner.record.contract.input_shape)
+    noise = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    return noise
 
 
 def subject_names(engines: Sequence[Path]) -> list[str]:

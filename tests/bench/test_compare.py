@@ -4,18 +4,26 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from bench.compare import (
     Ratio,
+    Rules,
     compare_reports,
     compare_subjects,
     compare_within,
+    control_subject,
+    find_controls,
     regressions,
+    require_fit_controls,
     require_no_regression,
+    require_stable,
+    unstable_subjects,
 )
-from bench.report import Report
+from bench.measure import Subject
+from bench.report import Report, SubjectReport
 from bench.statistics import Interval, Verdict
-from bench.tables import render_comparison
+from bench.tables import render_comparison, render_report
 from engines.errors import LatencyRegressionError, NotComparableError, UnstableError, UsageError
 
 Make = Callable[..., Any]
@@ -70,7 +78,7 @@ def test_subjects_of_different_batch_need_allowance(subject: Make, report: Make)
     with pytest.raises(NotComparableError, match="eight: not comparable: batch is 1 and 8") as caught:
         compare_subjects(made, "one", "eight")
     assert caught.value.remedy.endswith("--allow batch")
-    assert compare_subjects(made, "one", "eight", allow={"batch"}).allowed == ("batch",)
+    assert compare_subjects(made, "one", "eight", Rules(allow={"batch"})).allowed == ("batch",)
 
 
 def test_two_reports_are_paired_by_name(subject: Make, report: Make) -> None:
@@ -93,9 +101,20 @@ def test_another_machine_is_refused_by_key(subject: Make, report: Make, key: str
     ) as caught:
         compare_reports(before, after)
     assert caught.value.remedy.endswith(f"--allow {key}")
-    found = compare_reports(before, after, allow={key})
+    found = compare_reports(before, after, Rules(allow={key}))
     assert found.allowed == (key,)
     assert found.rows[0].verdict is Verdict.FASTER
+
+
+def test_margin_and_seed_are_those_of_the_rules(subject: Make, report: Make) -> None:
+    before, after = report(subject("a", steady(1000))), report(subject("a", steady(1020)))
+    wide, narrow = (compare_reports(before, after, Rules(margin=margin)).rows[0] for margin in (0.03, 0.01))
+    assert (wide.verdict, narrow.verdict) == (Verdict.NO_DIFFERENCE, Verdict.SLOWER)
+    assert (wide.margin, narrow.margin) == (0.03, 0.01)
+    restless = [[1000 + 37 * index * index % 997] for index in range(20)]
+    both = report(subject("a", steady(1000, 20)), subject("b", restless))
+    first, again, other = (compare_within(both, rules=Rules(seed=seed)).rows[0].ratio for seed in (1, 1, 2))
+    assert first == again != other
 
 
 def test_every_differing_key_is_named(subject: Make, report: Make) -> None:
@@ -104,7 +123,7 @@ def test_every_differing_key_is_named(subject: Make, report: Make) -> None:
     with pytest.raises(NotComparableError, match="cpu is 'Cortex-A78AE' and 'x'; cores is 6 and 2"):
         compare_reports(before, after)
     with pytest.raises(NotComparableError, match="comparable: cores is 6 and 2"):
-        compare_reports(before, after, allow={"cpu"})
+        compare_reports(before, after, Rules(allow={"cpu"}))
 
 
 def test_switches_are_compared_one_by_one(subject: Make, report: Make) -> None:
@@ -115,7 +134,7 @@ def test_switches_are_compared_one_by_one(subject: Make, report: Make) -> None:
     ):
         compare_reports(before, after)
     for allow in ({"switches"}, {"switches.cuda_graph"}):
-        assert compare_reports(before, after, allow=allow).rows[0].allowed == ("switches.cuda_graph",)
+        assert compare_reports(before, after, Rules(allow=allow)).rows[0].allowed == ("switches.cuda_graph",)
 
 
 def test_how_an_engine_ran_must_be_equal_between_reports_where_both_tell(subject: Make, report: Make) -> None:
@@ -129,7 +148,7 @@ def test_how_an_engine_ran_must_be_equal_between_reports_where_both_tell(subject
     )
     with pytest.raises(NotComparableError, match=r"runs\.execution is 'CUDA graph' and 'enqueue'"):
         compare_reports(graph, plain)
-    assert compare_reports(graph, plain, allow={"runs"}).rows[0].allowed == ("runs.execution",)
+    assert compare_reports(graph, plain, Rules(allow={"runs"})).rows[0].allowed == ("runs.execution",)
     assert compare_reports(graph, silent).rows[0].allowed == ()
 
 
@@ -179,3 +198,113 @@ def test_a_regression_is_beyond_the_percentage_and_beyond_chance() -> None:
         regressions(rows, -1)
     with pytest.raises(UsageError, match="--fail-if-slower is nan"):
         regressions(rows, float("nan"))
+
+
+@pytest.fixture
+def controlled(subject: Make, report: Make) -> Callable[[int], Report]:
+    """A report of two engines whose control takes so many nanoseconds; the baseline takes 1000."""
+
+    def make(control_ns: int, rounds: int = 10) -> Report:
+        control: SubjectReport = subject("cnn (control)", [[control_ns] * 3] * rounds)
+        made: Report = report(
+            subject("cnn", [[1000] * 3] * 10),
+            subject("dsc", [[500] * 3] * 10),
+            replace(control, control_of="cnn"),
+        )
+        return made
+
+    return make
+
+
+def test_a_control_is_the_same_subject_under_another_name() -> None:
+    subject = Subject(name="a", call=lambda: None, description={"batch": 2})
+    control = control_subject(subject)
+    assert (control.name, control.control_of) == ("a (control)", "a")
+    assert control.call is subject.call and control.description == {"batch": 2}
+
+
+def test_a_control_is_hidden_from_the_tables_and_its_ratio_is_told(
+    controlled: Callable[..., Report],
+) -> None:
+    made = controlled(1010)
+    (found,) = find_controls(made)
+    assert (found.subject, found.ratio, found.differs) == ("cnn", Interval(1.01, 1.01, 1.01), False)
+    assert [subject.name for subject in made.measured] == ["cnn", "dsc"]
+    line = (
+        "control: cnn measured twice, ratio 1.010 (1.010 to 1.010): slightly slower than itself: "
+        "other differences as small may be the machine's, too"
+    )
+    for text in (render_report(made), render_comparison(compare_within(made))):
+        assert f"* {line}" in text.splitlines()
+        assert "cnn (control)" not in text
+    assert unstable_subjects(made) == ()
+    require_fit_controls(compare_within(made).controls)
+
+
+def test_a_control_that_differs_makes_everything_unstable(controlled: Callable[..., Report]) -> None:
+    made = controlled(1040)
+    line = "control: cnn measured twice, ratio 1.040 (1.040 to 1.040): differs from itself"
+    assert find_controls(made)[0].verdict is Verdict.SLOWER
+    with pytest.raises(UnstableError, match="differs from itself"):
+        require_stable(made)
+    for comparison in (compare_within(made), compare_reports(made, controlled(1000))):
+        with pytest.raises(UnstableError) as caught:
+            require_fit_controls(comparison.controls)
+        assert caught.value.what.startswith(line)
+        assert caught.value.remedy == "quieten the machine, fix its clocks, and measure again"
+    assert render_comparison(compare_within(made)).count("differs from itself") == 1
+
+
+def test_a_control_that_equals_its_subject(controlled: Callable[..., Report]) -> None:
+    line = "control: cnn measured twice, ratio 1.000 (1.000 to 1.000): no significant difference"
+    assert [control.words() for control in compare_within(controlled(1000)).controls] == [line]
+
+
+def test_the_margin_of_the_comparison_judges_its_control(controlled: Callable[..., Report]) -> None:
+    assert find_controls(controlled(1010), Rules(margin=0.005))[0].differs
+    assert compare_within(controlled(1010), rules=Rules(margin=0.005)).controls[0].differs
+    assert not compare_within(controlled(1040), rules=Rules(margin=0.05)).controls[0].differs
+
+
+def test_a_control_with_too_few_rounds_or_without_its_subject_says_nothing(
+    controlled: Callable[..., Report], subject: Make, report: Make
+) -> None:
+    assert find_controls(controlled(2000, rounds=4)) == ()
+    alone = replace(subject("a (control)", [[1000]] * 10), control_of="a")
+    assert find_controls(report(subject("a", [], error="gone"), alone)) == ()
+    assert find_controls(report(subject("a", [[0]] * 10), alone)) == ()
+
+
+def test_steady_blocks_are_stable_whatever_their_tail(subject: Make, report: Make) -> None:
+    made = report(subject("a", [[100, 100, 10_000], [101, 101, 90_000], [99, 99, 99], [100], [100]]))
+    assert unstable_subjects(made) == ()
+    require_stable(made)
+
+
+def test_scattered_and_few_blocks_are_named(subject: Make, report: Make) -> None:
+    made = report(
+        subject("noisy", [[100], [150], [100], [60], [130], [80]]),
+        subject("short", [[100]] * 4),
+        subject("fine", [[100]] * 5),
+        subject("dead", [], error="gone"),
+    )
+    assert unstable_subjects(made) == (
+        "noisy's block medians scatter by 37 %, 10 % is the limit",
+        "short has 4 blocks, 5 are needed",
+    )
+    with pytest.raises(UnstableError, match=r"noisy's block medians .*; short has 4 blocks") as caught:
+        require_stable(made)
+    assert caught.value.remedy
+
+
+def test_a_crowded_measurement_is_unstable_and_says_so(subject: Make, report: Make) -> None:
+    steady = (subject("a", [[5]] * 6), subject("b", [[6]] * 6))
+    start, calm, busy = ({"ran_ns": ran, "waited_ns": waited} for ran, waited in ((0, 0), (97, 3), (60, 40)))
+    require_stable(report(*steady, states=(start, calm)))
+    made = report(*steady, states=(start, busy))
+    (line,) = unstable_subjects(made)
+    assert line.startswith("other programs had the processor for 40% of the time")
+    with pytest.raises(UnstableError, match="other programs had the processor for 40%"):
+        require_stable(made)
+    assert f"* unstable: {line}" in render_report(made).splitlines()
+    assert compare_within(made).cautions == (line,)

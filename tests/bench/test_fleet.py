@@ -1,16 +1,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
-from bench.fleet import compare_fleet
-from bench.report import Report
+from bench.compare import Comparison, Rules
+from bench.fleet import Fleet, compare_files, compare_fleet
+from bench.report import Report, save_report
 from bench.statistics import Verdict
 from bench.tables import fleet_tables, render_comparison
-from engines.errors import NotComparableError
+from engines.errors import NotComparableError, UsageError
 
 Make = Callable[..., Any]
 
@@ -85,7 +87,7 @@ def test_machines_may_differ_but_not_how_an_engine_was_measured(
     with pytest.raises(NotComparableError, match="eight: dsc: not comparable: batch is 1 and 8") as caught:
         compare_fleet({**fleet, "eight": eight})
     assert caught.value.remedy.endswith("--allow batch")
-    assert compare_fleet({**fleet, "eight": eight}, allow={"batch"}).allowed == ("batch",)
+    assert compare_fleet({**fleet, "eight": eight}, Rules(allow={"batch"})).allowed == ("batch",)
     plan = replace(fleet["nano"].plan, scenario="offline")
     with pytest.raises(NotComparableError, match="off: not comparable: scenario is 'single-stream' and"):
         compare_fleet({**fleet, "off": replace(fleet["nano"], plan=plan)})
@@ -97,4 +99,28 @@ def test_engines_of_one_device_that_cannot_be_compared_are_noted(subject: Make, 
     )
     cautions = compare_fleet({"r": made}).devices[0].cautions
     assert "b: not comparable: batch is 1 and 2; threads is 1 and None" in cautions
+    # What may differ between machines may still not differ between the engines of one.
+    assert compare_fleet({"r": made}, Rules(allow={"batch", "threads"})).devices[0].cautions == cautions
     assert "c: 1 blocks are too few for an interval, 5 are needed" in cautions
+
+
+def test_the_number_of_files_decides_what_is_compared_with_what(
+    fleet: dict[str, Report], tmp_path: Path
+) -> None:
+    files = [tmp_path / name / "report.json" for name in ("nano", "rtx", "blank")]
+    for path in files:
+        save_report(path, fleet[path.parent.name])
+
+    def compare(*reports: Path, margin: float = 0.03) -> Comparison | Fleet:
+        return compare_files(reports, allow={"machine", "cpu", "gpu"}, margin=margin)
+
+    one, two, many = compare(files[0]), compare(*files[:2]), compare(*files)
+    assert isinstance(one, Comparison) and isinstance(two, Comparison) and isinstance(many, Fleet)
+    assert [(row.baseline, row.candidate, row.paired) for row in one.rows] == [("cnn", "dsc", True)]
+    assert [(row.candidate, row.ratio.value) for row in two.rows] == [("cnn", 200 / 3000), ("dsc", 0.25)]
+    assert [device.source for device in many.devices] == [str(path) for path in files]
+    with pytest.raises(UsageError, match=r"report\.json is given twice"):
+        compare(*files, files[0])
+    for margin, words in ((-0.01, "the margin is -1 %"), (1.0, "the margin is 100 %")):
+        with pytest.raises(UsageError, match=words):
+            compare(files[0], margin=margin)

@@ -1,16 +1,21 @@
 from __future__ import annotations
 
 import gc
+import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from bench.measure import Subject, measure
-from bench.plan import Plan
+from bench.measure import Subject, Timed, measure, time_arrivals, wait_until
+from bench.plan import Block, Plan, choose_plan
 from bench.report import Report
 from engines.errors import UsageError
 
 MS = 1_000_000
+Make = Callable[..., Any]
+
+
 COLD = {"warmup_seconds": 0.0, "lead_in": 0}
 
 
@@ -217,3 +222,45 @@ def test_the_real_clock_and_environment_work() -> None:
     report = measure([Subject(name="a", call=lambda: None)], Plan(iterations=20, rounds=5, warmup_seconds=0))
     assert len(report.subjects[0].samples_ns) == 20
     assert report.environment["python"].startswith("CPython")
+
+
+def arrive(clock: Any, block: Block, *durations: int) -> Timed:
+    def wait(due: int) -> None:
+        clock.now = due
+
+    return time_arrivals(clock.takes(*durations), block, 100.0, clock=clock, wait=wait)
+
+
+def test_a_fast_engine_answers_every_frame_when_it_comes(clock: Any) -> None:
+    assert arrive(clock, Block(seconds=0.05), 4 * MS) == Timed([4 * MS] * 5)
+
+
+def test_a_slow_engine_takes_the_newest_frame_and_drops_those_between(clock: Any) -> None:
+    # Frames come every 10 ms. The first takes 35 ms: those of 10 and 20 ms are dropped, that of 30 ms is 5 ms old.
+    found = arrive(clock, Block(seconds=0.05), 35 * MS, 4 * MS, 4 * MS)
+    assert found == Timed([35 * MS, 9 * MS, 4 * MS], dropped=2)
+
+
+def test_a_frame_that_waits_for_the_one_before_is_late_not_dropped(clock: Any) -> None:
+    found = arrive(clock, Block(calls=3), 12 * MS, 3 * MS, 3 * MS)
+    assert found == Timed([12 * MS, 5 * MS, 3 * MS])
+
+
+def test_a_frame_at_which_the_clock_jumps_backwards_is_refused(clock: Any) -> None:
+    found = arrive(clock, Block(calls=4), 2 * MS, -500 * MS, 2 * MS, 2 * MS)
+    assert (found.refused, len(found.latencies)) == (1, 3)
+
+
+def test_waiting_ends_when_the_time_has_come() -> None:
+    due = time.perf_counter_ns() + 3 * MS
+    wait_until(due)
+    assert time.perf_counter_ns() >= due
+
+
+def test_a_measurement_at_a_fixed_rate_counts_drops() -> None:
+    plan = choose_plan(seconds=0.02, warmup_seconds=0, fps=1000)
+    assert (plan.scenario, plan.fps) == ("camera of 1000 fps", 1000)
+    report = measure([Subject(name="a", call=lambda: None)], plan)
+    assert len(report.subjects[0].samples_ns) + sum(b.dropped for b in report.subjects[0].blocks) >= 20
+    with pytest.raises(UsageError, match="the rate is 0 fps"):
+        choose_plan(fps=0)

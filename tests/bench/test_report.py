@@ -2,17 +2,34 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from jsonschema import Draft202012Validator
+from msgspec.structs import replace
 
+from bench.compare import compare_subjects, control_subject
 from bench.measure import Subject, measure
 from bench.plan import Plan
-from bench.report import KIND, SCHEMA_VERSION, Report, load_report, save_report
+from bench.report import (
+    MOST_EXACT,
+    REPORT,
+    Report,
+    Storage,
+    compact_report,
+    load_report,
+    save_report,
+)
 from bench.samples import as_samples, encode_samples
+from bench.statistics import summarise
+from bench.tables import render_report
 from engines.errors import ArtefactError
-from engines.files import canonical_json, sha256_bytes, write_document
+from engines.files import canonical_json, sha256_bytes
+
+Make = Callable[..., Any]
 
 
 @pytest.fixture
@@ -24,13 +41,15 @@ def saved(tmp_path: Path, subject: Callable[..., Any], report: Callable[..., Rep
     return path
 
 
-def rewrite(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+def rewrite(path: Path, change: Callable[[dict[str, Any]], object], version: int = REPORT.version) -> None:
     """Change a report and seal it again, as a foreign tool with our seal would."""
     body = json.loads(path.read_text())
     for key in ("kind", "schema_version", "report_sha256"):
         del body[key]
     change(body)
-    write_document(path, KIND, SCHEMA_VERSION, {**body, "report_sha256": sha256_bytes(canonical_json(body))})
+    seal = sha256_bytes(canonical_json(body))
+    document = {"kind": REPORT.name, "schema_version": version, **body, "report_sha256": seal}
+    path.write_text(json.dumps(document))
 
 
 def test_what_was_derived_from_a_report_is_not_written(saved: Path, tmp_path: Path) -> None:
@@ -68,17 +87,17 @@ def test_the_document_says_what_it_is(saved: Path) -> None:
 
 
 def test_a_report_of_version_1_loads(saved: Path) -> None:
-    """As the first release wrote it: no storage, controls and stages."""
+    """As the first release wrote it: no storage, states, controls, passes, stages, drops and rate."""
+
+    def age(body: dict[str, Any]) -> None:
+        del body["storage"], body["states"], body["plan"]["fps"]
+        for subject in body["subjects"]:
+            del subject["control_of"], subject["passes"]
+            for block in subject["blocks"]:
+                del block["stages_ns"], block["dropped"]
+
     expected = load_report(saved)
-    body = json.loads(saved.read_text())
-    for key in ("kind", "schema_version", "report_sha256"):
-        del body[key]
-    del body["storage"], body["states"]
-    for subject in body["subjects"]:
-        del subject["control_of"], subject["passes"]
-        for block in subject["blocks"]:
-            del block["stages_ns"]
-    write_document(saved, KIND, 1, {**body, "report_sha256": sha256_bytes(canonical_json(body))})
+    rewrite(saved, age, version=1)
     assert load_report(saved) == expected
 
 
@@ -90,43 +109,65 @@ def test_plain_lists_of_samples_load(saved: Path) -> None:
     assert list(load_report(saved).subjects[0].samples_ns) == [7, 8, 305]
 
 
-def _block(body: dict[str, Any], value: object) -> None:
-    body["subjects"][0]["blocks"][0]["samples_ns"] = value
+def block(**fields: object) -> Callable[[Any], object]:
+    return lambda body: body["subjects"][0]["blocks"][0].update(fields)
+
+
+def subject_with(**fields: object) -> Callable[[Any], object]:
+    return lambda body: body["subjects"][0].update(fields)
+
+
+FIRST = r"\$\.subjects\[0\]"
+BLOCK = FIRST + r"\.blocks\[0\]"
 
 
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        (lambda body: _block(body, []), "subject 'cnn': there are no samples"),
-        (lambda body: _block(body, [4, -1]), "subject 'cnn': sample -1 is negative"),
-        (lambda body: _block(body, "rubbish!"), "subject 'cnn': the packed samples are damaged"),
-        (lambda body: _block(body, [1.5]), "subject 'cnn': sample 1.5 is not a whole number"),
-        (lambda body: body["subjects"][0]["blocks"][0].pop("samples_ns"), "'samples_ns' is missing"),
-        (lambda body: body["subjects"][0]["blocks"][0].update(round=-1), "round -1"),
+        (block(samples_ns=[]), rf"there are no samples - at `{BLOCK}\.samples_ns`"),
+        (block(samples_ns=[4, -1]), rf"sample -1 is negative - at `{BLOCK}\.samples_ns`"),
+        (block(samples_ns="rubbish!"), rf"the packed samples are damaged.* - at `{BLOCK}\.samples_ns`"),
+        (block(samples_ns=[1.5]), rf"sample 1.5 is not a whole number .* - at `{BLOCK}\.samples_ns`"),
+        (block(samples_ns=None), rf"samples are NoneType, .* - at `{BLOCK}\.samples_ns`"),
+        (block(round=-1), f"round is -1 - at `{BLOCK}`"),
+        (block(round="1"), rf"Expected `int`, got `str` - at `{BLOCK}\.round`"),
+        (block(refused=True), rf"Expected `int`, got `bool` - at `{BLOCK}\.refused`"),
+        (block(stages_ns={"h2d": -1}), f"stage 'h2d' took -1.0 ns - at `{BLOCK}`"),
+        (block(stages_ns={"h2d": "1"}), rf"Expected `float`, got `str` - at `{BLOCK}\.stages_ns"),
+        (lambda body: body["subjects"][0]["blocks"][0].pop("samples_ns"), "required field `samples_ns`"),
+        (block(colour="red"), f"unknown field `colour` - at `{BLOCK}`"),
+        (subject_with(colour="red"), f"unknown field `colour` - at `{FIRST}`"),
+        (subject_with(name=None), rf"Expected `str`, got `null` - at `{FIRST}\.name`"),
         (
-            lambda body: body["subjects"][0]["blocks"][0].update(stages_ns={"h2d": -1}),
-            "stage 'h2d' took -1 ns",
+            subject_with(warmup={"seconds": "2"}),
+            rf"Expected `float`, got `str` - at `{FIRST}\.warmup\.seconds`",
         ),
-        (lambda body: body["subjects"][0].update(colour="red"), "colour"),
+        (subject_with(passes=[]), rf"Expected `object`, got `array` - at `{FIRST}\.passes`"),
         (lambda body: body["subjects"].append(body["subjects"][0]), "two subjects have the same name"),
-        (lambda body: body["subjects"].clear(), "no measured subject"),
+        (lambda body: body["subjects"].clear(), "it holds no measured subject"),
         (lambda body: body["subjects"][1].update(control_of="x"), "'dsc' controls 'x', which is not there"),
-        (lambda body: body.pop("plan"), "'plan' is missing"),
-        (lambda body: body.update(storage={"in_order": True, "x": 1}), "no readable latency report"),
+        (lambda body: body.pop("plan"), "required field `plan`"),
         (lambda body: body["plan"].update(seconds=-1), "the duration is -1 s"),
-        (lambda body: body["plan"].update(seconds="long"), "no readable latency report"),
-        (lambda body: body.update(subjects=None), "no readable latency report"),
-        (lambda body: body.update(environment=3), "no readable latency report"),
+        (
+            lambda body: body["plan"].update(seconds="long"),
+            r"Expected `int \| float`, got `str` - at `\$\.plan\.s",
+        ),
+        (lambda body: body["plan"].update(pace=1), r"unknown field `pace` - at `\$\.plan`"),
+        (lambda body: body["storage"].update(x=1), r"unknown field `x` - at `\$\.storage`"),
+        (lambda body: body.update(subjects=None), r"Expected `array`, got `null` - at `\$\.subjects`"),
+        (lambda body: body.update(environment=3), r"Expected `object`, got `int` - at `\$\.environment`"),
     ],
 )
-def test_impossible_reports_are_refused(
-    saved: Path, change: Callable[[dict[str, Any]], None], text: str
+def test_impossible_reports_are_refused_by_the_field(
+    saved: Path, change: Callable[[dict[str, Any]], object], text: str
 ) -> None:
     rewrite(saved, change)
-    with pytest.raises(ArtefactError, match=text) as caught:
+    with pytest.raises(
+        ArtefactError, match=rf"report\.json is no readable edge-dsc/latency-report: .*{text}"
+    ) as caught:
         load_report(saved)
     assert str(saved) in caught.value.what
-    assert caught.value.remedy == "measure again: edge-dsc bench ENGINE..."
+    assert caught.value.remedy == "make it again: edge-dsc bench ENGINE..."
 
 
 @pytest.mark.parametrize(
@@ -161,3 +202,117 @@ def test_truncated_and_missing_reports_are_refused(saved: Path) -> None:
         load_report(saved)
     with pytest.raises(ArtefactError, match="cannot read"):
         load_report(saved.with_name("none.json"))
+
+
+def lognormal(seed: int, blocks: int, count: int) -> list[list[int]]:
+    return np.random.default_rng(seed).lognormal(np.log(5e5), 0.05, (blocks, count)).astype(int).tolist()
+
+
+def test_a_report_of_ordinary_length_stays_as_it_is(subject: Make, report: Make) -> None:
+    made = report(subject("a", lognormal(0, 6, 100)))
+    assert compact_report(made) is made
+    assert compact_report(made, most_exact=600) is made
+    assert made.storage == Storage(in_order=True, significant_bits=None)
+    assert MOST_EXACT == 1_000_000
+
+
+def test_what_a_long_report_says_stays_within_the_rounding(subject: Make, report: Make) -> None:
+    made = report(subject("a", lognormal(0, 20, 2000)), subject("b", lognormal(1, 20, 2000)))
+    small = compact_report(made, most_exact=10)
+    for exact, rounded in zip(made.subjects, small.subjects, strict=True):
+        left, right = summarise(exact), summarise(rounded)
+        assert left.count == right.count == 40_000
+        assert right.median == pytest.approx(left.median, rel=1 / 4096)
+        for percentile, found in left.tails.items():
+            close = right.tails[percentile]
+            assert found is not None and close is not None
+            assert close.bound == pytest.approx(found.bound, rel=1 / 4096)
+    assert compare_subjects(small, "a", "b").ratio.value == pytest.approx(
+        compare_subjects(made, "a", "b").ratio.value, rel=1 / 2048
+    )
+    assert "* every call is kept, rounded to 12 significant bits (0.024 %)" in render_report(small)
+
+
+def test_a_long_report_of_eight_engines_is_small(subject: Make, report: Make, tmp_path: Path) -> None:
+    # A tenth of the blocks of eight engines of half a millisecond over 600 s; the page's 5 MiB are 512 KiB here.
+    made = report(*(subject(f"e{index}", lognormal(index, 30, 4000)) for index in range(8)))
+    small = compact_report(made, most_exact=100_000)
+    save_report(tmp_path / "r.json", small)
+    assert (tmp_path / "r.json").stat().st_size < 512 * 1024
+    assert load_report(tmp_path / "r.json") == small
+
+
+@pytest.fixture(scope="module")
+def schema() -> Any:
+    text = resources.files("bench").joinpath("latency-report.schema.json").read_text(encoding="utf-8")
+    found = json.loads(text)
+    Draft202012Validator.check_schema(found)
+    return Draft202012Validator(found)
+
+
+def written(report: Report, folder: Path) -> Any:
+    save_report(folder / "r.json", report)
+    return json.loads((folder / "r.json").read_text())
+
+
+@pytest.fixture
+def measured() -> Report:
+    def fails() -> None:
+        raise RuntimeError("gone")
+
+    first = Subject(name="a", call=lambda: None, description={"batch": 1, "switches": {"spin": True}})
+    subjects = [first, Subject(name="b", call=fails), control_subject(first)]
+    return measure(subjects, Plan(iterations=40, rounds=8, warmup_seconds=0.01))
+
+
+def test_the_schema_is_of_the_version_that_is_written(schema: Any) -> None:
+    assert schema.schema["properties"]["schema_version"] == {"const": REPORT.version}
+
+
+def test_reports_as_they_are_written_fit(schema: Any, measured: Report, tmp_path: Path) -> None:
+    memory = {"host_peak_bytes": 80 << 20, "host_before_bytes": 70 << 20, "device_bytes": None}
+    first, second, control = measured.subjects
+    passes = (
+        replace(first, passes={"memory": memory}),
+        replace(second, passes={"memory": {"error": "the process was killed by signal 9"}}),
+        control,
+    )
+    for report in (
+        measured,
+        compact_report(measured, most_exact=0),
+        replace(measured, interrupted=True),
+        replace(measured, subjects=passes),
+    ):
+        assert list(schema.iter_errors(written(report, tmp_path))) == []
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda body: body.pop("storage"),
+        lambda body: body.update(colour="red"),
+        lambda body: body.update(schema_version=1),
+        lambda body: body["plan"].update(seconds=0),
+        lambda body: body["subjects"].clear(),
+        lambda body: body["subjects"][0].pop("control_of"),
+        lambda body: body["subjects"][0]["blocks"][0].update(samples_ns=[-1]),
+        lambda body: body["subjects"][0]["blocks"][0].update(samples_ns="no base64!"),
+        lambda body: body["subjects"][0]["blocks"][0].update(round=-1),
+        lambda body: body["subjects"][0]["passes"].update(memory={"host_peak_bytes": "many"}),
+    ],
+)
+def test_what_is_no_report_does_not_fit(
+    schema: Any, measured: Report, tmp_path: Path, spoil: Callable[[Any], object]
+) -> None:
+    body = written(measured, tmp_path)
+    spoil(body)
+    assert list(schema.iter_errors(body))
+
+
+KEPT = sorted((Path(__file__).resolve().parents[2] / "docs/reports").glob("*.json"))
+
+
+@pytest.mark.parametrize("path", KEPT, ids=lambda path: path.stem)
+def test_the_reports_kept_in_the_repository_load_and_fit(schema: Any, path: Path) -> None:
+    assert list(schema.iter_errors(json.loads(path.read_text()))) == []
+    assert load_report(path).measured

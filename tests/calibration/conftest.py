@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from calibration.collect import calibrate
-from calibration.select import Candidate, CalibrationSet, read_set, select_images
+from calibration.select import CalibrationSet, Candidate, read_set, select_images
 from calibration.table import CalibrationOptions, CalibrationTable
 from engines.contract import ModelContract
 from engines.files import sha256_file

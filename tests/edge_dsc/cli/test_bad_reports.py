@@ -5,18 +5,19 @@ from __future__ import annotations
 import functools
 import json
 import shutil
-from array import array
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from bench.measure import measure
 from bench.plan import Plan
-from bench.report import KIND, SCHEMA_VERSION, BlockSamples, Report, SubjectReport, load_report, save_report
+from bench.report import REPORT, BlockSamples, Report, SubjectReport, load_report, save_report
+from bench.samples import as_samples
 from bench.statistics import Verdict
-from engines.files import canonical_json, sha256_bytes, write_document
+from engines.files import canonical_json, sha256_bytes
 
 
 @pytest.fixture
@@ -26,7 +27,7 @@ def report(tmp_path: Path) -> Path:
             name=name,
             description={"batch": 1},
             blocks=tuple(
-                BlockSamples(round=index, start_ns=index, samples_ns=array("q", [median, median + 2]))
+                BlockSamples(round=index, start_ns=index, samples_ns=as_samples([median, median + 2]))
                 for index in range(8)
             ),
         )
@@ -42,7 +43,9 @@ def sealed(path: Path, change: Callable[[Any], object]) -> None:
     for key in ("kind", "schema_version", "report_sha256"):
         del body[key]
     change(body)
-    write_document(path, KIND, SCHEMA_VERSION, {**body, "report_sha256": sha256_bytes(canonical_json(body))})
+    seal = sha256_bytes(canonical_json(body))
+    document = {"kind": REPORT.name, "schema_version": REPORT.version, **body, "report_sha256": seal}
+    path.write_text(json.dumps(document))
 
 
 def text(path: Path, old: str, new: str) -> None:
@@ -59,15 +62,26 @@ DAMAGE = {
     "truncated": (lambda path: path.write_text(path.read_text()[:-30]), "is not valid JSON"),
     "empty": (lambda path: path.write_text(""), "is not valid JSON"),
     "edited": (lambda path: text(path, '"batch": 1', '"batch": 2'), "was edited after it was made"),
-    "foreign": (lambda path: text(path, KIND, "edge-dsc/calibration"), "is not an edge-dsc/latency-report"),
+    "foreign": (
+        lambda path: text(path, REPORT.name, "edge-dsc/calibration"),
+        "is not an edge-dsc/latency-report",
+    ),
     "of the future": (
-        lambda path: text(path, f'"schema_version": {SCHEMA_VERSION}', '"schema_version": 99'),
+        lambda path: text(path, f'"schema_version": {REPORT.version}', '"schema_version": 99'),
         "has schema version 99",
     ),
     "with NaN": (lambda path: text(path, '"start_ns": 0', '"start_ns": NaN'), "NaN is not a JSON number"),
     "with a negative sample": (lambda path: sealed(path, samples([5, -4])), "sample -4 is negative"),
     "with a fraction": (lambda path: sealed(path, samples([5.5])), "sample 5.5 is not a whole number"),
     "with no samples": (lambda path: sealed(path, samples([])), "there are no samples"),
+    "with a word for a number": (
+        lambda path: sealed(path, lambda body: body["subjects"][0].update(refused="none")),
+        "Expected `int`, got `str` - at `$.subjects[0].refused`",
+    ),
+    "with an impossible plan": (
+        lambda path: sealed(path, lambda body: body["plan"].update(rounds=0)),
+        "the number of rounds is 0",
+    ),
     "with no subject": (lambda path: sealed(path, lambda body: body["subjects"].clear()), "no measured"),
     "gone": (lambda path: path.unlink(), "cannot read"),
 }
@@ -92,12 +106,8 @@ def test_a_damaged_report_is_named_with_what_to_do(
 def test_a_regression_ends_with_6_and_its_own_line(edge_dsc: Any, report: Path, tmp_path: Path) -> None:
     slower = tmp_path / "slower.json"
     made = load_report(report)
-    values = {**vars(made)}
-    values["subjects"] = (
-        made.subjects[0],
-        SubjectReport(**{**vars(made.subjects[1]), "blocks": made.subjects[0].blocks}),
-    )
-    save_report(slower, Report(**values))
+    first, second = made.subjects
+    save_report(slower, replace(made, subjects=(first, replace(second, blocks=first.blocks))))
     done = edge_dsc("compare", report, slower, "--fail-if-slower", 5)
     assert done.code == 6
     assert "error: slower than the allowed 5 %: dsc by 200.0 %" in done.err
@@ -111,6 +121,7 @@ def calm(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bench.compare.judge", lambda *_: Verdict.NO_DIFFERENCE)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("calm")
 def test_an_engine_that_fails_halfway_costs_only_itself(
     edge_dsc: Any, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -138,6 +149,7 @@ def test_an_engine_that_fails_halfway_costs_only_itself(
     assert 0 < len(kept.subjects[1].samples_ns) < 40
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("calm")
 def test_a_clock_that_jumps_is_said(
     edge_dsc: Any, engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -2,13 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
-from bench.measure import Subject, measure
-from bench.plan import Plan
-from bench.tables import Roof, pass_tables
 from edge_dsc.latency.limits import count_work, measure_ceilings
-from edge_dsc.latency.passes import add_pass
 from engines.record import Precision
 
 
@@ -29,22 +23,3 @@ def test_ceilings_are_rates_of_this_machine() -> None:
     found = measure_ceilings(1)
     assert found.multiply_adds_per_s > 1e7
     assert found.bytes_per_s > 1e7
-
-
-@pytest.mark.parametrize(
-    ("adds", "moved", "bound", "nanoseconds"), [(1000, 10, "compute", 500), (10, 1000, "memory", 250)]
-)
-def test_the_roof_is_the_longer_of_computing_and_moving(
-    adds: int, moved: int, bound: str, nanoseconds: float
-) -> None:
-    roof = Roof.of({"multiply_adds": adds, "bytes": moved, "multiply_adds_per_s": 2e9, "bytes_per_s": 4e9})
-    assert (roof.bound, roof.nanoseconds, roof.intensity) == (bound, nanoseconds, adds / moved)
-
-
-def test_limits_are_a_table() -> None:
-    report = measure([Subject(name="a", call=lambda: None)], Plan(iterations=9, warmup_seconds=0))
-    limits = {"multiply_adds": 36_000_000, "bytes": 18_000_000}
-    ceilings = {"multiply_adds_per_s": 36e9, "bytes_per_s": 9e9}
-    (table,) = pass_tables(add_pass(report, "limits", {"a": {**limits, **ceilings}}))
-    assert table.rows[0][:6] == ("a", "36.0", "18.00", "2.0", "memory", "2.000")
-    assert "36.0 G multiply-adds/s" in table.notes[0] and "9.0 GB/s" in table.notes[0]

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -7,32 +9,69 @@ import pytest
 from bench.measure import Subject, measure
 from bench.plan import Plan
 from bench.power import Rail
-from bench.tables import pass_tables, render_report
-from edge_dsc.latency.passes import add_pass, memory_pass, power_pass
+from bench.report import Report
+from edge_dsc.latency.passes import add_pass, memory_pass, memory_problems, power_pass
 
 
-def test_power_and_memory_become_tables() -> None:
+@pytest.fixture
+def report() -> Report:
+    return measure(
+        [Subject(name=name, call=lambda: None) for name in "ab"], Plan(iterations=5, warmup_seconds=0)
+    )
+
+
+def test_power_is_measured_for_each_subject_and_rail() -> None:
     subjects = [Subject(name=name, call=lambda: None) for name in "ab"]
-    report = measure(subjects, Plan(iterations=5, warmup_seconds=0))
-    assert pass_tables(report) == ()
-    found = power_pass(subjects, [Rail(name="VDD", watts=lambda: 4.0)], seconds=0.01)
-    assert [(entry["rail"], entry["idle_w"], entry["joules"]) for entry in found["a"]] == [("VDD", 4.0, 0.0)]
-    entry = {"rail": "VDD", "idle_w": 3.0, "busy_w": 5.0, "joules": 0.0125, "calls": 320, "seconds": 2.0}
-    report = add_pass(report, "power", {"a": [entry]})
-    report = add_pass(report, "memory", {"a": {"host_peak_bytes": 80 << 20, "host_before_bytes": 70 << 20}})
-    power, memory = pass_tables(report)
-    assert power.rows == (("a", "VDD", "3.00", "5.00", "12.500", "160.0"),)
-    assert memory.rows == (("a", "80.0", "10.0", "-"),)
-    device = {"host_peak_bytes": 80 << 20, "host_before_bytes": 70 << 20, "device_bytes": 300 << 20}
-    (_, memory) = pass_tables(add_pass(report, "memory", {"a": device}))
-    assert memory.rows == (("a", "80.0", "10.0", "300.0"),)
-    assert "mJ a request" in render_report(report)
+    rails = [Rail(name="VDD", watts=lambda: 4.0), Rail(name="dead", watts=lambda: None)]
+    found = power_pass(subjects, rails, seconds=0.01)
+    assert list(found) == ["a", "b"]
+    (entry,) = found["a"]
+    assert (entry["rail"], entry["idle_w"], entry["busy_w"], entry["joules"]) == ("VDD", 4.0, 4.0, 0.0)
+    assert entry["calls"] >= 1 and entry["seconds"] >= 0.01
 
 
-def test_the_memory_of_an_engine_that_fails_is_not_told(tmp_path: Path) -> None:
-    assert memory_pass(tmp_path / "none.engine", batch=1, threads=1) is None
+def test_what_a_pass_found_goes_to_its_subject(report: Report) -> None:
+    both = add_pass(add_pass(report, "memory", {"b": {"host_peak_bytes": 1}}), "power", {"b": [], "x": []})
+    assert [dict(subject.passes) for subject in both.subjects] == [
+        {},
+        {"memory": {"host_peak_bytes": 1}, "power": []},
+    ]
+    assert [dict(subject.passes) for subject in report.subjects] == [{}, {}]
 
 
-@pytest.fixture(autouse=True)
-def here(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parents[3]))
+def test_why_an_engine_was_not_measured_is_said(
+    tmp_path: Path, report: Report, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Modules that the user's folder happens to hold must not stand in for Python's or for ours.
+    for name in ("json", "bench", "engines", "onnxruntime"):
+        (tmp_path / f"{name}.py").write_text(
+            f"raise SystemExit('{name}.py of the current folder was imported')"
+        )
+    monkeypatch.chdir(tmp_path)
+    found = memory_pass(Path("none.engine"), batch=1, threads=1)
+    (reason,) = found.values()
+    assert list(found) == ["error"]
+    assert reason.startswith(f"there is no engine {tmp_path / 'none.engine'} (build the engine again: ")
+    assert memory_problems(add_pass(report, "memory", {"a": {"host_peak_bytes": 1}, "b": found})) == (
+        f"b: {reason}",
+    )
+
+
+@pytest.mark.parametrize(
+    ("returncode", "stderr", "reason"),
+    [
+        (-9, "", "the process was killed by signal 9"),
+        (1, "Traceback (most recent call last):\n  ...\nMemoryError\n", "MemoryError"),
+        (3, "", "the process ended with 3"),
+    ],
+)
+def test_a_process_that_dies_is_a_reason_too(
+    monkeypatch: pytest.MonkeyPatch, returncode: int, stderr: str, reason: str
+) -> None:
+    done = subprocess.CompletedProcess([sys.executable], returncode, stdout="", stderr=stderr)
+    monkeypatch.setattr(subprocess, "run", lambda *_arguments, **_options: done)
+    assert memory_pass(Path("a.engine"), batch=1, threads=1) == {"error": reason}
+
+
+def test_a_pile_has_no_memory_pass(report: Report) -> None:
+    assert memory_problems(report) == ("single requests are measured, not piles",)

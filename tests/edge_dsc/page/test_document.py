@@ -7,6 +7,7 @@ from array import array
 from html.parser import HTMLParser
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -166,7 +167,7 @@ def test_identical_samples_still_make_a_plot() -> None:
     block = BlockSamples(round=0, start_ns=0, samples_ns=array("q", [5_000_000] * 3))
     report = make_report({})
     subject = SubjectReport(name="a", description={}, blocks=(block,))
-    source = make_page("t", report_sections(Report(**{**vars(report), "subjects": (subject,)})))
+    source = make_page("t", report_sections(msgspec.structs.replace(report, subjects=(subject,))))
     assert "nan" not in Reader(source).text
     assert "polyline" in source
 

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import pytest
+
+from bench.plan import Plan
+from bench.statistics import stage_medians
+from edge_dsc.latency.subjects import BenchOptions, measure_engines, subject_names
+from engines.contract import ModelContract
+from engines.errors import UsageError
+from engines.record import BatchRange, Precision
+from engines.runtimes import RunnerOptions
+
+PLAN = Plan(iterations=10, rounds=5, warmup_seconds=0, lead_in=0)
+
+
+class Fake:
+    """A runner that reports stages where it is asked to, of a runtime that is not on the processor."""
+
+    opened: ClassVar[list[Fake]] = []
+
+    def __init__(self, options: RunnerOptions) -> None:
+        self.options = options
+        self.calls = 0
+        self.closed = False
+        self.thread_safe = False
+        self.description = {"execution": "CUDA graph"}
+        self.record = SimpleNamespace(
+            engine="a.engine",
+            batch=BatchRange(1, 2, 4),
+            contract=ModelContract(labels=("a", "b"), architecture="dsc"),
+            precision=Precision.FP16,
+            runtime="tensorrt",
+            runtime_version="10.3",
+            engine_sha256="0",
+            onnx_sha256="1",
+            layers={"FP16": 9},
+        )
+        Fake.opened.append(self)
+
+    def run(self, batch: Any) -> None:
+        self.calls += 1
+
+    def submit(self, batch: Any) -> Any:
+        times = {"h2d": 10, "execute": 80, "d2h": 5} if self.options.time_stages else None
+        return SimpleNamespace(stages_ns=times)
+
+    def collect(self, ticket: Any) -> None:
+        self.calls += 1
+
+    def close(self) -> None:
+        self.closed = True
+
+    def __enter__(self) -> Fake:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+@pytest.fixture(autouse=True)
+def fakes(monkeypatch: pytest.MonkeyPatch) -> list[Fake]:
+    """The runners that were opened, in order."""
+    runtime = SimpleNamespace(runs_on_cpu=False, open_runner=lambda engine, record, options: Fake(options))
+    Fake.opened.clear()
+    subjects = "edge_dsc.latency.subjects"
+    monkeypatch.setattr(
+        f"{subjects}.open_engine", lambda engine, threads: Fake(RunnerOptions(threads=threads))
+    )
+    monkeypatch.setattr(f"{subjects}.get_runtime", lambda name: runtime)
+    return Fake.opened
+
+
+def test_stages_come_from_a_runner_of_their_own(fakes: list[Fake]) -> None:
+    report = measure_engines([Path("a.engine")], PLAN, BenchOptions(batch=2, threads=3))
+    (subject,) = report.subjects
+    assert stage_medians(subject) == {"h2d": 10.0, "execute": 80.0, "d2h": 5.0}
+    assert subject.description["runs"] == {"execution": "CUDA graph"}
+    measured, timed = fakes
+    assert (measured.calls, measured.options.time_stages) == (10, False)
+    assert (timed.calls, timed.options.time_stages) == (1 + 5 * 5, True)
+    assert (timed.options.slots, timed.options.threads) == (1, 3)
+    assert measured.closed and timed.closed
+
+
+def test_the_first_of_several_engines_is_its_own_control() -> None:
+    names = [Path("a.engine"), Path("b.engine")]
+    control_of = {s.name: s.control_of for s in measure_engines(names, PLAN).subjects}
+    assert control_of == {"a": None, "b": None, "a (control)": "a"}
+    plain = measure_engines(names, PLAN, BenchOptions(control=False))
+    assert [subject.name for subject in plain.subjects] == ["a", "b"]
+
+
+def test_a_pile_is_measured_at_each_batch_and_has_no_other_pass(
+    monkeypatch: pytest.MonkeyPatch, fakes: list[Fake]
+) -> None:
+    monkeypatch.setattr("edge_dsc.latency.subjects.memory_pass", pytest.fail)
+    options = BenchOptions(offline=7, control=False, memory=True, limits=True)
+    report = measure_engines([Path("a.engine")], PLAN, options)
+    assert [subject.name for subject in report.subjects] == ["a b1 c1", "a b2 c1", "a b4 c1"]
+    assert [subject.description["batch"] for subject in report.subjects] == [7, 7, 7]
+    (runner,) = fakes
+    assert runner.calls == 10 * (7 + 4 + 2)
+
+
+def test_limits_are_not_measured_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edge_dsc.latency.subjects.measure_ceilings", pytest.fail)
+    (subject,) = measure_engines([Path("a.engine")], PLAN, BenchOptions(limits=True)).subjects
+    assert subject.passes == {}
+
+
+def test_a_batch_beyond_the_engine_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"a\.engine takes batches of 1 to 4, not 5"):
+        measure_engines([Path("a.engine")], PLAN, BenchOptions(batch=5))
+
+
+def test_engines_are_named_by_their_files_where_that_is_clear() -> None:
+    assert subject_names([Path("x/a.engine"), Path("y/b.engine")]) == ["a", "b"]
+    assert subject_names([Path("x/a.engine"), Path("y/a.engine")]) == ["x/a.engine", "y/a.engine"]
