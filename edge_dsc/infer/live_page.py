@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 from edge_dsc.infer.classify import Answer
 from edge_dsc.infer.pictures import draw_answer, encode
-from edge_dsc.page.document import CSS
+from edge_dsc.page import CSS
 from engines.errors import EnvironmentProblem
 
 _STEP = math.log(1.02)  # a bucket is 2 % wide
