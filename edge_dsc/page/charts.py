@@ -117,7 +117,7 @@ def distribution_plot(report: Report) -> Plot | None:
     if not subjects:
         return None
     curves = [_ecdf(subject) for subject in subjects]
-    figure, axes = _new_axes(_PLOT_HEIGHT, "calls answered")
+    figure, axes = _new_axes("calls answered")
     _log_scale(axes, "x", [times[end] for times, _ in curves for end in (0, -1)])
     axes.set_xlabel("latency, ms (logarithmic)")
     axes.set(
@@ -187,16 +187,15 @@ def stage_plot(report: Report) -> Plot | None:
         start = 0.0
         for stage, value in medians.items():
             index = stages.index(stage)
-            colour = _series_colour(index)
-            bars = axes.barh(row, value, 0.4, start, color=colour, edgecolor=_COLOUR["paper"], linewidth=0.5)
-            bars[0].set_gid(f"data-{row}-{index}")
+            bars = axes.barh(row, value, 0.4, start, color=_COLOUR[_series(index)])
+            bars[0].set(edgecolor=_COLOUR["paper"], linewidth=0.5, gid=f"data-{row}-{index}")
             start += value
     return Plot(
         figure=figure,
         label="Stages of a request: " + ", ".join(stages),
         caption="Stages of a request, one bar per engine.",
         legend=tuple(
-            Key(stage, f"stroke: var(--{_SERIES[index % len(_SERIES)]}); stroke-width: 10")
+            Key(stage, f"stroke: var(--{_series(index)}); stroke-width: 10")
             for index, stage in enumerate(stages)
         ),
     )
@@ -209,9 +208,9 @@ def time_plot(report: Report) -> Plot | None:
     if not subjects:
         return None
     starts = [[block.start_ns / 1e9 for block in subject.blocks] for subject in subjects]
-    medians = [[median / 1e6 for median in block_medians(subject).values()] for subject in subjects]
+    medians = [[_shown_ms(median) for median in block_medians(subject).values()] for subject in subjects]
     last = max(max(times) for times in starts) or 1.0
-    figure, axes = _new_axes(_PLOT_HEIGHT, "median of a block, ms (logarithmic)")
+    figure, axes = _new_axes("median of a block, ms (logarithmic)")
     axes.set(xlim=(0, last), xlabel="time since the start, s")
     _log_scale(axes, "y", [median for line in medians for median in line], beyond=1.05)
     throttled = [
@@ -219,10 +218,11 @@ def time_plot(report: Report) -> Plot | None:
         for before, after in pairwise(report.states)
         if throttled_between(before, after)
     ]
+    thinnest = last / (_WIDTH - _LEFT - _RIGHT)  # a moment is one unit wide
     for number, (start, end) in enumerate(throttled):
-        colour = _COLOUR["s1"]
+        end = min(max(end, start + thinnest), last)
         axes.axvspan(
-            max(start, 0), min(end, last), color=colour, alpha=0.25, linewidth=1, gid=f"throttled-{number}"
+            max(start, 0), end, color=_COLOUR["s1"], alpha=0.25, linewidth=0, gid=f"throttled-{number}"
         )
     for index, (times, line) in enumerate(zip(starts, medians, strict=True)):
         _draw_line(axes, index, times, line)
@@ -252,7 +252,7 @@ def roofline_plot(report: Report) -> Plot | None:
         for name, (found, median) in limits.items()
     }
     ridge = peak / stream
-    figure, axes = _new_axes(_PLOT_HEIGHT, "G multiply-adds per second")
+    figure, axes = _new_axes("G multiply-adds per second")
     axes.set_xlabel("multiply-adds per byte moved")
     low, high = _log_scale(axes, "x", [ridge, *(intensity for intensity, _ in points.values())], beyond=3)
     start = min(low * stream, peak)
@@ -284,13 +284,13 @@ def roofline_plot(report: Report) -> Plot | None:
 def accuracy_plot(report: Report, accuracies: Mapping[str, float]) -> Plot | None:
     """Draw the accuracy of engines, percent, over their median latency, ms: up and to the left is better."""
     points = {
-        subject.name: (sample_median(subject) / 1e6, accuracies[subject.name] * 100)
+        subject.name: (_shown_ms(sample_median(subject)), accuracies[subject.name] * 100)
         for subject in report.measured
         if subject.name in accuracies
     }
     if not points:
         return None
-    figure, axes = _new_axes(_PLOT_HEIGHT, "accuracy, %")
+    figure, axes = _new_axes("accuracy, %")
     _log_scale(axes, "x", [time for time, _ in points.values()], beyond=1.3)
     axes.set_xlabel("median latency, ms (logarithmic)")
     shares = [share for _, share in points.values()]
@@ -307,17 +307,24 @@ def accuracy_plot(report: Report, accuracies: Mapping[str, float]) -> Plot | Non
 
 def _ecdf(subject: SubjectReport) -> tuple[list[float], list[float]]:
     """Return latencies, ms, and the percentage of calls answered within each, from the fastest to the slowest."""
-    ordered = subject.ordered_ns / 1e6
+    ordered = subject.ordered_ns
     last = len(ordered) - 1
     wanted = [*(step / _POINTS for step in range(_POINTS + 1)), 0.999, 0.9999]
     ranks = sorted({round(share * last) for share in wanted})
-    times = [max(float(ordered[rank]), _SHORTEST_MS) for rank in (0, *ranks)]
-    return times, [0.0, *(100 * (rank + 1) / (last + 1) for rank in ranks)]
+    return [_shown_ms(float(ordered[rank])) for rank in (0, *ranks)], [
+        0.0,
+        *(100 * (rank + 1) / (last + 1) for rank in ranks),
+    ]
 
 
-def _new_axes(height: float, words: str) -> tuple[Figure, Axes]:
-    """Return a figure with axes that are ``height`` high; ``words`` above them name the vertical axis."""
-    figure, axes = _new_figure(height, left=_LEFT, right=_RIGHT, top=_TOP, bottom=_BOTTOM)
+def _shown_ms(nanoseconds: float) -> float:
+    """Return a time in milliseconds for a logarithmic axis."""
+    return max(nanoseconds / 1e6, _SHORTEST_MS)
+
+
+def _new_axes(words: str) -> tuple[Figure, Axes]:
+    """Return a figure with axes; ``words`` above them name the vertical one."""
+    figure, axes = _new_figure(_PLOT_HEIGHT, left=_LEFT, right=_RIGHT, top=_TOP, bottom=_BOTTOM)
     figure.text(0, 1, words, va="top", color=_COLOUR["soft"])
     return figure, axes
 
@@ -353,9 +360,9 @@ def _log_scale(
         Both ends of the axis.
     """
     ticker = load("matplotlib.ticker")
-    low, high = max(min(values) / beyond, _SHORTEST_MS), max(values) * beyond
+    low, high = min(values) / beyond, max(values) * beyond
     if high < low * 1.02:  # a single value still needs a width
-        low, high = low / 1.01, max(high, low) * 1.01
+        low, high = low / 1.01, high * 1.01
     axes.set(**{f"{which}scale": "log", f"{which}lim": (low, high)})
     axes.minorticks_off()
     # Powers of ten, else so many numbers of each decade, else even steps: whatever first gives four ticks.
@@ -374,8 +381,9 @@ def _log_scale(
     return low, high
 
 
-def _series_colour(index: int) -> str:
-    return _COLOUR[_SERIES[index % len(_SERIES)]]
+def _series(index: int) -> str:
+    """Return the name of a series' colour."""
+    return _SERIES[index % len(_SERIES)]
 
 
 def _dash(index: int) -> tuple[int, ...]:
@@ -388,7 +396,7 @@ def _draw_line(axes: Axes, index: int, x: Sequence[float], y: Sequence[float]) -
     axes.plot(
         x,
         y,
-        color=_series_colour(index),
+        color=_COLOUR[_series(index)],
         linestyle=(0, dash) if dash else "-",
         clip_on=False,
         gid=f"data-{index}",
@@ -399,7 +407,7 @@ def _line_keys(texts: Sequence[str]) -> tuple[Key, ...]:
     return tuple(
         Key(
             text,
-            f"stroke: var(--{_SERIES[index % len(_SERIES)]}); stroke-width: 2; "
+            f"stroke: var(--{_series(index)}); stroke-width: 2; "
             f"stroke-dasharray: {' '.join(map(str, _dash(index))) or 'none'}",
         )
         for index, text in enumerate(texts)
@@ -411,7 +419,7 @@ def _draw_points(axes: Axes, points: Sequence[tuple[float, float]]) -> None:
     corners = ((9, 9), (9, -9), (-9, -9), (-9, 9))
     for index, (x, y) in enumerate(points):
         axes.plot(
-            [x], [y], "o", color=_series_colour(index), markersize=10, mew=0, gid=f"data-{index}", zorder=3
+            [x], [y], "o", color=_COLOUR[_series(index)], markersize=10, mew=0, gid=f"data-{index}", zorder=3
         )
         place = corners[index % len(corners)]
         axes.annotate(
@@ -423,7 +431,7 @@ def _point_keys(names: Iterable[str]) -> tuple[Key, ...]:
     """Return a legend of numbered dots."""
     dot = "stroke-width: 10; stroke-linecap: round; stroke-dasharray: 0 30; stroke-dashoffset: -22"
     return tuple(
-        Key(f"{index + 1} {name}", f"stroke: var(--{_SERIES[index % len(_SERIES)]}); {dot}")
+        Key(f"{index + 1} {name}", f"stroke: var(--{_series(index)}); {dot}")
         for index, name in enumerate(names)
     )
 

@@ -53,7 +53,7 @@ def draw_curves(history: Mapping[str, Sequence[float]], path: Path, *, best_epoc
         axes.axvline(best_epoch, color="#888888", linestyle=":", label=f"kept: epoch {best_epoch}")
         axes.set_xlabel("epoch")
         axes.set_title(title)
-        axes.xaxis.set_major_locator(load("matplotlib.ticker").MaxNLocator(integer=True))
+        axes.locator_params(axis="x", integer=True)
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
     _save(figure, path)

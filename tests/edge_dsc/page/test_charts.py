@@ -231,7 +231,10 @@ def test_the_same_report_gives_the_same_bytes_on_any_machine(full_report: Report
 def test_odd_latencies_still_make_a_plot(make_report: MakeReport, medians: dict[str, float]) -> None:
     report = make_report(medians)
     for plot in (distribution_plot(report), time_plot(report), accuracy_plot(report, {"a": 1.0})):
-        assert plot is None or "nan" not in plot.svg("p")
+        for element in drawn(plot).iter() if plot else ():
+            assert "nan" not in " ".join(element.attrib.values())
+            for number in re.findall(r"-?\d+(?:\.\d+)?", element.get("d", "")):
+                assert -10 <= float(number) <= 470
     assert distribution_plot(make_report({})) is None
 
 
