@@ -172,7 +172,7 @@ def _cells(row: DemoRow) -> tuple[str, ...]:
     )
 
 
-_TILES = 4  # phantoms a class on the contact sheet
+_TILES = 4  # phantoms of a class on the contact sheet
 _TILE = 180  # pixels a side
 
 
@@ -208,7 +208,9 @@ def _contact_sheet(trained: Mapping[str, TrainResult], data: Path) -> Picture:
         tiles = [resize_to(decode_grey(read_bytes(data / sample.path)), _TILE, _TILE) for sample in samples]
         rows.append(np.hstack(tiles))
     _, png = cv2.imencode(".png", np.vstack(rows))
-    return Picture(png=png.tobytes(), caption=f"Training phantoms, a row a class: {', '.join(split.labels)}")
+    return Picture(
+        png=png.tobytes(), caption=f"Training phantoms, one row per class: {', '.join(split.labels)}"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

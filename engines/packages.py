@@ -25,7 +25,7 @@ _REMEDIES = {
     "tensorflow": f"training and export need TensorFlow: {_TRAIN}",
     "keras": f"training and export need Keras: {_TRAIN}",
     "tf2onnx": f"export needs tf2onnx: {_TRAIN}",
-    "matplotlib": f"pictures need matplotlib: {_TRAIN}",
+    "matplotlib": f"pictures and plots need matplotlib: {_BASE}",
     "tensorrt": "on a Jetson TensorRT comes with JetPack (create the venv with --system-site-packages); "
     "elsewhere pip install 'edge-dsc[tensorrt]'",
     "tensorrt_rtx": "pip install 'edge-dsc[rtx]' (x86-64 Linux and Windows)",

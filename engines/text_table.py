@@ -1,9 +1,10 @@
-"""Tables of text: on a terminal, in Markdown."""
+"""Tables of text: on a terminal, in Markdown, in HTML."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,7 +14,7 @@ class Table:
     Attributes:
         title: What it shows.
         header: Column names; the first column is text, the others are numbers where ``numeric``.
-        rows: Cells, one tuple a row, as many as the header has.
+        rows: Cells, one tuple per row, as many as the header has.
         notes: Lines below it.
         numeric: Whether all columns but the first are set flush right.
     """
@@ -51,6 +52,24 @@ def render_markdown(table: Table) -> str:
     return "\n".join([f"### {_markdown_cell(table.title)}", "", *lines, *(["", *notes] if notes else [])])
 
 
+def render_html(table: Table) -> str:
+    """Return a table with its title and notes as HTML; every text is escaped, and the first column heads its row."""
+    style = ' class="numeric"' if table.numeric else ""
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in table.header)
+    notes = "".join(f"<li>{escape(note)}</li>" for note in table.notes)
+    lines = [
+        f'<p class="caption">{escape(table.title)}</p>',
+        f'<div class="scroll"><table{style} aria-label="{escape(table.title)}">',
+        f"<thead><tr>{head}</tr></thead>",
+        "<tbody>",
+        *map(_html_row, table.rows),
+        "</tbody>",
+        "</table></div>",
+        *([f'<ul class="notes">{notes}</ul>'] if notes else []),
+    ]
+    return "\n".join(lines)
+
+
 def _align(row: tuple[str, ...], widths: list[int], numeric: bool) -> str:
     cells = [row[0].ljust(widths[0])]
     cells += [
@@ -68,3 +87,8 @@ def _markdown_cell(text: str) -> str:
     for plain, escaped in (("\\", "\\\\"), ("|", "\\|"), ("<", "&lt;"), ("\n", " ")):
         text = text.replace(plain, escaped)
     return text
+
+
+def _html_row(row: tuple[str, ...]) -> str:
+    cells = "".join(f"<td>{escape(cell)}</td>" for cell in row[1:])
+    return f'<tr><th scope="row">{escape(row[0])}</th>{cells}</tr>'

@@ -230,7 +230,7 @@ class Page:
 
 def page_and_policy() -> tuple[bytes, str]:
     """Return the page and the Content-Security-Policy that allows its own style and script and nothing else."""
-    from edge_dsc.page.document import CSS
+    from edge_dsc.page import CSS
 
     text = resources.files("edge_dsc.infer").joinpath("live_page.html").read_text(encoding="utf-8")
     text = text.replace(_SHARED_STYLE, CSS)

@@ -1,356 +1,499 @@
-"""Plots of latency reports."""
+"""Plots of latency reports: matplotlib figures that become inline SVG in the colours of the page."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from html import escape
+import io
+import re
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
+from xml.etree import ElementTree
 
 from bench.compare import Ratio
 from bench.machine import throttled_between
-from bench.report import Report
+from bench.report import Report, SubjectReport
 from bench.statistics import block_medians, sample_median, stage_medians
 from bench.tables import Roof, milliseconds, verdict_words
+from edge_dsc.page.figures import drawing_style
+from engines.packages import load
 
 if TYPE_CHECKING:
-    from bench.report import SubjectReport
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Lengths are in units of the drawing. A figure has 72 of them per inch, so that matplotlib's points are units too.
+_WIDTH = 460
+_LEFT, _RIGHT, _TOP, _BOTTOM = 54, 12, 26, 44
+_PLOT_HEIGHT, _ROW = 200, 46
+
+# A figure is drawn in colours that stand for variables of the page's style sheet and for nothing else; when it becomes
+# SVG each is replaced by its variable, and the plot follows the light and the dark scheme and the printer.
+_SERIES = ("s0", "s1", "s2", "s3", "s4", "s5")
+_COLOUR = {
+    name: f"#ed00{number:02x}"
+    for number, name in enumerate(("paper", "ink", "soft", "line", "band", *_SERIES))
+}
+_VARIABLE = {colour: f"var(--{name})" for name, colour in _COLOUR.items()}
+_DASHES = ((), (7, 4), (2, 4), (10, 4, 2, 4))
+
+_STYLE = {
+    "font.size": 12,
+    "text.color": _COLOUR["ink"],
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "axes.edgecolor": _COLOUR["line"],
+    "axes.linewidth": 1,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "axes.labelcolor": _COLOUR["soft"],
+    "axes.labelpad": 6,
+    **{f"axes.spines.{side}": False for side in ("left", "right", "top")},
+    "grid.color": _COLOUR["line"],
+    "grid.linewidth": 1,
+    "lines.linewidth": 2,
+    "lines.scale_dashes": False,
+    **{f"{axis}tick.{key}": value for axis in "xy" for key, value in (("major.size", 0), ("major.pad", 7))},
+    **{f"{axis}tick.labelcolor": _COLOUR["soft"] for axis in "xy"},
+    "path.simplify": False,  # curves are thinned here, where the extremes are kept
+    "svg.fonttype": "none",  # text stays text
+    "svg.hashsalt": "edge-dsc",  # ids are the same each time
+}
+_POINTS = 200  # of a distribution curve; the fastest and the slowest call are always among them
+_SHORTEST_MS = 1e-6  # a logarithmic axis cannot show a zero
 
 
-WIDTH, LEFT, RIGHT, TOP = 460, 54, 12, 10  # of a drawing, in its own units
-_COLOURS = 6
-_DASHES = ("", "7 4", "2 4", "10 4 2 4")
-
-
-class LogAxis:
-    """A logarithmic axis.
+@dataclass(frozen=True)
+class Key:
+    """An entry of a plot's legend.
 
     Attributes:
-        low: Value at its start.
-        high: Value at its end.
+        text: What the line or bar stands for.
+        style: CSS of a line that looks like it.
     """
 
-    def __init__(self, low: float, high: float, *, left: float = LEFT, end: float = WIDTH - RIGHT) -> None:
-        """Lay ``low`` to ``high`` between two places of the drawing; a vertical axis ends above its start."""
-        low = max(low, 1e-6)
-        if high < low * 1.02:  # a single value still needs a width
-            low, high = low / 1.01, max(high, low) * 1.01
-        self.low, self.high, self.left = low, high, left
-        self._scale = (end - left) / math.log(high / low)
-
-    def place(self, value: float) -> float:
-        """Return where a value lies, in the drawing's units."""
-        return self.left + math.log(max(value, self.low) / self.low) * self._scale
-
-    def ticks(self) -> list[float]:
-        """Return three to nine round values: 1-2-5 of each decade, or even steps where the range is short."""
-        first, last = math.floor(math.log10(self.low)), math.ceil(math.log10(self.high))
-        for digits in ((1,), (1, 2, 5)):
-            found = [digit * 10.0**power for power in range(first, last + 1) for digit in digits]
-            found = [value for value in found if self.low <= value <= self.high]
-            if len(found) >= 4:
-                return found
-        width = self.high - self.low
-        step = 10.0 ** math.floor(math.log10(width))
-        step *= next(factor for factor in (0.1, 0.2, 0.5, 1, 2) if width / (step * factor) <= 6.5)
-        start = math.ceil(self.low / step)
-        return [index * step for index in range(start, math.floor(self.high / step) + 1)]
+    text: str
+    style: str
 
 
-def grid_lines(axis: LogAxis, top: float, bottom: float) -> str:
-    """Draw a vertical line at each tick."""
-    places = (axis.place(value) for value in axis.ticks())
-    return "".join(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{bottom}"/>' for x in places)
+@dataclass(frozen=True, kw_only=True)
+class Plot:
+    """A plot of a page.
+
+    Attributes:
+        figure: The plot. Lines, marks and bars of the data have the ids ``data-0``, ``data-1``, and so on.
+        label: What it shows, in words, for readers who do not see it.
+        caption: A line below it.
+        legend: A list above it.
+    """
+
+    figure: Figure
+    label: str
+    caption: str
+    legend: tuple[Key, ...] = ()
+
+    @drawing_style(_STYLE)
+    def svg(self, prefix: str) -> str:
+        """Return the plot as an ``svg`` element for an HTML page.
+
+        Args:
+            prefix: Put before every id; no other plot of the page may have it.
+        """
+        written = io.StringIO()
+        with warnings.catch_warnings():  # the browser has glyphs that matplotlib's font lacks
+            warnings.filterwarnings("ignore", message="Glyph .* missing")
+            self.figure.savefig(written, format="svg", metadata={"Date": None})
+        return _inline(written.getvalue(), prefix, self.label)
 
 
-def tick_labels(axis: LogAxis, bottom: float) -> str:
-    """Write the ticks' values below a horizontal axis, as many as have room."""
-    labels = []
-    last = -math.inf
-    for value in axis.ticks():
-        x = axis.place(value)
-        if x - last > 34:  # room for one label
-            labels.append(f'<text x="{x:.1f}" y="{bottom + 17}" text-anchor="middle">{value:.6g}</text>')
-            last = x
-    return "".join(labels)
-
-
-def draw_svg(parts: Sequence[str], height: float, label: str) -> str:
-    """Return an inline picture; ``label`` says in words what it shows."""
-    return (
-        f'<svg viewBox="0 0 {WIDTH} {height:g}" role="img" aria-label="{escape(label)}">'
-        + "".join(parts)
-        + "</svg>"
-    )
-
-
-def series_class(index: int) -> str:
-    """Name the style of a series' colour."""
-    return f"c{index % _COLOURS}"
-
-
-def dash_attribute(index: int) -> str:
-    """Return the dash that tells a series apart without its colour."""
-    dash = _DASHES[(index + index // _COLOURS) % len(_DASHES)]
-    return f' stroke-dasharray="{dash}"' if dash else ""
-
-
-def shortened(name: str) -> str:
-    """Cut a long name in its middle."""
-    return name if len(name) <= 30 else f"{name[:15]}…{name[-14:]}"
-
-
-def side_labels(axis: LogAxis) -> str:
-    """Write the ticks' values left of a vertical axis, each with a line across the drawing."""
-    return "".join(
-        f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{axis.place(value):.1f}" '
-        f'y2="{axis.place(value):.1f}"/>'
-        f'<text x="{LEFT - 7}" y="{axis.place(value) + 4:.1f}" text-anchor="end">{value:.6g}</text>'
-        for value in axis.ticks()
-    )
-
-
-def key_list(names: Sequence[str]) -> str:
-    """Return the legend of some series as a list."""
-    items = []
-    for index, name in enumerate(names):
-        line = f'<line class="series {series_class(index)}"{dash_attribute(index)} x1="0" x2="30" y1="5" y2="5"/>'
-        items.append(f'<li><svg viewBox="0 0 30 10" aria-hidden="true">{line}</svg>{escape(name)}</li>')
-    return f'<ul class="legend">{"".join(items)}</ul>'
-
-
-_CURVE_HEIGHT, _PLOT_ROW, _STRIP = 220, 50, 20
-_STEPS = 200  # points of a curve; extremes are always among them
-
-
-def distribution_plot(report: Report) -> str:
-    """Draw the share of calls answered within a time, one curve a subject: an ECDF on a logarithmic axis.
+@drawing_style(_STYLE)
+def distribution_plot(report: Report) -> Plot | None:
+    """Draw the share of calls answered within a time, one curve per subject: an ECDF on a logarithmic axis.
 
     Nothing is clipped: the slowest call is where a curve ends.
     """
     subjects = report.measured
     if not subjects:
-        return ""
+        return None
     curves = [_ecdf(subject) for subject in subjects]
-    low = min(curve[0][0] for curve in curves)
-    high = max(curve[-1][0] for curve in curves)
-    axis = LogAxis(low, high)
-    bottom = TOP + _CURVE_HEIGHT
-    parts = [grid_lines(axis, TOP, bottom), tick_labels(axis, bottom)]
-    for share in (0, 25, 50, 75, 100):
-        y = bottom - share / 100 * _CURVE_HEIGHT
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text x="{LEFT - 7}" y="{y + 4:.1f}" text-anchor="end">{share} %</text>')
-    for index, curve in enumerate(curves):
-        points = " ".join(
-            f"{axis.place(value):.1f},{bottom - share * _CURVE_HEIGHT:.1f}" for value, share in curve
-        )
-        parts.append(
-            f'<polyline class="series {series_class(index)}"{dash_attribute(index)} points="{points}"/>'
-        )
-    label = "Share of calls answered within a time, for " + ", ".join(subject.name for subject in subjects)
-    middle = (LEFT + WIDTH - RIGHT) / 2
-    parts.append(
-        f'<text x="{middle}" y="{bottom + 38}" text-anchor="middle">latency, ms (logarithmic)</text>'
+    figure, axes = _new_axes("calls answered")
+    _log_scale(axes, "x", [times[end] for times, _ in curves for end in (0, -1)])
+    axes.set_xlabel("latency, ms (logarithmic)")
+    axes.set(
+        ylim=(0, 100), yticks=range(0, 101, 25), yticklabels=[f"{share} %" for share in range(0, 101, 25)]
     )
-    return _legend(subjects) + draw_svg(parts, bottom + 46, label)
+    for index, curve in enumerate(curves):
+        _draw_line(axes, index, *curve)
+    return Plot(
+        figure=figure,
+        label="Share of calls answered within a time, for " + ", ".join(subject.name for subject in subjects),
+        caption="Share of calls answered within a time.",
+        legend=_line_keys(
+            [f"{subject.name}, median {milliseconds(sample_median(subject))} ms" for subject in subjects]
+        ),
+    )
 
 
-def ratio_plot(ratios: Sequence[Ratio]) -> str:
+@drawing_style(_STYLE)
+def ratio_plot(ratios: Sequence[Ratio]) -> Plot | None:
     """Draw each ratio as a dot with its interval on a logarithmic axis; the band is the margin around 1."""
     if not ratios:
-        return ""
+        return None
+    figure, axes = _new_rows(
+        [
+            (ratio.candidate, f"{ratio.ratio.value:.3f} [{ratio.ratio.low:.3f}, {ratio.ratio.high:.3f}]")
+            for ratio in ratios
+        ],
+        side=_RIGHT,
+        bottom=_BOTTOM,
+    )
     margin = max(ratio.margin for ratio in ratios)
-    low = min(1 / (1 + margin), *(ratio.ratio.low for ratio in ratios))
-    high = max(1 + margin, *(ratio.ratio.high for ratio in ratios))
-    axis = LogAxis(low / 1.05, high * 1.05, left=RIGHT)
-    bottom = TOP + _PLOT_ROW * len(ratios)
-    parts = [tick_labels(axis, bottom)]
-    parts += [_ratio_row(ratio, axis, TOP + _PLOT_ROW * index) for index, ratio in enumerate(ratios)]
-    middle = WIDTH / 2
-    words = "latency ratio (logarithmic); below 1 is faster"
-    parts.append(f'<text x="{middle}" y="{bottom + 38}" text-anchor="middle">{words}</text>')
-    label = "; ".join(
-        f"{ratio.candidate} against {ratio.baseline}: {verdict_words(ratio)}" for ratio in ratios
-    )
-    return draw_svg(parts, bottom + 46, label)
-
-
-def _ratio_row(ratio: Ratio, axis: LogAxis, top: float) -> str:
-    """Draw name and numbers, and below them a strip with the margin as a band, the interval and the estimate."""
-    y = top + _PLOT_ROW - _STRIP / 2
-    low, value, high = (axis.place(end) for end in (ratio.ratio.low, ratio.ratio.value, ratio.ratio.high))
-    left, one, right = (axis.place(end) for end in (1 / (1 + ratio.margin), 1, 1 + ratio.margin))
-    numbers = f"{ratio.ratio.value:.3f} [{ratio.ratio.low:.3f}, {ratio.ratio.high:.3f}]"
-    above, below = y - _STRIP / 2, y + _STRIP / 2
-    caps = "".join(
-        f'<line class="bar" x1="{end:.1f}" x2="{end:.1f}" y1="{y - 5}" y2="{y + 5}"/>' for end in (low, high)
-    )
-    return (
-        f'<text class="name" x="0" y="{top + 20}">{escape(shortened(ratio.candidate))}</text>'
-        f'<text class="value" x="{WIDTH}" y="{top + 20}" text-anchor="end">{numbers}</text>'
-        f'<rect class="band" x="{left:.1f}" y="{above}" width="{right - left:.1f}" height="{_STRIP}"/>'
-        f"{grid_lines(axis, above, below)}"
-        f'<line class="axis" x1="{one:.1f}" x2="{one:.1f}" y1="{above}" y2="{below}"/>'
-        f'<line class="bar" x1="{low:.1f}" x2="{high:.1f}" y1="{y}" y2="{y}"/>{caps}'
-        f'<circle class="mark" cx="{value:.1f}" cy="{y}" r="3.5"/>'
+    ends = [end for ratio in ratios for end in (ratio.ratio.low, ratio.ratio.high)]
+    _log_scale(axes, "x", [*ends, 1 / (1 + margin), 1 + margin], beyond=1.05)
+    axes.set_xlabel("latency ratio (logarithmic); below 1 is faster")
+    axes.grid(visible=False)
+    for row, ratio in enumerate(ratios):
+        found, least = ratio.ratio, 1 / (1 + ratio.margin)
+        axes.barh(row, 1 + ratio.margin - least, 0.4, least, color=_COLOUR["band"])
+        axes.vlines(axes.get_xticks(), row - 0.2, row + 0.2, color=_COLOUR["line"], linewidth=1)
+        axes.vlines(1, row - 0.2, row + 0.2, color=_COLOUR["soft"], linewidth=1)
+        axes.plot([found.low, found.high], [row, row], "|-", color=_COLOUR["s0"], markersize=10, mew=2)
+        axes.plot([found.value], [row], "o", color=_COLOUR["s0"], markersize=7, gid=f"data-{row}")
+    words = (f"{ratio.candidate} against {ratio.baseline}: {verdict_words(ratio)}" for ratio in ratios)
+    return Plot(
+        figure=figure,
+        label="; ".join(words),
+        caption="Ratio of the medians with its 95 % interval; a difference within the grey band is too small to count.",
     )
 
 
-def _ecdf(subject: SubjectReport) -> list[tuple[float, float]]:
-    """Return (latency in ms, share of calls) from the fastest call to the slowest."""
-    ordered = subject.ordered_ns / 1e6
-    last = len(ordered) - 1
-    wanted = [*(step / _STEPS for step in range(_STEPS + 1)), 0.999, 0.9999]
-    ranks = sorted({round(share * last) for share in wanted})
-    return [(float(ordered[0]), 0.0), *((float(ordered[rank]), (rank + 1) / (last + 1)) for rank in ranks)]
-
-
-def _legend(subjects: Sequence[SubjectReport]) -> str:
-    items = []
-    for index, subject in enumerate(subjects):
-        median = sample_median(subject)
-        line = f'<line class="series {series_class(index)}"{dash_attribute(index)} x1="0" x2="30" y1="5" y2="5"/>'
-        swatch = f'<svg viewBox="0 0 30 10" aria-hidden="true">{line}</svg>'
-        items.append(f"<li>{swatch}{escape(subject.name)}, median {milliseconds(median)} ms</li>")
-    return f'<ul class="legend">{"".join(items)}</ul>'
-
-
-_HEIGHT, _BAR, _ROW = 200, 18, 46
-_BOTTOM = TOP + _HEIGHT
-_END = WIDTH - RIGHT
-
-
-def time_plot(report: Report) -> str:
-    """Draw the median of each block over the time of the run; stretches in which the machine throttled are shaded."""
-    subjects = [subject for subject in report.measured if len(subject.blocks) > 1]
-    if not subjects:
-        return ""
-    series = {
-        subject.name: [
-            (block.start_ns / 1e9, median / 1e6)
-            for block, median in zip(subject.blocks, block_medians(subject).values(), strict=True)
-        ]
-        for subject in subjects
-    }
-    values = [value for points in series.values() for _, value in points]
-    last = max(time for points in series.values() for time, _ in points) or 1.0
-    axis = LogAxis(min(values) / 1.05, max(values) * 1.05, left=_BOTTOM, end=TOP)
-
-    def across(seconds: float) -> float:
-        return LEFT + min(1.0, max(0.0, seconds / last)) * (_END - LEFT)
-
-    parts = [_throttled(report, across), side_labels(axis)]
-    for index, points in enumerate(series.values()):
-        line = " ".join(f"{across(time):.1f},{axis.place(value):.1f}" for time, value in points)
-        parts.append(
-            f'<polyline class="series {series_class(index)}"{dash_attribute(index)} points="{line}"/>'
-        )
-    for share in (0.0, 0.5, 1.0):
-        anchor = ("start", "middle", "end")[int(share * 2)]
-        parts.append(
-            f'<text x="{across(share * last):.1f}" y="{_BOTTOM + 17}" text-anchor="{anchor}">'
-            f"{share * last:.3g} s</text>"
-        )
-    return key_list(list(series)) + draw_svg(parts, _BOTTOM + 24, "Median of each block in ms over the run")
-
-
-def stage_plot(report: Report) -> str:
-    """Draw the stages of a request as one bar an engine, on a common scale."""
+@drawing_style(_STYLE)
+def stage_plot(report: Report) -> Plot | None:
+    """Draw the stages of a request as one bar per engine, on a common scale."""
     found = {subject.name: stage_medians(subject) for subject in report.measured}
     found = {name: medians for name, medians in found.items() if sum(medians.values()) > 0}
     if not found:
-        return ""
+        return None
     stages = list(dict.fromkeys(stage for medians in found.values() for stage in medians))
-    longest = max(sum(medians.values()) for medians in found.values())
-    parts = []
-    for row, (name, medians) in enumerate(found.items()):
-        x, y = 0.0, TOP + row * _ROW
-        total = milliseconds(sum(medians.values()))
-        parts.append(f'<text class="name" x="0" y="{y + 12}">{escape(shortened(name))}</text>')
-        parts.append(f'<text class="value" x="{WIDTH}" y="{y + 12}" text-anchor="end">{total} ms</text>')
+    totals = [sum(medians.values()) for medians in found.values()]
+    figure, axes = _new_rows(
+        [(name, f"{milliseconds(total)} ms") for name, total in zip(found, totals, strict=True)],
+        side=0,
+        bottom=0,
+    )
+    axes.set(xlim=(0, max(totals)), xticks=[])
+    for row, medians in enumerate(found.values()):
+        start = 0.0
         for stage, value in medians.items():
-            width = value / longest * WIDTH
-            parts.append(
-                f'<rect class="fill {series_class(stages.index(stage))}" x="{x:.1f}" y="{y + 19}" '
-                f'width="{max(0.0, width - 1):.1f}" height="{_BAR}"/>'
-            )
-            x += width
-    label = "Stages of a request: " + ", ".join(stages)
-    return key_list(stages) + draw_svg(parts, TOP + len(found) * _ROW, label)
+            index = stages.index(stage)
+            bars = axes.barh(row, value, 0.4, start, color=_COLOUR[_series(index)])
+            bars[0].set(edgecolor=_COLOUR["paper"], linewidth=0.5, gid=f"data-{row}-{index}")
+            start += value
+    return Plot(
+        figure=figure,
+        label="Stages of a request: " + ", ".join(stages),
+        caption="Stages of a request, one bar per engine.",
+        legend=tuple(
+            Key(stage, f"stroke: var(--{_series(index)}); stroke-width: 10")
+            for index, stage in enumerate(stages)
+        ),
+    )
 
 
-def roofline_plot(report: Report) -> str:
-    """Draw each engine below the machine's roof: rate of multiply-adds over multiply-adds a byte, both logarithmic."""
+@drawing_style(_STYLE)
+def time_plot(report: Report) -> Plot | None:
+    """Draw the median of each block over the time of the run; stretches in which the machine throttled are shaded."""
+    subjects = [subject for subject in report.measured if len(subject.blocks) > 1]
+    if not subjects:
+        return None
+    starts = [[block.start_ns / 1e9 for block in subject.blocks] for subject in subjects]
+    medians = [[_shown_ms(median) for median in block_medians(subject).values()] for subject in subjects]
+    last = max(max(times) for times in starts) or 1.0
+    figure, axes = _new_axes("median of a block, ms (logarithmic)")
+    axes.set(xlim=(0, last), xlabel="time since the start, s")
+    _log_scale(axes, "y", [median for line in medians for median in line], beyond=1.05)
+    throttled = [
+        (before["at_ns"] / 1e9, after["at_ns"] / 1e9)
+        for before, after in pairwise(report.states)
+        if throttled_between(before, after)
+    ]
+    thinnest = last / (_WIDTH - _LEFT - _RIGHT)  # a moment is one unit wide
+    for number, (start, end) in enumerate(throttled):
+        end = min(max(end, start + thinnest), last)
+        axes.axvspan(
+            max(start, 0), end, color=_COLOUR["s1"], alpha=0.25, linewidth=0, gid=f"throttled-{number}"
+        )
+    for index, (times, line) in enumerate(zip(starts, medians, strict=True)):
+        _draw_line(axes, index, times, line)
+    return Plot(
+        figure=figure,
+        label="Median of each block in ms over the run",
+        caption="Median of each block over the run"
+        + ("; shaded: the machine throttled." if throttled else "."),
+        legend=_line_keys([subject.name for subject in subjects]),
+    )
+
+
+@drawing_style(_STYLE)
+def roofline_plot(report: Report) -> Plot | None:
+    """Draw each engine below the machine's roof: multiply-adds per second over multiply-adds per byte, logarithmic."""
     limits = {
         subject.name: (subject.passes["limits"], sample_median(subject))
         for subject in report.measured
         if subject.passes.get("limits")
     }
     if not limits:
-        return ""
-    peak, stream = (next(iter(limits.values()))[0][key] for key in ("multiply_adds_per_s", "bytes_per_s"))
+        return None
+    first = next(iter(limits.values()))[0]
+    peak, stream = first["multiply_adds_per_s"] / 1e9, first["bytes_per_s"] / 1e9
     points = {
         name: (Roof.of(found).intensity, found["multiply_adds"] / median)
         for name, (found, median) in limits.items()
     }
     ridge = peak / stream
-    reach = [ridge, *(intensity for intensity, _ in points.values())]
-    across = LogAxis(min(reach) / 3, max(reach) * 3)
-    rates = [min(across.low * stream, peak) / 1e9, *(rate for _, rate in points.values())]
-    up = LogAxis(min(rates) / 1.5, max(*rates, peak / 1e9) * 1.5, left=_BOTTOM, end=TOP)
-    roof = " ".join(
-        f"{across.place(at):.1f},{up.place(min(at * stream, peak) / 1e9):.1f}"
-        for at in (across.low, ridge, across.high)
+    figure, axes = _new_axes("G multiply-adds per second")
+    axes.set_xlabel("multiply-adds per byte moved")
+    low, high = _log_scale(axes, "x", [ridge, *(intensity for intensity, _ in points.values())], beyond=3)
+    start = min(low * stream, peak)
+    _log_scale(axes, "y", [start, peak, *(rate for _, rate in points.values())], beyond=1.5)
+    axes.plot([low, ridge, high], [start, peak, peak], color=_COLOUR["soft"], gid="roof")
+    for place, words, below in (
+        ((ridge, peak), f"{peak:.3g} G multiply-adds/s", False),
+        ((low, start), f"{stream:.3g} GB/s", True),
+    ):
+        axes.annotate(
+            words,
+            place,
+            (4, -6) if below else (0, 5),
+            textcoords="offset points",
+            va="top" if below else "bottom",
+            color=_COLOUR["soft"],
+            zorder=1,
+        )
+    _draw_points(axes, [*points.values()])
+    return Plot(
+        figure=figure,
+        label="Rate of multiply-adds over multiply-adds per byte moved, for " + ", ".join(points),
+        caption="Each engine below the roof that was measured on this machine.",
+        legend=_point_keys(points),
     )
-    parts = [side_labels(up), grid_lines(across, TOP, _BOTTOM), tick_labels(across, _BOTTOM)]
-    parts.append(f'<polyline class="series roof" points="{roof}"/>')
-    return _scatter(parts, points, across, up, "multiply-adds a byte; upwards: G multiply-adds a second")
 
 
-def accuracy_plot(report: Report, accuracies: Mapping[str, float]) -> str:
+@drawing_style(_STYLE)
+def accuracy_plot(report: Report, accuracies: Mapping[str, float]) -> Plot | None:
     """Draw the accuracy of engines, percent, over their median latency, ms: up and to the left is better."""
     points = {
-        subject.name: (sample_median(subject) / 1e6, accuracies[subject.name] * 100)
+        subject.name: (_shown_ms(sample_median(subject)), accuracies[subject.name] * 100)
         for subject in report.measured
-        if accuracies.get(subject.name)
+        if subject.name in accuracies
     }
     if not points:
-        return ""
-    times = [time for time, _ in points.values()]
+        return None
+    figure, axes = _new_axes("accuracy, %")
+    _log_scale(axes, "x", [time for time, _ in points.values()], beyond=1.3)
+    axes.set_xlabel("median latency, ms (logarithmic)")
     shares = [share for _, share in points.values()]
-    across = LogAxis(min(times) / 1.3, max(times) * 1.3)
-    up = LogAxis(min(shares) / 1.02, max(shares) * 1.02, left=_BOTTOM, end=TOP)
-    parts = [side_labels(up), grid_lines(across, TOP, _BOTTOM), tick_labels(across, _BOTTOM)]
-    return _scatter(parts, points, across, up, "median latency, ms; upwards: accuracy, %")
+    beyond = max(0.5, (max(shares) - min(shares)) / 5)
+    axes.set_ylim(min(shares) - beyond, max(shares) + beyond)
+    _draw_points(axes, [*points.values()])
+    return Plot(
+        figure=figure,
+        label="Accuracy in percent over median latency in ms, for " + ", ".join(points),
+        caption="Up and to the left is better.",
+        legend=_point_keys(points),
+    )
 
 
-def _scatter(
-    parts: list[str], points: Mapping[str, tuple[float, float]], across: LogAxis, up: LogAxis, words: str
-) -> str:
-    for index, (x, y) in enumerate(points.values()):
-        left, top = across.place(x), up.place(y)
-        parts.append(f'<circle class="dot {series_class(index)}" cx="{left:.1f}" cy="{top:.1f}" r="5"/>')
-        below = 4 + (-9, 9)[index % 2]  # two engines of one kind often lie close
-        parts.append(f'<text class="value" x="{left + 8:.1f}" y="{top + below:.1f}">{index + 1}</text>')
-    middle = (LEFT + _END) / 2
-    parts.append(f'<text x="{middle}" y="{_BOTTOM + 38}" text-anchor="middle">{words}</text>')
-    return _numbered(points) + draw_svg(parts, _BOTTOM + 46, words)
+def _ecdf(subject: SubjectReport) -> tuple[list[float], list[float]]:
+    """Return latencies, ms, and the percentage of calls answered within each, from the fastest to the slowest."""
+    ordered = subject.ordered_ns
+    last = len(ordered) - 1
+    wanted = [*(step / _POINTS for step in range(_POINTS + 1)), 0.999, 0.9999]
+    ranks = sorted({round(share * last) for share in wanted})
+    return [_shown_ms(float(ordered[rank])) for rank in (0, *ranks)], [
+        0.0,
+        *(100 * (rank + 1) / (last + 1) for rank in ranks),
+    ]
 
 
-def _numbered(points: Mapping[str, tuple[float, float]]) -> str:
-    items = "".join(f"<li>{number} {escape(name)}</li>" for number, name in enumerate(points, start=1))
-    return f'<ul class="legend">{items}</ul>'
+def _shown_ms(nanoseconds: float) -> float:
+    """Return a time in milliseconds for a logarithmic axis."""
+    return max(nanoseconds / 1e6, _SHORTEST_MS)
 
 
-def _throttled(report: Report, place: Callable[[float], float]) -> str:
-    bands = []
-    for before, after in pairwise(report.states):
-        if throttled_between(before, after):
-            left, right = place(before["at_ns"] / 1e9), place(after["at_ns"] / 1e9)
-            bands.append(
-                f'<rect class="throttled" x="{left:.1f}" y="{TOP}" width="{max(1.0, right - left):.1f}" '
-                f'height="{_HEIGHT}"/>'
-            )
-    return "".join(bands)
+def _new_axes(words: str) -> tuple[Figure, Axes]:
+    """Return a figure with axes; ``words`` above them name the vertical one."""
+    figure, axes = _new_figure(_PLOT_HEIGHT, left=_LEFT, right=_RIGHT, top=_TOP, bottom=_BOTTOM)
+    figure.text(0, 1, words, va="top", color=_COLOUR["soft"])
+    return figure, axes
+
+
+def _new_rows(rows: Sequence[tuple[str, str]], *, side: float, bottom: float) -> tuple[Figure, Axes]:
+    """Return a figure with a line of text per row, a name and a number, and room for bars below it at y = 0, 1, ..."""
+    height = _ROW * len(rows)
+    figure, axes = _new_figure(height, left=side, right=side, top=0, bottom=bottom)
+    axes.set(ylim=(len(rows) - 0.7, -0.7), yticks=[])
+    axes.spines["bottom"].set_visible(False)
+    for row, (name, value) in enumerate(rows):
+        y = 1 - (row * _ROW + 12) / (height + bottom)
+        figure.text(0, y, _shortened(name), va="center", weight="bold")
+        figure.text(1, y, value, va="center", ha="right")
+    return figure, axes
+
+
+def _new_figure(
+    height: float, *, left: float, right: float, top: float, bottom: float
+) -> tuple[Figure, Axes]:
+    whole = top + height + bottom
+    figure: Figure = load("matplotlib.figure").Figure(figsize=(_WIDTH / 72, whole / 72), dpi=72)
+    axes = figure.add_axes((left / _WIDTH, bottom / whole, (_WIDTH - left - right) / _WIDTH, height / whole))
+    return figure, axes
+
+
+def _log_scale(
+    axes: Axes, which: Literal["x", "y"], values: Sequence[float], *, beyond: float = 1.0
+) -> tuple[float, float]:
+    """Make an axis logarithmic, from the least value to the largest and by the factor ``beyond`` further.
+
+    Returns:
+        Both ends of the axis.
+    """
+    ticker = load("matplotlib.ticker")
+    low, high = min(values) / beyond, max(values) * beyond
+    if high < low * 1.02:  # a single value still needs a width
+        low, high = low / 1.01, high * 1.01
+    axes.set(**{f"{which}scale": "log", f"{which}lim": (low, high)})
+    axes.minorticks_off()
+    # Powers of ten, else so many numbers of each decade, else even steps: whatever first gives four ticks.
+    decades = ((1,), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 8))
+    for locator in (*(ticker.LogLocator(subs=numbers) for numbers in decades), ticker.MaxNLocator(6)):
+        ticks = [value for value in locator.tick_values(low, high) if low <= value <= high]
+        if len(ticks) >= 4:
+            break
+    places = [axes.transData.transform((tick, tick))[0 if which == "x" else 1] for tick in ticks]
+    labels, last, room = [], float("-inf"), 34 if which == "x" else 15
+    for tick, place in zip(ticks, places, strict=True):
+        fits = place - last >= room
+        labels.append(f"{tick:.6g}" if fits else "")
+        last = place if fits else last
+    axes.set(**{f"{which}ticks": ticks, f"{which}ticklabels": labels})
+    return low, high
+
+
+def _series(index: int) -> str:
+    """Return the name of a series' colour."""
+    return _SERIES[index % len(_SERIES)]
+
+
+def _dash(index: int) -> tuple[int, ...]:
+    """Return the dash that tells a series apart without its colour."""
+    return _DASHES[(index + index // len(_SERIES)) % len(_DASHES)]
+
+
+def _draw_line(axes: Axes, index: int, x: Sequence[float], y: Sequence[float]) -> None:
+    dash = _dash(index)
+    axes.plot(
+        x,
+        y,
+        color=_COLOUR[_series(index)],
+        linestyle=(0, dash) if dash else "-",
+        clip_on=False,
+        gid=f"data-{index}",
+    )
+
+
+def _line_keys(texts: Sequence[str]) -> tuple[Key, ...]:
+    return tuple(
+        Key(
+            text,
+            f"stroke: var(--{_series(index)}); stroke-width: 2; "
+            f"stroke-dasharray: {' '.join(map(str, _dash(index))) or 'none'}",
+        )
+        for index, text in enumerate(texts)
+    )
+
+
+def _draw_points(axes: Axes, points: Sequence[tuple[float, float]]) -> None:
+    """Draw a dot per point with its number, from 1, beside it; neighbours have theirs at different corners."""
+    corners = ((9, 9), (9, -9), (-9, -9), (-9, 9))
+    for index, (x, y) in enumerate(points):
+        axes.plot(
+            [x], [y], "o", color=_COLOUR[_series(index)], markersize=10, mew=0, gid=f"data-{index}", zorder=3
+        )
+        place = corners[index % len(corners)]
+        axes.annotate(
+            str(index + 1), (x, y), place, textcoords="offset points", ha="center", va="center", zorder=4
+        )
+
+
+def _point_keys(names: Iterable[str]) -> tuple[Key, ...]:
+    """Return a legend of numbered dots."""
+    dot = "stroke-width: 10; stroke-linecap: round; stroke-dasharray: 0 30; stroke-dashoffset: -22"
+    return tuple(
+        Key(f"{index + 1} {name}", f"stroke: var(--{_series(index)}); {dot}")
+        for index, name in enumerate(names)
+    )
+
+
+def _shortened(name: str) -> str:
+    """Cut a long name in its middle."""
+    shown = _printable(name)
+    return shown if len(shown) <= 30 else f"{shown[:15]}…{shown[-14:]}"
+
+
+def _printable(text: str) -> str:
+    """Replace what XML cannot hold."""
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
+
+
+def _inline(svg: str, prefix: str, label: str) -> str:
+    """Turn an SVG file of matplotlib into an element of a page.
+
+    Left out is what the page's style sheet says (fonts, line joins), what a page has no use for (metadata, ids that
+    nothing refers to), and clipping: the axes of every plot include its data. Lengths are rounded to 0.01.
+    """
+    root = ElementTree.fromstring(svg)
+    used = set(re.findall(r'href="#([^"]+)"', svg))
+    for parent in root.iter():
+        for child in list(parent):
+            if child.tag.rpartition("}")[2] in ("metadata", "style", "clipPath"):
+                parent.remove(child)
+    for element in root.iter():
+        element.tag = element.tag.rpartition("}")[2]
+        element.text = (element.text or "").strip() or None
+        element.tail = None
+        attributes = {name.rpartition("}")[2]: value for name, value in element.attrib.items()}
+        element.attrib.clear()
+        for name, value in attributes.items():
+            kept = _attribute(name, value, prefix, used)
+            if kept:
+                element.set(name, kept)
+    root.attrib = {"viewBox": root.attrib["viewBox"], "role": "img", "aria-label": _printable(label)}
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def _attribute(name: str, value: str, prefix: str, used: set[str]) -> str:
+    """Return the value of an attribute for the page; empty where it is not needed."""
+    if name == "id":
+        return (
+            f"{prefix}-{value}" if value in used or value.startswith(("data-", "throttled-", "roof")) else ""
+        )
+    if name == "href":
+        return f"#{prefix}-{value[1:]}"
+    if name == "style":
+        pairs = (part.split(":", 1) for part in value.split(";") if part.strip())
+        return "; ".join(filter(None, (_declaration(key.strip(), text.strip()) for key, text in pairs)))
+    if name == "clip-path" or value.startswith("rotate(-0"):
+        return ""
+    if name == "d" or name in ("x", "y"):
+        return " ".join(re.sub(r"-?\d+\.\d{3,}", lambda found: f"{float(found[0]):.2f}", value).split())
+    return value
+
+
+def _declaration(name: str, value: str) -> str:
+    if name == "font" and value.startswith(("700", "bold")):  # the short form of matplotlib before 3.10
+        return "font-weight: 700"
+    if name in ("font", "font-size", "font-family", "stroke-dashoffset"):
+        return ""
+    return f"{name}: {_VARIABLE.get(value, value)}"

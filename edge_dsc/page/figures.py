@@ -2,114 +2,115 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from calibration.coverage import PARTS, Coverage
-from calibration.sensitivity import Sensitivity
 from engines.files import atomic_path
 from engines.packages import load
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from calibration.coverage import Coverage
+    from calibration.sensitivity import LayerSensitivity, Sensitivity
     from edge_dsc.evaluate.metrics import Metrics
 
-_TRAIN_COLOUR = "#4c72b0"
-_VALIDATION_COLOUR = "#dd8452"
+_BLUE, _ORANGE, _GREY = "#4c72b0", "#dd8452", "#444444"
 
 
+@contextmanager
+def drawing_style(settings: Mapping[str, Any] | None = None) -> Iterator[None]:
+    """Draw in matplotlib's default style with some settings changed, whatever the user's own configuration says.
+
+    Names of engines and classes are drawn as they are: a ``$`` in them does not begin a formula.
+
+    Raises:
+        EnvironmentProblem: matplotlib is missing.
+    """
+    with load("matplotlib.style").context(["default", {"text.parse_math": False, **(settings or {})}]):
+        yield
+
+
+@drawing_style()
 def draw_curves(history: Mapping[str, Sequence[float]], path: Path, *, best_epoch: int) -> None:
     """Draw loss and accuracy over the epochs to a PNG file.
 
     Args:
-        history: ``loss``, ``accuracy``, ``validation_loss`` and ``validation_accuracy``, one figure an epoch.
+        history: ``loss``, ``accuracy``, ``validation_loss`` and ``validation_accuracy``, one number per epoch.
         path: The PNG file.
         best_epoch: Marked by a line; counted from 1.
     """
-    figure = new_figure(9, 3.6)
+    figure = _new_figure(9, 3.6)
     for place, (name, title) in enumerate((("loss", "Loss"), ("accuracy", "Accuracy")), start=1):
         axes = figure.add_subplot(1, 2, place)
         epochs = range(1, len(history[name]) + 1)
         marker = "o" if len(history[name]) < 3 else None
-        axes.plot(epochs, history[name], color=_TRAIN_COLOUR, marker=marker, label="training (augmented)")
-        validation = history[f"validation_{name}"]
-        axes.plot(epochs, validation, color=_VALIDATION_COLOUR, marker=marker, label="validation")
+        axes.plot(epochs, history[name], color=_BLUE, marker=marker, label="training (augmented)")
+        axes.plot(epochs, history[f"validation_{name}"], color=_ORANGE, marker=marker, label="validation")
         axes.axvline(best_epoch, color="#888888", linestyle=":", label=f"kept: epoch {best_epoch}")
         axes.set_xlabel("epoch")
         axes.set_title(title)
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.locator_params(axis="x", integer=True)
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
-    save_figure(figure, path)
+    _save(figure, path)
 
 
+@drawing_style()
 def draw_confusion(metrics: Metrics, path: Path, *, title: str) -> None:
     """Draw a confusion matrix to a PNG file: counts, shaded by the share of the true class."""
-    size = max(3.6, 1.5 + 0.8 * len(metrics.labels))
-    figure = new_figure(size + 0.8, size)
+    labels = metrics.labels
+    size = max(3.6, 1.5 + 0.8 * len(labels))
+    figure = _new_figure(size + 0.8, size)
     axes = figure.add_subplot()
     shares = [[value / max(sum(row), 1) for value in row] for row in metrics.confusion]
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for row, values in enumerate(metrics.confusion):
         for column, value in enumerate(values):
             share = shares[row][column]
+            colour = "white" if share > 0.5 else "black"
             axes.text(
-                column,
-                row,
-                f"{value}\n{share:.0%}",
-                ha="center",
-                va="center",
-                fontsize=9,
-                color="white" if share > 0.5 else "black",
+                column, row, f"{value}\n{share:.0%}", ha="center", va="center", fontsize=9, color=colour
             )
-    axes.set_xticks(range(len(metrics.labels)), metrics.labels, rotation=30, ha="right")
-    axes.set_yticks(range(len(metrics.labels)), metrics.labels)
+    axes.set_xticks(range(len(labels)), labels, rotation=30, ha="right")
+    axes.set_yticks(range(len(labels)), labels)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     axes.set_title(f"{title}\naccuracy {metrics.accuracy:.1%} of {metrics.count} images", fontsize=10)
-    save_figure(figure, path)
+    _save(figure, path)
 
 
-def new_figure(width: float, height: float) -> Any:
-    """Return a figure that no window system knows of: nothing global, nothing to close."""
-    load("matplotlib.backends.backend_agg")
-    return load("matplotlib.figure").Figure(figsize=(width, height), layout="constrained")
-
-
-def save_figure(figure: Any, path: Path) -> None:
-    """Write a figure to a PNG file."""
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)
-
-
+@drawing_style()
 def draw_coverage(found: Coverage, path: Path) -> None:
     """Draw to a PNG file how each tensor's largest value grows with the images, and how much is saturated."""
-    figure = new_figure(10, 3.8)
+    figure = _new_figure(10, 3.8)
     growth, share = figure.add_subplot(1, 2, 1), figure.add_subplot(1, 2, 2)
-    counts = [found.images * part // PARTS for part in range(1, PARTS + 1)]
     for tensor in found.tensors:
+        parts = len(tensor.growth)
+        counts = [found.images * part // parts for part in range(1, parts + 1)]
         growth.plot(counts, tensor.growth, marker="o", markersize=3, label=tensor.name)
     growth.set_xlabel("images")
     growth.set_ylabel("largest magnitude, of that after all")
     growth.set_title("does the range still grow?", fontsize=10)
     growth.grid(alpha=0.3)
     growth.legend(fontsize=6)
-    places = list(range(len(found.tensors)))[::-1]
-    share.barh(places, [100 * tensor.saturated for tensor in found.tensors], color="#4c72b0")
+    places = range(len(found.tensors))[::-1]
+    share.barh(places, [100 * tensor.saturated for tensor in found.tensors], color=_BLUE)
     share.set_yticks(places, [tensor.name for tensor in found.tensors], fontsize=7)
     share.set_xlabel("values beyond the range, %")
     share.set_title(f"what {found.method} cuts off", fontsize=10)
     share.grid(axis="x", alpha=0.3)
     held = ", ".join(f"{name} {count}" for name, count in sorted(found.classes.items()))
     figure.suptitle(f"calibration set: {found.images} images ({held})", fontsize=10)
-    save_figure(figure, path)
+    _save(figure, path)
 
 
-_PLAIN, _DEPTHWISE, _LINE = "#4c72b0", "#dd8452", "#444444"
-
-
+@drawing_style()
 def draw_sensitivity(found: Sensitivity, path: Path, *, title: str) -> None:
-    """Draw a bar a layer to a PNG file: its error alone in INT8, and the error left when it alone is float.
+    """Draw one bar per layer to a PNG file: its error alone in INT8, and the error left when it alone is float.
 
     Args:
         found: The measurement.
@@ -117,30 +118,39 @@ def draw_sensitivity(found: Sensitivity, path: Path, *, title: str) -> None:
         title: Above the picture.
     """
     layers = found.layers
-    figure = new_figure(9.5, 1.6 + 0.42 * len(layers))
-    places = list(range(len(layers)))[::-1]
-    colours = [_DEPTHWISE if layer.depthwise else _PLAIN for layer in layers]
+    figure = _new_figure(9.5, 1.6 + 0.42 * len(layers))
+    alone, without = figure.add_subplot(1, 2, 1), figure.add_subplot(1, 2, 2)
+    _draw_errors(alone, layers, [(layer.logit_error, layer.flips) for layer in layers])
+    alone.set_title("alone in INT8", fontsize=10)
     names = [layer.name + ("\n(depthwise)" if layer.depthwise else "") for layer in layers]
-    panels = (
-        ([layer.logit_error for layer in layers], "alone in INT8", [layer.flips for layer in layers]),
-        (
-            [layer.logit_error_without for layer in layers],
-            "all in INT8 but this one",
-            [layer.flips_without for layer in layers],
-        ),
-    )
-    for number, (values, heading, flips) in enumerate(panels, start=1):
-        axes = figure.add_subplot(1, 2, number)
-        axes.barh(places, values, color=colours, height=0.7)
-        for place, value, count in zip(places, values, flips, strict=True):
-            axes.text(value, place, f" {count}", va="center", fontsize=8)
-        axes.set_yticks(places, names if number == 1 else [""] * len(names), fontsize=8)
-        axes.set_title(heading, fontsize=10)
-        axes.set_xlabel("squared error of the logits (number: changed answers)", fontsize=8)
-        axes.margins(x=0.12)
-        axes.grid(axis="x", alpha=0.3)
-        if number == 2:
-            axes.axvline(found.logit_error, color=_LINE, linestyle=":", label="all in INT8")
-            axes.legend(fontsize=8)
+    alone.set_yticks(range(len(layers))[::-1], names, fontsize=8)
+    _draw_errors(without, layers, [(layer.logit_error_without, layer.flips_without) for layer in layers])
+    without.set_title("all in INT8 but this one", fontsize=10)
+    without.set_yticks(range(len(layers))[::-1], [""] * len(layers))
+    without.axvline(found.logit_error, color=_GREY, linestyle=":", label="all in INT8")
+    without.legend(fontsize=8)
     figure.suptitle(f"{title}: {found.images} images, {found.flips} answers changed by INT8", fontsize=10)
-    save_figure(figure, path)
+    _save(figure, path)
+
+
+def _draw_errors(axes: Axes, layers: Sequence[LayerSensitivity], errors: Sequence[tuple[float, int]]) -> None:
+    """Draw (squared error of the logits, changed answers) of each layer, from top to bottom."""
+    places = range(len(layers))[::-1]
+    colours = [_ORANGE if layer.depthwise else _BLUE for layer in layers]
+    axes.barh(places, [error for error, _ in errors], color=colours, height=0.7)
+    for place, (error, flips) in zip(places, errors, strict=True):
+        axes.text(error, place, f" {flips}", va="center", fontsize=8)
+    axes.set_xlabel("squared error of the logits (number: changed answers)", fontsize=8)
+    axes.margins(x=0.12)
+    axes.grid(axis="x", alpha=0.3)
+
+
+def _new_figure(width: float, height: float) -> Figure:
+    """Return a figure that no window system knows of: nothing global, nothing to close."""
+    figure: Figure = load("matplotlib.figure").Figure(figsize=(width, height), layout="constrained")
+    return figure
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
