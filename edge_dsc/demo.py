@@ -271,7 +271,9 @@ def _contact_sheet(trained: Mapping[str, TrainResult], data: Path) -> Picture:
         tiles = [resize_to(decode_grey(read_bytes(data / sample.path)), _TILE, _TILE) for sample in samples]
         rows.append(np.hstack(tiles))
     _, png = cv2.imencode(".png", np.vstack(rows))
-    return Picture(png=png.tobytes(), caption=f"Training phantoms, one row per class: {', '.join(split.labels)}")
+    return Picture(
+        png=png.tobytes(), caption=f"Training phantoms, one row per class: {', '.join(split.labels)}"
+    )
 
 
 _MARKER = ".edge-dsc-demo"
