@@ -141,6 +141,8 @@ def test_light_dark_phone_and_print_are_provided_for() -> None:
     source = make_page("A run", ())
     for needed in ("prefers-color-scheme: dark", "max-width: 34rem", "@media print", "width=device-width"):
         assert needed in source
+    light, dark = (set(re.findall(r"(--\w+):", block)) for block in re.findall(r":root {[^}]*}", source)[:2])
+    assert light == dark != set()
     assert "this is not a medical device" in Reader(source).text
 
 
