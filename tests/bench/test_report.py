@@ -135,6 +135,7 @@ BLOCK = FIRST + r"\.blocks\[0\]"
         (block(stages_ns={"h2d": -1}), f"stage 'h2d' took -1.0 ns - at `{BLOCK}`"),
         (block(stages_ns={"h2d": "1"}), rf"Expected `float`, got `str` - at `{BLOCK}\.stages_ns"),
         (lambda body: body["subjects"][0]["blocks"][0].pop("samples_ns"), "required field `samples_ns`"),
+        (block(colour="red"), f"unknown field `colour` - at `{BLOCK}`"),
         (subject_with(colour="red"), f"unknown field `colour` - at `{FIRST}`"),
         (subject_with(name=None), rf"Expected `str`, got `null` - at `{FIRST}\.name`"),
         (
