@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from calibration.chain import Chain
+from calibration.chain import Bounds, Chain, Floats, chunks, map_in_threads
 from calibration.qdq import activation_ranges
 from calibration.rewrites import scale_channels
 from calibration.select import CalibrationSet
@@ -24,7 +24,6 @@ Array = Any
 KIND = "edge-dsc/calibration-coverage"
 SCHEMA_VERSION = 1
 PARTS = 8  # of the set, added one after the other
-_CHUNK = 16  # images
 
 # Above these the report warns. Rules of thumb: no source gives any.
 LOPSIDED = 3.0  # largest class / smallest class
@@ -138,13 +137,22 @@ def measure_coverage(
     scaled = scale_channels(model.proto, table.channel_factors)
     ranges = activation_ranges(scaled, table, signed=False)
     chain = Chain(scaled, signed=False)
-    tallies = [_Tally(layer.input, ranges[layer.input]) for layer in chain.layers]
-    for start in range(0, len(pixels), _CHUNK):
-        values = chain.start(pixels[start : start + _CHUNK])
-        for index, tally in enumerate(tallies):
-            tally.add(values)
-            values = chain.step(index, values, None, int8=False)
-    tensors = tuple(tally.finish() for tally in tallies)
+    bounds = [ranges[layer.input] for layer in chain.layers]
+
+    def measure(part: slice) -> list[_Part]:
+        values = chain.start(pixels[part])
+        found = []
+        for index, known in enumerate(bounds):
+            found.append(_measure(values, known))
+            if index + 1 < len(bounds):
+                values = chain.step(index, values, None, int8=False)
+        return found
+
+    parts = zip(*map_in_threads(measure, chunks(len(pixels))), strict=True)
+    tensors = tuple(
+        _summarise(layer.input, known, found)
+        for layer, known, found in zip(chain.layers, bounds, parts, strict=True)
+    )
     classes = Counter(image.label for image in used)
     known = None if patients is None else len({patients[image.sha256] for image in used})
     return Coverage(
@@ -162,42 +170,53 @@ def save_coverage(path: Path, coverage: Coverage) -> None:
     write_document(path, KIND, SCHEMA_VERSION, coverage.to_dict())
 
 
-class _Tally:
-    """What is summed up of one tensor."""
+@dataclass(frozen=True)
+class _Part:
+    """What is known of one tensor over a chunk of images."""
 
-    def __init__(self, name: str, bounds: tuple[float, float]) -> None:
-        self.name, self.bounds = name, bounds
-        self.count, self.total, self.squares, self.outside = 0, 0.0, 0.0, 0
-        self.smallest, self.largest = float("inf"), float("-inf")
-        self.magnitudes: list[float] = []  # the largest of each image
+    count: int
+    total: float
+    squares: float
+    outside: int
+    lows: Floats  # the smallest value of each image
+    highs: Floats  # the largest
 
-    def add(self, values: Array) -> None:
-        low, high = self.bounds
-        self.count += values.size
-        self.total += float(values.sum(dtype=np.float64))
-        self.squares += float(np.square(values, dtype=np.float64).sum())
-        self.outside += int(((values < low) | (values > high)).sum())
-        self.smallest = min(self.smallest, float(values.min()))
-        self.largest = max(self.largest, float(values.max()))
-        self.magnitudes += [float(value) for value in np.abs(values).reshape(len(values), -1).max(axis=1)]
 
-    def finish(self) -> TensorCoverage:
-        number = len(self.magnitudes)
-        top = max(self.magnitudes) or 1.0
-        ends = [max(1, number * part // PARTS) for part in range(1, PARTS + 1)]
-        mean = self.total / self.count
-        half, whole = self.magnitudes[: number // 2], sum(self.magnitudes) / number
-        return TensorCoverage(
-            name=self.name,
-            low=self.bounds[0],
-            high=self.bounds[1],
-            smallest=self.smallest,
-            largest=self.largest,
-            deviation=max(0.0, self.squares / self.count - mean * mean) ** 0.5,
-            saturated=self.outside / self.count,
-            growth=tuple(max(self.magnitudes[:end]) / top for end in ends),
-            drift=abs(sum(half) / len(half) / whole - 1) if whole else 0.0,
-        )
+def _measure(values: Floats, bounds: Bounds) -> _Part:
+    flat = values.reshape(len(values), -1)
+    lows, highs = flat.min(axis=1), flat.max(axis=1)
+    low, high = bounds
+    within = low <= lows.min() and highs.max() <= high
+    return _Part(
+        count=values.size,
+        total=float(values.sum(dtype=np.float64)),
+        squares=float(np.square(values, dtype=np.float64).sum()),
+        outside=0 if within else int(((values < low) | (values > high)).sum()),
+        lows=lows,
+        highs=highs,
+    )
+
+
+def _summarise(name: str, bounds: Bounds, parts: Sequence[_Part]) -> TensorCoverage:
+    lows, highs = (np.concatenate([getattr(part, end) for part in parts]) for end in ("lows", "highs"))
+    magnitudes = [float(value) for value in np.maximum(np.abs(lows), np.abs(highs))]
+    number = len(magnitudes)
+    top = max(magnitudes) or 1.0
+    ends = [max(1, number * part // PARTS) for part in range(1, PARTS + 1)]
+    count = sum(part.count for part in parts)
+    mean = sum(part.total for part in parts) / count
+    half, whole = magnitudes[: number // 2], sum(magnitudes) / number
+    return TensorCoverage(
+        name=name,
+        low=bounds[0],
+        high=bounds[1],
+        smallest=float(lows.min()),
+        largest=float(highs.max()),
+        deviation=max(0.0, sum(part.squares for part in parts) / count - mean * mean) ** 0.5,
+        saturated=sum(part.outside for part in parts) / count,
+        growth=tuple(max(magnitudes[:end]) / top for end in ends),
+        drift=abs(sum(half) / len(half) / whole - 1) if whole else 0.0,
+    )
 
 
 def _warnings(
