@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from calibration.layers import Layer, find_layers
 from calibration.qdq import activation_ranges, prepare
+from calibration.rewrites import Bounds
 from calibration.table import CalibrationTable
 from engines.errors import ArtefactError
 from engines.images import usable_processors
@@ -28,7 +29,6 @@ from engines.packages import load
 if TYPE_CHECKING:
     from onnx import ModelProto, TensorProto
 
-Bounds = tuple[float, float]
 Floats = NDArray[np.float32]
 Pixels = NDArray[np.uint8]
 Item = TypeVar("Item")

@@ -17,8 +17,9 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from calibration.chain import Bounds, Floats, chunks, map_in_threads
+from calibration.chain import Floats, chunks, map_in_threads
 from calibration.layers import raw_pixel_tensors, tensors_to_calibrate, unclipped_tensors
+from calibration.rewrites import Bounds
 from calibration.search import SEARCHED_IMAGES, search_ranges
 from calibration.select import CalibrationSet
 from calibration.table import HISTOGRAM_BINS, QUANTIZED_BINS, CalibrationOptions, CalibrationTable

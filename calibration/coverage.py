@@ -4,25 +4,21 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import msgspec
 import numpy as np
 
-from calibration.chain import Bounds, Chain, Floats, chunks, map_in_threads
+from calibration.chain import Chain, Floats, chunks, map_in_threads
 from calibration.qdq import activation_ranges
-from calibration.rewrites import scale_channels
+from calibration.rewrites import Bounds, scale_channels
 from calibration.select import CalibrationSet
-from calibration.table import CalibrationTable
-from engines.files import write_document
+from calibration.table import CalibrationTable, calibrate_command
+from engines.files import DocumentKind
 from engines.graph import OnnxModel
+from engines.text_table import align_rows
 
-Model = Any  # onnx.ModelProto
-Array = Any
-
-KIND = "edge-dsc/calibration-coverage"
-SCHEMA_VERSION = 1
 PARTS = 8  # of the set, added one after the other
 
 # Above these the report warns. Rules of thumb: no source gives any.
@@ -31,9 +27,10 @@ SETTLED = 0.10  # growth of a tensor's mean range between half and all of the im
 SATURATED = 0.01  # of a tensor's values beyond the range
 IMAGES_A_PATIENT = 2.0
 
+_HEADER = ("tensor", "range", "seen", "deviation", "saturated", "max at half", "drift")
 
-@dataclass(frozen=True, kw_only=True)
-class TensorCoverage:
+
+class TensorCoverage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How the images fill one tensor.
 
     Attributes:
@@ -60,8 +57,7 @@ class TensorCoverage:
     drift: float
 
 
-@dataclass(frozen=True, kw_only=True)
-class Coverage:
+class Coverage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a calibration set holds and what it gives.
 
     Attributes:
@@ -69,7 +65,7 @@ class Coverage:
         classes: Images of each class.
         patients: Different patients, or None where they are not known.
         images: Images in all.
-        tensors: One entry a range, in the order of the graph.
+        tensors: One entry per range, in the order of the graph.
         warnings: What speaks against the set; empty where nothing does.
     """
 
@@ -80,40 +76,32 @@ class Coverage:
     tensors: tuple[TensorCoverage, ...]
     warnings: tuple[str, ...]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return JSON-ready values."""
-        return {
-            **asdict(self),
-            "classes": dict(sorted(self.classes.items())),
-            "warnings": list(self.warnings),
-            "tensors": [{**asdict(tensor), "growth": list(tensor.growth)} for tensor in self.tensors],
-        }
-
     def text(self) -> str:
         """Return the report as a table and a verdict."""
-        held = ", ".join(f"{name} {count}" for name, count in sorted(self.classes.items()))
+        held = ", ".join(f"{name} {count}" for name, count in self.classes.items())
         whose = f" of {self.patients} patients" if self.patients is not None else ""
-        rows = [("tensor", "range", "seen", "deviation", "saturated", "max at half", "drift")]
-        for tensor in self.tensors:
-            rows.append(
-                (
-                    tensor.name,
-                    f"{tensor.low:.4g}..{tensor.high:.4g}",
-                    f"{tensor.smallest:.4g}..{tensor.largest:.4g}",
-                    f"{tensor.deviation:.3g}",
-                    f"{tensor.saturated:.3%}",
-                    f"{tensor.growth[PARTS // 2 - 1]:.0%}",
-                    f"{tensor.drift:.1%}",
-                )
+        rows = [
+            (
+                tensor.name,
+                f"{tensor.low:.4g}..{tensor.high:.4g}",
+                f"{tensor.smallest:.4g}..{tensor.largest:.4g}",
+                f"{tensor.deviation:.3g}",
+                f"{tensor.saturated:.3%}",
+                f"{tensor.growth[PARTS // 2 - 1]:.0%}",
+                f"{tensor.drift:.1%}",
             )
-        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-        lines = [
-            "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows
+            for tensor in self.tensors
         ]
+        table = align_rows(_HEADER, rows, numeric=False)
         verdict = [f"warning: {line}" for line in self.warnings] or [
             "the set is even and its ranges have settled"
         ]
-        return "\n".join([f"{self.images} images{whose}: {held}", *lines, *verdict])
+        return "\n".join([f"{self.images} images{whose}: {held}", table, *verdict])
+
+
+COVERAGE = DocumentKind(
+    name="edge-dsc/calibration-coverage", version=1, body=Coverage, renew=calibrate_command()
+)
 
 
 def measure_coverage(
@@ -132,7 +120,6 @@ def measure_coverage(
         images: The images; at least :data:`PARTS`.
         patients: The patient of each image by its hash, where known.
     """
-    used = [images.images[place] for place in images.drawn]
     pixels = images.pixels[list(images.drawn)]
     scaled = scale_channels(model.proto, table.channel_factors)
     ranges = activation_ranges(scaled, table, signed=False)
@@ -142,24 +129,24 @@ def measure_coverage(
     def measure(part: slice) -> list[_Part]:
         values = chain.start(pixels[part])
         found = []
-        for index, known in enumerate(bounds):
-            found.append(_measure(values, known))
+        for index, ends in enumerate(bounds):
+            found.append(_measure(values, ends))
             if index + 1 < len(bounds):
                 values = chain.step(index, values, None, int8=False)
         return found
 
     parts = zip(*map_in_threads(measure, chunks(len(pixels))), strict=True)
     tensors = tuple(
-        _summarise(layer.input, known, found)
-        for layer, known, found in zip(chain.layers, bounds, parts, strict=True)
+        _summarise(layer.input, ends, found)
+        for layer, ends, found in zip(chain.layers, bounds, parts, strict=True)
     )
-    classes = Counter(image.label for image in used)
-    known = None if patients is None else len({patients[image.sha256] for image in used})
+    classes = Counter(image.label for image in images.images)
+    known = None if patients is None else len({patients[image.sha256] for image in images.images})
     return Coverage(
         method=table.method,
-        classes=dict(classes),
+        classes=dict(sorted(classes.items())),
         patients=known,
-        images=len(used),
+        images=len(images.images),
         tensors=tensors,
         warnings=_warnings(classes, known, model.contract.labels, tensors),
     )
@@ -167,7 +154,7 @@ def measure_coverage(
 
 def save_coverage(path: Path, coverage: Coverage) -> None:
     """Write the report as a JSON document."""
-    write_document(path, KIND, SCHEMA_VERSION, coverage.to_dict())
+    COVERAGE.save(path, coverage)
 
 
 @dataclass(frozen=True)

@@ -8,17 +8,16 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
-from calibration.chain import Bounds, Chain, Floats, Pixels, chunks, grid_of, map_in_threads
+from calibration.chain import Chain, Floats, Pixels, chunks, grid_of, map_in_threads
 from calibration.layers import Layer
-from calibration.qdq import PIXEL_RANGE
 from calibration.rewrites import (
-    SUFFIX,
+    Bounds,
+    Factors,
     can_scale,
     center_pixels,
-    centred_range,
     channel_count,
+    pixel_range,
     scale_channels,
 )
 from engines.runtimes import Progress
@@ -41,7 +40,7 @@ class SearchedRanges:
 
     Attributes:
         ranges: Range of every searched tensor, after its channels were multiplied by their factors.
-        channel_factors: One factor a channel, for the tensors where that helps.
+        channel_factors: One factor per channel, for the tensors where that helps.
     """
 
     ranges: dict[str, Bounds]
@@ -52,7 +51,7 @@ class SearchedRanges:
 class _Scaling:
     """One way to bring a layer's channels together, and the ranges to try with it."""
 
-    factors: NDArray[np.float64] | None  # [channels]
+    factors: Factors | None
     chain: Chain  # with this layer's weights divided by the factors
     bounds: tuple[Bounds, ...]
 
@@ -85,8 +84,8 @@ def search_ranges(model: ModelProto, pixels: Pixels, progress: Progress | None =
     found = SearchedRanges({}, {})
     for index, layer in enumerate(chain.layers[:-1]):
         if layer.raw_pixels:
-            bounds = centred_range(signed=True) if layer.input.endswith(SUFFIX) else PIXEL_RANGE
-            best, bounds = _Scaling(None, chain, (bounds,)), bounds
+            bounds = pixel_range(layer.input, signed=True)
+            best = _Scaling(None, chain, (bounds,))
         else:
             scalings = _scalings(chain, centred, layer, extremes[index])
             best, bounds = _choose(chain, index, scalings, values, reference)

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import msgspec
+
 from calibration.table import CalibrationOptions
 from calibration.collect import calibrate
 from calibration.sensitivity import time_layers
@@ -84,7 +87,7 @@ class Debugged:
             "runtime": self.runtime,
             "method": self.method,
             "picture": str(self.picture),
-            **self.sensitivity.to_dict(),
+            **msgspec.to_builtins(self.sensitivity),
         }
 
 
