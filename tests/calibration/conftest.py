@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from calibration.collect import calibrate
-from calibration.select import Candidate, CalibrationSet, read_set, select_images
+from calibration.select import CalibrationSet, Candidate, read_set, select_images
 from calibration.table import CalibrationOptions, CalibrationTable
 from engines.contract import ModelContract
 from engines.files import sha256_file
@@ -27,6 +27,7 @@ def candidates_below(root: Path) -> list[Candidate]:
 
 @pytest.fixture
 def list_images() -> Lister:
+    """Lists the images of a folder as they are found: with class and hash."""
     return candidates_below
 
 
