@@ -7,24 +7,61 @@ computed once, which makes all 256 mixes of eight layers cost about as much as t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from calibration.layers import Layer, find_layers
 from calibration.qdq import activation_ranges, prepare
+from calibration.rewrites import Bounds
 from calibration.table import CalibrationTable
 from engines.errors import ArtefactError
+from engines.images import usable_processors
 from engines.packages import load
 
-Model = Any  # onnx.ModelProto
-Array = Any
-Bounds = tuple[float, float]
+if TYPE_CHECKING:
+    from onnx import ModelProto, TensorProto
 
+Floats = NDArray[np.float32]
+Pixels = NDArray[np.uint8]
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+CHUNK = 16  # images; what one run holds of the depthwise network's tensors is about 70 MB
+MOST_THREADS = 8  # each holds a chunk
 _EXPORT_AGAIN = "export it again: edge-dsc export RUN"
+
+
+def chunks(count: int, size: int = CHUNK) -> list[slice]:
+    """Return the slices that cut ``count`` images into pieces of ``size``, the last one of what is left."""
+    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
+
+
+def map_in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """Call a function with each item in threads, one for each usable processor, and yield the results in order.
+
+    At most :data:`MOST_THREADS` run, and two results for each of them wait for the caller.
+    """
+    count = min(usable_processors(), MOST_THREADS)
+    waiting: deque[Future[Result]] = deque()
+    with ThreadPoolExecutor(count, thread_name_prefix="chunk") as pool:
+        try:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) >= 2 * count:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
 
 
 @dataclass(frozen=True)
@@ -60,12 +97,15 @@ def grid_of(bounds: Bounds, *, signed: bool) -> Grid:
 class Chain:
     """The pieces of a graph: from the image to the first layer, from each layer to the next, and the last one.
 
+    A piece runs on one thread, and threads may share a chain: chunks of images that run side by side keep the
+    processors busier than one convolution that is split between them, and give the same numbers.
+
     Attributes:
         layers: All layers with weights, in order; the last one gives the logits.
         signed: Which kind of graph is imitated: signed for TensorRT, unsigned for onnxruntime.
     """
 
-    def __init__(self, model: Model, *, signed: bool) -> None:
+    def __init__(self, model: ModelProto, *, signed: bool) -> None:
         """Cut a graph.
 
         Raises:
@@ -73,7 +113,6 @@ class Chain:
         """
         self.layers = find_layers(model)
         self.signed = signed
-        self._model = model
         self._input = model.graph.input[0].name
         self._cuts = [layer.input for layer in self.layers] + [_logits(model)]
         sources = [self._input, *self._cuts[:-1]]
@@ -81,15 +120,14 @@ class Chain:
             _cut(model, source, target) for source, target in zip(sources, self._cuts, strict=True)
         ]
         self._opened: dict[tuple[int, bool, bool], Any] = {}
+        self._opening = threading.Lock()
 
-    def start(self, pixels: Array) -> Array:
+    def start(self, pixels: Pixels) -> Floats:
         """Return the first layer's input for ``uint8 [N, height, width, 1]``."""
-        key = (-1, False, False)
-        if key not in self._opened:
-            self._opened[key] = _session(self._graphs[0])
-        return self._opened[key].run(None, {self._input: pixels})[0]
+        found: Floats = self._piece(-1, int8=False, pair=False).run(None, {self._input: pixels})[0]
+        return found
 
-    def step(self, index: int, values: Array, grid: Grid | None, *, int8: bool) -> Array:
+    def step(self, index: int, values: Floats, grid: Grid | None, *, int8: bool) -> Floats:
         """Run one layer and what follows it up to the next layer's input; the last one gives the logits.
 
         Args:
@@ -98,21 +136,20 @@ class Chain:
             grid: What its input is rounded to; None leaves it as it is.
             int8: Whether its weights are rounded; the last layer's never are.
         """
-        name = self._cuts[index]
-        if grid is None:
-            return self._piece(index, int8=int8, pair=False).run(None, {name: values})[0]
-        zero = np.array(grid.zero_point, np.int8 if grid.signed else np.uint8)
-        session = self._piece(index, int8=int8, pair=True)
-        scale = np.array(grid.scale, np.float32)
-        return session.run(None, {name: values, "edge.scale": scale, "edge.zero": zero})[0]
+        feeds: dict[str, NDArray[Any]] = {self._cuts[index]: values}
+        if grid is not None:
+            feeds["edge.scale"] = np.array(grid.scale, np.float32)
+            feeds["edge.zero"] = np.array(grid.zero_point, np.int8 if grid.signed else np.uint8)
+        found: Floats = self._piece(index, int8=int8, pair=grid is not None).run(None, feeds)[0]
+        return found
 
-    def finish(self, index: int, values: Array) -> Array:
+    def finish(self, index: int, values: Floats) -> Floats:
         """Run the layers from ``index`` on in float, from that layer's input to the logits."""
         for place in range(index, len(self.layers)):
             values = self.step(place, values, None, int8=False)
         return values
 
-    def run(self, pixels: Array, grids: Sequence[Grid], float_layers: Sequence[str] = ()) -> Array:
+    def run(self, pixels: Pixels, grids: Sequence[Grid], float_layers: Sequence[str] = ()) -> Floats:
         """Return the logits of the INT8 graph in which ``float_layers`` stay in floating point.
 
         Args:
@@ -134,23 +171,27 @@ class Chain:
         return grids[index] if int8 or not self.signed else None
 
     def _piece(self, index: int, *, int8: bool, pair: bool) -> Any:
-        """Return the session of one layer, opened when it is first needed."""
+        """Return the session of one layer, opened when it is first needed; -1 is what lies before the first."""
         key = (index, int8, pair)
-        if key not in self._opened:
-            layer = self.layers[index]
-            graph = onnx.ModelProto()
-            graph.CopyFrom(self._graphs[index + 1])
-            for tensor in graph.graph.initializer if int8 else ():
-                if tensor.name == layer.weight:
-                    rounded = _rounded_weight(self._model, layer)
-                    tensor.CopyFrom(onnx.numpy_helper.from_array(rounded, tensor.name))
-            if pair:
-                _add_pair(graph, self._cuts[index], layer, signed=self.signed)
-            self._opened[key] = _session(graph)
-        return self._opened[key]
+        with self._opening:
+            if key not in self._opened:
+                self._opened[key] = _session(self._graph(index, int8=int8, pair=pair))
+            return self._opened[key]
+
+    def _graph(self, index: int, *, int8: bool, pair: bool) -> ModelProto:
+        graph = onnx.ModelProto()
+        graph.CopyFrom(self._graphs[index + 1])
+        layer = self.layers[index]
+        for tensor in graph.graph.initializer if int8 else ():
+            if tensor.name == layer.weight:
+                rounded = _rounded_weight(tensor, layer.axis)
+                tensor.CopyFrom(onnx.numpy_helper.from_array(rounded, tensor.name))
+        if pair:
+            _add_pair(graph, self._cuts[index], layer, signed=self.signed)
+        return graph
 
 
-def quantized_chain(model: Model, table: CalibrationTable, *, signed: bool) -> tuple[Chain, list[Grid]]:
+def quantized_chain(model: ModelProto, table: CalibrationTable, *, signed: bool) -> tuple[Chain, list[Grid]]:
     """Cut the graph that a table's INT8 graph is made of; give each layer's input its grid.
 
     Args:
@@ -167,13 +208,13 @@ def quantized_chain(model: Model, table: CalibrationTable, *, signed: bool) -> t
     return chain, [grid_of(ranges[layer.input], signed=signed) for layer in chain.layers]
 
 
-def _logits(model: Model) -> str:
+def _logits(model: ModelProto) -> str:
     """Name the tensor that softmax takes, or the output where there is no softmax."""
     last = model.graph.node[-1]
     return str(last.input[0] if last.op_type == "Softmax" else model.graph.output[0].name)
 
 
-def _cut(model: Model, source: str, target: str) -> Model:
+def _cut(model: ModelProto, source: str, target: str) -> ModelProto:
     """Return the part of a graph that computes ``target`` from ``source`` alone."""
     stored = {tensor.name: tensor for tensor in model.graph.initializer}
     producers = {name: node for node in model.graph.node for name in node.output}
@@ -205,7 +246,7 @@ def _cut(model: Model, source: str, target: str) -> Model:
     return onnx.helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
 
 
-def _add_pair(graph: Model, source: str, layer: Layer, *, signed: bool) -> None:
+def _add_pair(graph: ModelProto, source: str, layer: Layer, *, signed: bool) -> None:
     """Put QuantizeLinear and DequantizeLinear before the layer; scale and zero point come with each run."""
     types = onnx.TensorProto
     names = ["edge.scale", "edge.zero"]
@@ -220,20 +261,20 @@ def _add_pair(graph: Model, source: str, layer: Layer, *, signed: bool) -> None:
     )
 
 
-def _rounded_weight(model: Model, layer: Layer) -> Array:
-    """Return a layer's weight on its int8 grid, symmetric and one scale an output channel; float32."""
-    tensor = next(tensor for tensor in model.graph.initializer if tensor.name == layer.weight)
+def _rounded_weight(tensor: TensorProto, output_axis: int) -> Floats:
+    """Return a layer's weight on its int8 grid, symmetric and one scale per output channel."""
     weight = onnx.numpy_helper.to_array(tensor)
-    others = tuple(axis for axis in range(weight.ndim) if axis != layer.axis)
+    others = tuple(axis for axis in range(weight.ndim) if axis != output_axis)
     largest = np.abs(weight).max(axis=others, keepdims=True)
     scale = ((largest + largest) / np.float32(254)).astype(np.float32)
     scale = np.where(scale > 0, scale, np.float32(1))
-    return (np.rint(weight / scale).clip(-127, 127) * scale).astype(np.float32)
+    rounded: Floats = (np.rint(weight / scale).clip(-127, 127) * scale).astype(np.float32)
+    return rounded
 
 
-def _session(graph: Model) -> Any:
+def _session(graph: ModelProto) -> Any:
     ort = load("onnxruntime")
     options = ort.SessionOptions()
     options.log_severity_level = 3
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.intra_op_num_threads = 1
     return ort.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])

@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import contextlib
 import io
-import math
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import onnx
+from numpy.typing import NDArray
 
+from calibration.chain import Floats, chunks, map_in_threads
 from calibration.layers import raw_pixel_tensors, tensors_to_calibrate, unclipped_tensors
+from calibration.rewrites import Bounds
 from calibration.search import SEARCHED_IMAGES, search_ranges
 from calibration.select import CalibrationSet
 from calibration.table import HISTOGRAM_BINS, QUANTIZED_BINS, CalibrationOptions, CalibrationTable
@@ -25,8 +27,10 @@ from engines.graph import OnnxModel
 from engines.packages import load
 from engines.runtimes import Progress
 
-Array = Any
-Ranges = dict[str, tuple[float, float]]
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+Ranges = dict[str, Bounds]
 
 CHUNK = 8  # images; 8 times about 1 million floats of the depthwise network are 34 MB
 
@@ -46,23 +50,16 @@ def calibrate(
         progress: Called with (phase, images done, images in all).
 
     Raises:
+        ArtefactError: The graph is no chain of layers.
         BadInputError: A tensor never changes over the images.
     """
-    graph, contract = model.proto, model.contract
-    collector = _collector(options)
-    tensors = tensors_to_calibrate(graph)
-    session = _session(graph, tensors)
-    count = len(images.pixels)
-    for start in range(0, count, CHUNK):
-        values = session.run(list(tensors), {contract.input_name: images.pixels[start : start + CHUNK]})
-        with _quiet():
-            collector.collect(dict(zip(tensors, values, strict=True)))
-        if progress is not None:
-            progress("calibrate", min(start + CHUNK, count), count)
-    ranges = _ranges(collector, options, graph)
     factors: dict[str, tuple[float, ...]] = {}
+    if options.method in ("minmax", "mse"):
+        ranges = _find_extremes(model, images, progress)
+    else:
+        ranges = _cut_histograms(model, images, options, progress)
     if options.method == "mse":
-        found = search_ranges(graph, images.pixels, progress)
+        found = search_ranges(model.proto, images.pixels, progress)
         ranges, factors = {**ranges, **found.ranges}, found.channel_factors
     return CalibrationTable(
         method=options.method,
@@ -70,7 +67,7 @@ def calibrate(
         seed=options.seed,
         ranges=ranges,
         onnx_sha256=model.sha256,
-        preprocess_sha256=contract.preprocess_sha256,
+        preprocess_sha256=model.contract.preprocess_sha256,
         images=images.images,
         skipped=images.skipped,
         versions={name: load(name).__version__ for name in ("numpy", "onnxruntime")},
@@ -78,42 +75,34 @@ def calibrate(
     )
 
 
-def _session(graph: Any, tensors: Sequence[str]) -> Any:
-    """Open the model on the CPU with ``tensors`` as its only outputs, without files."""
-    ort = load("onnxruntime")
-    augmented = onnx.ModelProto()
-    augmented.CopyFrom(graph)
-    del augmented.graph.output[:]
-    augmented.graph.output.extend(
-        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in tensors
-    )
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    # As in onnxruntime's own calibrators: what is measured is the graph as it was exported.
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    return ort.InferenceSession(augmented.SerializeToString(), options, providers=["CPUExecutionProvider"])
+def _find_extremes(model: OnnxModel, images: CalibrationSet, progress: Progress | None) -> Ranges:
+    """Return the smallest and the largest value of each tensor: onnxruntime's minmax in a tenth of its time."""
+    tensors = tensors_to_calibrate(model.proto)
+    session = _session(model.proto, tensors)
+
+    def measure(part: slice) -> list[Bounds]:
+        values = session.run(list(tensors), {model.contract.input_name: images.pixels[part]})
+        return [(float(array.min()), float(array.max())) for array in values]
+
+    seen = []
+    parts = chunks(len(images.pixels), CHUNK)
+    for part, bounds in zip(parts, map_in_threads(measure, parts), strict=True):
+        seen.append(bounds)
+        if progress is not None:
+            progress("calibrate", part.stop, len(images.pixels))
+    lows, highs = np.array(seen).min(axis=0)[:, 0], np.array(seen).max(axis=0)[:, 1]
+    ranges = {name: (float(lows[i]), float(highs[i])) for i, name in enumerate(tensors)}
+    _refuse_constants(ranges, model.proto)
+    return ranges
 
 
-class _Extremes:
-    """Stands for onnxruntime's collector where no histogram is needed, in a tenth of its time."""
-
-    def __init__(self) -> None:
-        self._seen: dict[str, tuple[float, float]] = {}
-
-    def collect(self, values: dict[str, Array]) -> None:
-        for name, array in values.items():
-            low, high = self._seen.get(name, (math.inf, -math.inf))
-            self._seen[name] = (min(low, float(array.min())), max(high, float(array.max())))
-
-    def get_histogram_dict(self) -> dict[str, tuple[None, None, float, float]]:
-        return {name: (None, None, low, high) for name, (low, high) in self._seen.items()}
-
-
-def _collector(options: CalibrationOptions) -> Any:
-    if options.method in ("minmax", "mse"):
-        return _Extremes()
-    collector = load("onnxruntime.quantization.calibrate").HistogramCollector
-    return collector(
+def _cut_histograms(
+    model: OnnxModel, images: CalibrationSet, options: CalibrationOptions, progress: Progress | None
+) -> Ranges:
+    """Return the ranges that onnxruntime's collector makes of each tensor's histogram by the method asked for."""
+    tensors = tensors_to_calibrate(model.proto)
+    session = _session(model.proto, tensors)
+    collector = load("onnxruntime.quantization.calibrate").HistogramCollector(
         method=options.method,
         symmetric=False,
         num_bins=HISTOGRAM_BINS,
@@ -122,32 +111,20 @@ def _collector(options: CalibrationOptions) -> Any:
         scenario="same",
     )
 
+    def run(part: slice) -> list[Floats]:
+        values: list[Floats] = session.run(list(tensors), {model.contract.input_name: images.pixels[part]})
+        return values
 
-def _parameters(options: CalibrationOptions) -> dict[str, float]:
-    if options.method == "minmax":
-        return {}
-    if options.method == "mse":
-        return {"searched_images": SEARCHED_IMAGES}
-    if options.method == "percentile":
-        return {"percentile": options.percentile, "histogram_bins": HISTOGRAM_BINS}
-    return {"histogram_bins": HISTOGRAM_BINS, "quantized_bins": QUANTIZED_BINS}
-
-
-def _ranges(collector: Any, options: CalibrationOptions, graph: Any) -> Ranges:
-    """Turn the collector's histograms into ranges by the method asked for."""
+    parts = chunks(len(images.pixels), CHUNK)
+    for part, values in zip(parts, map_in_threads(run, parts), strict=True):
+        with _quiet():
+            collector.collect(dict(zip(tensors, values, strict=True)))
+        if progress is not None:
+            progress("calibrate", part.stop, len(images.pixels))
     histograms = collector.get_histogram_dict()
-    pixels = raw_pixel_tensors(graph)
     extremes = {name: (float(seen[2]), float(seen[3])) for name, seen in histograms.items()}
-    for name, (low, high) in extremes.items():
-        if not low < high:  # also refuses NaN
-            where = "the images' pixels" if name in pixels else name
-            raise BadInputError(
-                f"calibration saw only the constant value {low:g} in {where}",
-                remedy="give real images: these leave the network without a signal",
-            )
-    if options.method in ("minmax", "mse"):
-        return extremes
-    for name in unclipped_tensors(graph):
+    _refuse_constants(extremes, model.proto)
+    for name in unclipped_tensors(model.proto):
         del histograms[name]
     if options.method == "entropy":
         for counts, *_ in histograms.values():
@@ -157,7 +134,18 @@ def _ranges(collector: Any, options: CalibrationOptions, graph: Any) -> Ranges:
     return {**extremes, **{name: (float(value[0]), float(value[1])) for name, value in found.items()}}
 
 
-def _level_zero(counts: Array) -> None:
+def _refuse_constants(extremes: Ranges, graph: ModelProto) -> None:
+    pixels = raw_pixel_tensors(graph)
+    for name, (low, high) in extremes.items():
+        if not low < high:  # also refuses NaN
+            where = "the images' pixels" if name in pixels else name
+            raise BadInputError(
+                f"calibration saw only the constant value {low:g} in {where}",
+                remedy="give real images: these leave the network without a signal",
+            )
+
+
+def _level_zero(counts: NDArray[np.int64]) -> None:
     """Give the bin that starts at zero its neighbour's count, in place.
 
     After ReLU half of all values are exactly zero, which every scale represents exactly; left in, they pull
@@ -167,6 +155,33 @@ def _level_zero(counts: Array) -> None:
     """
     zero = counts.size // 2
     counts[zero] = counts[zero + 1]
+
+
+def _parameters(options: CalibrationOptions) -> dict[str, int | float]:
+    if options.method == "minmax":
+        return {}
+    if options.method == "mse":
+        return {"searched_images": SEARCHED_IMAGES}
+    if options.method == "percentile":
+        return {"percentile": options.percentile, "histogram_bins": HISTOGRAM_BINS}
+    return {"histogram_bins": HISTOGRAM_BINS, "quantized_bins": QUANTIZED_BINS}
+
+
+def _session(graph: ModelProto, tensors: Sequence[str]) -> Any:
+    """Open the model on one thread of the CPU with ``tensors`` as its only outputs, without files."""
+    ort = load("onnxruntime")
+    augmented = onnx.ModelProto()
+    augmented.CopyFrom(graph)
+    del augmented.graph.output[:]
+    augmented.graph.output.extend(
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in tensors
+    )
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = 1
+    # As in onnxruntime's own calibrators: what is measured is the graph as it was exported.
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return ort.InferenceSession(augmented.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
 @contextlib.contextmanager

@@ -4,27 +4,22 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import msgspec
 import numpy as np
 
-from calibration.chain import Chain
+from calibration.chain import Chain, Floats, chunks, map_in_threads
 from calibration.qdq import activation_ranges
-from calibration.rewrites import scale_channels
+from calibration.rewrites import Bounds, scale_channels
 from calibration.select import CalibrationSet
-from calibration.table import CalibrationTable
-from engines.files import write_document
+from calibration.table import CalibrationTable, calibrate_command
+from engines.files import DocumentKind
 from engines.graph import OnnxModel
+from engines.text_table import align_rows
 
-Model = Any  # onnx.ModelProto
-Array = Any
-
-KIND = "edge-dsc/calibration-coverage"
-SCHEMA_VERSION = 1
 PARTS = 8  # of the set, added one after the other
-_CHUNK = 16  # images
 
 # Above these the report warns. Rules of thumb: no source gives any.
 LOPSIDED = 3.0  # largest class / smallest class
@@ -32,9 +27,10 @@ SETTLED = 0.10  # growth of a tensor's mean range between half and all of the im
 SATURATED = 0.01  # of a tensor's values beyond the range
 IMAGES_A_PATIENT = 2.0
 
+_HEADER = ("tensor", "range", "seen", "deviation", "saturated", "max at half", "drift")
 
-@dataclass(frozen=True, kw_only=True)
-class TensorCoverage:
+
+class TensorCoverage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How the images fill one tensor.
 
     Attributes:
@@ -61,8 +57,7 @@ class TensorCoverage:
     drift: float
 
 
-@dataclass(frozen=True, kw_only=True)
-class Coverage:
+class Coverage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a calibration set holds and what it gives.
 
     Attributes:
@@ -70,7 +65,7 @@ class Coverage:
         classes: Images of each class.
         patients: Different patients, or None where they are not known.
         images: Images in all.
-        tensors: One entry a range, in the order of the graph.
+        tensors: One entry per range, in the order of the graph.
         warnings: What speaks against the set; empty where nothing does.
     """
 
@@ -81,40 +76,32 @@ class Coverage:
     tensors: tuple[TensorCoverage, ...]
     warnings: tuple[str, ...]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return JSON-ready values."""
-        return {
-            **asdict(self),
-            "classes": dict(sorted(self.classes.items())),
-            "warnings": list(self.warnings),
-            "tensors": [{**asdict(tensor), "growth": list(tensor.growth)} for tensor in self.tensors],
-        }
-
     def text(self) -> str:
         """Return the report as a table and a verdict."""
-        held = ", ".join(f"{name} {count}" for name, count in sorted(self.classes.items()))
+        held = ", ".join(f"{name} {count}" for name, count in self.classes.items())
         whose = f" of {self.patients} patients" if self.patients is not None else ""
-        rows = [("tensor", "range", "seen", "deviation", "saturated", "max at half", "drift")]
-        for tensor in self.tensors:
-            rows.append(
-                (
-                    tensor.name,
-                    f"{tensor.low:.4g}..{tensor.high:.4g}",
-                    f"{tensor.smallest:.4g}..{tensor.largest:.4g}",
-                    f"{tensor.deviation:.3g}",
-                    f"{tensor.saturated:.3%}",
-                    f"{tensor.growth[PARTS // 2 - 1]:.0%}",
-                    f"{tensor.drift:.1%}",
-                )
+        rows = [
+            (
+                tensor.name,
+                f"{tensor.low:.4g}..{tensor.high:.4g}",
+                f"{tensor.smallest:.4g}..{tensor.largest:.4g}",
+                f"{tensor.deviation:.3g}",
+                f"{tensor.saturated:.3%}",
+                f"{tensor.growth[PARTS // 2 - 1]:.0%}",
+                f"{tensor.drift:.1%}",
             )
-        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-        lines = [
-            "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows
+            for tensor in self.tensors
         ]
+        table = align_rows(_HEADER, rows, numeric=False)
         verdict = [f"warning: {line}" for line in self.warnings] or [
             "the set is even and its ranges have settled"
         ]
-        return "\n".join([f"{self.images} images{whose}: {held}", *lines, *verdict])
+        return "\n".join([f"{self.images} images{whose}: {held}", table, *verdict])
+
+
+COVERAGE = DocumentKind(
+    name="edge-dsc/calibration-coverage", version=1, body=Coverage, renew=calibrate_command()
+)
 
 
 def measure_coverage(
@@ -133,25 +120,33 @@ def measure_coverage(
         images: The images; at least :data:`PARTS`.
         patients: The patient of each image by its hash, where known.
     """
-    used = [images.images[place] for place in images.drawn]
     pixels = images.pixels[list(images.drawn)]
     scaled = scale_channels(model.proto, table.channel_factors)
     ranges = activation_ranges(scaled, table, signed=False)
     chain = Chain(scaled, signed=False)
-    tallies = [_Tally(layer.input, ranges[layer.input]) for layer in chain.layers]
-    for start in range(0, len(pixels), _CHUNK):
-        values = chain.start(pixels[start : start + _CHUNK])
-        for index, tally in enumerate(tallies):
-            tally.add(values)
-            values = chain.step(index, values, None, int8=False)
-    tensors = tuple(tally.finish() for tally in tallies)
-    classes = Counter(image.label for image in used)
-    known = None if patients is None else len({patients[image.sha256] for image in used})
+    bounds = [ranges[layer.input] for layer in chain.layers]
+
+    def measure(part: slice) -> list[_Part]:
+        values = chain.start(pixels[part])
+        found = []
+        for index, ends in enumerate(bounds):
+            found.append(_measure(values, ends))
+            if index + 1 < len(bounds):
+                values = chain.step(index, values, None, int8=False)
+        return found
+
+    parts = zip(*map_in_threads(measure, chunks(len(pixels))), strict=True)
+    tensors = tuple(
+        _summarise(layer.input, ends, found)
+        for layer, ends, found in zip(chain.layers, bounds, parts, strict=True)
+    )
+    classes = Counter(image.label for image in images.images)
+    known = None if patients is None else len({patients[image.sha256] for image in images.images})
     return Coverage(
         method=table.method,
-        classes=dict(classes),
+        classes=dict(sorted(classes.items())),
         patients=known,
-        images=len(used),
+        images=len(images.images),
         tensors=tensors,
         warnings=_warnings(classes, known, model.contract.labels, tensors),
     )
@@ -159,45 +154,56 @@ def measure_coverage(
 
 def save_coverage(path: Path, coverage: Coverage) -> None:
     """Write the report as a JSON document."""
-    write_document(path, KIND, SCHEMA_VERSION, coverage.to_dict())
+    COVERAGE.save(path, coverage)
 
 
-class _Tally:
-    """What is summed up of one tensor."""
+@dataclass(frozen=True)
+class _Part:
+    """What is known of one tensor over a chunk of images."""
 
-    def __init__(self, name: str, bounds: tuple[float, float]) -> None:
-        self.name, self.bounds = name, bounds
-        self.count, self.total, self.squares, self.outside = 0, 0.0, 0.0, 0
-        self.smallest, self.largest = float("inf"), float("-inf")
-        self.magnitudes: list[float] = []  # the largest of each image
+    count: int
+    total: float
+    squares: float
+    outside: int
+    lows: Floats  # the smallest value of each image
+    highs: Floats  # the largest
 
-    def add(self, values: Array) -> None:
-        low, high = self.bounds
-        self.count += values.size
-        self.total += float(values.sum(dtype=np.float64))
-        self.squares += float(np.square(values, dtype=np.float64).sum())
-        self.outside += int(((values < low) | (values > high)).sum())
-        self.smallest = min(self.smallest, float(values.min()))
-        self.largest = max(self.largest, float(values.max()))
-        self.magnitudes += [float(value) for value in np.abs(values).reshape(len(values), -1).max(axis=1)]
 
-    def finish(self) -> TensorCoverage:
-        number = len(self.magnitudes)
-        top = max(self.magnitudes) or 1.0
-        ends = [max(1, number * part // PARTS) for part in range(1, PARTS + 1)]
-        mean = self.total / self.count
-        half, whole = self.magnitudes[: number // 2], sum(self.magnitudes) / number
-        return TensorCoverage(
-            name=self.name,
-            low=self.bounds[0],
-            high=self.bounds[1],
-            smallest=self.smallest,
-            largest=self.largest,
-            deviation=max(0.0, self.squares / self.count - mean * mean) ** 0.5,
-            saturated=self.outside / self.count,
-            growth=tuple(max(self.magnitudes[:end]) / top for end in ends),
-            drift=abs(sum(half) / len(half) / whole - 1) if whole else 0.0,
-        )
+def _measure(values: Floats, bounds: Bounds) -> _Part:
+    flat = values.reshape(len(values), -1)
+    lows, highs = flat.min(axis=1), flat.max(axis=1)
+    low, high = bounds
+    within = low <= lows.min() and highs.max() <= high
+    return _Part(
+        count=values.size,
+        total=float(values.sum(dtype=np.float64)),
+        squares=float(np.square(values, dtype=np.float64).sum()),
+        outside=0 if within else int(((values < low) | (values > high)).sum()),
+        lows=lows,
+        highs=highs,
+    )
+
+
+def _summarise(name: str, bounds: Bounds, parts: Sequence[_Part]) -> TensorCoverage:
+    lows, highs = (np.concatenate([getattr(part, end) for part in parts]) for end in ("lows", "highs"))
+    magnitudes = [float(value) for value in np.maximum(np.abs(lows), np.abs(highs))]
+    number = len(magnitudes)
+    top = max(magnitudes) or 1.0
+    ends = [max(1, number * part // PARTS) for part in range(1, PARTS + 1)]
+    count = sum(part.count for part in parts)
+    mean = sum(part.total for part in parts) / count
+    half, whole = magnitudes[: number // 2], sum(magnitudes) / number
+    return TensorCoverage(
+        name=name,
+        low=bounds[0],
+        high=bounds[1],
+        smallest=float(lows.min()),
+        largest=float(highs.max()),
+        deviation=max(0.0, sum(part.squares for part in parts) / count - mean * mean) ** 0.5,
+        saturated=sum(part.outside for part in parts) / count,
+        growth=tuple(max(magnitudes[:end]) / top for end in ends),
+        drift=abs(sum(half) / len(half) / whole - 1) if whole else 0.0,
+    )
 
 
 def _warnings(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from engines.errors import ArtefactError
 
-Model = Any  # onnx.ModelProto; onnx is loaded where it is used
+if TYPE_CHECKING:
+    from onnx import ModelProto, NodeProto
 
 WEIGHTED_OPS = ("Conv", "MatMul", "Gemm")
 # Ops that hand values on unchanged: a raw pixel stays a raw pixel behind them.
@@ -27,7 +28,7 @@ class Layer:
         shape: The weight's shape.
         axis: The weight's axis of output channels.
         depthwise: A grouped convolution.
-        raw_pixels: Whether its input are the image's pixels, 0..255.
+        raw_pixels: Whether its input is the image's pixels, 0..255.
         last: The last one in the graph: the logits, which stay in floating point.
     """
 
@@ -42,7 +43,7 @@ class Layer:
     last: bool
 
 
-def find_layers(model: Model) -> tuple[Layer, ...]:
+def find_layers(model: ModelProto) -> tuple[Layer, ...]:
     """List a graph's layers with weights, in the order of the graph.
 
     Raises:
@@ -72,12 +73,12 @@ def find_layers(model: Model) -> tuple[Layer, ...]:
     )
 
 
-def quantizable_layers(model: Model) -> tuple[Layer, ...]:
+def quantizable_layers(model: ModelProto) -> tuple[Layer, ...]:
     """List the layers that INT8 is meant for: all but the last, whose outputs are the logits."""
     return tuple(layer for layer in find_layers(model) if not layer.last)
 
 
-def tensors_to_calibrate(model: Model) -> tuple[str, ...]:
+def tensors_to_calibrate(model: ModelProto) -> tuple[str, ...]:
     """List the tensors that need a range: the input of every layer with weights, sorted.
 
     The last layer's input is among them: a runtime that fuses ``Dense + ReLU + Quantize`` wants its range.
@@ -85,32 +86,32 @@ def tensors_to_calibrate(model: Model) -> tuple[str, ...]:
     return tuple(sorted({layer.input for layer in find_layers(model)}))
 
 
-def raw_pixel_tensors(model: Model) -> frozenset[str]:
+def raw_pixel_tensors(model: ModelProto) -> frozenset[str]:
     """Name the tensors that hold the image's pixels 0..255: their range is known, not calibrated."""
     return frozenset(layer.input for layer in find_layers(model) if layer.raw_pixels)
 
 
-def unclipped_tensors(model: Model) -> frozenset[str]:
+def unclipped_tensors(model: ModelProto) -> frozenset[str]:
     """Name the tensors whose range is never cut: the pixels, and the input of the last layer.
 
-    The last layer runs in floating point; values cut off at its input would move the logits and win nothing.
+    The last layer runs in floating point; values cut off at its input would move the logits and gain nothing.
     It also has the fewest values: on a trained network onnxruntime's entropy threshold for it fell to 3 % of
     the largest value, and accuracy by 10 points.
     """
     return raw_pixel_tensors(model) | {layer.input for layer in find_layers(model) if layer.last}
 
 
-def _is_raw(tensor: str, producers: dict[str, Any]) -> bool:
+def _is_raw(tensor: str, producers: dict[str, NodeProto]) -> bool:
     while tensor in producers and producers[tensor].op_type in _VALUE_KEEPING:
         tensor = producers[tensor].input[0]
     return tensor not in producers
 
 
-def _output_axis(node: Any) -> int:
+def _output_axis(node: NodeProto) -> int:
     if node.op_type == "Conv":
         return 0
     return 0 if _attribute(node, "transB", 0) else 1
 
 
-def _attribute(node: Any, name: str, default: int) -> int:
-    return next((attribute.i for attribute in node.attribute if attribute.name == name), default)
+def _attribute(node: NodeProto, name: str, default: int) -> int:
+    return next((int(attribute.i) for attribute in node.attribute if attribute.name == name), default)

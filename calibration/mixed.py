@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
 
-from calibration.chain import Chain, Grid, quantized_chain
+from calibration.chain import Chain, Floats, Grid, Pixels, chunks, map_in_threads, quantized_chain
 from calibration.layers import Layer, find_layers
 from calibration.table import CalibrationTable
 from engines.errors import AccuracyGateError, ArtefactError, BadInputError, UsageError
 from engines.runtimes import Progress
 
-Model = Any  # onnx.ModelProto
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+Choice = tuple[bool, ...]  # of each layer: whether it runs in INT8
 
 # Multiply-adds a cycle of Orin's tensor cores: INT8 twice FP16.
 # Source: NVIDIA Jetson AGX Orin Series technical brief, table of dense INT8 and FP16 throughput.
@@ -26,6 +29,7 @@ INT8_FACTOR = 0.5
 # Source: NVIDIA/TensorRT issues 4529 and 1409.
 DEPTHWISE_INT8_FACTOR = 1.0
 CHANGE_FACTOR = 1.0  # a converted element counts as a multiply-add
+MOST_LAYERS = 10  # 1,024 mixes; beyond that the search would have to choose
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +47,7 @@ class LayerCost:
     change: float = 0.0
 
 
-def predict_costs(model: Model) -> dict[str, LayerCost]:
+def predict_costs(model: ModelProto) -> dict[str, LayerCost]:
     """Predict the cost of every layer from its multiply-adds.
 
     A multiply-add counts 1 in FP16, 0.5 in INT8, and 1 in INT8 on a depthwise layer; each element of a tensor
@@ -81,12 +85,6 @@ def predict_costs(model: Model) -> dict[str, LayerCost]:
             int8=multiply_adds * factor, rest=multiply_adds, change=sizes[layer.input] * CHANGE_FACTOR
         )
     return found
-
-
-Array = Any
-
-MOST_LAYERS = 10  # 1,024 mixes; beyond that the search would have to choose
-_CHUNK = 16  # images; what one holds of the depthwise network's tensors is about 70 MB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,9 +151,9 @@ class MixedSearch:
 
 
 def search(
-    model: Model,
+    model: ModelProto,
     table: CalibrationTable,
-    pixels: Array,
+    pixels: Pixels,
     labels: Sequence[int],
     *,
     signed: bool,
@@ -178,7 +176,7 @@ def search(
         labels: Class index of each.
         signed: Which kind of INT8 graph: signed for TensorRT.
         max_drop: Points of accuracy that may be lost against floating point.
-        costs: Cost of each layer; None predicts them from multiply-adds (:mod:`calibration.mixed`).
+        costs: Cost of each layer; None predicts them: :func:`predict_costs`.
         progress: Called with (phase, images done, images in all).
 
     Raises:
@@ -216,32 +214,38 @@ def search(
     )
 
 
-Choice = tuple[bool, ...]  # of each layer: whether it runs in INT8
-
-
 def _try_all(
-    chain: Chain, grids: Sequence[Grid], pixels: Array, labels: Sequence[int], progress: Progress | None
+    chain: Chain, grids: Sequence[Grid], pixels: Pixels, labels: Sequence[int], progress: Progress | None
 ) -> dict[Choice, list[float]]:
     """Run every mix: ``{choice: [right, same top class, summed squared error]}``."""
-    tally: dict[Choice, list[float]] = {}
-    for start in range(0, len(pixels), _CHUNK):
-        batch = pixels[start : start + _CHUNK]
-        true = np.asarray(labels[start : start + _CHUNK])
-        first = chain.start(batch)
+
+    def run(part: slice) -> dict[Choice, tuple[int, int, float]]:
+        true = np.asarray(labels[part])
+        first = chain.start(pixels[part])
         reference = chain.finish(0, first)
+        found = {}
         for choice, logits in _leaves(chain, grids, first, ()):
             if not any(choice):
                 logits = reference  # without any INT8 layer there is no pair either
-            counts = tally.setdefault(choice, [0, 0, 0.0])
-            counts[0] += int((logits.argmax(1) == true).sum())
-            counts[1] += int((logits.argmax(1) == reference.argmax(1)).sum())
-            counts[2] += squared_error(reference, logits)
+            right = int((logits.argmax(1) == true).sum())
+            same = int((logits.argmax(1) == reference.argmax(1)).sum())
+            found[choice] = (right, same, squared_error(reference, logits))
+        return found
+
+    tally: dict[Choice, list[float]] = {}
+    parts = chunks(len(pixels))
+    for part, found in zip(parts, map_in_threads(run, parts), strict=True):
+        for choice, counts in found.items():
+            summed = tally.setdefault(choice, [0, 0, 0.0])
+            tally[choice] = [old + new for old, new in zip(summed, counts, strict=True)]
         if progress is not None:
-            progress("mixed precision", min(start + _CHUNK, len(pixels)), len(pixels))
+            progress("mixed precision", part.stop, len(pixels))
     return tally
 
 
-def _leaves(chain: Chain, grids: Sequence[Grid], values: Array, choice: Choice) -> Any:
+def _leaves(
+    chain: Chain, grids: Sequence[Grid], values: Floats, choice: Choice
+) -> Iterator[tuple[Choice, Floats]]:
     """Walk the tree of choices, so that mixes with a common beginning share it."""
     index = len(choice)
     last = chain.layers[index].last
@@ -254,7 +258,7 @@ def _leaves(chain: Chain, grids: Sequence[Grid], values: Array, choice: Choice) 
             yield from _leaves(chain, grids, after, (*choice, int8))
 
 
-def squared_error(reference: Array, logits: Array) -> float:
+def squared_error(reference: Floats, logits: Floats) -> float:
     """Return the summed squared difference of logits, centred: a common shift changes no probability."""
     difference = reference - logits
     difference = difference - difference.mean(axis=1, keepdims=True)

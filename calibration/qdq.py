@@ -3,33 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 
-from calibration.layers import WEIGHTED_OPS, Layer, find_layers, quantizable_layers, raw_pixel_tensors
-from calibration.rewrites import SUFFIX, center_pixels, centred_range, scale_channels
+from calibration.layers import WEIGHTED_OPS, Layer, find_layers, quantizable_layers
+from calibration.rewrites import SUFFIX, Bounds, center_pixels, pixel_range, scale_channels
 from calibration.table import CalibrationTable, calibrate_command
 from engines.errors import ArtefactError, UsageError
 from engines.graph import cast_to_fp16
 from engines.packages import load
 
-Model = Any  # onnx.ModelProto
+if TYPE_CHECKING:
+    from onnx import ModelProto
 
 # Per-channel Q/DQ came with opset 13; from 21 on the operators take more types than TensorRT's parser knows.
 MINIMUM_OPSET = 13
 MAXIMUM_OPSET = 20
-PIXEL_RANGE = (0.0, 255.0)
+# The first opset whose QuantizeLinear and DequantizeLinear take float16 scales.
+# Source: ONNX operators, QuantizeLinear-19: T1 and y_scale may be float16.
+HALF_OPSET = 19
+_PAIR = ("QuantizeLinear", "DequantizeLinear")
 
 
 def quantize(
-    model: Model,
+    model: ModelProto,
     table: CalibrationTable,
     *,
     signed_activations: bool,
     float_layers: Collection[str] = (),
-) -> Model:
+) -> ModelProto:
     """Make the INT8 (Q/DQ) graph of an FP32 one.
 
     Args:
@@ -63,7 +68,7 @@ def quantize(
             quantizer.quantize_activation_tensor(layer.input)
     quantizer.quantize_model()
     quantizer.model.topological_sort()
-    quantized = quantizer.model.model
+    quantized: ModelProto = quantizer.model.model
     onnx.helper.set_model_props(quantized, metadata)
     del quantized.graph.value_info[:]
     _check_quantized(quantized, layers)
@@ -71,7 +76,7 @@ def quantize(
     return quantized
 
 
-def prepare(model: Model, table: CalibrationTable) -> Model:
+def prepare(model: ModelProto, table: CalibrationTable) -> ModelProto:
     """Return the same network in the form that is quantised: channels scaled, pixels centred.
 
     Raises:
@@ -80,133 +85,25 @@ def prepare(model: Model, table: CalibrationTable) -> Model:
     return center_pixels(scale_channels(model, table.channel_factors))
 
 
-def _check_opset(model: Model) -> None:
-    opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
-    if not MINIMUM_OPSET <= opset <= MAXIMUM_OPSET:
-        raise ArtefactError(
-            f"the graph has opset {opset}, INT8 graphs are made for {MINIMUM_OPSET} to {MAXIMUM_OPSET}",
-            remedy="export it again: edge-dsc export RUN",
-        )
-
-
-def _chosen_layers(model: Model, float_layers: Collection[str]) -> tuple[Layer, ...]:
-    candidates = quantizable_layers(model)
-    unknown = sorted(set(float_layers) - {layer.name for layer in candidates})
-    if unknown:
-        raise UsageError(
-            f"there is no layer {unknown[0]!r} to leave in floating point",
-            remedy=f"choose among {', '.join(layer.name for layer in candidates)}",
-        )
-    chosen = tuple(layer for layer in candidates if layer.name not in float_layers)
-    if not chosen:
-        raise UsageError("no layer is left to run in INT8", remedy="leave fewer layers in floating point")
-    return chosen
-
-
-def activation_ranges(
-    model: Model, table: CalibrationTable, *, signed: bool
-) -> dict[str, tuple[float, float]]:
+def activation_ranges(model: ModelProto, table: CalibrationTable, *, signed: bool) -> dict[str, Bounds]:
     """Return the range of every layer's input; the image's pixels, centred or not, have that of their grid.
 
     Raises:
         ArtefactError: The table has none for a layer's input.
     """
-    pixels = raw_pixel_tensors(model)
-    missing = [
-        layer
-        for layer in find_layers(model)
-        if layer.input not in table.ranges and not layer.input.endswith(SUFFIX)
-    ]
-    if missing:
-        raise ArtefactError(
-            f"the calibration table has no range for {missing[0].input}, the input of {missing[0].name}",
-            remedy=f"calibrate this model: {calibrate_command(method=table.method)}",
-        )
-    names = {layer.input for layer in find_layers(model)}
-    pixel_ranges = {
-        name: centred_range(signed=signed) if name.endswith(SUFFIX) else PIXEL_RANGE for name in pixels
-    }
-    return {name: pixel_ranges.get(name) or table.ranges[name] for name in names}
-
-
-def _quantizer(
-    model: Model, layers: tuple[Layer, ...], ranges: dict[str, tuple[float, float]], *, signed: bool
-) -> Any:
-    """Set up onnxruntime's quantiser for chosen layers of ``model``, which it will change."""
-    tensor_data = load("onnxruntime.quantization.calibrate").TensorData
-    types = load("onnxruntime.quantization.quant_utils").QuantType
-    inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True)
-    # The mark by which onnxruntime knows that shapes were inferred; else it goes through a file on disk.
-    onnx.helper.set_model_props(inferred, {"onnx.infer": "onnxruntime.quant"})
-    options = {
-        "ActivationSymmetric": signed,
-        "WeightSymmetric": True,
-        "AddQDQPairToWeight": signed,
-        "QuantizeBias": not signed,
-        "DedicatedQDQPair": False,
-        "OpTypesToExcludeOutputQuantization": list(WEIGHTED_OPS),
-        # Weight scales are not to follow a bias that is not quantised.
-        "QDQDisableWeightAdjustForInt32Bias": signed,
-    }
-    return load("onnxruntime.quantization.qdq_quantizer").QDQQuantizer(
-        model=inferred,
-        per_channel=True,
-        reduce_range=False,
-        weight_qType=types.QInt8,
-        activation_qType=types.QInt8 if signed else types.QUInt8,
-        tensors_range={
-            name: tensor_data(lowest=np.array(low, np.float32), highest=np.array(high, np.float32))
-            for name, (low, high) in sorted(ranges.items())
-        },
-        nodes_to_quantize=[layer.name for layer in layers],
-        nodes_to_exclude=[],
-        op_types_to_quantize=list(WEIGHTED_OPS),
-        extra_options=options,
-    )
-
-
-def _merge_dense_bias(model: Model) -> None:
-    """Turn MatMul + Add of a stored bias into Gemm, in place: only that has an integer kernel."""
-    stored = {tensor.name: tensor for tensor in model.graph.initializer}
-    nodes = list(model.graph.node)
-    outputs = {value.name for value in model.graph.output}
-    for matmul in [node for node in nodes if node.op_type == "MatMul" and node.input[1] in stored]:
-        takers = [node for node in nodes if matmul.output[0] in node.input]
-        if len(takers) != 1 or takers[0].op_type != "Add" or matmul.output[0] in outputs:
-            continue
-        (add,) = takers
-        bias = next((name for name in add.input if name in stored), None)
-        if bias is None or len(stored[bias].dims) != 1 or len(stored[matmul.input[1]].dims) != 2:
-            continue
-        gemm = onnx.helper.make_node("Gemm", [*matmul.input, bias], [add.output[0]], name=matmul.name)
-        nodes[nodes.index(matmul)] = gemm
-        nodes.remove(add)
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
-
-
-def _check_quantized(model: Model, layers: tuple[Layer, ...]) -> None:
-    """Prove that every chosen layer takes input and weight from DequantizeLinear."""
-    producers = {output: node.op_type for node in model.graph.node for output in node.output}
-    nodes = {node.name: node for node in model.graph.node}
-    for layer in layers:
-        inputs = nodes[layer.name].input[:2] if layer.name in nodes else []
-        if [producers.get(name) for name in inputs] != ["DequantizeLinear"] * 2:
+    ranges: dict[str, Bounds] = {}
+    for layer in find_layers(model):
+        if layer.input not in table.ranges and not layer.input.endswith(SUFFIX):
             raise ArtefactError(
-                f"the layer {layer.name} ({layer.op}) was left in floating point by onnxruntime's quantiser",
-                remedy="export the model again: edge-dsc export RUN",
+                f"the calibration table has no range for {layer.input}, the input of {layer.name}",
+                remedy=f"calibrate this model: {calibrate_command(method=table.method)}",
             )
+        known = pixel_range(layer.input, signed=signed) if layer.raw_pixels else table.ranges[layer.input]
+        ranges[layer.input] = known
+    return ranges
 
 
-Array = Any
-
-# The first opset whose QuantizeLinear and DequantizeLinear take float16 scales.
-# Source: ONNX operators, QuantizeLinear-19: T1 and y_scale may be float16.
-HALF_OPSET = 19
-_PAIR = ("QuantizeLinear", "DequantizeLinear")
-
-
-def put_rest_in_half(model: Model) -> Model:
+def put_rest_in_half(model: ModelProto) -> ModelProto:
     """Turn everything that a signed Q/DQ graph computes in FP32 into FP16, the scales of its pairs too.
 
     A strongly typed builder (TensorRT 10, 11, RTX) takes the types as they stand: with FP32 around the pairs,
@@ -247,8 +144,100 @@ def put_rest_in_half(model: Model) -> Model:
     return half
 
 
-def round_up_to_half(scales: Array) -> Array:
+def round_up_to_half(scales: NDArray[np.floating[Any]]) -> NDArray[np.float16]:
     """Return the smallest float16 values that are not below positive ``scales``; any shape."""
     half = scales.astype(np.float16)
     higher = np.nextafter(half, np.float16(np.inf))
     return np.where(half.astype(scales.dtype) < scales, higher, half).astype(np.float16)
+
+
+def _check_opset(model: ModelProto) -> None:
+    opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
+    if not MINIMUM_OPSET <= opset <= MAXIMUM_OPSET:
+        raise ArtefactError(
+            f"the graph has opset {opset}, INT8 graphs are made for {MINIMUM_OPSET} to {MAXIMUM_OPSET}",
+            remedy="export it again: edge-dsc export RUN",
+        )
+
+
+def _chosen_layers(model: ModelProto, float_layers: Collection[str]) -> tuple[Layer, ...]:
+    candidates = quantizable_layers(model)
+    unknown = sorted(set(float_layers) - {layer.name for layer in candidates})
+    if unknown:
+        raise UsageError(
+            f"there is no layer {unknown[0]!r} to leave in floating point",
+            remedy=f"choose among {', '.join(layer.name for layer in candidates)}",
+        )
+    chosen = tuple(layer for layer in candidates if layer.name not in float_layers)
+    if not chosen:
+        raise UsageError("no layer is left to run in INT8", remedy="leave fewer layers in floating point")
+    return chosen
+
+
+def _quantizer(
+    model: ModelProto, layers: tuple[Layer, ...], ranges: dict[str, Bounds], *, signed: bool
+) -> Any:
+    """Set up onnxruntime's quantiser for chosen layers of ``model``, which it will change."""
+    tensor_data = load("onnxruntime.quantization.calibrate").TensorData
+    types = load("onnxruntime.quantization.quant_utils").QuantType
+    inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True)
+    # The mark by which onnxruntime knows that shapes were inferred; else it goes through a file on disk.
+    onnx.helper.set_model_props(inferred, {"onnx.infer": "onnxruntime.quant"})
+    options = {
+        "ActivationSymmetric": signed,
+        "WeightSymmetric": True,
+        "AddQDQPairToWeight": signed,
+        "QuantizeBias": not signed,
+        "DedicatedQDQPair": False,
+        "OpTypesToExcludeOutputQuantization": list(WEIGHTED_OPS),
+        # Weight scales are not to follow a bias that is not quantised.
+        "QDQDisableWeightAdjustForInt32Bias": signed,
+    }
+    return load("onnxruntime.quantization.qdq_quantizer").QDQQuantizer(
+        model=inferred,
+        per_channel=True,
+        reduce_range=False,
+        weight_qType=types.QInt8,
+        activation_qType=types.QInt8 if signed else types.QUInt8,
+        tensors_range={
+            name: tensor_data(lowest=np.array(low, np.float32), highest=np.array(high, np.float32))
+            for name, (low, high) in sorted(ranges.items())
+        },
+        nodes_to_quantize=[layer.name for layer in layers],
+        nodes_to_exclude=[],
+        op_types_to_quantize=list(WEIGHTED_OPS),
+        extra_options=options,
+    )
+
+
+def _merge_dense_bias(model: ModelProto) -> None:
+    """Turn MatMul + Add of a stored bias into Gemm, in place: only that has an integer kernel."""
+    stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    nodes = list(model.graph.node)
+    outputs = {value.name for value in model.graph.output}
+    for matmul in [node for node in nodes if node.op_type == "MatMul" and node.input[1] in stored]:
+        takers = [node for node in nodes if matmul.output[0] in node.input]
+        if len(takers) != 1 or takers[0].op_type != "Add" or matmul.output[0] in outputs:
+            continue
+        (add,) = takers
+        bias = next((name for name in add.input if name in stored), None)
+        if bias is None or len(stored[bias].dims) != 1 or len(stored[matmul.input[1]].dims) != 2:
+            continue
+        gemm = onnx.helper.make_node("Gemm", [*matmul.input, bias], [add.output[0]], name=matmul.name)
+        nodes[nodes.index(matmul)] = gemm
+        nodes.remove(add)
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+
+
+def _check_quantized(model: ModelProto, layers: tuple[Layer, ...]) -> None:
+    """Prove that every chosen layer takes input and weight from DequantizeLinear."""
+    producers = {output: node.op_type for node in model.graph.node for output in node.output}
+    nodes = {node.name: node for node in model.graph.node}
+    for layer in layers:
+        inputs = nodes[layer.name].input[:2] if layer.name in nodes else []
+        if [producers.get(name) for name in inputs] != ["DequantizeLinear"] * 2:
+            raise ArtefactError(
+                f"the layer {layer.name} ({layer.op}) was left in floating point by onnxruntime's quantiser",
+                remedy="export the model again: edge-dsc export RUN",
+            )

@@ -3,21 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from calibration.layers import Layer, find_layers
 from engines.errors import ArtefactError
 
-Model = Any  # onnx.ModelProto
+if TYPE_CHECKING:
+    from onnx import ModelProto, NodeProto
+
+Bounds = tuple[float, float]
+Factors = NDArray[np.float64]  # one per channel
 
 MIDDLE = 128.0
 SUFFIX = ".centred"
+# Ops between two layers that one positive factor per channel passes through.
+_HOMOGENEOUS = (
+    "Relu",
+    "MaxPool",
+    "AveragePool",
+    "GlobalAveragePool",
+    "Reshape",
+    "Flatten",
+    "Identity",
+    "Add",
+)
 
 
-def center_pixels(model: Model) -> Model:
+def center_pixels(model: ModelProto) -> ModelProto:
     """Return the same network with 128 subtracted from the pixels before its first convolution.
 
     The border that the convolution pads with becomes -128 by a Pad of its own, and 128 times the sum of each
@@ -75,15 +91,17 @@ def center_pixels(model: Model) -> Model:
     return centred
 
 
-def centred_range(*, signed: bool) -> tuple[float, float]:
-    """Return the range that gives centred pixels a scale of exactly 1.
+def pixel_range(tensor: str, *, signed: bool) -> Bounds:
+    """Return the range of a tensor of pixels; centred ones get a scale of exactly 1.
 
     The scale of a symmetric range is its end / 127, and QuantizeLinear keeps -128 as it is.
     """
+    if not tensor.endswith(SUFFIX):
+        return (0.0, 255.0)
     return (-127.0, 127.0) if signed else (-128.0, 127.0)
 
 
-def _fits(layer: Layer, node: Any, model: Model) -> bool:
+def _fits(layer: Layer, node: NodeProto, model: ModelProto) -> bool:
     """Whether this is a convolution of raw pixels, not yet centred, whose padding and bias are known."""
     stored = {tensor.name for tensor in model.graph.initializer}
     explicit = all(attribute.name != "auto_pad" or attribute.s == b"NOTSET" for attribute in node.attribute)
@@ -92,46 +110,31 @@ def _fits(layer: Layer, node: Any, model: Model) -> bool:
     return layer.raw_pixels and plain and explicit and known and not layer.input.endswith(SUFFIX)
 
 
-def _drop_unused(model: Model) -> None:
+def _drop_unused(model: ModelProto) -> None:
     used = {name for node in model.graph.node for name in node.input}
     kept = [tensor for tensor in model.graph.initializer if tensor.name in used]
     del model.graph.initializer[:]
     model.graph.initializer.extend(kept)
 
 
-Array = Any
-
-# Ops between two layers that a positive factor a channel passes through.
-_HOMOGENEOUS = (
-    "Relu",
-    "MaxPool",
-    "AveragePool",
-    "GlobalAveragePool",
-    "Reshape",
-    "Flatten",
-    "Identity",
-    "Add",
-)
-
-
-def can_scale(model: Model, layer: Layer) -> bool:
+def can_scale(model: ModelProto, layer: Layer) -> bool:
     """Whether the channels of a layer's input can be scaled by the layer before it."""
     return _producer(model, layer) is not None
 
 
-def channel_count(model: Model, layer: Layer) -> int:
+def channel_count(model: ModelProto, layer: Layer) -> int:
     """Return the channels of a layer's input: those of the layer before, even where they were flattened."""
     producer = _producer(model, layer)
     assert producer is not None, "asked of a layer whose input can be scaled"
     return producer.shape[producer.axis]
 
 
-def scale_channels(model: Model, factors: Mapping[str, Sequence[float]]) -> Model:
+def scale_channels(model: ModelProto, factors: Mapping[str, Sequence[float] | Factors]) -> ModelProto:
     """Return the same network with some tensors' channels multiplied by factors.
 
     Args:
         model: The deployed FP32 graph; it is not changed.
-        factors: For the input tensor of a layer, one positive factor a channel.
+        factors: For the input tensor of a layer, one positive factor per channel.
 
     Raises:
         ArtefactError: A tensor that is no layer's input, whose channels cannot be scaled, or another number
@@ -142,7 +145,7 @@ def scale_channels(model: Model, factors: Mapping[str, Sequence[float]]) -> Mode
     layers = {layer.input: layer for layer in find_layers(scaled)}
     stored = {tensor.name: tensor for tensor in scaled.graph.initializer}
 
-    def multiply(name: str, values: Array) -> None:
+    def multiply(name: str, values: Factors) -> None:
         old = onnx.numpy_helper.to_array(stored[name])
         stored[name].CopyFrom(onnx.numpy_helper.from_array((old * values).astype(np.float32), name))
 
@@ -151,27 +154,19 @@ def scale_channels(model: Model, factors: Mapping[str, Sequence[float]]) -> Mode
         producer = None if layer is None else _producer(scaled, layer)
         if layer is None or producer is None or len(values) != producer.shape[producer.axis]:
             raise ArtefactError(
-                f"{tensor} has no {len(values)} channels to scale", remedy="calibrate this model anew"
+                f"{tensor} has no {len(values)} channels to scale", remedy="calibrate this model again"
             )
-        factor = np.asarray(values, np.float64)
+        factor: Factors = np.asarray(values, np.float64)
         multiply(producer.weight, _along(factor, producer.axis, len(producer.shape)))
         for bias in _biases(scaled, producer, layer.input):
             multiply(bias, factor.reshape(_bias_shape(stored[bias].dims)))
-        multiply(layer.weight, divisors(layer, factor))
+        multiply(layer.weight, _divisors(layer, factor))
     return scaled
 
 
-def divisors(layer: Layer, factor: Array) -> Array:
-    """Return what a layer's weight is multiplied by when its input's channels were multiplied by ``factor``.
-
-    Args:
-        layer: The layer.
-        factor: float64 [channels of the layer before].
-
-    Returns:
-        Broadcastable to the weight.
-    """
-    inverse = 1 / np.asarray(factor, np.float64)
+def _divisors(layer: Layer, factor: Factors) -> Factors:
+    """Return what a layer's weight is multiplied by when its input's channels were multiplied by ``factor``."""
+    inverse: Factors = 1 / factor
     if layer.op == "Conv":
         # A depthwise weight is [channels, 1, height, width]: its input channel is its output channel.
         return _along(inverse, 0 if layer.depthwise else 1, len(layer.shape))
@@ -179,7 +174,7 @@ def divisors(layer: Layer, factor: Array) -> Array:
     return _along(np.repeat(inverse, layer.shape[axis] // len(inverse)), axis, len(layer.shape))
 
 
-def _along(values: Array, axis: int, dimensions: int) -> Array:
+def _along(values: Factors, axis: int, dimensions: int) -> Factors:
     shape = [1] * dimensions
     shape[axis] = -1
     return values.reshape(shape)
@@ -189,7 +184,7 @@ def _bias_shape(dims: Sequence[int]) -> tuple[int, ...]:
     return tuple(-1 if size != 1 else 1 for size in dims) or (-1,)
 
 
-def _producer(model: Model, layer: Layer) -> Layer | None:
+def _producer(model: ModelProto, layer: Layer) -> Layer | None:
     """Return the layer before, if only what a factor passes through lies between; else None."""
     by_output = {name: node for node in model.graph.node for name in node.output}
     layers = {found.name: found for found in find_layers(model)}
@@ -211,7 +206,7 @@ def _producer(model: Model, layer: Layer) -> Layer | None:
     return None
 
 
-def _biases(model: Model, producer: Layer, end: str) -> list[str]:
+def _biases(model: ModelProto, producer: Layer, end: str) -> list[str]:
     """Name the stored biases added between a layer and ``end``."""
     by_output = {name: node for node in model.graph.node for name in node.output}
     stored = {tensor.name for tensor in model.graph.initializer}

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from calibration.chain import Bounds, Chain, Grid, grid_of
+from calibration.chain import Chain, Floats, Pixels, chunks, grid_of, map_in_threads
 from calibration.layers import Layer
-from calibration.qdq import PIXEL_RANGE
 from calibration.rewrites import (
-    SUFFIX,
+    Bounds,
+    Factors,
     can_scale,
     center_pixels,
-    centred_range,
     channel_count,
+    pixel_range,
     scale_channels,
 )
 from engines.runtimes import Progress
 
-Model = Any  # onnx.ModelProto
-Array = Any
+if TYPE_CHECKING:
+    from onnx import ModelProto
 
 SEARCHED_IMAGES = 96
 CUTS = tuple(2 ** (-step / 4) for step in range(5))  # of the largest value seen: 1 to a half
@@ -30,7 +31,7 @@ CUTS = tuple(2 ** (-step / 4) for step in range(5))  # of the largest value seen
 EXPONENTS = (0.0, 0.5, 1.0)
 # A channel that is nearly silent is raised by no more than this.
 LARGEST_FACTOR = 1000.0
-_CHUNK = 16  # images
+_CHUNK = 2  # images: their values stay in the processor's cache, and the sum of all chunks in memory is small
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class SearchedRanges:
 
     Attributes:
         ranges: Range of every searched tensor, after its channels were multiplied by their factors.
-        channel_factors: One factor a channel, for the tensors where that helps.
+        channel_factors: One factor per channel, for the tensors where that helps.
     """
 
     ranges: dict[str, Bounds]
@@ -47,13 +48,21 @@ class SearchedRanges:
 
 
 @dataclass(frozen=True)
-class _Candidate:
-    factors: Array | None  # float64 [channels]
-    bounds: Bounds
+class _Scaling:
+    """One way to bring a layer's channels together, and the ranges to try with it."""
+
+    factors: Factors | None
     chain: Chain  # with this layer's weights divided by the factors
+    bounds: tuple[Bounds, ...]
+
+    def scale(self, values: Floats) -> Floats:
+        if self.factors is None:
+            return values
+        flat = values.reshape(len(values), len(self.factors), -1)
+        return (flat * self.factors.astype(np.float32)[:, None]).reshape(values.shape)
 
 
-def search_ranges(model: Model, pixels: Array, progress: Progress | None = None) -> SearchedRanges:
+def search_ranges(model: ModelProto, pixels: Pixels, progress: Progress | None = None) -> SearchedRanges:
     """Search ranges and channel factors of all layers but the last, on the signed grid of TensorRT.
 
     Args:
@@ -67,35 +76,33 @@ def search_ranges(model: Model, pixels: Array, progress: Progress | None = None)
     """
     centred = center_pixels(model)
     chain = Chain(centred, signed=True)
-    places = np.unique(np.linspace(0, len(pixels) - 1, min(SEARCHED_IMAGES, len(pixels))).astype(int))
-    values = _chunked(chain.start, pixels[places])
-    reference = _chunked(lambda part: chain.finish(0, part), values)
     extremes = _channel_extremes(chain, centred, pixels)
+    places = np.unique(np.linspace(0, len(pixels) - 1, min(SEARCHED_IMAGES, len(pixels))).astype(int))
+    searched = pixels[places]
+    values = list(map_in_threads(lambda part: chain.start(searched[part]), chunks(len(searched), _CHUNK)))
+    reference = np.concatenate(list(map_in_threads(lambda part: chain.finish(0, part), values)))
     found = SearchedRanges({}, {})
     for index, layer in enumerate(chain.layers[:-1]):
         if layer.raw_pixels:
-            bounds = centred_range(signed=True) if layer.input.endswith(SUFFIX) else PIXEL_RANGE
-            candidates = [_Candidate(None, bounds, chain)]
+            bounds = pixel_range(layer.input, signed=True)
+            best = _Scaling(None, chain, (bounds,))
         else:
-            candidates = _candidates(chain, centred, layer, extremes[index])
-        errors = [_error(chain, index, candidate, values, reference) for candidate in candidates]
-        best = candidates[int(np.argmin(errors))]
-        if not layer.raw_pixels:
-            found.ranges[layer.input] = best.bounds
+            scalings = _scalings(chain, centred, layer, extremes[index])
+            best, bounds = _choose(chain, index, scalings, values, reference)
+            found.ranges[layer.input] = bounds
         if best.factors is not None:
             found.channel_factors[layer.input] = tuple(float(factor) for factor in best.factors)
-        values = _chunked(_stepper(index, best), values)
+        values = list(map_in_threads(partial(_step, index, best, bounds), values))
         if progress is not None:
             progress("searching ranges", index + 1, len(chain.layers) - 1)
     return found
 
 
-def _candidates(chain: Chain, model: Model, layer: Layer, extremes: Array) -> list[_Candidate]:
+def _scalings(chain: Chain, model: ModelProto, layer: Layer, extremes: Floats) -> list[_Scaling]:
     exponents = ((0.0, 1.0) if layer.depthwise else EXPONENTS) if can_scale(model, layer) else (0.0,)
     found = []
     for exponent in exponents:
-        factors, changed = None, chain
-        scaled = extremes
+        factors, changed, scaled = None, chain, extremes
         if exponent:
             largest = np.abs(extremes).max(axis=0).astype(np.float64)
             largest = np.maximum(largest, largest.max() / LARGEST_FACTOR)
@@ -103,52 +110,59 @@ def _candidates(chain: Chain, model: Model, layer: Layer, extremes: Array) -> li
             changed = Chain(scale_channels(model, {layer.input: factors}), signed=True)
             scaled = extremes * factors
         low, high = float(scaled[0].min()), float(scaled[1].max())
-        found += [_Candidate(factors, (low * cut, high * cut), changed) for cut in CUTS]
+        found.append(_Scaling(factors, changed, tuple((low * cut, high * cut) for cut in CUTS)))
     return found
 
 
-def _channel_extremes(chain: Chain, model: Model, pixels: Array) -> list[Array]:
+def _channel_extremes(chain: Chain, model: ModelProto, pixels: Pixels) -> list[Floats]:
     """Smallest and largest value of each layer's input over all images: float32 [2, channels], or [2, 1]."""
-    seen: list[Array] = []
-    for start in range(0, len(pixels), _CHUNK):
-        values = chain.start(pixels[start : start + _CHUNK])
-        for index, layer in enumerate(chain.layers[:-1]):
-            channels = channel_count(model, layer) if can_scale(model, layer) else 1
-            flat = values.reshape(len(values), channels, -1)
-            both = np.stack([flat.min(axis=(0, 2)), flat.max(axis=(0, 2))])
-            if start == 0:
-                seen.append(both)
-            else:
-                seen[index] = np.stack(
-                    [np.minimum(seen[index][0], both[0]), np.maximum(seen[index][1], both[1])]
-                )
-            values = chain.step(index, values, None, int8=False)
-    return seen
+    layers = chain.layers[:-1]
+    channels = [channel_count(model, layer) if can_scale(model, layer) else 1 for layer in layers]
+
+    def measure(part: slice) -> list[Floats]:
+        values = chain.start(pixels[part])
+        seen = []
+        for index, count in enumerate(channels):
+            flat = values.reshape(len(values), count, -1)
+            seen.append(np.stack([flat.min(axis=(0, 2)), flat.max(axis=(0, 2))]))
+            if index + 1 < len(channels):
+                values = chain.step(index, values, None, int8=False)
+        return seen
+
+    parts = list(map_in_threads(measure, chunks(len(pixels), _CHUNK)))
+    return [
+        np.stack([np.min([both[0] for both in seen], axis=0), np.max([both[1] for both in seen], axis=0)])
+        for seen in zip(*parts, strict=True)
+    ]
 
 
-def _error(chain: Chain, index: int, candidate: _Candidate, values: Array, reference: Array) -> float:
-    """Mean squared error of the centred logits with this layer as in the candidate and those behind in float."""
-    step = _stepper(index, candidate)
-    logits = _chunked(lambda part: chain.finish(index + 1, step(part)), values)
-    difference = logits - reference
-    difference = difference - difference.mean(axis=1, keepdims=True)
-    return float((difference**2).mean())
+def _choose(
+    chain: Chain, index: int, scalings: Sequence[_Scaling], values: Sequence[Floats], reference: Floats
+) -> tuple[_Scaling, Bounds]:
+    """Return the scaling and the range with the least error at the logits; the first of equal ones.
+
+    The error is the mean square of the centred logits with this layer rounded and those behind it in float.
+    """
+    candidates = [(scaling, bounds) for scaling in scalings for bounds in scaling.bounds]
+
+    def answer(part: Floats) -> list[Floats]:
+        found = []
+        for scaling in scalings:
+            scaled = scaling.scale(part)
+            for bounds in scaling.bounds:
+                rounded = scaling.chain.step(index, scaled, grid_of(bounds, signed=True), int8=True)
+                found.append(chain.finish(index + 1, rounded))
+        return found
+
+    logits = zip(*map_in_threads(answer, values), strict=True)
+    errors = []
+    for parts in logits:
+        difference = np.concatenate(parts) - reference
+        difference = difference - difference.mean(axis=1, keepdims=True)
+        errors.append(float((difference**2).mean()))
+    return candidates[int(np.argmin(errors))]
 
 
-def _stepper(index: int, candidate: _Candidate) -> Callable[[Array], Array]:
-    grid: Grid = grid_of(candidate.bounds, signed=True)
-
-    def step(part: Array) -> Array:
-        scaled = part
-        if candidate.factors is not None:
-            flat = part.reshape(len(part), len(candidate.factors), -1)
-            scaled = (flat * candidate.factors[:, None]).astype(np.float32).reshape(part.shape)
-        return candidate.chain.step(index, scaled, grid, int8=True)
-
-    return step
-
-
-def _chunked(function: Callable[[Array], Array], values: Array) -> Array:
-    return np.concatenate(
-        [function(values[start : start + _CHUNK]) for start in range(0, len(values), _CHUNK)]
-    )
+def _step(index: int, scaling: _Scaling, bounds: Bounds, part: Floats) -> Floats:
+    """Return the next layer's input with this layer as it was chosen."""
+    return scaling.chain.step(index, scaling.scale(part), grid_of(bounds, signed=True), int8=True)

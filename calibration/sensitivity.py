@@ -6,30 +6,204 @@ import json
 import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
 
-from calibration.chain import Chain, Grid, quantized_chain
+from calibration.chain import Chain, Floats, Grid, Pixels, chunks, map_in_threads, quantized_chain
 from calibration.mixed import squared_error
 from calibration.table import CalibrationTable
 from engines.errors import BadInputError, EnvironmentProblem
 from engines.packages import load
 from engines.runtimes import Progress
 
-Model = Any  # onnx.ModelProto
-Array = Any
+if TYPE_CHECKING:
+    from onnx import ModelProto
 
-RUNS = 30
+RUNS = 30  # of one image, for the time of each layer
+# What layers with weights are called once ONNX Runtime has optimised a graph.
 _WEIGHTED = frozenset(
     {"Conv", "FusedConv", "NhwcFusedConv", "QLinearConv", "MatMul", "FusedMatMul", "Gemm", "FusedGemm"}
     | {"QGemm", "QLinearMatMul", "MatMulInteger", "ConvInteger"}
 )
 
 
-def time_layers(model: Model, layers: Sequence[str], pixels: Array) -> dict[str, float]:
+class LayerSensitivity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What happens when one layer alone runs in INT8, or alone does not.
+
+    Attributes:
+        name: Name of the layer.
+        op: ``Conv``, ``MatMul`` or ``Gemm``.
+        depthwise: Whether it is a depthwise convolution, where INT8 seldom pays.
+        output_error: Alone in INT8: root mean square error of what the next layer gets (behind bias, ReLU and
+            pooling), relative to that tensor's root mean square.
+        logit_error: Alone in INT8: mean squared error of the centred logits, summed over the classes.
+        flips: Alone in INT8: images whose top class changes.
+        logit_error_without: All others in INT8 and this one in float: the same error.
+        flips_without: All others in INT8 and this one in float: images whose top class changes.
+        time_ms: Its own time for one image by precision, such as ``{"FP32": 0.05, "INT8": 0.09}``, where a
+            runtime reports it; empty elsewhere.
+    """
+
+    name: str
+    op: str
+    depthwise: bool
+    output_error: float
+    logit_error: float
+    flips: int
+    logit_error_without: float
+    flips_without: int
+    time_ms: Mapping[str, float]
+
+
+class Sensitivity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The sensitivity of all layers of a network.
+
+    Attributes:
+        images: Images that this was measured on.
+        signed: On the signed grid of TensorRT, or the unsigned one of onnxruntime.
+        logit_error: All layers in INT8: mean squared error of the centred logits, summed over the classes.
+        flips: All layers in INT8: images whose top class changes.
+        layers: One entry for each layer that INT8 is meant for, in the order of the graph.
+    """
+
+    images: int
+    signed: bool
+    logit_error: float
+    flips: int
+    layers: tuple[LayerSensitivity, ...]
+
+    @property
+    def worst(self) -> LayerSensitivity:
+        """The layer whose return to float would help most."""
+        return min(self.layers, key=lambda layer: (layer.logit_error_without, layer.name))
+
+
+def measure_sensitivity(
+    model: ModelProto,
+    table: CalibrationTable,
+    pixels: Pixels,
+    *,
+    signed: bool,
+    times: Mapping[str, Mapping[str, float]] | None = None,
+    progress: Progress | None = None,
+) -> Sensitivity:
+    """Run each layer alone in INT8, and each alone in float, and compare with the float network.
+
+    Args:
+        model: The deployed FP32 graph.
+        table: Its calibration table.
+        pixels: ``uint8 [N, height, width, 1]``.
+        signed: Which kind of INT8 graph.
+        times: For each layer, its time by precision in ms, where a runtime reports it.
+        progress: Called with (phase, images done, images in all).
+
+    Raises:
+        BadInputError: No images.
+    """
+    if len(pixels) == 0:
+        raise BadInputError("no images to measure sensitivity on", remedy="give a folder of real X-rays")
+    chain, grids = quantized_chain(model, table, signed=signed)
+    count = len(chain.layers) - 1
+    tallies = [_Tally() for _ in range(count)]
+    whole = _Tally()
+    parts = chunks(len(pixels))
+    measured = map_in_threads(lambda part: _measure_chunk(chain, grids, pixels[part]), parts)
+    for part, (each, together) in zip(parts, measured, strict=True):
+        for tally, found in zip(tallies, each, strict=True):
+            tally.add(found)
+        whole.add(together)
+        if progress is not None:
+            progress("sensitivity", part.stop, len(pixels))
+    layers = tuple(
+        LayerSensitivity(
+            name=layer.name,
+            op=layer.op,
+            depthwise=layer.depthwise,
+            output_error=(tally.output / tally.power) ** 0.5 if tally.power else 0.0,
+            logit_error=tally.alone / len(pixels),
+            flips=tally.flips,
+            logit_error_without=tally.without / len(pixels),
+            flips_without=tally.flips_without,
+            time_ms=(times or {}).get(layer.name, {}),
+        )
+        for layer, tally in zip(chain.layers[:-1], tallies, strict=True)
+    )
+    return Sensitivity(
+        layers=layers,
+        logit_error=whole.alone / len(pixels),
+        flips=whole.flips,
+        images=len(pixels),
+        signed=signed,
+    )
+
+
+@dataclass
+class _Tally:
+    """What is summed up of one layer; of all of them together only ``alone`` and ``flips``."""
+
+    output: float = 0.0
+    power: float = 0.0
+    alone: float = 0.0
+    flips: int = 0
+    without: float = 0.0
+    flips_without: int = 0
+
+    def add(self, other: _Tally) -> None:
+        self.output += other.output
+        self.power += other.power
+        self.alone += other.alone
+        self.flips += other.flips
+        self.without += other.without
+        self.flips_without += other.flips_without
+
+
+def _measure_chunk(chain: Chain, grids: Sequence[Grid], pixels: Pixels) -> tuple[list[_Tally], _Tally]:
+    """Return the tally of each layer, and that of all of them in INT8."""
+    last = len(chain.layers) - 1
+    floats = [chain.start(pixels)]
+    for index in range(last + 1):
+        floats.append(chain.step(index, floats[-1], None, int8=False))
+    reference = floats[-1]
+    rounded = floats[0]
+    tallies = []
+    for index in range(last):
+        alone = chain.step(index, floats[index], grids[index], int8=True)
+        expected = floats[index + 1]
+        logits = chain.finish(index + 1, alone)
+        grid = chain.input_grid(index, grids, int8=False)
+        rest = _finish_int8(chain, grids, index + 1, chain.step(index, rounded, grid, int8=False))
+        tallies.append(
+            _Tally(
+                output=float(np.square(alone - expected, dtype=np.float64).sum()),
+                power=float(np.square(expected, dtype=np.float64).sum()),
+                alone=squared_error(reference, logits),
+                flips=_changed(reference, logits),
+                without=squared_error(reference, rest),
+                flips_without=_changed(reference, rest),
+            )
+        )
+        rounded = chain.step(index, rounded, grids[index], int8=True)
+    logits = _finish_int8(chain, grids, last, rounded)
+    whole = _Tally(alone=squared_error(reference, logits), flips=_changed(reference, logits))
+    return tallies, whole
+
+
+def _finish_int8(chain: Chain, grids: Sequence[Grid], index: int, values: Floats) -> Floats:
+    for place in range(index, len(chain.layers)):
+        int8 = not chain.layers[place].last
+        values = chain.step(place, values, chain.input_grid(place, grids, int8=int8), int8=int8)
+    return values
+
+
+def _changed(reference: Floats, logits: Floats) -> int:
+    return int((reference.argmax(axis=1) != logits.argmax(axis=1)).sum())
+
+
+def time_layers(model: ModelProto, layers: Sequence[str], pixels: Pixels) -> dict[str, float]:
     """Return the median time of each layer for one image on one thread, ms.
 
     ONNX Runtime renames what it fuses, but runs a chain in its order: the n-th node with weights of a run is
@@ -88,172 +262,3 @@ def _by_layer(events: list[dict[str, Any]], layers: Sequence[str]) -> dict[str, 
         name: statistics.median(event["dur"] for event in warm[index::count]) / 1000
         for index, name in enumerate(layers)
     }
-
-
-_CHUNK = 16  # images
-
-
-@dataclass(frozen=True, kw_only=True)
-class LayerSensitivity:
-    """What happens when one layer alone runs in INT8, or alone does not.
-
-    Attributes:
-        name: Name of the layer.
-        op: ``Conv``, ``MatMul`` or ``Gemm``.
-        depthwise: Whether it is a depthwise convolution, where INT8 seldom pays.
-        output_error: Alone in INT8: root mean square error of what the next layer gets (behind bias, ReLU and
-            pooling), relative to that tensor's root mean square.
-        logit_error: Alone in INT8: mean squared error of the centred logits, summed over the classes.
-        flips: Alone in INT8: images whose top class changes.
-        logit_error_without: All others in INT8 and this one in float: the same error.
-        flips_without: All others in INT8 and this one in float: images whose top class changes.
-        time_ms: Its own time for one image by precision, such as ``{"FP32": 0.05, "INT8": 0.09}``, where a
-            runtime told; empty elsewhere.
-    """
-
-    name: str
-    op: str
-    depthwise: bool
-    output_error: float
-    logit_error: float
-    flips: int
-    logit_error_without: float
-    flips_without: int
-    time_ms: Mapping[str, float]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sensitivity:
-    """The sensitivity of all layers of a network.
-
-    Attributes:
-        layers: One entry for each layer that INT8 is meant for, in the order of the graph.
-        logit_error: All of them in INT8: mean squared error of the centred logits, summed over the classes.
-        flips: All of them in INT8: images whose top class changes.
-        images: Images that this was measured on.
-        signed: On the signed grid of TensorRT, or the unsigned one of onnxruntime.
-    """
-
-    layers: tuple[LayerSensitivity, ...]
-    logit_error: float
-    flips: int
-    images: int
-    signed: bool
-
-    @property
-    def worst(self) -> LayerSensitivity:
-        """The layer whose return to float would help most."""
-        return min(self.layers, key=lambda layer: (layer.logit_error_without, layer.name))
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return JSON-ready values."""
-        return {
-            "images": self.images,
-            "signed": self.signed,
-            "logit_error": self.logit_error,
-            "flips": self.flips,
-            "layers": [{**asdict(layer), "time_ms": dict(layer.time_ms)} for layer in self.layers],
-        }
-
-
-def measure_sensitivity(
-    model: Model,
-    table: CalibrationTable,
-    pixels: Array,
-    *,
-    signed: bool,
-    times: Mapping[str, Mapping[str, float]] | None = None,
-    progress: Progress | None = None,
-) -> Sensitivity:
-    """Run each layer alone in INT8, and each alone in float, and compare with the float network.
-
-    Args:
-        model: The deployed FP32 graph.
-        table: Its calibration table.
-        pixels: ``uint8 [N, height, width, 1]``.
-        signed: Which kind of INT8 graph.
-        times: For each layer, its time by precision in ms, where a runtime told.
-        progress: Called with (phase, images done, images in all).
-
-    Raises:
-        BadInputError: No images.
-    """
-    if len(pixels) == 0:
-        raise BadInputError("no images to measure sensitivity on", remedy="give a folder of real X-rays")
-    chain, grids = quantized_chain(model, table, signed=signed)
-    count = len(chain.layers) - 1
-    tallies = [_Tally() for _ in range(count)]
-    whole = _Tally()
-    for start in range(0, len(pixels), _CHUNK):
-        _measure_batch(chain, grids, pixels[start : start + _CHUNK], tallies, whole)
-        if progress is not None:
-            progress("sensitivity", min(start + _CHUNK, len(pixels)), len(pixels))
-    layers = tuple(
-        LayerSensitivity(
-            name=layer.name,
-            op=layer.op,
-            depthwise=layer.depthwise,
-            output_error=(tally.output / tally.power) ** 0.5 if tally.power else 0.0,
-            logit_error=tally.alone / len(pixels),
-            flips=tally.flips,
-            logit_error_without=tally.without / len(pixels),
-            flips_without=tally.flips_without,
-            time_ms=(times or {}).get(layer.name, {}),
-        )
-        for layer, tally in zip(chain.layers[:-1], tallies, strict=True)
-    )
-    return Sensitivity(
-        layers=layers,
-        logit_error=whole.alone / len(pixels),
-        flips=whole.flips,
-        images=len(pixels),
-        signed=signed,
-    )
-
-
-@dataclass
-class _Tally:
-    output: float = 0.0
-    power: float = 0.0
-    alone: float = 0.0
-    flips: int = 0
-    without: float = 0.0
-    flips_without: int = 0
-
-
-def _measure_batch(
-    chain: Chain, grids: list[Grid], pixels: Array, tallies: list[_Tally], whole: _Tally
-) -> None:
-    last = len(chain.layers) - 1
-    floats = [chain.start(pixels)]
-    for index in range(last + 1):
-        floats.append(chain.step(index, floats[-1], None, int8=False))
-    reference = floats[-1]
-    rounded = floats[0]
-    for index, tally in enumerate(tallies):
-        alone = chain.step(index, floats[index], grids[index], int8=True)
-        expected = floats[index + 1]
-        tally.output += float(np.square(alone - expected, dtype=np.float64).sum())
-        tally.power += float(np.square(expected, dtype=np.float64).sum())
-        logits = chain.finish(index + 1, alone)
-        tally.alone += squared_error(reference, logits)
-        tally.flips += _changed(reference, logits)
-        grid = chain.input_grid(index, grids, int8=False)
-        logits = _finish_int8(chain, grids, index + 1, chain.step(index, rounded, grid, int8=False))
-        tally.without += squared_error(reference, logits)
-        tally.flips_without += _changed(reference, logits)
-        rounded = chain.step(index, rounded, grids[index], int8=True)
-    logits = _finish_int8(chain, grids, last, rounded)
-    whole.alone += squared_error(reference, logits)
-    whole.flips += _changed(reference, logits)
-
-
-def _finish_int8(chain: Chain, grids: list[Grid], index: int, values: Array) -> Array:
-    for place in range(index, len(chain.layers)):
-        int8 = not chain.layers[place].last
-        values = chain.step(place, values, chain.input_grid(place, grids, int8=int8), int8=int8)
-    return values
-
-
-def _changed(reference: Array, logits: Array) -> int:
-    return int((reference.argmax(axis=1) != logits.argmax(axis=1)).sum())

@@ -5,19 +5,20 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from engines.errors import ArtefactError, UsageError
-from engines.files import read_sealed_document, write_sealed_document
+from engines.files import DocumentKind
 from engines.graph import OnnxModel
 
 METHODS = ("mse", "entropy", "minmax", "percentile")
 QAT_METHOD = "qat"  # ranges that quantisation-aware fine-tuning learnt; no calibration finds them
 DEFAULT_METHOD = "mse"
 MINIMUM_IMAGES = 128
-DEFAULT_IMAGES = 256
 DEFAULT_SEED = 0
 DEFAULT_PERCENTILE = 99.99
 
@@ -58,13 +59,7 @@ class CalibrationOptions:
             )
 
 
-KIND = "edge-dsc/calibration-table"
-SCHEMA_VERSION = 1
-_SEAL = "table_sha256"
-
-
-@dataclass(frozen=True)
-class CalibrationImage:
+class CalibrationImage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """An image that was calibrated on: its path below the folder of all of them, its class, its hash."""
 
     name: str
@@ -72,101 +67,83 @@ class CalibrationImage:
     sha256: str
 
 
-@dataclass(frozen=True)
-class SkippedImage:
+class SkippedImage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """An image that could not be read, and why."""
 
     name: str
     reason: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class CalibrationTable:
+class CalibrationTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Ranges of activation tensors, tied to a model, a preprocess and images.
 
     The same inputs give the same bytes.
 
     Attributes:
-        method: How the ranges were found: one of :data:`calibration.table.METHODS`, or ``qat`` where
-            quantisation-aware fine-tuning learnt them with the weights; then the images are those of the training.
+        method: How the ranges were found: one of :data:`METHODS`, or ``qat`` where quantisation-aware fine-tuning
+            learnt them with the weights; then the images are those of the training.
         parameters: The method's own settings, such as ``{"percentile": 99.99, "histogram_bins": 2048}``.
         seed: The seed that chose the images.
-        ranges: ``(lowest, highest)`` of each tensor, float32 values in the tensor's own unit, as found;
-            what a signed or unsigned graph makes of them is :func:`calibration.qdq.quantize`'s affair.
         onnx_sha256: Hash of the FP32 model's file.
         preprocess_sha256: Hash of the contract's preprocess.
-        images: The images, sorted.
-        skipped: The images that could not be read, sorted.
         versions: Versions of the packages that the ranges depend on.
+        ranges: ``(lowest, highest)`` of each tensor in the tensor's own unit, as found; what a signed or unsigned
+            graph makes of them is up to :func:`calibration.qdq.quantize`.
         channel_factors: Tensors whose channels are multiplied by factors before they are quantised, with one
-            positive factor a channel (:mod:`calibration.rewrites`); their ranges are of the tensors after that.
+            positive factor per channel (:mod:`calibration.rewrites`); their ranges are of the tensors after that.
+        images: The images.
+        skipped: The images that could not be read.
     """
 
     method: str
-    parameters: Mapping[str, float]
+    parameters: Mapping[str, int | float]
     seed: int
-    ranges: Mapping[str, tuple[float, float]]
     onnx_sha256: str
     preprocess_sha256: str
-    images: tuple[CalibrationImage, ...]
-    skipped: tuple[SkippedImage, ...] = field(default=())
     versions: Mapping[str, str]
-    channel_factors: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    ranges: Mapping[str, tuple[float, float]]
+    channel_factors: Mapping[str, tuple[float, ...]] = msgspec.field(default_factory=dict)
+    images: tuple[CalibrationImage, ...]
+    skipped: tuple[SkippedImage, ...] = ()
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the table as JSON-ready values, sorted."""
-        return {
-            "method": self.method,
-            "parameters": dict(sorted(self.parameters.items())),
-            "seed": self.seed,
-            "onnx_sha256": self.onnx_sha256,
-            "preprocess_sha256": self.preprocess_sha256,
-            "versions": dict(sorted(self.versions.items())),
-            "ranges": {name: list(self.ranges[name]) for name in sorted(self.ranges)},
-            "channel_factors": {
-                name: list(self.channel_factors[name]) for name in sorted(self.channel_factors)
-            },
-            "images": [
-                asdict(image) for image in sorted(self.images, key=lambda image: (image.label, image.name))
-            ],
-            "skipped": [asdict(image) for image in sorted(self.skipped, key=lambda image: image.name)],
-        }
 
-    @classmethod
-    def from_dict(cls, values: dict[str, Any], *, source: str) -> CalibrationTable:
-        """Rebuild a table from JSON values.
+def calibrate_command(
+    *, model: Path | None = None, method: str = DEFAULT_METHOD, out: Path | None = None
+) -> str:
+    """Return the command line that makes a table again; what is not known stands as MODEL, DIR and TABLE."""
+    words = ["edge-dsc", "calibrate", str(model or "MODEL"), "--calib-data", "DIR", "--calib-method", method]
+    return shlex.join([*words, "--out", str(out or "TABLE")])
 
-        Raises:
-            ArtefactError: A field is missing, unknown or of the wrong type, or a value makes no sense.
-        """
-        try:
-            table = cls(
-                **{
-                    **values,
-                    "ranges": {
-                        name: (float(low), float(high)) for name, (low, high) in values["ranges"].items()
-                    },
-                    "channel_factors": {
-                        name: tuple(float(factor) for factor in factors)
-                        for name, factors in values.get("channel_factors", {}).items()
-                    },
-                    "images": tuple(CalibrationImage(**image) for image in values["images"]),
-                    "skipped": tuple(SkippedImage(**image) for image in values["skipped"]),
-                }
-            )
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise ArtefactError(
-                f"{source} is no calibration table: {error}", remedy=_renew(source)
-            ) from error
-        wrong = _nonsense(table)
-        if wrong:
-            raise ArtefactError(f"{source} {wrong}", remedy=_renew(source))
-        return table
+
+def _from_version_1(body: dict[str, Any]) -> dict[str, Any]:
+    """Fill in what version 1 gained under its own number."""
+    return {"channel_factors": {}, **body}
+
+
+TABLE = DocumentKind(
+    name="edge-dsc/calibration-table",
+    version=2,
+    body=CalibrationTable,
+    renew=calibrate_command(),
+    seal="table_sha256",
+    older={1: _from_version_1},
+)
 
 
 def save_table(path: Path, table: CalibrationTable) -> None:
-    """Write a table, sealed with a hash of its own content; no time in it: same inputs, same bytes."""
-    write_sealed_document(path, KIND, SCHEMA_VERSION, table.to_dict(), seal=_SEAL)
+    """Write a table, sealed with a hash of its own content; sorted and without a time: same inputs, same bytes."""
+    TABLE.save(
+        path,
+        msgspec.structs.replace(
+            table,
+            parameters=dict(sorted(table.parameters.items())),
+            versions=dict(sorted(table.versions.items())),
+            ranges=dict(sorted(table.ranges.items())),
+            channel_factors=dict(sorted(table.channel_factors.items())),
+            images=tuple(sorted(table.images, key=lambda image: (image.label, image.name))),
+            skipped=tuple(sorted(table.skipped, key=lambda image: image.name)),
+        ),
+    )
 
 
 def load_table(path: Path) -> CalibrationTable:
@@ -175,8 +152,12 @@ def load_table(path: Path) -> CalibrationTable:
     Raises:
         ArtefactError: Missing, of another kind or version, edited by hand, or senseless.
     """
-    body = read_sealed_document(path, KIND, SCHEMA_VERSION, seal=_SEAL, renew=calibrate_command(out=path))
-    return CalibrationTable.from_dict(body, source=str(path))
+    renew = calibrate_command(out=path)
+    table = TABLE.load(path, renew=renew)
+    wrong = _nonsense(table)
+    if wrong:
+        raise ArtefactError(f"{path} {wrong}", remedy=f"make it again: {renew}")
+    return table
 
 
 def check_table(table: CalibrationTable, model: OnnxModel, *, path: Path | None = None) -> None:
@@ -192,32 +173,19 @@ def check_table(table: CalibrationTable, model: OnnxModel, *, path: Path | None 
     """
     method = DEFAULT_METHOD if table.method == QAT_METHOD else table.method
     remedy = f"calibrate again: {calibrate_command(model=model.path, method=method, out=path)}"
-    contract = model.contract
-    if table.preprocess_sha256 != contract.preprocess_sha256:
+    expected = model.contract.preprocess_sha256
+    if table.preprocess_sha256 != expected:
         raise ArtefactError(
             f"the calibration table is of another preprocess ({table.preprocess_sha256[:12]}) "
-            f"than {model.path} ({contract.preprocess_sha256[:12]})",
+            f"than {model.path} ({expected[:12]})",
             remedy=remedy,
         )
-    seen = model.sha256
-    if table.onnx_sha256 != seen:
+    if table.onnx_sha256 != model.sha256:
         raise ArtefactError(
             f"the calibration table is of another model (ONNX {table.onnx_sha256[:12]}) "
-            f"than {model.path} ({seen[:12]})",
+            f"than {model.path} ({model.sha256[:12]})",
             remedy=remedy,
         )
-
-
-def calibrate_command(
-    *, model: Path | None = None, method: str = DEFAULT_METHOD, out: Path | None = None
-) -> str:
-    """Return the command line that makes a table anew; what is not known stands as MODEL, DIR and TABLE."""
-    words = ["edge-dsc", "calibrate", str(model or "MODEL"), "--calib-data", "DIR", "--calib-method", method]
-    return shlex.join([*words, "--out", str(out or "TABLE")])
-
-
-def _renew(source: str) -> str:
-    return f"make it anew: {calibrate_command(out=Path(source))}"
 
 
 def _nonsense(table: CalibrationTable) -> str | None:

@@ -1,38 +1,39 @@
-"""TensorRT's own calibration: its text cache, and calibrators that read images as every other stage does."""
+"""TensorRT's own calibration: its text cache made of a table, and its calibrators over the pixels that ours sees."""
 
 from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from calibration.layers import find_layers
 from calibration.qdq import activation_ranges
 from calibration.rewrites import SUFFIX
+from calibration.select import CalibrationSet
 from calibration.table import CalibrationTable
 from engines.contract import ModelContract
-from engines.errors import ArtefactError, EnvironmentProblem, ImageError, UsageError
+from engines.errors import ArtefactError, EnvironmentProblem, UsageError
 from engines.files import write_bytes
-from engines.images import read_input
 from engines.packages import parse_version
 
-Model = Any  # onnx.ModelProto
+if TYPE_CHECKING:
+    from onnx import ModelProto
 
 ENTROPY = "EntropyCalibration2"
 MINMAX = "MinMaxCalibration"
 ALGORITHMS = (ENTROPY, MINMAX)
+CALIBRATORS = ("entropy", "minmax")
+_WRITE_AGAIN = "write it again from the calibration table"
 _HEADER = re.compile(r"TRT-(\d+)-(\w+)")
 _LINE = re.compile(r"(.+): ([0-9a-f]{1,8})")
 
 
 @dataclass(frozen=True)
 class TrtCache:
-    """What a cache says.
+    """What a text cache of TensorRT holds.
 
     Attributes:
         version: ``NV_TENSORRT_VERSION`` of the release that it is for, such as 8602 or 100300.
@@ -45,7 +46,9 @@ class TrtCache:
     scales: Mapping[str, float]
 
 
-def write_cache(table: CalibrationTable, model: Model, version: str, *, algorithm: str | None = None) -> str:
+def write_cache(
+    table: CalibrationTable, model: ModelProto, version: str, *, algorithm: str | None = None
+) -> str:
     """Return the text of the cache that holds a table's ranges.
 
     Tensors between two layers (behind bias, ReLU and pooling) get the scale of the tensor that the next layer
@@ -66,7 +69,8 @@ def write_cache(table: CalibrationTable, model: Model, version: str, *, algorith
     algorithm = algorithm or (MINMAX if table.method == "minmax" else ENTROPY)
     if algorithm not in ALGORITHMS:
         raise UsageError(
-            f"there is no calibration algorithm {algorithm!r}", remedy=f"choose of {', '.join(ALGORITHMS)}"
+            f"there is no calibration algorithm {algorithm!r}",
+            remedy=f"choose one of {', '.join(ALGORITHMS)}",
         )
     lines = [f"TRT-{version_number(version)}-{algorithm}"]
     lines += [f"{name}: {encode_scale(scale)}" for name, scale in tensor_scales(table, model).items()]
@@ -91,7 +95,7 @@ def _scaled(method: str) -> UsageError:
     )
 
 
-def tensor_scales(table: CalibrationTable, model: Model) -> dict[str, float]:
+def tensor_scales(table: CalibrationTable, model: ModelProto) -> dict[str, float]:
     """Return the symmetric int8 scale of every tensor between the layers, in the order of the graph."""
     ranges = activation_ranges(model, table, signed=True)
     by_output = {name: node for node in model.graph.node for name in node.output}
@@ -121,38 +125,38 @@ def read_cache(text: str, *, source: str) -> TrtCache:
     Raises:
         ArtefactError: Another header, a line that is none, a tensor twice, or a scale that is not positive.
     """
-    remedy = "write it anew from the calibration table"
     header, *lines = text.splitlines() or [""]
     match = _HEADER.fullmatch(header)
     if match is None:
-        raise ArtefactError(f"{source} line 1 is {header[:60]!r}, not TRT-VERSION-ALGORITHM", remedy=remedy)
+        raise ArtefactError(
+            f"{source} line 1 is {header[:60]!r}, not TRT-VERSION-ALGORITHM", remedy=_WRITE_AGAIN
+        )
     scales: dict[str, float] = {}
     for number, line in enumerate(lines, start=2):
         entry = _LINE.fullmatch(line)
         scale = decode_scale(entry[2]) if entry else 0.0
         if entry is None or not 0 < scale < float("inf") or entry[1] in scales:
-            raise ArtefactError(f"{source} line {number} is {line[:60]!r}", remedy=remedy)
+            raise ArtefactError(f"{source} line {number} is {line[:60]!r}", remedy=_WRITE_AGAIN)
         scales[entry[1]] = scale
     return TrtCache(int(match[1]), match[2], scales)
 
 
-def check_cache(cache: TrtCache, table: CalibrationTable, model: Model, version: str) -> None:
-    """Hold a cache against the table, the model and the release that it shall serve.
+def check_cache(cache: TrtCache, table: CalibrationTable, model: ModelProto, version: str) -> None:
+    """Hold a cache against the table, the model and the release that it is to serve.
 
     Raises:
         ArtefactError: For another release, with a tensor missing, foreign, or of another scale.
     """
-    remedy = "write it anew from the calibration table"
     if cache.version != version_number(version):
         raise ArtefactError(
-            f"the cache is for TensorRT {cache.version}, not {version_number(version)}", remedy=remedy
+            f"the cache is for TensorRT {cache.version}, not {version_number(version)}", remedy=_WRITE_AGAIN
         )
     expected = tensor_scales(table, model)
     for name in sorted(expected.keys() | cache.scales.keys()):
         here, there = expected.get(name), cache.scales.get(name)
         if here != there:
             raise ArtefactError(
-                f"the cache gives {name} the scale {there}, the table gives it {here}", remedy=remedy
+                f"the cache gives {name} the scale {there}, the table gives it {here}", remedy=_WRITE_AGAIN
             )
 
 
@@ -182,33 +186,40 @@ def decode_scale(digits: str) -> float:
     return float(struct.unpack(">f", bytes.fromhex(digits.rjust(8, "0")))[0])
 
 
-CALIBRATORS = ("entropy", "minmax")
+@dataclass(frozen=True, kw_only=True)
+class CalibratorOptions:
+    """How TensorRT is to calibrate.
+
+    Attributes:
+        algorithm: One of :data:`CALIBRATORS`.
+        batch: Images per batch.
+        cache: Where TensorRT's text cache is kept; an existing one is offered to TensorRT instead of images.
+    """
+
+    algorithm: str = "entropy"
+    batch: int = 8
+    cache: Path | None = None
 
 
 def make_calibrator(
     trt: Any,
     cuda: Any,
-    images: Sequence[Path],
+    images: CalibrationSet,
     contract: ModelContract,
-    *,
-    algorithm: str = "entropy",
-    batch: int = 8,
-    cache: Path | None = None,
+    options: CalibratorOptions = CalibratorOptions(),
 ) -> Any:
     """Return an ``IInt8EntropyCalibrator2`` or ``IInt8MinMaxCalibrator`` for ``config.int8_calibrator``.
 
-    It feeds the network's raw uint8 pixels, made by the contract like everywhere else, in whole batches; the
-    last images that fill none are left out. An exception must not cross TensorRT's C++ frames: it is kept in
-    ``failure``, TensorRT is told that there are no more images, and the caller raises it after the build.
+    It feeds the network's raw uint8 pixels in whole batches, in the order of the draw; the last images that fill
+    none are left out. An exception must not cross TensorRT's C++ frames: it is kept in ``failure``, TensorRT hears
+    that there are no more images, and the caller raises it after the build.
 
     Args:
         trt: The module ``tensorrt``.
         cuda: The module ``pycuda.driver``; the calling thread owns a current context.
-        images: Real image files, as :func:`calibration.select.select_images` drew them.
+        images: What :func:`calibration.select.read_set` read by the model's contract.
         contract: The model's contract.
-        algorithm: ``entropy`` or ``minmax``.
-        batch: Images a batch.
-        cache: Where TensorRT's text cache is kept; an existing one is offered to TensorRT instead of images.
+        options: Which calibrator, and how.
 
     Returns:
         The calibrator; it owns its device memory until ``release()``.
@@ -217,27 +228,30 @@ def make_calibrator(
         EnvironmentProblem: This release has no calibrators.
         UsageError: Another algorithm, or fewer images than a batch.
     """
-    _check(trt, images, algorithm, batch)
-    base = trt.IInt8EntropyCalibrator2 if algorithm == "entropy" else trt.IInt8MinMaxCalibrator
-    batches = _Batches(images, contract, batch)
+    pixels = images.pixels[list(images.drawn)]
+    _check_calibrator(trt, len(pixels), options)
+    entropy = options.algorithm == "entropy"
+    base = trt.IInt8EntropyCalibrator2 if entropy else trt.IInt8MinMaxCalibrator
+    batches = iter(
+        [pixels[end - options.batch : end] for end in range(options.batch, len(pixels) + 1, options.batch)]
+    )
 
     class Calibrator(base):  # type: ignore[misc,valid-type]
         def __init__(self) -> None:
             base.__init__(self)
             self.failure: BaseException | None = None
-            self.skipped = batches.skipped
-            self._memory = cuda.mem_alloc(batch * contract.height * contract.width)
+            self._memory = cuda.mem_alloc(pixels[: options.batch].nbytes)
             self._stream = cuda.Stream()
 
         def get_batch_size(self) -> int:
-            return batch
+            return options.batch
 
         def get_batch(self, names: list[str]) -> list[int] | None:
             try:
-                pixels = batches.read()
-                if pixels is None or names != [contract.input_name]:
+                batch = next(batches, None)
+                if batch is None or names != [contract.input_name]:
                     return None
-                cuda.memcpy_htod_async(self._memory, pixels, self._stream)
+                cuda.memcpy_htod_async(self._memory, batch, self._stream)
                 self._stream.synchronize()
                 return [int(self._memory)]
             except BaseException as error:  # noqa: BLE001 - raised again by whoever builds
@@ -245,12 +259,13 @@ def make_calibrator(
                 return None
 
         def read_calibration_cache(self) -> bytes | None:
+            cache = options.cache
             return cache.read_bytes() if cache is not None and cache.is_file() else None
 
         def write_calibration_cache(self, data: Any) -> None:
             try:
-                if cache is not None:
-                    write_bytes(cache, bytes(data))
+                if options.cache is not None:
+                    write_bytes(options.cache, bytes(data))
             except BaseException as error:  # noqa: BLE001 - raised again by whoever builds
                 self.failure = error
 
@@ -260,38 +275,16 @@ def make_calibrator(
     return Calibrator()
 
 
-def _check(trt: Any, images: Sequence[Path], algorithm: str, batch: int) -> None:
-    if algorithm not in CALIBRATORS:
+def _check_calibrator(trt: Any, images: int, options: CalibratorOptions) -> None:
+    if options.algorithm not in CALIBRATORS:
         raise UsageError(
-            f"TensorRT has no calibrator {algorithm!r} here", remedy=f"choose of {', '.join(CALIBRATORS)}"
+            f"TensorRT has no calibrator {options.algorithm!r} here",
+            remedy=f"choose one of {', '.join(CALIBRATORS)}",
         )
     if not hasattr(trt, "IInt8EntropyCalibrator2"):
         raise EnvironmentProblem(
             f"TensorRT {trt.__version__} has no calibrators: they ended with 10",
             remedy="use edge-dsc calibrate and build-engine --int8, which need none",
         )
-    if len(images) < batch:
-        raise UsageError(f"{len(images)} images for batches of {batch}", remedy="give more images")
-
-
-class _Batches:
-    """Whole batches of readable images."""
-
-    def __init__(self, images: Sequence[Path], contract: ModelContract, size: int) -> None:
-        self.skipped: list[str] = []
-        self._waiting = iter(images)
-        self._contract = contract
-        self._size = size
-
-    def read(self) -> Any:
-        """Return ``uint8 [size, height, width, 1]``, or None where too few images are left."""
-        pixels: list[Any] = []
-        for path in self._waiting:
-            try:
-                pixels.append(read_input(path, self._contract))
-            except ImageError as error:
-                self.skipped.append(str(error))
-                continue
-            if len(pixels) == self._size:
-                return np.ascontiguousarray(np.stack(pixels))
-        return None
+    if images < options.batch:
+        raise UsageError(f"{images} images for batches of {options.batch}", remedy="give more images")

@@ -114,17 +114,19 @@ def _inspect_document(path: Path) -> dict[str, Any]:
 def _document_readers() -> dict[str, Callable[[Path], object]]:
     """Return what reads and checks a document, by its kind; results that ``--json`` printed have no reader."""
     from bench.report import load_report
-    from calibration.table import load_table
+    from calibration.coverage import COVERAGE
+    from calibration.table import TABLE, load_table
     from edge_dsc.data.split import load_split
     from edge_dsc.evaluate.evaluation import EVALUATION
     from edge_dsc.training.run_folder import METRICS, TRAINING_RECORD
 
     return {
-        "edge-dsc/calibration-table": load_table,
+        COVERAGE.name: COVERAGE.load,
         "edge-dsc/latency-report": load_report,
         "edge-dsc/split": load_split,
         EVALUATION.name: EVALUATION.load,
         METRICS.name: METRICS.load,
+        TABLE.name: load_table,
         TRAINING_RECORD.name: TRAINING_RECORD.load,
     }
 

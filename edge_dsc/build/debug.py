@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -15,15 +16,8 @@ from calibration.layers import find_layers
 from calibration.qdq import quantize
 from calibration.select import Candidate, read_set, select_images
 from calibration.sensitivity import Sensitivity, measure_sensitivity, time_layers
-from calibration.table import (
-    DEFAULT_IMAGES,
-    DEFAULT_SEED,
-    CalibrationOptions,
-    CalibrationTable,
-    check_table,
-    load_table,
-)
-from edge_dsc.build.calibrate import CALIBRATION_NAME, calibration_candidates
+from calibration.table import CalibrationOptions, CalibrationTable, check_table, load_table
+from edge_dsc.build.calibrate import CALIBRATION_NAME, CalibrationRequest, calibration_candidates
 from edge_dsc.data import discover
 from edge_dsc.data.purposes import split_beside
 from engines.contract import ModelContract
@@ -86,7 +80,7 @@ class Debugged:
             "runtime": self.runtime,
             "method": self.method,
             "picture": str(self.picture),
-            **self.sensitivity.to_dict(),
+            **msgspec.to_builtins(self.sensitivity),
         }
 
 
@@ -161,14 +155,15 @@ def _find_model(request: DebugRequest) -> tuple[OnnxModel, Runtime]:
 def _find_table(
     request: DebugRequest, model: OnnxModel, candidates: Sequence[Candidate], progress: Progress | None
 ) -> tuple[CalibrationTable, _Known]:
-    """Load the table, or make one; then return the pixels that were read for it too, by the image's hash."""
+    """Load the table, or make one as ``calibrate`` does by default; return the pixels read for it too, by hash."""
     beside = model.path.parent / CALIBRATION_NAME
     path = request.calibration or (beside if beside.is_file() else None)
     if path is not None:
         table = load_table(path)
         check_table(table, model, path=path)
         return table, {}
-    drawn = select_images(candidates, DEFAULT_IMAGES, DEFAULT_SEED)
+    usual = CalibrationRequest(model=model.path, data=request.data)
+    drawn = select_images(candidates, usual.images, usual.seed)
     images = read_set(drawn, model.contract, progress)
     known = {image.sha256: pixels for image, pixels in zip(images.images, images.pixels, strict=True)}
     return calibrate(model, images, CalibrationOptions(), progress), known

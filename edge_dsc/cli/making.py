@@ -235,6 +235,8 @@ def calibrate(
     json: Json = False,
 ) -> None:
     """They are written to calibration.json beside the model, with the hashes of the images."""
+    from msgspec import to_builtins
+
     from edge_dsc.build.calibrate import CalibrationRequest, run_calibration
     from edge_dsc.cli.console import give, give_json, progress_bar
     from edge_dsc.inspection import describe_table
@@ -255,7 +257,7 @@ def calibrate(
         made = run_calibration(request, progress)
     description = {"path": str(made.path), "held_out": made.held_out, **describe_table(made.table)}
     description["trt_cache"] = str(made.trt_cache) if made.trt_cache else None
-    description["coverage"] = made.coverage.to_dict()
+    description["coverage"] = to_builtins(made.coverage)
     if json:
         give_json("edge-dsc/calibrate-result", description)
     else:

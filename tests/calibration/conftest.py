@@ -27,6 +27,7 @@ def candidates_below(root: Path) -> list[Candidate]:
 
 @pytest.fixture
 def list_images() -> Lister:
+    """Lists the images of a folder as they are found: with class and hash."""
     return candidates_below
 
 

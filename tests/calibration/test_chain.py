@@ -8,9 +8,7 @@ import onnxruntime
 import pytest
 
 from calibration.chain import Chain, quantized_chain
-from calibration.layers import find_layers
 from calibration.qdq import quantize
-from calibration.rewrites import scale_channels
 from calibration.table import CalibrationTable
 from engines.errors import ArtefactError
 
@@ -66,31 +64,3 @@ def test_a_graph_that_branches_is_refused(deployed_models: dict[str, Path]) -> N
     )
     with pytest.raises(ArtefactError, match="is no chain of layers"):
         Chain(model, signed=True)
-
-
-@pytest.mark.parametrize("architecture", ["dsc", "cnn"])
-def test_scaled_channels_change_no_answer(deployed_models: dict[str, Path], architecture: str) -> None:
-    model = onnx.load(deployed_models[architecture])
-    rng = np.random.default_rng(0)
-    factors = {
-        layer.input: tuple(2 ** rng.uniform(-3, 3, 32))
-        for layer in find_layers(model)
-        if not layer.raw_pixels and not layer.last
-    }
-    scaled = scale_channels(model, factors)
-    assert len(factors) == {"dsc": 7, "cnn": 4}[architecture]
-    np.testing.assert_allclose(probabilities(scaled), probabilities(model), atol=1e-6)
-    weights = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
-    assert any(
-        not np.array_equal(onnx.numpy_helper.to_array(t), weights[t.name]) for t in scaled.graph.initializer
-    )
-
-
-def test_factors_of_another_network_are_refused(deployed_models: dict[str, Path]) -> None:
-    model = onnx.load(deployed_models["dsc"])
-    with pytest.raises(ArtefactError, match="Conv_5 has no 3 channels to scale"):
-        scale_channels(model, {"Conv_5": (1.0, 1.0, 1.0)})
-    with pytest.raises(ArtefactError, match="elsewhere has no 1 channels to scale"):
-        scale_channels(model, {"elsewhere": (1.0,)})
-    with pytest.raises(ArtefactError, match="to scale"):
-        scale_channels(model, {find_layers(model)[0].input: (1.0,)})

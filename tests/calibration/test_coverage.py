@@ -1,43 +1,47 @@
 from __future__ import annotations
 
-import dataclasses
-import json
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
+from msgspec import structs
 
-from calibration.coverage import measure_coverage, save_coverage
-from calibration.select import select_images
+from calibration.coverage import COVERAGE, Coverage, measure_coverage, save_coverage
+from calibration.select import CalibrationSet
 from calibration.table import CalibrationTable
-from engines.contract import ModelContract
-from engines.errors import BadInputError
-from engines.graph import contract_of
-from engines.images import read_input
-
-Items = list[tuple[Path, str]]
+from engines.graph import OnnxModel, load_model
 
 
-@pytest.fixture
-def items(textures: Path, list_items: Callable[[Path], Items]) -> Items:
-    return select_images(list_items(textures), 128, 0)
+@pytest.fixture(scope="module")
+def model(small_model: Path) -> OnnxModel:
+    return load_model(small_model)
 
 
-@pytest.fixture
-def contract(small_model: Path) -> ModelContract:
-    return contract_of(onnx.load(small_model), "small")
+@pytest.fixture(scope="module")
+def found(model: OnnxModel, small_table: CalibrationTable, small_set: CalibrationSet) -> Coverage:
+    return measure_coverage(model, small_table, small_set)
 
 
-def test_figures_are_those_of_the_pixels(
-    small_model: Path, small_table: CalibrationTable, contract: ModelContract, items: Items, tmp_path: Path
-) -> None:
-    found = measure_coverage(onnx.load(small_model), contract, small_table, items)
+def subset(images: CalibrationSet, drawn: list[int]) -> CalibrationSet:
+    """The images at these places, drawn in this order."""
+    places = sorted(drawn)
+    return CalibrationSet(
+        images.pixels[places],
+        tuple(images.images[place] for place in places),
+        (),
+        tuple(places.index(place) for place in drawn),
+    )
+
+
+def places_of(images: CalibrationSet, *labels: str) -> list[int]:
+    return [place for place in images.drawn if images.images[place].label in labels]
+
+
+def test_figures_are_those_of_the_pixels(found: Coverage, small_set: CalibrationSet, tmp_path: Path) -> None:
     assert (found.images, found.patients, found.method) == (128, None, "minmax")
     assert found.classes == {"clear": 49, "diffuse": 49, "focal": 30}
     assert [tensor.name for tensor in found.tensors] == ["pixels", "features", "hidden"]
-    pixels = np.stack([read_input(path, contract) for path, _ in items]).astype(np.float64)
+    pixels = small_set.pixels[list(small_set.drawn)].astype(np.float64)
     seen = found.tensors[0]
     assert (seen.low, seen.high) == (0.0, 255.0)
     assert (seen.smallest, seen.largest) == (pixels.min(), pixels.max())
@@ -50,55 +54,45 @@ def test_figures_are_those_of_the_pixels(
     assert found.text().splitlines()[0] == "128 images: clear 49, diffuse 49, focal 30"
     assert found.text().splitlines()[-1] == "the set is even and its ranges have settled"
     save_coverage(tmp_path / "c.json", found)
-    document = json.loads((tmp_path / "c.json").read_text())
-    assert (document["kind"], document["schema_version"]) == ("edge-dsc/calibration-coverage", 1)
-    assert document["tensors"][1]["name"] == "features"
+    assert COVERAGE.load(tmp_path / "c.json") == found
 
 
 def test_a_range_cut_short_saturates(
-    small_model: Path, small_table: CalibrationTable, contract: ModelContract, items: Items
+    model: OnnxModel, small_table: CalibrationTable, small_set: CalibrationSet
 ) -> None:
     ranges = {**small_table.ranges, "features": (0.0, small_table.ranges["features"][1] / 4)}
-    cut = dataclasses.replace(small_table, ranges=ranges)
-    found = measure_coverage(onnx.load(small_model), contract, cut, items)
+    found = measure_coverage(model, structs.replace(small_table, ranges=ranges), small_set)
     assert found.tensors[1].saturated > 0.01
     assert [line for line in found.warnings if line.startswith("features saturates in ")]
 
 
-def test_one_class_alone_is_told(
-    small_model: Path, small_table: CalibrationTable, contract: ModelContract, items: Items
+def test_one_class_alone_is_reported(
+    model: OnnxModel, small_table: CalibrationTable, small_set: CalibrationSet
 ) -> None:
-    clear = [item for item in items if item[1] == "clear"]
-    found = measure_coverage(onnx.load(small_model), contract, small_table, clear)
+    clear = places_of(small_set, "clear")
+    found = measure_coverage(model, small_table, subset(small_set, clear))
     assert found.warnings[0] == (
         "the set has no image of diffuse, focal: its values may lie beyond the ranges"
     )
-    lopsided = clear + [item for item in items if item[1] != "clear"][:5]
-    found = measure_coverage(onnx.load(small_model), contract, small_table, lopsided)
+    lopsided = clear + places_of(small_set, "diffuse", "focal")[:5]
+    found = measure_coverage(model, small_table, subset(small_set, lopsided))
     assert any(line.startswith("the set is lopsided: 49 images of clear, ") for line in found.warnings)
 
 
-def test_few_patients_are_told(
-    small_model: Path, small_table: CalibrationTable, contract: ModelContract, items: Items
+def test_few_patients_are_reported(
+    model: OnnxModel, small_table: CalibrationTable, small_set: CalibrationSet
 ) -> None:
-    patients = {path: f"p{index % 10}" for index, (path, _) in enumerate(items)}
-    found = measure_coverage(onnx.load(small_model), contract, small_table, items, patients)
+    patients = {image.sha256: f"p{index % 10}" for index, image in enumerate(small_set.images)}
+    found = measure_coverage(model, small_table, small_set, patients)
     assert found.patients == 10
     assert "128 images come from only 10 patients" in found.warnings
+    assert found.text().startswith("128 images of 10 patients: clear 49")
 
 
-def test_ranges_that_still_move_are_told(
-    small_model: Path, small_table: CalibrationTable, contract: ModelContract, items: Items
+def test_ranges_that_still_move_are_reported(
+    model: OnnxModel, small_table: CalibrationTable, small_set: CalibrationSet, found: Coverage
 ) -> None:
-    ordered = sorted(items, key=lambda item: float(read_input(item[0], contract).mean()))
-    found = measure_coverage(onnx.load(small_model), contract, small_table, ordered)
-    drift = {tensor.name: tensor.drift for tensor in found.tensors}
-    even = measure_coverage(onnx.load(small_model), contract, small_table, items)
-    assert drift["features"] > 3 * {t.name: t.drift for t in even.tensors}["features"]
-
-
-def test_too_few_images_are_refused(
-    small_model: Path, small_table: CalibrationTable, contract: ModelContract, items: Items
-) -> None:
-    with pytest.raises(BadInputError, match=r"^7 readable images"):
-        measure_coverage(onnx.load(small_model), contract, small_table, items[:7])
+    ordered = sorted(range(128), key=lambda place: float(small_set.pixels[place].mean()))
+    rising = measure_coverage(model, small_table, subset(small_set, ordered))
+    assert rising.tensors[1].name == "features"
+    assert rising.tensors[1].drift > 3 * found.tensors[1].drift

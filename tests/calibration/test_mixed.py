@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from msgspec import structs
 
 from calibration.layers import quantizable_layers
 from calibration.mixed import LayerCost, Mix, predict_costs, search
@@ -79,9 +80,7 @@ def test_a_ruined_layer_shows_and_is_left_out(
     """One range far too small: the layer's input is cut to nothing."""
     model = onnx.load(deployed_models["cnn"])
     table = network_tables["cnn"]
-    broken = dataclasses.replace(
-        table, ranges={**table.ranges, quantizable_layers(model)[2].input: (0.0, 1e-6)}
-    )
+    broken = structs.replace(table, ranges={**table.ranges, quantizable_layers(model)[2].input: (0.0, 1e-6)})
     free = {layer.name: LayerCost(int8=1.0, rest=1.0) for layer in quantizable_layers(model)}
     right = search(model, table, pixels, [0, 0, 0], signed=True, max_drop=100.0).all_float
     found = search(model, broken, pixels, [0, 0, 0], signed=True, max_drop=100.0, costs=free)

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 from collections import Counter
 from pathlib import Path
 
@@ -8,10 +7,11 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from msgspec import structs
 from onnx import numpy_helper
 
 from calibration.layers import quantizable_layers
-from calibration.qdq import quantize
+from calibration.qdq import put_rest_in_half, quantize, round_up_to_half
 from calibration.table import CalibrationTable
 from engines.errors import ArtefactError, UsageError
 from engines.graph import weighted_layers
@@ -228,7 +228,7 @@ def test_a_tensor_without_a_range_is_refused(
     with pytest.raises(ArtefactError, match="no range for Conv_5, the input of Conv_6") as caught:
         quantize(
             onnx.load(deployed_models["dsc"]),
-            dataclasses.replace(table, ranges=ranges),
+            structs.replace(table, ranges=ranges),
             signed_activations=signed,
         )
     assert caught.value.remedy == (
@@ -253,3 +253,33 @@ def test_a_dense_bias_is_merged_only_where_that_is_exact(
     graph = Graph(quantize(model, small_table, signed_activations=False))
     assert [node.op_type for node in graph.nodes if node.name in ("dense", "logits")] == ["Gemm", "MatMul"]
     assert [node.name for node in graph.of_type("Add")] == ["stem.centre"]
+
+
+@pytest.mark.parametrize("architecture", ["dsc", "cnn"])
+def test_the_half_graph_answers_as_the_float_one(
+    deployed_models: dict[str, Path], network_tables: dict[str, CalibrationTable], architecture: str
+) -> None:
+    model = onnx.load(deployed_models[architecture])
+    made = quantize(model, network_tables[architecture], signed_activations=True)
+    before = made.SerializeToString(deterministic=True)
+    half = put_rest_in_half(made)
+    assert made.SerializeToString(deterministic=True) == before
+    assert half.opset_import[0].version == 19
+    assert half.graph.input == model.graph.input
+    assert half.graph.output == model.graph.output
+    assert {e.key: e.value for e in half.metadata_props} == {e.key: e.value for e in model.metadata_props}
+    assert outputs(half).dtype == np.float32
+    np.testing.assert_allclose(outputs(half), outputs(made), atol=0.02)
+
+
+def test_scales_are_rounded_up_to_the_next_half() -> None:
+    scales = np.array([1.0, 1.0001, 2.0078740, 3.14e-6, 1e-9], np.float32)
+    half = round_up_to_half(scales)
+    assert half.dtype == np.float16
+    assert (half.astype(np.float32) >= scales).all()
+    assert half.tolist() == [1.0, 1.0009765625, 2.0078125 + 2**-9, 53 * 2.0**-24, 2.0**-24]
+
+
+def test_a_graph_without_pairs_is_refused(deployed_models: dict[str, Path]) -> None:
+    with pytest.raises(ArtefactError, match="'dsc' has no QuantizeLinear"):
+        put_rest_in_half(onnx.load(deployed_models["dsc"]))

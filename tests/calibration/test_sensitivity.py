@@ -1,11 +1,11 @@
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+from msgspec import structs
 
 from calibration.chain import quantized_chain
 from calibration.layers import quantizable_layers
@@ -48,12 +48,11 @@ def test_a_ruined_layer_is_the_worst(
     model, table = onnx.load(deployed_models["cnn"]), network_tables["cnn"]
     target = quantizable_layers(model)[3]
     ranges = {**table.ranges, target.input: (0.0, table.ranges[target.input][1] / 50)}
-    broken = dataclasses.replace(table, ranges=ranges)
+    broken = structs.replace(table, ranges=ranges)
     found = measure_sensitivity(model, broken, PIXELS, signed=True)
     assert found.worst.name == target.name
     assert max(found.layers, key=lambda layer: layer.output_error).name == target.name
     assert found.worst.logit_error_without < found.logit_error
-    assert found.to_dict()["layers"][3]["name"] == target.name
 
 
 def test_no_images_are_refused(

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
+from msgspec import structs, to_builtins
 from onnx import numpy_helper
 
 from calibration.table import (
+    METHODS,
+    CalibrationOptions,
     CalibrationTable,
     SkippedImage,
     calibrate_command,
@@ -17,20 +20,40 @@ from calibration.table import (
     save_table,
 )
 from engines.contract import ModelContract
-from engines.errors import ArtefactError
+from engines.errors import ArtefactError, UsageError
 from engines.files import canonical_json, sha256_bytes
 from engines.graph import load_model
 
 
+def write_sealed(folder: Path, body: dict[str, Any], *, version: int) -> Path:
+    path = folder / "calibration.json"
+    seal = sha256_bytes(canonical_json(body))
+    document = {"kind": "edge-dsc/calibration-table", "schema_version": version, **body, "table_sha256": seal}
+    path.write_text(json.dumps(document))
+    return path
+
+
 def test_a_table_survives_its_file(small_table: CalibrationTable, tmp_path: Path) -> None:
-    table = dataclasses.replace(small_table, skipped=(SkippedImage("clear/x.png", "clear/x.png is empty"),))
+    table = structs.replace(small_table, skipped=(SkippedImage("clear/x.png", "clear/x.png is empty"),))
     path = tmp_path / "calibration.json"
     save_table(path, table)
     again = load_table(path)
-    assert again.to_dict() == table.to_dict()
-    assert again.ranges == table.ranges
+    assert again == table
     document = json.loads(path.read_text())
-    assert (document["kind"], document["schema_version"]) == ("edge-dsc/calibration-table", 1)
+    assert (document["kind"], document["schema_version"]) == ("edge-dsc/calibration-table", 2)
+    assert list(document)[2:] == [
+        "method",
+        "parameters",
+        "seed",
+        "onnx_sha256",
+        "preprocess_sha256",
+        "versions",
+        "ranges",
+        "channel_factors",
+        "images",
+        "skipped",
+        "table_sha256",
+    ]
     save_table(tmp_path / "again.json", again)
     assert (tmp_path / "again.json").read_bytes() == path.read_bytes()
 
@@ -38,7 +61,7 @@ def test_a_table_survives_its_file(small_table: CalibrationTable, tmp_path: Path
 def test_the_file_does_not_depend_on_the_order_of_things(
     small_table: CalibrationTable, tmp_path: Path
 ) -> None:
-    turned = dataclasses.replace(
+    turned = structs.replace(
         small_table,
         ranges=dict(reversed(list(small_table.ranges.items()))),
         images=tuple(reversed(small_table.images)),
@@ -57,7 +80,7 @@ def test_an_edited_range_is_refused(small_table: CalibrationTable, tmp_path: Pat
     with pytest.raises(ArtefactError, match=r"calibration\.json was edited after it was made") as caught:
         load_table(path)
     assert caught.value.remedy == (
-        f"make it anew: edge-dsc calibrate MODEL --calib-data DIR --calib-method mse --out {path}"
+        f"make it again: edge-dsc calibrate MODEL --calib-data DIR --calib-method mse --out {path}"
     )
 
 
@@ -67,27 +90,37 @@ def test_an_edited_range_is_refused(small_table: CalibrationTable, tmp_path: Pat
         ({"ranges": {"features": [0.0, 0.0]}}, r"holds no range for features: 0\.0\.\.0\.0"),
         ({"ranges": {"features": [1.0, -1.0]}}, "holds no range for features"),
         ({"ranges": {}}, "holds no ranges"),
-        ({"ranges": {"features": [1.0]}}, "is no calibration table"),
-        ({"ranges": [1]}, "is no calibration table"),
+        ({"ranges": {"features": [1.0]}}, r"is no readable edge-dsc/calibration-table: .*`\$\.ranges"),
+        ({"ranges": [1]}, r"is no readable edge-dsc/calibration-table: .*`\$\.ranges`"),
         ({"method": "random"}, "names the unknown method 'random'"),
         ({"images": []}, "was made on 0 images, at least 128 are needed"),
-        ({"images": [{"file": "x"}]}, "is no calibration table"),
+        ({"images": [{"file": "x"}]}, r"unknown field `file` - at `\$\.images"),
+        ({"seed": "0"}, r"Expected `int`, got `str` - at `\$\.seed`"),
         ({"channel_factors": {"features": [1.0, 0.0]}}, "holds senseless channel factors for features"),
         ({"channel_factors": {"features": []}}, "holds senseless channel factors for features"),
-        ({"channel_factors": [1]}, "is no calibration table"),
-        ({"extra": 1}, "is no calibration table"),
+        ({"channel_factors": [1]}, r"`\$\.channel_factors`"),
+        ({"extra": 1}, "unknown field `extra`"),
     ],
 )
 def test_a_senseless_table_is_refused_even_when_sealed(
     small_table: CalibrationTable, tmp_path: Path, change: dict[str, object], text: str
 ) -> None:
-    body = {**small_table.to_dict(), **change}
-    seal = sha256_bytes(canonical_json(body))
-    path = tmp_path / "calibration.json"
-    document = {"kind": "edge-dsc/calibration-table", "schema_version": 1, **body, "table_sha256": seal}
-    path.write_text(json.dumps(document))
-    with pytest.raises(ArtefactError, match=text):
+    path = write_sealed(tmp_path, {**to_builtins(small_table), **change}, version=2)
+    with pytest.raises(ArtefactError, match=text) as caught:
         load_table(path)
+    assert caught.value.remedy.startswith("make it again: edge-dsc calibrate MODEL --calib-data DIR")
+
+
+def test_tables_of_version_1_are_read_with_channel_factors_or_without(
+    small_table: CalibrationTable, tmp_path: Path
+) -> None:
+    scaled = structs.replace(small_table, channel_factors={"features": (1.0, 2.0, 1.0, 1.0)})
+    assert load_table(write_sealed(tmp_path, to_builtins(scaled), version=1)) == scaled
+    body = to_builtins(small_table)
+    del body["channel_factors"]
+    assert load_table(write_sealed(tmp_path, body, version=1)) == small_table
+    with pytest.raises(ArtefactError, match="has schema version 3, this edge-dsc reads 1 and 2"):
+        load_table(write_sealed(tmp_path, body, version=3))
 
 
 def test_a_table_of_its_model_passes(small_table: CalibrationTable, small_model: Path) -> None:
@@ -101,7 +134,7 @@ def test_a_table_of_another_model_is_refused(
     with pytest.raises(ArtefactError, match="is of another preprocess"):
         check_table(small_table, load_model(deployed_models["dsc"]))
     contract = ModelContract.from_metadata({e.key: e.value for e in model.metadata_props}, source="dsc")
-    same = dataclasses.replace(small_table, preprocess_sha256=contract.preprocess_sha256)
+    same = structs.replace(small_table, preprocess_sha256=contract.preprocess_sha256)
     with pytest.raises(ArtefactError, match="is of another model") as caught:
         check_table(same, load_model(deployed_models["dsc"]), path=Path("t.json"))
     assert caught.value.remedy == (
@@ -126,3 +159,16 @@ def test_the_command_names_what_is_known_and_quotes_it() -> None:
     assert calibrate_command(model=Path("my runs/model.onnx"), method="percentile", out=Path("c.json")) == (
         "edge-dsc calibrate 'my runs/model.onnx' --calib-data DIR --calib-method percentile --out c.json"
     )
+
+
+def test_an_unknown_method_is_refused() -> None:
+    assert METHODS == ("mse", "entropy", "minmax", "percentile")
+    with pytest.raises(UsageError, match="no calibration method 'random'") as caught:
+        CalibrationOptions(method="random")
+    assert caught.value.remedy == "choose one of mse, entropy, minmax, percentile"
+
+
+@pytest.mark.parametrize("percentile", [50, 100.1, float("nan")])
+def test_a_percentile_outside_its_range_is_refused(percentile: float) -> None:
+    with pytest.raises(UsageError, match="percentile"):
+        CalibrationOptions(method="percentile", percentile=percentile)

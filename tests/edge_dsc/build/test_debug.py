@@ -3,10 +3,10 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from typer.testing import CliRunner
@@ -83,7 +83,9 @@ def test_the_table_is_aligned_and_says_what_follows() -> None:
         flips_without=1,
         time_ms={"FP32": 0.05, "INT8": 0.125},
     )
-    other = replace(layer, name="block1", depthwise=True, logit_error_without=9e-4, time_ms={})
+    other = msgspec.structs.replace(
+        layer, name="block1", depthwise=True, logit_error_without=9e-4, time_ms={}
+    )
     sensitivity = Sensitivity(layers=(layer, other), logit_error=1e-3, flips=3, images=128, signed=False)
     found = Debugged(Path("m.onnx"), "onnxruntime", "mse", sensitivity, Path("s.png"))
     assert format_debugged(found).splitlines()[2:] == [

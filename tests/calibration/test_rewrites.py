@@ -9,8 +9,9 @@ import pytest
 
 from calibration.layers import find_layers
 from calibration.qdq import quantize
-from calibration.rewrites import center_pixels
+from calibration.rewrites import center_pixels, scale_channels
 from calibration.table import CalibrationTable
+from engines.errors import ArtefactError
 
 PIXELS = np.random.default_rng(3).integers(0, 256, (3, 224, 224, 1), dtype=np.uint8)
 
@@ -84,3 +85,31 @@ def test_rounded_kernels_do_not_shift_a_grey_image(
 def test_centering_happens_once(deployed_models: dict[str, Path]) -> None:
     once = center_pixels(onnx.load(deployed_models["dsc"]))
     assert center_pixels(once) == once
+
+
+@pytest.mark.parametrize("architecture", ["dsc", "cnn"])
+def test_scaled_channels_change_no_answer(deployed_models: dict[str, Path], architecture: str) -> None:
+    model = onnx.load(deployed_models[architecture])
+    rng = np.random.default_rng(0)
+    factors = {
+        layer.input: tuple(2 ** rng.uniform(-3, 3, 32))
+        for layer in find_layers(model)
+        if not layer.raw_pixels and not layer.last
+    }
+    scaled = scale_channels(model, factors)
+    assert len(factors) == {"dsc": 7, "cnn": 4}[architecture]
+    np.testing.assert_allclose(run(scaled)[0], run(model)[0], atol=1e-6)
+    weights = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
+    assert any(
+        not np.array_equal(onnx.numpy_helper.to_array(t), weights[t.name]) for t in scaled.graph.initializer
+    )
+
+
+def test_factors_of_another_network_are_refused(deployed_models: dict[str, Path]) -> None:
+    model = onnx.load(deployed_models["dsc"])
+    with pytest.raises(ArtefactError, match="Conv_5 has no 3 channels to scale"):
+        scale_channels(model, {"Conv_5": (1.0, 1.0, 1.0)})
+    with pytest.raises(ArtefactError, match="elsewhere has no 1 channels to scale"):
+        scale_channels(model, {"elsewhere": (1.0,)})
+    with pytest.raises(ArtefactError, match="to scale"):
+        scale_channels(model, {find_layers(model)[0].input: (1.0,)})

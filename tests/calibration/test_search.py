@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from msgspec import structs
 
 from calibration.chain import quantized_chain
 from calibration.search import search_ranges
@@ -24,6 +25,7 @@ def logit_error(model: onnx.ModelProto, table: CalibrationTable, pixels: np.ndar
     return float((difference**2).mean())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["dsc", "cnn"])
 def test_the_search_lessens_the_error_on_images_it_did_not_see(
     deployed_models: dict[str, Path], network_tables: dict[str, CalibrationTable], architecture: str
@@ -33,13 +35,11 @@ def test_the_search_lessens_the_error_on_images_it_did_not_see(
     pixels = smooth_pixels(24)
     calls: list[tuple[str, int, int]] = []
     found = search_ranges(model, pixels[:8], lambda *call: calls.append(call))
-    table = CalibrationTable(
-        **{
-            **vars(minmax),
-            "method": "mse",
-            "ranges": {**minmax.ranges, **found.ranges},
-            "channel_factors": found.channel_factors,
-        }
+    table = structs.replace(
+        minmax,
+        method="mse",
+        ranges={**minmax.ranges, **found.ranges},
+        channel_factors=found.channel_factors,
     )
     assert logit_error(model, table, pixels[8:]) < 0.7 * logit_error(model, minmax, pixels[8:])
     layers = {"dsc": 8, "cnn": 5}[architecture]

@@ -6,12 +6,12 @@ weighted layers and not their outputs, symmetric, zero point 0, weights per outp
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+from msgspec import structs
 from onnx import numpy_helper
 
 from calibration.layers import quantizable_layers
@@ -41,7 +41,7 @@ def int8_graph(
     if choice == "channels scaled":  # as the method mse does
         factors = tuple(2.0 ** (channel % 5) for channel in range(32))
         scaled = {layer.input: factors for layer in layers if not layer.raw_pixels}
-        table = dataclasses.replace(table, channel_factors=scaled)
+        table = structs.replace(table, channel_factors=scaled)
     made = quantize(model, table, signed_activations=True, float_layers=left_out)
     return (put_rest_in_half(made) if rest == "FP16" else made), left_out
 
