@@ -176,7 +176,7 @@ def test_a_full_disk_leaves_the_old_engine(run: Path, engine: Path) -> None:
 @pytest.mark.parametrize(
     ("command", "target"),
     [
-        (("calibrate", "{run}", "--calib-data", "{data}"), "calibration.collect.read_input"),
+        (("calibrate", "{run}", "--calib-data", "{data}"), "calibration.select.read_inputs"),
         (("build-engine", "{run}", *ORT), "edge_dsc.build.engine.wanted_layers"),
         (("evaluate", "{engine}", "{data}"), "edge_dsc.infer.classify.read_input"),
         (("bench", "{engine}"), "edge_dsc.latency.subjects.input_noise"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -62,7 +61,7 @@ def clip_ranges(run: Path, factor: float) -> None:
     path = run / "calibration.json"
     table = load_table(path)
     ranges = {name: (low * factor, high * factor) for name, (low, high) in table.ranges.items()}
-    save_table(path, replace(table, ranges=ranges))
+    save_table(path, msgspec.structs.replace(table, ranges=ranges))
 
 
 def files(run: Path) -> dict[str, bytes]:
