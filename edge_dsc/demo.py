@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 
-from bench.compare import Ratio
-from bench.plan import choose_plan
+from bench.plan import Plan, choose_plan
 from bench.report import Report, save_report
-from bench.tables import report_ratios
-from calibration.table import load_table
+from bench.statistics import summarise
+from calibration.table import DEFAULT_METHOD, CalibrationTable
 from edge_dsc.build.calibrate import CalibrationRequest, run_calibration
-from edge_dsc.build.engine import BuildRequest, build_engine, graph_in_precision
+from edge_dsc.build.engine import BuildRequest, BuiltEngine, build_engine, graph_in_precision
 from edge_dsc.build.export import export_run
-from edge_dsc.data import Sample
 from edge_dsc.data.phantoms import CLASSES, write_phantoms
 from edge_dsc.evaluate.evaluation import evaluate_runner
 from edge_dsc.infer.inference import InferRequest, infer_source
@@ -30,92 +27,46 @@ from edge_dsc.training import TrainOptions, TrainResult, train
 from edge_dsc.training.train import step_progress
 from engines.errors import AccuracyGateError, UsageError
 from engines.files import write_text
-from engines.graph import count_multiply_adds, load_model
+from engines.graph import OnnxModel, count_multiply_adds, load_model
 from engines.images import decode_grey, read_bytes, resize_to, usable_processors
 from engines.ort import open_reference
-from engines.record import BatchRange, EngineRecord, Precision
+from engines.record import BatchRange, Precision
 from engines.runtimes import RUNTIME_NAMES, Progress, get_runtime, open_engine
 from engines.text_table import Table, render_text
 
 BATCH = BatchRange(1, 8, 32)
 PRECISIONS = (Precision.FP32, Precision.FP16, Precision.INT8)
+_MARKER = ".edge-dsc-demo"
+
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class DemoEngine:
-    """An engine that the demo built.
+class DemoPlan:
+    """Where a demo goes and how large it is.
 
     Attributes:
-        path: The engine file.
-        model: The FP32 ONNX model.
-        table: Its calibration table.
-        record: Its record.
-        no_run: Why it cannot run here, or None where it can.
+        out: The folder of everything that it makes.
+        per_class: Phantoms of each class; 63 % of three classes are to be the 128 images that a calibration needs.
+        recipe: Training recipe.
+        epochs: Instead of the recipe's.
+        method: How the ranges for INT8 are chosen.
+        latency: How long the engines are measured.
+        seed: Seed of everything.
     """
 
-    path: Path
-    model: Path
-    table: Path
-    record: EngineRecord
-    no_run: str | None
+    out: Path
+    per_class: int = 110
+    recipe: str = "quick"
+    epochs: int | None = None
+    method: str = DEFAULT_METHOD
+    latency: Plan = choose_plan(seconds=6.0)  # noqa: RUF009  it is frozen
+    seed: int = 0
 
     @property
-    def network(self) -> str:
-        """Name of the network."""
-        return self.record.contract.architecture
-
-    @property
-    def precision(self) -> Precision:
-        """Its precision."""
-        return self.record.precision
-
-
-def build_engines(model: Path, table: Path) -> tuple[list[DemoEngine], list[str]]:
-    """Build a model in every precision on every runtime that builds here.
-
-    Returns:
-        The engines, and a note for each runtime or precision that was left out, with its reason.
-    """
-    engines: list[DemoEngine] = []
-    notes: list[str] = []
-    for name in RUNTIME_NAMES:
-        found = get_runtime(name).availability()
-        if found.no_build is not None:
-            notes.append(f"{name} left out: {found.no_build}")
-            continue
-        for precision in PRECISIONS:
-            calibration = table if precision is Precision.INT8 else None
-            request = BuildRequest(
-                model=model, precision=precision, runtime=name, batch=BATCH, calibration=calibration
-            )
-            try:
-                built = build_engine(request)
-            except AccuracyGateError as error:
-                notes.append(f"{name} in {precision.value} left out of {model.parent.name}: {error.what}")
-                continue
-            notes += [f"{built.path.stem}: {note}" for note in built.record.notes]
-            engines.append(
-                DemoEngine(
-                    path=built.path, model=model, table=table, record=built.record, no_run=found.no_run
-                )
-            )
-    return engines, notes
-
-
-def measure_accuracy(engine: DemoEngine, data: Path, samples: list[Sample]) -> float:
-    """Return the accuracy of an engine on samples, or of its graph on ONNX Runtime where it cannot run here."""
-    if engine.no_run is None:
-        with open_engine(engine.path) as runner:
-            return evaluate_runner(runner, data, samples, threads=usable_processors()).metrics.accuracy
-    with open_reference(_graph(engine), engine.record) as runner:
-        return evaluate_runner(runner, data, samples, threads=usable_processors()).metrics.accuracy
-
-
-def _graph(engine: DemoEngine) -> Any:
-    table = load_table(engine.table) if engine.precision is Precision.INT8 else None
-    runtime = get_runtime(engine.record.runtime)
-    model = load_model(engine.model).proto
-    return graph_in_precision(model, engine.precision, table, runtime)
+    def data(self) -> Path:
+        """The folder of the phantoms."""
+        return self.out / "phantoms"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,16 +107,14 @@ class DemoResult:
     """What the demo made.
 
     Attributes:
-        rows: One an engine.
+        rows: One per engine.
         notes: What could not be built here and why, and what the builders noted.
-        ratios: Latency ratios to the first engine, DSC in FP32.
         page: The HTML page.
         report: The latency report.
     """
 
     rows: tuple[DemoRow, ...]
     notes: tuple[str, ...]
-    ratios: tuple[Ratio, ...]
     page: Path
     report: Path
 
@@ -174,18 +123,9 @@ class DemoResult:
         table = render_text(demo_table(self.rows, self.notes))
         return f"{table}\n\nlatency report: {self.report}\npage with the pictures: {self.page}"
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return JSON-ready values."""
-        return {
-            "rows": [asdict(row) for row in self.rows],
-            "notes": list(self.notes),
-            "page": str(self.page),
-            "report": str(self.report),
-        }
-
 
 def demo_table(rows: tuple[DemoRow, ...], notes: tuple[str, ...]) -> Table:
-    """Return the demo's table: DSC against CNN, a row an engine."""
+    """Return the demo's table: DSC against CNN, one row per engine."""
     header = (
         "network",
         "precision",
@@ -200,19 +140,16 @@ def demo_table(rows: tuple[DemoRow, ...], notes: tuple[str, ...]) -> Table:
     )
     remarks = [
         "features: trainable parameters of the feature extractor; latency: median, batch 1, one thread",
-        *(["(graph): the engine cannot run here; ONNX Runtime ran its graph"] if _has_graph(rows) else []),
         *notes,
     ]
+    if any(row.accuracy_of == "graph" for row in rows):
+        remarks.insert(1, "(graph): the engine cannot run here; ONNX Runtime ran its graph")
     return Table(
         title="DSC against CNN on phantoms",
         header=header,
         rows=tuple(map(_cells, rows)),
         notes=tuple(remarks),
     )
-
-
-def _has_graph(rows: tuple[DemoRow, ...]) -> bool:
-    return any(row.accuracy_of == "graph" for row in rows)
 
 
 def _cells(row: DemoRow) -> tuple[str, ...]:
@@ -274,127 +211,48 @@ def _contact_sheet(trained: Mapping[str, TrainResult], data: Path) -> Picture:
     return Picture(png=png.tobytes(), caption=f"Training phantoms, a row a class: {', '.join(split.labels)}")
 
 
-_MARKER = ".edge-dsc-demo"
-
-Say = Callable[[str], None]
-
-
 @dataclass(frozen=True, kw_only=True)
-class DemoPlan:
-    """How large a demo is.
+class _Network:
+    """One network on its way through the line: trained, exported, calibrated, built."""
 
-    Attributes:
-        per_class: Phantoms a class; 63 % of three classes are to be the 128 images that a calibration needs.
-        recipe: Training recipe.
-        epochs: Instead of the recipe's.
-        seconds: Measured time an engine.
-        seed: Seed of everything.
-    """
-
-    per_class: int = 110
-    recipe: str = "quick"
-    epochs: int | None = None
-    seconds: float = 6.0
-    seed: int = 0
+    trained: TrainResult
+    model: OnnxModel
+    table: CalibrationTable
+    engines: tuple[BuiltEngine, ...]
+    notes: tuple[str, ...]
 
 
-@dataclass
-class _Walk:
-    """A demo on its way: where it writes, what it tells, and what it has made."""
-
-    out: Path
-    plan: DemoPlan
-    progress: Progress
-    say: Say
-    trained: dict[str, TrainResult] = field(default_factory=dict)
-    engines: list[DemoEngine] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-    @property
-    def data(self) -> Path:
-        return self.out / "phantoms"
-
-    def draw(self) -> None:
-        count = len(CLASSES) * self.plan.per_class
-        self.say(f"1/8 drawing {count} chest phantoms: {self.data}")
-        write_phantoms(self.data, self.plan.per_class, self.plan.seed, self.progress)
-
-    def train(self, arch: str) -> None:
-        run, recipe = self.out / arch, self.plan.recipe
-        self.say(f"2/8 $ edge-dsc train {self.data} --arch {arch} --recipe {recipe} --out {run}")
-        options = TrainOptions(
-            data=self.data,
-            out=run,
-            architecture=arch,
-            recipe=recipe,
-            epochs=self.plan.epochs,
-            seed=self.plan.seed,
-        )
-        self.trained[arch] = train(options, progress=step_progress(arch, self.progress))
-
-    def build(self, arch: str) -> None:
-        run = self.out / arch
-        self.say(f"3/8 $ edge-dsc export {run}")
-        model = export_run(run).path
-        self.say(f"4/8 $ edge-dsc calibrate {run} --calib-data {self.data}")
-        request = CalibrationRequest(model=model, data=self.data, seed=self.plan.seed)
-        table = run_calibration(request, self.progress).path
-        self.say(f"5/8 $ edge-dsc build-engine {run} --fp32|--fp16|--int8 --backend ...")
-        engines, notes = build_engines(model, table)
-        self.engines += engines
-        self.notes += notes
-
-    def classify(self) -> None:
-        engine, results = self.runnable[0], self.out / "results.csv"
-        self.say(f"6/8 $ edge-dsc infer {engine} {self.data} --out {results}")
-        request = InferRequest(engine=engine, source=str(self.data), out=results, threads=usable_processors())
-        summary = infer_source(request, progress=self.progress)
-        self.say(f"    {summary.line()}")
-
-    def evaluate(self) -> list[float]:
-        self.say(f"7/8 $ edge-dsc evaluate ENGINE {self.data} --split evaluation --split test")
-        return [_accuracy(engine, self.trained, self.data) for engine in self.engines]
-
-    def measure(self) -> Report:
-        names = " ".join(engine.name for engine in self.runnable)
-        self.say(f"8/8 $ edge-dsc bench {names} --duration {self.plan.seconds:g}")
-        rounds = choose_plan(seconds=self.plan.seconds, seed=self.plan.seed)
-        report = measure_engines(self.runnable, rounds, progress=self.progress)
-        save_report(self.out / "report.json", report)
-        return report
-
-    @property
-    def runnable(self) -> list[Path]:
-        return [engine.path for engine in self.engines if engine.no_run is None]
-
-
-def run_demo(out: Path, plan: DemoPlan, *, progress: Progress, say: Say) -> DemoResult:
-    """Walk the whole line below ``out``; each step is announced with the command that does it alone.
+def run_demo(plan: DemoPlan, *, progress: Progress, say: Say) -> DemoResult:
+    """Walk the whole line; each step is announced with the command that does it alone.
 
     Raises:
         EdgeDscError: As the steps do.
     """
-    _clear(out)
-    walk = _Walk(out, plan, progress, say)
-    walk.draw()
-    for arch in ARCHITECTURES:
-        walk.train(arch)
-        walk.build(arch)
-    walk.classify()
-    accuracies = walk.evaluate()
-    report = walk.measure()
-    rows = tuple(
-        _row(engine, walk.trained[engine.network], accuracy, report)
-        for engine, accuracy in zip(walk.engines, accuracies, strict=True)
-    )
+    _clear(plan.out)
+    say(f"1/8 drawing {len(CLASSES) * plan.per_class} chest phantoms: {plan.data}")
+    write_phantoms(plan.data, plan.per_class, plan.seed, progress)
+    networks = [_make_network(architecture, plan, progress, say) for architecture in ARCHITECTURES]
+    runnable = [engine.path for network in networks for engine in network.engines if _runs_here(engine)]
+    _classify(runnable[0], plan, progress, say)
+    say(f"7/8 $ edge-dsc evaluate ENGINE {plan.data} --split evaluation --split test")
+    accuracies = {
+        engine.path: _measure_accuracy(engine, network, plan)
+        for network in networks
+        for engine in network.engines
+    }
+    report = _measure_latency(runnable, plan, progress, say)
     result = DemoResult(
-        rows=rows,
-        notes=tuple(dict.fromkeys(walk.notes)),
-        ratios=report_ratios(report)[0],
-        page=out / "demo.html",
-        report=out / "report.json",
+        rows=tuple(
+            _row(engine, network, accuracies[engine.path], report)
+            for network in networks
+            for engine in network.engines
+        ),
+        notes=tuple(dict.fromkeys(note for network in networks for note in network.notes)),
+        page=plan.out / "demo.html",
+        report=plan.out / "report.json",
     )
-    save_demo_page(result, report, walk.trained, walk.data)
+    trained = {network.model.contract.architecture: network.trained for network in networks}
+    save_demo_page(result, report, trained, plan.data)
     return result
 
 
@@ -408,27 +266,111 @@ def _clear(out: Path) -> None:
     write_text(marker, "edge-dsc demo: the next one replaces this folder\n")
 
 
-def _accuracy(engine: DemoEngine, trained: dict[str, TrainResult], data: Path) -> float:
-    split = trained[engine.network].split
-    samples: list[Sample] = [*split.samples("evaluation"), *split.samples("test")]
-    return measure_accuracy(engine, data, samples)
+def _make_network(architecture: str, plan: DemoPlan, progress: Progress, say: Say) -> _Network:
+    run = plan.out / architecture
+    say(f"2/8 $ edge-dsc train {plan.data} --arch {architecture} --recipe {plan.recipe} --out {run}")
+    options = TrainOptions(
+        data=plan.data,
+        out=run,
+        architecture=architecture,
+        recipe=plan.recipe,
+        epochs=plan.epochs,
+        seed=plan.seed,
+    )
+    trained = train(options, progress=step_progress(architecture, progress))
+    say(f"3/8 $ edge-dsc export {run}")
+    model = export_run(run).path
+    say(f"4/8 $ edge-dsc calibrate {run} --calib-data {plan.data} --calib-method {plan.method}")
+    request = CalibrationRequest(model=model, data=plan.data, method=plan.method, seed=plan.seed)
+    calibrated = run_calibration(request, progress)
+    say(f"5/8 $ edge-dsc build-engine {run} --fp32|--fp16|--int8 --backend ...")
+    engines, notes = _build_engines(model, calibrated.path)
+    return _Network(
+        trained=trained,
+        model=load_model(model),
+        table=calibrated.table,
+        engines=tuple(engines),
+        notes=(*trained.notes, *notes),
+    )
 
 
-def _row(engine: DemoEngine, trained: TrainResult, accuracy: float, report: Report) -> DemoRow:
-    from bench.statistics import summarise
+def _build_engines(model: Path, table: Path) -> tuple[list[BuiltEngine], list[str]]:
+    """Build a model in every precision on every runtime that builds here.
 
+    Returns:
+        The engines, and a note for each runtime or precision that was left out, with its reason.
+    """
+    engines: list[BuiltEngine] = []
+    notes: list[str] = []
+    for runtime in RUNTIME_NAMES:
+        reason = get_runtime(runtime).availability().no_build
+        if reason is not None:
+            notes.append(f"{runtime} left out: {reason}")
+            continue
+        for precision in PRECISIONS:
+            calibration = table if precision is Precision.INT8 else None
+            request = BuildRequest(
+                model=model, precision=precision, runtime=runtime, batch=BATCH, calibration=calibration
+            )
+            try:
+                built = build_engine(request)
+            except AccuracyGateError as error:
+                notes.append(f"{runtime} in {precision.value} left out of {model.parent.name}: {error.what}")
+                continue
+            notes += [f"{built.path.stem}: {note}" for note in built.record.notes]
+            engines.append(built)
+    return engines, notes
+
+
+def _runs_here(engine: BuiltEngine) -> bool:
+    return get_runtime(engine.record.runtime).availability().no_run is None
+
+
+def _classify(engine: Path, plan: DemoPlan, progress: Progress, say: Say) -> None:
+    results = plan.out / "results.csv"
+    say(f"6/8 $ edge-dsc infer {engine} {plan.data} --out {results}")
+    request = InferRequest(engine=engine, source=str(plan.data), out=results, threads=usable_processors())
+    say(f"    {infer_source(request, progress=progress).line()}")
+
+
+def _measure_accuracy(engine: BuiltEngine, network: _Network, plan: DemoPlan) -> float:
+    """Return the accuracy of an engine on phantoms that were held back, or of its graph where it cannot run here."""
+    record, split = engine.record, network.trained.split
+    if _runs_here(engine):
+        runner = open_engine(engine.path)
+    else:
+        table = network.table if record.precision is Precision.INT8 else None
+        runtime = get_runtime(record.runtime)
+        graph = graph_in_precision(network.model.proto, record.precision, table, runtime)
+        runner = open_reference(graph, record)
+    samples = [*split.samples("evaluation"), *split.samples("test")]
+    with runner:
+        found = evaluate_runner(runner, plan.data, samples, threads=usable_processors())
+    return found.metrics.accuracy
+
+
+def _measure_latency(engines: Sequence[Path], plan: DemoPlan, progress: Progress, say: Say) -> Report:
+    names = " ".join(engine.name for engine in engines)
+    say(f"8/8 $ edge-dsc bench {names} --duration {plan.latency.seconds:g}")
+    report = measure_engines(engines, replace(plan.latency, seed=plan.seed), progress=progress)
+    save_report(plan.out / "report.json", report)
+    return report
+
+
+def _row(engine: BuiltEngine, network: _Network, accuracy: float, report: Report) -> DemoRow:
     measured = {subject.name: subject for subject in report.measured}.get(engine.path.stem)
     interval = summarise(measured).median_interval if measured else None
+    parameters = network.trained.record.parameters
     return DemoRow(
-        network=engine.network,
-        precision=engine.precision.value,
+        network=engine.record.contract.architecture,
+        precision=engine.record.precision.value,
         runtime=engine.record.runtime,
-        features=trained.record.parameters["feature_extractor"],
-        parameters=trained.record.parameters["trainable"],
-        multiply_adds=count_multiply_adds(load_model(engine.model).proto),
+        features=parameters["feature_extractor"],
+        parameters=parameters["trainable"],
+        multiply_adds=count_multiply_adds(network.model.proto),
         engine_bytes=engine.record.engine_bytes,
         accuracy=accuracy,
-        accuracy_of="engine" if engine.no_run is None else "graph",
+        accuracy_of="engine" if _runs_here(engine) else "graph",
         median_ms=interval.value / 1e6 if interval else None,
         low_ms=interval.low / 1e6 if interval else None,
         high_ms=interval.high / 1e6 if interval else None,

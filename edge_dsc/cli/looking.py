@@ -51,8 +51,8 @@ def demo(
     from edge_dsc.demo import DemoPlan, run_demo
 
     with progress_bar() as progress:
-        result = run_demo(out, DemoPlan(seed=seed), progress=progress, say=say)
+        result = run_demo(DemoPlan(out=out, seed=seed), progress=progress, say=say)
     if json:
-        give_json("edge-dsc/demo-result", result.to_dict())
+        give_json("edge-dsc/demo-result", result)
     else:
         give(result.text())

@@ -79,7 +79,8 @@ class _Stack:
     """Pixels of the good images one after the other, and why the others have none."""
 
     def __init__(self, count: int, contract: ModelContract) -> None:
-        self._pixels = np.empty((count, *contract.input_shape), np.uint8)
+        shape = (count, *contract.input_shape)
+        self._pixels = np.empty(shape, np.uint8)
         self._reasons: list[str | None] = []
         self._good = 0
 

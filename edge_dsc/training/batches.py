@@ -63,7 +63,8 @@ class Batches:
                 yield batch
 
     def _make(self, epoch: int, indices: NDArray[np.int64]) -> Batch:
-        images = np.empty((len(indices), *self.pixels.shape[1:]), np.float32)
+        shape = (len(indices), *self.pixels.shape[1:])
+        images = np.empty(shape, np.float32)
         for place, index in enumerate(indices):
             rng = np.random.default_rng([self.seed, epoch, int(index)])
             images[place, :, :, 0] = augment_image(self.pixels[index, :, :, 0], self.recipe, rng)

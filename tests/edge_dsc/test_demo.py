@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from bench.plan import choose_plan
 from edge_dsc.demo import DemoPlan, DemoResult, run_demo
+from engines.errors import UsageError
 from engines.record import load_record
 from engines.runtimes import get_runtime
 
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[DemoResult, list[str]]:
+    """Nothing here learns or is measured well: one epoch in large batches, the quickest ranges, no warm-up."""
     said: list[str] = []
-    plan = DemoPlan(per_class=70, epochs=1, seconds=0.4)
-    out = tmp_path_factory.mktemp("demo") / "out"
-    return run_demo(out, plan, progress=lambda phase, done, total: None, say=said.append), said
+    plan = DemoPlan(
+        out=tmp_path_factory.mktemp("demo") / "out",
+        per_class=70,
+        recipe="paper",
+        epochs=1,
+        method="minmax",
+        latency=choose_plan(seconds=0.2, warmup_seconds=0),
+    )
+    return run_demo(plan, progress=lambda phase, done, total: None, say=said.append), said
 
 
+@pytest.mark.slow
 def test_a_row_for_every_engine(demo: tuple[DemoResult, list[str]]) -> None:
     result, _ = demo
     expected = [("onnxruntime", "fp32"), ("onnxruntime", "int8")]
@@ -36,6 +46,7 @@ def test_a_row_for_every_engine(demo: tuple[DemoResult, list[str]]) -> None:
             assert row.accuracy_of == ("engine" if measured else "graph")
 
 
+@pytest.mark.slow
 def test_what_it_leaves_behind(demo: tuple[DemoResult, list[str]]) -> None:
     result, said = demo
     out = result.page.parent
@@ -48,19 +59,23 @@ def test_what_it_leaves_behind(demo: tuple[DemoResult, list[str]]) -> None:
     for engine in (out / "cnn").glob("*.engine"):
         assert load_record(engine).contract.labels == ("clear", "diffuse", "focal")
     assert sum(line.startswith("8/8 $ edge-dsc bench") for line in said) == 1
-    assert json.loads(json.dumps(result.to_dict()))["rows"][0]["network"] == "dsc"
     assert str(result.page) in result.text()
+    assert msgspec.to_builtins(result, enc_hook=str)["rows"][0]["network"] == "dsc"  # what --json prints
 
 
-def test_a_second_demo_replaces_the_first_and_nothing_else(tmp_path: Path) -> None:
-    from edge_dsc.demo import _clear
-    from engines.errors import UsageError
-
-    _clear(tmp_path / "out")
-    (tmp_path / "out" / "old").touch()
-    _clear(tmp_path / "out")
-    assert [path.name for path in (tmp_path / "out").iterdir()] == [".edge-dsc-demo"]
+def test_another_folder_is_spared(tmp_path: Path) -> None:
     (tmp_path / "other").touch()
     with pytest.raises(UsageError, match="is not empty and no earlier demo"):
-        _clear(tmp_path)
+        run_demo(DemoPlan(out=tmp_path), progress=lambda *call: None, say=lambda text: None)
     assert (tmp_path / "other").exists()
+
+
+def test_an_earlier_demo_is_replaced(tmp_path: Path) -> None:
+    def stop(text: str) -> None:
+        raise KeyboardInterrupt
+
+    for name in ("old", "new"):
+        with pytest.raises(KeyboardInterrupt):
+            run_demo(DemoPlan(out=tmp_path / "out"), progress=lambda *call: None, say=stop)
+        assert [path.name for path in (tmp_path / "out").iterdir()] == [".edge-dsc-demo"]
+        (tmp_path / "out" / name).touch()
