@@ -1,0 +1,198 @@
+"""An engine is built from what is known once, and built again from what its record says."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import msgspec
+import pytest
+
+from calibration.table import load_table, save_table
+from edge_dsc.build.calibrate import CalibrationRequest, run_calibration
+from edge_dsc.build.engine import BuildRequest, build_again, build_engine, rebuild_engine
+from edge_dsc.build.gate import GateOptions
+from engines import ort
+from engines.errors import ArtefactError, EnvironmentProblem, UsageError
+from engines.files import canonical_json, sha256_bytes
+from engines.record import RECORD, BatchRange, EngineRecord, Precision, load_record, record_path
+
+FLOAT_LAYERS = ("Conv_6", "MatMul_18")
+
+
+@pytest.fixture
+def run(calibrated_run: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(calibrated_run, tmp_path / "run"))
+
+
+def request_of(run: Path, precision: Precision = Precision.FP32, **more: Any) -> BuildRequest:
+    table = run / "calibration.json" if precision in (Precision.INT8, Precision.MIXED) else None
+    batch = BatchRange(1, 2, 4)
+    return BuildRequest(
+        model=run / "model.onnx",
+        precision=precision,
+        runtime="onnxruntime",
+        batch=batch,
+        calibration=table,
+        workspace_mib=77,
+        **more,
+    )
+
+
+@pytest.fixture
+def mixed(run: Path, textures: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A mixed engine whose search, which takes seconds, left two layers in floating point."""
+    found = SimpleNamespace(float_layers=FLOAT_LAYERS, text="mixed precision: as searched")
+    monkeypatch.setattr("edge_dsc.build.assign.search", lambda *arguments, **more: found)
+    gate = GateOptions(data=textures, max_drop=100)
+    return build_engine(request_of(run, Precision.MIXED, gate=gate)).path
+
+
+def what_is_the_same(record: EngineRecord) -> dict[str, Any]:
+    """All of a record but when, where and how long."""
+    different = ("build_seconds", "build_command", "created", "validation", "notes", "onnx", "calibration")
+    return {name: getattr(record, name) for name in record.__struct_fields__ if name not in different}
+
+
+@pytest.mark.slow
+def test_calibration_and_build_in_one_command_read_each_file_once(
+    run: Path, textures: Path, reads: Counter[Path]
+) -> None:
+    model, table = run / "model.onnx", run / "calibration.json"
+    made = run_calibration(CalibrationRequest(model=model, data=textures, method="minmax", images=128))
+    gate = GateOptions(data=textures, max_drop=100)
+    request = replace(request_of(run, Precision.INT8, gate=gate), calibration=None)
+    built = build_engine(request, calibrated=made)
+    assert (reads[model], reads[table]) == (1, 1)  # of the table only its hash is wanted
+    images = Counter(reads[path] for path in textures.rglob("*.png"))
+    # Every image once for its hash; then once for calibration, or once each for FP32 and INT8 in the gate.
+    assert images == {2: 128, 3: 22}
+    assert built.record.calibration_sha256 == sha256_bytes(table.read_bytes())
+    assert built.record.calibration == "calibration.json"
+
+
+@pytest.mark.parametrize("precision", [Precision.FP32, Precision.INT8])
+def test_an_engine_is_built_again_from_any_folder(
+    run: Path, precision: Precision, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(run)
+    built = build_engine(request_of(Path(), precision, out=Path("engines/dsc.engine")))
+    assert "--workspace 77" in built.record.build_command
+    assert built.record.onnx == "../model.onnx"
+    assert built.record.calibration == (None if precision is Precision.FP32 else "../calibration.json")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    again = build_again(run / built.path, elsewhere / built.path.name)
+    assert what_is_the_same(again.record) == what_is_the_same(built.record)
+    assert again.record.workspace_mib == 77
+    assert (run / built.path).read_bytes() == again.path.read_bytes()
+    assert load_record(again.path) == again.record
+
+
+def test_images_that_chose_the_layers_do_not_judge_them(
+    run: Path, textures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searched: list[int] = []
+
+    def search(model: Any, table: Any, pixels: Any, labels: list[int], **more: Any) -> Any:
+        searched.append(len(labels))
+        return SimpleNamespace(float_layers=FLOAT_LAYERS, text="mixed precision: as searched")
+
+    monkeypatch.setattr("edge_dsc.build.assign.search", search)
+    table = load_table(run / "calibration.json")
+    others = tuple(msgspec.structs.replace(image, sha256=f"{image.sha256}x") for image in table.images)
+    save_table(run / "calibration.json", msgspec.structs.replace(table, images=others))
+    gate = GateOptions(data=textures, max_drop=100)
+    found = build_engine(request_of(run, Precision.MIXED, gate=gate)).record.validation
+    assert found is not None
+    assert (searched, found.agreement.images) == ([75], 75)
+    assert found.images == f"all of {textures} but 75 that the model has seen"
+
+
+def test_a_mixed_engine_keeps_its_layers_without_a_search(
+    mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def search(*arguments: Any, **more: Any) -> None:
+        raise AssertionError("it was searched again")
+
+    monkeypatch.setattr("edge_dsc.build.assign.search", search)
+    again = build_again(mixed, tmp_path / "again.engine").record
+    first = load_record(mixed)
+    assert first.validation is not None and again.validation is None  # built without its gate
+    assert again.float_layers == first.float_layers == FLOAT_LAYERS
+    assert again.engine_sha256 == first.engine_sha256
+    assert f"mixed: Conv_6, MatMul_18 in floating point, as in {mixed.name}" in again.notes
+
+
+def test_a_record_of_version_1_is_built_again_with_the_table_beside_its_model(
+    run: Path, tmp_path: Path
+) -> None:
+    built = build_engine(request_of(run, Precision.INT8))
+    body = msgspec.to_builtins(built.record)
+    for name in ("calibration", "workspace_mib"):
+        del body[name]
+    head = {"kind": RECORD.name, "schema_version": 1}
+    seal = {"record_sha256": sha256_bytes(canonical_json(body))}
+    record_path(built.path).write_text(json.dumps({**head, **body, **seal}))
+    again = build_again(built.path, tmp_path / "again.engine").record
+    assert (again.engine_sha256, again.workspace_mib) == (built.record.engine_sha256, 1024)
+
+
+def test_another_table_than_the_engines_is_refused(run: Path, tmp_path: Path) -> None:
+    built = build_engine(request_of(run, Precision.INT8))
+    table = load_table(run / "calibration.json")
+    save_table(run / "calibration.json", msgspec.structs.replace(table, seed=9))
+    with pytest.raises(
+        ArtefactError, match=r"calibration\.json is not the calibration table that .* was built with"
+    ):
+        build_again(built.path, tmp_path / "again.engine")
+    assert not (tmp_path / "again.engine").exists()
+
+
+@pytest.mark.slow
+def test_another_process_builds_it_and_imports_nothing_from_the_callers_folder(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built = build_engine(request_of(run))
+    for stray in ("edge_dsc.py", "onnx.py", "calibration.py"):
+        (tmp_path / stray).write_text("raise SystemExit('imported from the current folder')\n")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "new").mkdir()
+    again = rebuild_engine(built.path.relative_to(tmp_path), Path("new"))
+    assert again == tmp_path / "new" / built.path.name
+    assert what_is_the_same(load_record(again)) == what_is_the_same(built.record)
+    (run / "model.onnx").unlink()
+    with pytest.raises(
+        EnvironmentProblem, match=r"cannot build .* again: cannot read .*model\.onnx"
+    ) as caught:
+        rebuild_engine(built.path, tmp_path / "new")
+    assert built.record.build_command in caught.value.remedy
+
+
+def test_a_search_needs_images(run: Path) -> None:
+    with pytest.raises(UsageError, match="mixed precision is searched and judged on labelled images"):
+        build_engine(request_of(run, Precision.MIXED))
+
+
+def test_the_reference_of_the_gate_is_called_fp32_and_the_engine_by_its_name(
+    run: Path, textures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+    whole: Callable[..., Any] = ort.OrtRunner.__init__
+
+    def noting(self: Any, session: Any, record: EngineRecord, *more: Any) -> None:
+        opened.append(record.engine)
+        whole(self, session, record, *more)
+
+    monkeypatch.setattr(ort.OrtRunner, "__init__", noting)
+    built = build_engine(request_of(run, gate=GateOptions(data=textures)))
+    assert opened == ["FP32", built.path.name]
+    assert built.record.validation is not None
+    assert built.record.validation.agreement.reference == "FP32"
