@@ -63,8 +63,8 @@ def load_keras() -> ModuleType:
 def _silenced_stderr() -> Iterator[None]:
     """Send file descriptor 2 to nowhere while TensorFlow is imported.
 
-    TensorFlow 2.21 writes a dozen lines about CPU features and missing GPU libraries from C++ then, before it looks
-    at its own log level; they would stand before every message of ours. Errors of Python come as exceptions.
+    TensorFlow 2.21 writes six lines about oneDNN and missing CUDA drivers from C++ then, whatever its log level; they
+    would stand before every message of ours. A failed import still comes as an exception.
     """
     if "tensorflow" in sys.modules:
         yield

@@ -190,8 +190,8 @@ def test_what_cannot_be_trained_leaves_no_folder(tmp_path: Path) -> None:
 def test_a_network_really_learns(tmp_path: Path) -> None:
     write_phantoms(tmp_path / "phantoms", 60, seed=1)
     options = TrainOptions(
-        data=tmp_path / "phantoms", out=tmp_path / "run", architecture="cnn", recipe="quick", epochs=6, seed=1
+        data=tmp_path / "phantoms", out=tmp_path / "run", architecture="dsc", recipe="quick", epochs=8, seed=1
     )
     metrics = train(options).metrics["held_out"]
     assert metrics.count >= 30
-    assert metrics.accuracy >= 0.7  # guessing among three classes gets there once in 100,000 runs
+    assert metrics.accuracy >= 0.8
