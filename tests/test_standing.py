@@ -72,7 +72,11 @@ def test_ruff_formats_nothing() -> None:
 @pytest.mark.xfail(strict=False, reason="until every room has its types")
 @pytest.mark.slow
 def test_mypy_finds_every_planted_mistake_and_nothing_else() -> None:
-    """In one run, for two at once would share a cache. A marked line names the codes that mypy must give it."""
+    """A marked line of tests/planted names the codes that mypy must give it.
+
+    One run for both, for two at once would share a cache. The wrong arrays there are parameters: of one that is made
+    within the call, such as ``np.zeros(8, np.float32)``, numpy's overloads say that it may be any array.
+    """
     planted = sorted((ROOT / "tests" / "planted").glob("*.py"))
     command = [sys.executable, "-m", "mypy", "--no-error-summary", "--hide-error-context", "--no-pretty"]
     done = subprocess.run(

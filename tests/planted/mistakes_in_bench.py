@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bench.report import Report, load_report, save_report
 from bench.statistics import tail
 
 
-def wrong_dtype() -> None:
-    tail(np.zeros(1000, np.float64), 99.0)  # mistake: arg-type
+def wrong_dtype(samples_ms: NDArray[np.float64]) -> None:
+    tail(samples_ms, 99.0)  # mistake: arg-type
 
 
 def none_where_none_may_be() -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from calibration.qdq import round_up_to_half
 from calibration.table import CalibrationTable, load_table, save_table
 
 
-def wrong_dtype() -> None:
-    round_up_to_half(np.zeros(32, np.int8))  # mistake: arg-type
+def wrong_dtype(levels: NDArray[np.int8]) -> None:
+    round_up_to_half(levels)  # mistake: arg-type
 
 
 def none_where_none_may_be() -> None:

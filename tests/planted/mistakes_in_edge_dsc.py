@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edge_dsc.data.phantoms import draw_phantom, write_phantoms
 from edge_dsc.training.batches import class_weights
 
 
-def wrong_dtype() -> None:
-    class_weights(np.zeros(8, np.float32), 3)  # mistake: arg-type
+def wrong_dtype(targets: NDArray[np.float32]) -> None:
+    class_weights(targets, 3)  # mistake: arg-type
 
 
 def none_where_none_may_be() -> None:

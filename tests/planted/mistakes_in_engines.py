@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from engines.files import sha256_file, write_text
 from engines.images import resize_to
 
 
-def wrong_dtype() -> None:
-    resize_to(np.zeros((64, 64), np.float32), 224, 224)  # mistake: arg-type
+def wrong_dtype(grey: NDArray[np.float32]) -> None:
+    resize_to(grey, 224, 224)  # mistake: arg-type
 
 
 def none_where_none_may_be() -> None:
