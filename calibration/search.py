@@ -31,7 +31,7 @@ CUTS = tuple(2 ** (-step / 4) for step in range(5))  # of the largest value seen
 EXPONENTS = (0.0, 0.5, 1.0)
 # A channel that is nearly silent is raised by no more than this.
 LARGEST_FACTOR = 1000.0
-_CHUNK = 2  # images: their values stay in the processor's cache, and the sum of all chunks in memory is small
+_CHUNK = 2  # images: with more, the values leave the processor's cache and every array costs page faults
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,8 @@ def search_ranges(model: ModelProto, pixels: Pixels, progress: Progress | None =
     searched = pixels[places]
     values = list(map_in_threads(lambda part: chain.start(searched[part]), chunks(len(searched), _CHUNK)))
     reference = np.concatenate(list(map_in_threads(lambda part: chain.finish(0, part), values)))
-    found = SearchedRanges({}, {})
+    ranges: dict[str, Bounds] = {}
+    channel_factors: dict[str, tuple[float, ...]] = {}
     for index, layer in enumerate(chain.layers[:-1]):
         if layer.raw_pixels:
             bounds = pixel_range(layer.input, signed=True)
@@ -89,13 +90,13 @@ def search_ranges(model: ModelProto, pixels: Pixels, progress: Progress | None =
         else:
             scalings = _scalings(chain, centred, layer, extremes[index])
             best, bounds = _choose(chain, index, scalings, values, reference)
-            found.ranges[layer.input] = bounds
+            ranges[layer.input] = bounds
         if best.factors is not None:
-            found.channel_factors[layer.input] = tuple(float(factor) for factor in best.factors)
+            channel_factors[layer.input] = tuple(float(factor) for factor in best.factors)
         values = list(map_in_threads(partial(_step, index, best, bounds), values))
         if progress is not None:
             progress("searching ranges", index + 1, len(chain.layers) - 1)
-    return found
+    return SearchedRanges(ranges, channel_factors)
 
 
 def _scalings(chain: Chain, model: ModelProto, layer: Layer, extremes: Floats) -> list[_Scaling]:
