@@ -11,8 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.report import Report, SubjectReport
-from bench.samples import Samples
+from bench.report import Report, Samples, SubjectReport
 from engines.errors import UnstableError
 from engines.packages import load
 

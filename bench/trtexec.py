@@ -13,8 +13,7 @@ from typing import Any
 
 from bench.machine import environment
 from bench.plan import Plan
-from bench.report import BlockSamples, Report, SubjectReport
-from bench.samples import as_samples
+from bench.report import BlockSamples, Report, SubjectReport, as_samples
 from engines.errors import BadInputError
 from engines.files import sha256_file
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
+import msgspec
 import numpy as np
 
 from bench.plan import Plan, choose_plan
@@ -354,7 +355,9 @@ def _measure_accuracy(engine: BuiltEngine, network: _Network, plan: DemoPlan) ->
 def _measure_latency(engines: Sequence[Path], plan: DemoPlan, progress: Progress, say: Say) -> Report:
     names = " ".join(engine.name for engine in engines)
     say(f"8/8 $ edge-dsc bench {names} --duration {plan.latency.seconds:g}")
-    report = measure_engines(engines, replace(plan.latency, seed=plan.seed), progress=progress)
+    report = measure_engines(
+        engines, msgspec.structs.replace(plan.latency, seed=plan.seed), progress=progress
+    )
     save_report(plan.out / "report.json", report)
     return report
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import cv2
 import numpy as np
@@ -20,7 +20,6 @@ from engines.dicom import check_pixels, decode_dicom, is_dicom
 from engines.errors import ImageError
 from engines.files import sha256_bytes
 
-Array = Any
 _Pixels = NDArray[np.uint8 | np.uint16]
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".dcm", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})

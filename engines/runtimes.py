@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Protocol, TypeVar, cast
 
 from engines.errors import AccuracyGateError, BadInputError, EdgeDscError, UsageError
 from engines.record import BatchRange, EngineRecord, Precision, peek_record
@@ -30,7 +30,6 @@ RUNTIME_NAMES = tuple(_TABLE)
 _REFUSED = "choose another precision or --backend; nothing was written"
 
 _Tag = TypeVar("_Tag")
-Array = Any
 
 
 @dataclass(frozen=True, kw_only=True)

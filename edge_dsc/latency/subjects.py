@@ -23,8 +23,7 @@ from bench.power import find_rails
 from bench.report import Report
 from bench.statistics import BUILD_OF
 from edge_dsc.infer.source import expand_source
-from edge_dsc.latency.limits import limits_pass, measure_ceilings
-from edge_dsc.latency.passes import add_pass, memory_pass, power_pass
+from edge_dsc.latency.passes import add_pass, limits_pass, measure_ceilings, memory_pass, power_pass
 from engines.errors import BadInputError, ImageError, UsageError
 from engines.images import read_input, read_inputs, usable_processors
 from engines.record import EngineRecord

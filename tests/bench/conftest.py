@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from bench.plan import Plan
-from bench.report import BlockSamples, Report, SubjectReport, WarmUp
-from bench.samples import as_samples
+from bench.report import BlockSamples, Report, SubjectReport, WarmUp, as_samples
 
 MACHINE = {
     "machine": "Jetson Orin Nano",

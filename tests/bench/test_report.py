@@ -19,11 +19,12 @@ from bench.report import (
     REPORT,
     Report,
     Storage,
+    as_samples,
     compact_report,
+    encode_samples,
     load_report,
     save_report,
 )
-from bench.samples import as_samples, encode_samples
 from bench.statistics import summarise
 from bench.tables import render_report
 from engines.errors import ArtefactError

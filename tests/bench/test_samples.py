@@ -6,7 +6,7 @@ import zlib
 import numpy as np
 import pytest
 
-from bench.samples import as_samples, decode_samples, encode_samples, rounded_samples
+from bench.report import as_samples, decode_samples, encode_samples, rounded_samples
 
 
 @pytest.mark.parametrize("values", [[0], [1, 2, 3], [3, 1], [255, 256, 65_536, 2**62]])

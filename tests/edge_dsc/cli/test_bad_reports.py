@@ -14,8 +14,7 @@ from msgspec.structs import replace
 
 from bench.measure import measure
 from bench.plan import Plan
-from bench.report import REPORT, BlockSamples, Report, SubjectReport, load_report, save_report
-from bench.samples import as_samples
+from bench.report import REPORT, BlockSamples, Report, SubjectReport, as_samples, load_report, save_report
 from bench.statistics import Verdict
 from engines.files import canonical_json, sha256_bytes
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edge_dsc.latency.limits import count_work, measure_ceilings
+from edge_dsc.latency.passes import count_work, measure_ceilings
 from engines.record import Precision
 
 
