@@ -137,36 +137,6 @@ def test_no_document_holds_a_nan(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
-def test_documents_come_back(tmp_path: Path) -> None:
-    path = tmp_path / "a.json"
-    files.write_document(path, KIND, 1, {"x": [1, 2.5, "ü"]})
-    assert files.read_document(path, KIND, 1, renew="make") == {
-        "kind": KIND,
-        "schema_version": 1,
-        "x": [1, 2.5, "ü"],
-    }
-
-
-def test_older_documents_are_brought_up_to_date_after_their_seal_was_checked(tmp_path: Path) -> None:
-    path = tmp_path / "a.json"
-    older = {
-        1: lambda body: {**body, "two": body["one"] * 2},
-        2: lambda body: {**body, "three": body["two"] + 1},
-    }
-    files.write_sealed_document(path, KIND, 1, {"one": 1}, seal="seal")
-    read = {"seal": "seal", "renew": "make", "older": older}
-    assert files.read_sealed_document(path, KIND, 3, **read) == {"one": 1, "two": 2, "three": 3}
-    found = files.read_document(path, KIND, 2, renew="make", older={1: older[1]})
-    assert (found["schema_version"], found["two"]) == (2, 2)
-    path.write_text(path.read_text().replace('"one": 1', '"one": 2'))
-    with pytest.raises(ArtefactError, match="was edited"):
-        files.read_sealed_document(path, KIND, 3, **read)
-    for version in ("4", "0", "null", "true", '"1"', "[]"):
-        path.write_text('{"kind": "edge-dsc/test", "schema_version": ' + version + "}")
-        with pytest.raises(ArtefactError, match="this edge-dsc reads 1 and 2 and 3"):
-            files.read_document(path, KIND, 3, renew="make", older=older)
-
-
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -183,14 +153,8 @@ def test_other_content_is_refused(tmp_path: Path, content: bytes, message: str) 
     path = tmp_path / "a.json"
     path.write_bytes(content)
     with pytest.raises(ArtefactError, match=message) as caught:
-        files.read_document(path, KIND, 1, renew="edge-dsc make")
-    assert caught.value.remedy == "make it anew: edge-dsc make"
-
-
-def test_nan_is_never_written(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="Out of range float"):
-        files.write_document(tmp_path / "a.json", KIND, 1, {"x": float("nan")})
-    assert os.listdir(tmp_path) == []
+        FIRST.load(path)
+    assert caught.value.remedy == "make it again: edge-dsc make"
 
 
 def test_hashes(tmp_path: Path) -> None:

@@ -242,6 +242,7 @@ def test_the_measuring_script(
     sizes = ["--blocks", "2", "--calls", "3", "--batch", "2"]
     arguments = [script, str(engine), "--images", str(textures / "focal"), *sizes, "--out", str(out), *switch]
     monkeypatch.setattr(sys, "argv", arguments)
+    monkeypatch.syspath_prepend(str(Path(script).parent))  # as Python itself does for a script
     runpy.run_path(script, run_name="__main__")
     report = json.loads(out.read_text())
     assert report["kind"] == "edge-dsc/gpu-stages"
