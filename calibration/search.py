@@ -79,7 +79,7 @@ def search_ranges(model: ModelProto, pixels: Pixels, progress: Progress | None =
     chain = Chain(centred, signed=True)
     extremes = _channel_extremes(chain, centred, pixels)
     places = np.unique(np.linspace(0, len(pixels) - 1, min(SEARCHED_IMAGES, len(pixels))).astype(int))
-    searched = pixels[places]
+    searched: Pixels = pixels[places]
     values = list(map_in_threads(lambda part: chain.start(searched[part]), chunks(len(searched), _CHUNK)))
     reference = list(map_in_threads(lambda part: chain.finish(0, part), values))
     ranges: dict[str, Bounds] = {}
