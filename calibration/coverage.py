@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from calibration.chain import Chain, Floats, chunks, map_in_threads
+from calibration.chain import Chain, Floats, Pixels, chunks, map_in_threads
 from calibration.qdq import activation_ranges
 from calibration.rewrites import Bounds, scale_channels
 from calibration.select import CalibrationSet
@@ -120,7 +120,7 @@ def measure_coverage(
         images: The images; at least :data:`PARTS`.
         patients: The patient of each image by its hash, where known.
     """
-    pixels = images.pixels[list(images.drawn)]
+    pixels: Pixels = images.pixels[list(images.drawn)]
     scaled = scale_channels(model.proto, table.channel_factors)
     ranges = activation_ranges(scaled, table, signed=False)
     chain = Chain(scaled, signed=False)

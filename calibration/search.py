@@ -32,6 +32,7 @@ EXPONENTS = (0.0, 0.5, 1.0)
 # A channel that is nearly silent is raised by no more than this.
 LARGEST_FACTOR = 1000.0
 _CHUNK = 2  # images: with more, the values leave the processor's cache and every array costs page faults
+_ROUNDS = 6  # parts of the images that candidates are run on, one after the other
 
 
 @dataclass(frozen=True)
@@ -78,9 +79,9 @@ def search_ranges(model: ModelProto, pixels: Pixels, progress: Progress | None =
     chain = Chain(centred, signed=True)
     extremes = _channel_extremes(chain, centred, pixels)
     places = np.unique(np.linspace(0, len(pixels) - 1, min(SEARCHED_IMAGES, len(pixels))).astype(int))
-    searched = pixels[places]
+    searched: Pixels = pixels[places]
     values = list(map_in_threads(lambda part: chain.start(searched[part]), chunks(len(searched), _CHUNK)))
-    reference = np.concatenate(list(map_in_threads(lambda part: chain.finish(0, part), values)))
+    reference = list(map_in_threads(lambda part: chain.finish(0, part), values))
     ranges: dict[str, Bounds] = {}
     channel_factors: dict[str, tuple[float, ...]] = {}
     for index, layer in enumerate(chain.layers[:-1]):
@@ -138,30 +139,62 @@ def _channel_extremes(chain: Chain, model: ModelProto, pixels: Pixels) -> list[F
 
 
 def _choose(
-    chain: Chain, index: int, scalings: Sequence[_Scaling], values: Sequence[Floats], reference: Floats
+    chain: Chain,
+    index: int,
+    scalings: Sequence[_Scaling],
+    values: Sequence[Floats],
+    reference: Sequence[Floats],
 ) -> tuple[_Scaling, Bounds]:
     """Return the scaling and the range with the least error at the logits; the first of equal ones.
 
-    The error is the mean square of the centred logits with this layer rounded and those behind it in float.
+    The error is the mean square of the centred logits with this layer rounded and those behind it in float. It can
+    only grow with the images: a candidate that has more on some of them than the leader on all is not run on the rest.
+
+    Args:
+        chain: The float network.
+        index: The layer.
+        scalings: What to choose from.
+        values: The layer's input, in chunks of images.
+        reference: The logits of the float network for each chunk.
     """
     candidates = [(scaling, bounds) for scaling in scalings for bounds in scaling.bounds]
+    differences: list[dict[int, Floats]] = [{} for _ in candidates]  # of each chunk that was run
 
-    def answer(part: Floats) -> list[Floats]:
-        found = []
-        for scaling in scalings:
-            scaled = scaling.scale(part)
-            for bounds in scaling.bounds:
+    def run(numbers: Sequence[int], places: Sequence[int]) -> None:
+        def answer(place: int) -> list[Floats]:
+            found: list[Floats] = []
+            scaled_by, scaled = None, values[place]
+            for scaling, bounds in (candidates[number] for number in numbers):
+                if scaling is not scaled_by:
+                    scaled_by, scaled = scaling, scaling.scale(values[place])
                 rounded = scaling.chain.step(index, scaled, grid_of(bounds, signed=True), int8=True)
-                found.append(chain.finish(index + 1, rounded))
-        return found
+                difference = chain.finish(index + 1, rounded) - reference[place]
+                found.append(difference - difference.mean(axis=1, keepdims=True))
+            return found
 
-    logits = zip(*map_in_threads(answer, values), strict=True)
-    errors = []
-    for parts in logits:
-        difference = np.concatenate(parts) - reference
-        difference = difference - difference.mean(axis=1, keepdims=True)
-        errors.append(float((difference**2).mean()))
-    return candidates[int(np.argmin(errors))]
+        for place, found in zip(places, map_in_threads(answer, places), strict=True):
+            for number, difference in zip(numbers, found, strict=True):
+                differences[number][place] = difference
+
+    def summed(number: int) -> float:
+        return sum(float(np.square(part, dtype=np.float64).sum()) for part in differences[number].values())
+
+    first, *rounds = [range(start, len(values), _ROUNDS) for start in range(min(_ROUNDS, len(values)))]
+    alive = list(range(len(candidates)))
+    run(alive, first)
+    leader = min(alive, key=summed)
+    run([leader], [place for places in rounds for place in places])
+    limit = 1.001 * summed(leader)  # more than rounding can make
+    for places in rounds:
+        alive = [number for number in alive if number != leader and summed(number) <= limit]
+        run(alive, places)
+    errors = {
+        number: float(
+            (np.concatenate([differences[number][place] for place in range(len(values))]) ** 2).mean()
+        )
+        for number in sorted([leader, *alive])
+    }
+    return candidates[min(errors, key=lambda number: errors[number])]
 
 
 def _step(index: int, scaling: _Scaling, bounds: Bounds, part: Floats) -> Floats:

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from calibration.layers import find_layers
 from calibration.qdq import activation_ranges
 from calibration.rewrites import SUFFIX
@@ -228,7 +231,7 @@ def make_calibrator(
         EnvironmentProblem: This release has no calibrators.
         UsageError: Another algorithm, or fewer images than a batch.
     """
-    pixels = images.pixels[list(images.drawn)]
+    pixels: NDArray[np.uint8] = images.pixels[list(images.drawn)]
     _check_calibrator(trt, len(pixels), options)
     entropy = options.algorithm == "entropy"
     base = trt.IInt8EntropyCalibrator2 if entropy else trt.IInt8MinMaxCalibrator

@@ -55,7 +55,7 @@ class Chunks(CalibrationDataReader):
         return None if image is None else {"image": image[None]}
 
 
-@pytest.mark.parametrize("method", ["entropy", "percentile"])
+@pytest.mark.parametrize("method", [pytest.param("entropy", marks=pytest.mark.slow), "percentile"])
 def test_the_ranges_are_those_of_onnxruntimes_own_calibrator(
     model: OnnxModel,
     small_set: CalibrationSet,
