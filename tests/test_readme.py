@@ -38,7 +38,6 @@ def test_a_command_line_is_taken(line: str) -> None:
     group.load_command(name).make_context(name, words)
 
 
-@pytest.mark.xfail(strict=False, reason="until every page is there")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_a_link_leads_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):

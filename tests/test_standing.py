@@ -69,7 +69,6 @@ def test_ruff_formats_nothing() -> None:
     tool("ruff", "format", "--check", ".")
 
 
-@pytest.mark.xfail(strict=False, reason="until every room has its types")
 @pytest.mark.slow
 def test_mypy_finds_every_planted_mistake_and_nothing_else() -> None:
     """A marked line of tests/planted names the codes that mypy must give it.
@@ -172,7 +171,6 @@ def span(node: ast.stmt) -> int:
     return (node.end_lineno or 0) - node.lineno + 1
 
 
-@pytest.mark.xfail(strict=False, reason="until every room has its types")
 @pytest.mark.parametrize(
     "pattern",
     [
