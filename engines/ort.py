@@ -8,17 +8,14 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
-from onnx import ModelProto
 
 from engines import packages
 from engines.errors import ArtefactError, EdgeDscError, EnvironmentProblem
 from engines.files import write_bytes
-from engines.graph import executed_layer_types, executed_layers, layer_types, parse_model
 from engines.record import EngineRecord, Precision, read_engine
 from engines.runtimes import (
     DEFAULT_OPTIONS,
@@ -30,6 +27,9 @@ from engines.runtimes import (
     RunnerOptions,
     check_precision,
 )
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
 
 # The same import package comes in several distributions.
 _DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml")
@@ -83,6 +83,11 @@ class OnnxRuntime:
             ArtefactError: The model is none that ONNX Runtime can read.
             EnvironmentProblem: ``onnxruntime`` or memory is missing, or ``out`` cannot be written.
         """
+        # Running an engine needs no onnx, whose import takes tens of milliseconds of each start.
+        import onnx
+
+        from engines.graph import executed_layer_types, executed_layers, layer_types, parse_model
+
         try:
             with (
                 tempfile.TemporaryDirectory() as folder
