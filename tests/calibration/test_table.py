@@ -84,6 +84,9 @@ def test_an_edited_range_is_refused(small_table: CalibrationTable, tmp_path: Pat
     )
 
 
+ONE_TOO_FEW = [{"name": f"{index}.png", "label": "a", "sha256": f"{index:064}"} for index in range(127)]
+
+
 @pytest.mark.parametrize(
     ("change", "text"),
     [
@@ -94,6 +97,7 @@ def test_an_edited_range_is_refused(small_table: CalibrationTable, tmp_path: Pat
         ({"ranges": [1]}, r"is no readable edge-dsc/calibration-table: .*`\$\.ranges`"),
         ({"method": "random"}, "names the unknown method 'random'"),
         ({"images": []}, "was made on 0 images, at least 128 are needed"),
+        ({"images": ONE_TOO_FEW}, "was made on 127 images, at least 128 are needed"),
         ({"images": [{"file": "x"}]}, r"unknown field `file` - at `\$\.images"),
         ({"seed": "0"}, r"Expected `int`, got `str` - at `\$\.seed`"),
         ({"channel_factors": {"features": [1.0, 0.0]}}, "holds senseless channel factors for features"),
