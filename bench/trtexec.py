@@ -15,7 +15,7 @@ from bench.machine import environment
 from bench.plan import Plan
 from bench.report import BlockSamples, Report, SubjectReport, as_samples
 from engines.errors import BadInputError
-from engines.files import sha256_file
+from engines.files import read_regular, sha256_file
 
 SCENARIO = "trtexec"
 _BLOCKS = 60
@@ -86,7 +86,7 @@ def import_trtexec(
 
 def _entries(path: Path) -> list[dict[str, Any]]:
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
+        entries = json.loads(read_regular(path).decode())
     except OSError as error:
         raise BadInputError(f"cannot read {path}: {error.strerror}", remedy=_REMEDY) from error
     except (ValueError, RecursionError) as error:

@@ -19,7 +19,7 @@ from calibration.select import CalibrationSet
 from calibration.table import CalibrationTable
 from engines.contract import ModelContract
 from engines.errors import ArtefactError, EnvironmentProblem, UsageError
-from engines.files import write_bytes
+from engines.files import read_regular, write_bytes
 from engines.packages import parse_version
 
 if TYPE_CHECKING:
@@ -263,7 +263,7 @@ def make_calibrator(
 
         def read_calibration_cache(self) -> bytes | None:
             cache = options.cache
-            return cache.read_bytes() if cache is not None and cache.is_file() else None
+            return read_regular(cache) if cache is not None and cache.is_file() else None
 
         def write_calibration_cache(self, data: Any) -> None:
             try:

@@ -12,7 +12,7 @@ import msgspec
 from calibration.table import CalibrationTable
 from edge_dsc.evaluate.evaluation import format_validation
 from engines.errors import ArtefactError, BadInputError
-from engines.files import sha256_file
+from engines.files import read_regular, sha256_file
 from engines.record import RECORD, EngineRecord, load_record, record_path
 
 _LONG = 12  # entries of a list or mapping that are still printed whole
@@ -92,7 +92,7 @@ def _inspect_onnx(path: Path) -> dict[str, Any]:
 
 def _inspect_document(path: Path) -> dict[str, Any]:
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(read_regular(path).decode())
     except (OSError, ValueError, RecursionError) as error:
         raise BadInputError(
             f"{path} is no JSON document: {error}", remedy="name a file that edge-dsc wrote"

@@ -7,6 +7,8 @@ import errno
 import hashlib
 import json
 import os
+import re
+import stat
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -15,9 +17,45 @@ from typing import Any, Generic, TypeVar, cast
 
 import msgspec
 
-from engines.errors import ArtefactError, EnvironmentProblem
+from engines.errors import ArtefactError, EnvironmentProblem, UsageError
 
 _CHUNK = 1 << 20
+LARGEST_TEXT = (
+    256 << 20
+)  # bytes of a document, a list or a table; the largest of ours, a report, has a few MiB
+
+# What a file is: said by whoever writes it, and seen again in the file that it would replace.
+CHART = "a chart"
+DOCUMENT = "a JSON document"
+ENGINE = "an engine"
+KERAS_MODEL = "a Keras model"
+MARKDOWN = "a text"
+ONNX_MODEL = "an ONNX model"
+PAGE = "a page of edge-dsc"
+ROWS = "rows of results"
+VIDEO = "a video"
+_OTHER = "a file of another program"
+_OUR_DOCUMENT = re.compile(rb'\s*\{\s*"kind": ?"(edge-dsc/[a-z-]+)"')
+_HEADS = (
+    (ROWS, re.compile(rb'path,(frame,)?(seconds,|captured,)?label,|\{"path": ')),
+    (PAGE, re.compile(rb"<!doctype html>.{1,400}default-src 'none'; img-src data:", re.DOTALL)),
+    ("an HTML page of another program", re.compile(rb"\s*<(!doctype|html)", re.IGNORECASE)),
+    ("JSON of another program", re.compile(rb"\s*[{\[]")),
+    ("a table of patients", re.compile(rb"(\xef\xbb\xbf)?class,file,patient")),
+    (CHART, re.compile(rb"\x89PNG.{1,100}Matplotlib", re.DOTALL)),
+    (VIDEO, re.compile(rb"RIFF.{4}AVI |.{4}ftyp|\x1aE\xdf\xa3", re.DOTALL)),
+    (
+        "a picture",
+        re.compile(rb"\x89PNG|\xff\xd8\xff|GIF8|BM.{4}\0|II\*\0|MM\0\*|RIFF|.{128}DICM", re.DOTALL),
+    ),
+    (ONNX_MODEL, re.compile(rb"\x08[\x01-\x20][\x12\x1a\x22\x28\x32\x3a\x42]")),
+    (KERAS_MODEL, re.compile(rb"PK\x03\x04.{26,40}(metadata|config)\.json", re.DOTALL)),
+    ("an archive", re.compile(rb"PK\x03\x04|\x1f\x8b|ustar")),
+)
+_SUFFIXES = {
+    "": MARKDOWN, ".csv": ROWS, ".htm": PAGE, ".html": PAGE, ".json": DOCUMENT, ".jsonl": ROWS, ".keras": KERAS_MODEL,
+    ".md": MARKDOWN, ".onnx": ONNX_MODEL, ".png": CHART, ".txt": MARKDOWN,
+}  # fmt: skip
 Body = TypeVar("Body")
 Upgrade = Callable[[dict[str, Any]], dict[str, Any]]  # a body of one version -> that of the next
 
@@ -30,10 +68,37 @@ def sha256_bytes(data: bytes) -> str:
 def sha256_file(path: Path) -> str:
     """Return the SHA-256 of a file as 64 hexadecimal digits, read in pieces of 1 MiB."""
     digest = hashlib.sha256()
+    _require_regular(path)
     with path.open("rb") as stream:
         while piece := stream.read(_CHUNK):
             digest.update(piece)
     return digest.hexdigest()
+
+
+def _require_regular(path: Path) -> os.stat_result:
+    """Refuse a pipe, which may never begin, and a device, which may never end."""
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        code = errno.EISDIR if stat.S_ISDIR(found.st_mode) else errno.EINVAL
+        raise OSError(code, "it is not a regular file")
+    return found
+
+
+def read_regular(path: Path, limit: int = LARGEST_TEXT) -> bytes:
+    """Read a whole file, looked at before: a regular one of a sane size.
+
+    Args:
+        path: The file.
+        limit: Bytes that it may have.
+
+    Raises:
+        OSError: It cannot be read, is no regular file, or is larger; ``strerror`` says which.
+    """
+    size = _require_regular(path).st_size
+    if size > limit:
+        raise OSError(errno.EFBIG, f"it has {size} bytes, the limit is {limit}")
+    with path.open("rb") as stream:
+        return stream.read(limit)
 
 
 def canonical_json(value: object) -> bytes:
@@ -54,29 +119,94 @@ def output_problem(path: Path, error: OSError) -> EnvironmentProblem:
     return EnvironmentProblem(f"cannot write {path}: {error.strerror or error}", remedy=remedy)
 
 
-@contextlib.contextmanager
-def atomic_path(target: Path) -> Iterator[Path]:
-    """Give a temporary path beside ``target`` and rename it to ``target`` when the block ends well.
+def kind_of_file(path: Path) -> str | None:
+    """Say what a file is, by what lies beside it, its first bytes, or else its suffix; None of an empty one."""
+    head = _head(path)
+    if not head:
+        return None
+    if document := _OUR_DOCUMENT.match(head):
+        return document[1].decode()
+    record = path.with_name(path.name + ".json")
+    document = _OUR_DOCUMENT.match(_head(record)) if record.is_file() else None
+    if path.suffix.lower() == ".engine" or (document and document[1] == b"edge-dsc/engine-record"):
+        return ENGINE
+    seen = next((kind for kind, pattern in _HEADS if pattern.match(head)), None)
+    return seen or _SUFFIXES.get(path.suffix.lower(), _OTHER)
 
-    A reader, or a run that is killed, sees the old file or the new one, never half of one.
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as stream:
+        return stream.read(1 << 10)
+
+
+def require_kind(target: Path, kind: str | None) -> os.stat_result | None:
+    """Refuse to write over a folder, or over a file of another kind; pipes and devices are written to.
+
+    Args:
+        target: What would be written.
+        kind: What it would become, such as :data:`ENGINE` or the name of a :class:`DocumentKind`; None for a file that
+            only its own folder knows, such as a cache.
+
+    Returns:
+        What is there now, links followed; None where nothing is.
 
     Raises:
-        EnvironmentProblem: The place cannot be written (permission, space).
+        UsageError: There is a file of another kind.
+        OSError: It is a folder, or cannot be looked at.
+    """
+    try:
+        found = target.stat()
+    except FileNotFoundError:
+        return None
+    if stat.S_ISDIR(found.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if kind is None or not stat.S_ISREG(found.st_mode):
+        return found
+    seen = kind_of_file(target)
+    same = seen in (None, kind) or (seen == DOCUMENT and kind.startswith("edge-dsc/"))
+    if not same:
+        raise UsageError(
+            f"{target} is {seen}, and would be replaced by {kind}",
+            remedy="nothing was written: name another file, or remove this one first",
+        )
+    return found
+
+
+@contextlib.contextmanager
+def atomic_path(target: Path, kind: str | None = None) -> Iterator[Path]:
+    """Give a temporary path beside ``target`` and rename it to ``target`` when the block ends well.
+
+    A reader, or a run that is killed, sees the old file or the new one, never half of one. A link stays, and what it
+    leads to is replaced; mode and owner stay; a pipe or a device is written to.
+
+    Args:
+        target: The file.
+        kind: What it will be, as in :func:`require_kind`.
+
+    Raises:
+        EnvironmentProblem: The place cannot be written (permission, space), or is a folder.
+        UsageError: There is a file of another kind.
     """
     temporary: Path | None = None
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        found = require_kind(target, kind)
+        special = found is not None and not stat.S_ISREG(found.st_mode)
+        place = target if special else Path(os.path.realpath(target))
+        folder = None if special else place.parent
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
         # The suffix stays last: Keras chooses its format by it.
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem}-", suffix=target.suffix)
+        handle, name = tempfile.mkstemp(dir=folder, prefix=f".{place.stem}-", suffix=place.suffix)
         os.close(handle)
         temporary = Path(name)
         yield temporary
+        if special:
+            _write_to_special(place, temporary)
+            return
         with temporary.open("rb+") as stream:
             os.fsync(stream.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp makes files that only their owner may read
-        temporary.replace(target)
+        _give_mode(temporary, found)
+        temporary.replace(place)
         temporary = None
     except OSError as error:
         raise output_problem(target, error) from error
@@ -85,29 +215,60 @@ def atomic_path(target: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def require_writable(target: Path) -> None:
+def open_special(path: str | Path, flags: int) -> int:
+    """Open a pipe or a device to write to it (``opener`` of :func:`open`); a pipe that nobody reads is an error."""
+    handle = os.open(path, flags | os.O_NONBLOCK)
+    os.set_blocking(handle, True)
+    return handle
+
+
+def _write_to_special(place: Path, source: Path) -> None:
+    with open(place, "wb", buffering=0, opener=open_special) as stream:
+        data = source.read_bytes()
+        while data:
+            data = data[stream.write(data) or 0 :]
+
+
+def _give_mode(temporary: Path, found: os.stat_result | None) -> None:
+    """Give the mode and, where that is allowed, the owner of what is replaced; else those of a new file."""
+    if found is None:
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)  # mkstemp makes files that only their owner may read
+        return
+    with contextlib.suppress(PermissionError):
+        os.chown(temporary, found.st_uid, found.st_gid)
+    temporary.chmod(stat.S_IMODE(found.st_mode))
+
+
+def require_writable(target: Path, kind: str | None = None) -> None:
     """Refuse a place that cannot be written before the work for it begins, not after.
 
     Raises:
         EnvironmentProblem: The place cannot be written.
+        UsageError: There is a file of another kind than ``kind``; see :func:`require_kind`.
     """
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=target.parent):
+        found = require_kind(target, kind)
+        if found is not None and not stat.S_ISREG(found.st_mode):
+            return
+        folder = Path(os.path.realpath(target)).parent
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
         raise output_problem(target, error) from error
 
 
-def write_bytes(target: Path, data: bytes) -> None:
-    """Write a whole file atomically."""
-    with atomic_path(target) as temporary:
+def write_bytes(target: Path, data: bytes, kind: str | None = None) -> None:
+    """Write a whole file atomically; ``kind`` as in :func:`atomic_path`."""
+    with atomic_path(target, kind) as temporary:
         temporary.write_bytes(data)
 
 
-def write_text(target: Path, text: str) -> None:
-    """Write a whole UTF-8 text file atomically."""
-    write_bytes(target, text.encode())
+def write_text(target: Path, text: str, kind: str | None = None) -> None:
+    """Write a whole UTF-8 text file atomically; ``kind`` as in :func:`atomic_path`."""
+    write_bytes(target, text.encode(), kind)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,11 +305,16 @@ class DocumentKind(Generic[Body]):
         return cast(dict[str, Any], msgspec.to_builtins(value, enc_hook=self.encode))
 
     def save(self, path: Path, value: Body) -> None:
-        """Write a document atomically: ``kind`` and ``schema_version``, the fields, then the seal. No NaN."""
+        """Write a document atomically: ``kind`` and ``schema_version``, the fields, then the seal. No NaN.
+
+        Raises:
+            EnvironmentProblem: The place cannot be written.
+            UsageError: There is a file of another kind.
+        """
         body = self.to_builtins(value)
         sealed = {self.seal: sha256_bytes(canonical_json(body))} if self.seal else {}
         document = {"kind": self.name, "schema_version": self.version, **body, **sealed}
-        write_text(path, json.dumps(document, indent=1, allow_nan=False) + "\n")
+        write_text(path, json.dumps(document, indent=1, allow_nan=False) + "\n", self.name)
 
     def load(self, path: Path, *, renew: str | None = None) -> Body:
         """Read a document.
@@ -195,7 +361,7 @@ def read_json(path: Path, *, remedy: str) -> object:
         ArtefactError: Missing, unreadable, no UTF-8 or no JSON.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_regular(path).decode()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not a text file"
         raise ArtefactError(f"cannot read {path}: {reason}", remedy=remedy) from error

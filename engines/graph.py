@@ -15,7 +15,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 
 from engines.contract import ModelContract
 from engines.errors import AccuracyGateError, ArtefactError
-from engines.files import sha256_bytes
+from engines.files import read_regular, sha256_bytes
 
 LARGEST_MODEL = 512 << 20  # bytes; ours have a few MB, and protobuf itself ends at 2 GiB
 LARGEST_HALF = 65504.0  # largest finite float16. Source: IEEE 754-2008, binary16
@@ -64,12 +64,7 @@ def load_model(path: Path) -> OnnxModel:
             contract that its own inputs and outputs keep.
     """
     try:
-        size = path.stat().st_size
-        if size > LARGEST_MODEL:
-            raise ArtefactError(
-                f"{path} has {size} bytes, a model of ours at most {LARGEST_MODEL}", remedy=_EXPORT_AGAIN
-            )
-        data = path.read_bytes()
+        data = read_regular(path, LARGEST_MODEL)
     except OSError as error:
         raise ArtefactError(f"cannot read {path}: {error.strerror or error}", remedy=_EXPORT_AGAIN) from error
     return parse_model(data, path)

@@ -8,7 +8,7 @@ from pathlib import Path
 from calibration.collect import calibrate
 from calibration.coverage import Coverage, measure_coverage, save_coverage
 from calibration.select import Candidate, read_set, select_images
-from calibration.table import DEFAULT_METHOD, CalibrationOptions, CalibrationTable, save_table
+from calibration.table import DEFAULT_METHOD, TABLE, CalibrationOptions, CalibrationTable, save_table
 from calibration.tensorrt import check_cache_request, write_cache
 from edge_dsc.data import Dataset, Split, discover
 from edge_dsc.data.purposes import images_to_calibrate, split_beside
@@ -84,7 +84,7 @@ def run_calibration(request: CalibrationRequest, progress: Progress | None = Non
     path = request.out or request.model.parent / CALIBRATION_NAME
     dataset, split = discover(request.data), split_beside(request.model)
     candidates = calibration_candidates(dataset, split)
-    require_writable(path)
+    require_writable(path, TABLE.name)
     chosen = select_images(candidates, request.images, request.seed)
     model = load_model(request.model)
     images = read_set(chosen, model.contract, progress)

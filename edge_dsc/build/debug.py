@@ -22,6 +22,7 @@ from edge_dsc.data import discover
 from edge_dsc.data.purposes import split_beside
 from engines.contract import ModelContract
 from engines.errors import ArtefactError, BadInputError, ImageError
+from engines.files import CHART, require_writable
 from engines.graph import OnnxModel, load_model
 from engines.images import read_inputs
 from engines.record import load_record, record_path
@@ -94,6 +95,8 @@ def debug(request: DebugRequest, progress: Progress | None = None) -> Debugged:
     from edge_dsc.page.figures import draw_sensitivity
 
     model, runtime = _find_model(request)
+    picture = request.out or model.path.parent / PICTURE_NAME
+    require_writable(picture, CHART)
     candidates = calibration_candidates(discover(request.data), split_beside(model.path))
     table, known = _find_table(request, model, candidates, progress)
     chosen = select_images(candidates, request.images, request.seed)
@@ -101,7 +104,6 @@ def debug(request: DebugRequest, progress: Progress | None = None) -> Debugged:
     signed = runtime.signed_activations
     times = _time_layers(model, table, pixels) if runtime.runs_on_cpu else {}
     found = measure_sensitivity(model.proto, table, pixels, signed=signed, times=times, progress=progress)
-    picture = request.out or model.path.parent / PICTURE_NAME
     draw_sensitivity(found, picture, title=f"{model.contract.architecture}, {runtime.name}, {table.method}")
     return Debugged(model.path, runtime.name, table.method, found, picture)
 

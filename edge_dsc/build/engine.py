@@ -30,7 +30,7 @@ from edge_dsc.build.gate import GateOptions, run_gate
 from edge_dsc.data import Dataset, Split, discover
 from edge_dsc.data.purposes import split_beside
 from engines.errors import ArtefactError, EdgeDscError, EnvironmentProblem, UsageError
-from engines.files import atomic_path, sha256_file
+from engines.files import ENGINE, atomic_path, require_writable, sha256_file
 from engines.graph import OnnxModel, cast_to_fp16, load_model
 from engines.record import (
     DEFAULT_WORKSPACE_MIB,
@@ -236,6 +236,8 @@ def _begin(request: BuildRequest, calibrated: CalibrationRun | None = None) -> B
     path = request.out or default_engine_path(
         request.model, model.contract.architecture, request.precision, runtime
     )
+    require_writable(path, ENGINE)
+    require_writable(record_path(path), RECORD.name)
     build = Build(request=request, model=model, runtime=runtime, chosen=chosen, path=path, graph=model.proto)
     if request.precision not in _CALIBRATED:
         return build
@@ -276,7 +278,7 @@ def _finish(build: Build, progress: Progress | None = None) -> BuiltEngine:
         workspace_mib=build.request.workspace_mib,
         progress=progress,
     )
-    with atomic_path(build.path) as temporary:
+    with atomic_path(build.path, ENGINE) as temporary:
         started = time.perf_counter()
         result = build.runtime.build(build.graph.SerializeToString(), temporary, options)
         seconds = time.perf_counter() - started

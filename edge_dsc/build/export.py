@@ -25,7 +25,7 @@ from edge_dsc.training.fit import predict
 from edge_dsc.training.run_folder import MODEL_FILE, load_training_record
 from engines.contract import ModelContract
 from engines.errors import AccuracyGateError, ArtefactError, BadInputError, EdgeDscError
-from engines.files import canonical_json, sha256_bytes, write_bytes
+from engines.files import ONNX_MODEL, canonical_json, require_writable, sha256_bytes, write_bytes
 from engines.graph import OnnxModel
 from engines.packages import load
 from engines.runtimes import Progress
@@ -91,6 +91,8 @@ def export_run(
         EnvironmentProblem: TensorFlow or tf2onnx is missing, or the place cannot be written.
     """
     report = progress or (lambda phase, done, total: None)
+    target = out or run / "model.onnx"
+    require_writable(target, ONNX_MODEL)
     record = load_training_record(run)
     split = load_split(run / SPLIT_FILE)
     if split.sha256 != record.split_sha256:
@@ -121,8 +123,8 @@ def export_run(
             f"more than {PARITY_TOLERANCE:.0e}",
             remedy="nothing was written; install the tested versions (constraints.txt) or train again",
         )
-    target, data_bytes = out or run / "model.onnx", proto.SerializeToString(deterministic=True)
-    write_bytes(target, data_bytes)
+    data_bytes = proto.SerializeToString(deterministic=True)
+    write_bytes(target, data_bytes, ONNX_MODEL)
     report("comparing", 3, 3)
     model = OnnxModel(target, sha256_bytes(data_bytes), proto, contract)
     return ExportResult(model=model, parity=parity, images=len(pixels))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
 
@@ -87,7 +88,6 @@ def bench(
     from edge_dsc.evaluate.evaluation import read_accuracies
     from edge_dsc.latency.passes import memory_problems
     from edge_dsc.latency.subjects import FOLDER, OFFLINE, BenchOptions, default_report_path, measure_engines
-    from engines.files import require_writable
 
     if sum(given is not None for given in (fps, folder, offline)) > 1:
         raise UsageError("--fps, --folder and --offline exclude each other", remedy="give one of them")
@@ -115,7 +115,7 @@ def bench(
         builds=builds,
     )
     path = out or default_report_path()
-    require_writable(path)
+    _require_places(path, REPORT.name, html)
     accuracies = read_accuracies(evaluation or ())
     with progress_bar() as progress:
         report = measure_engines(engines, chosen, options, progress=progress)
@@ -190,16 +190,17 @@ def compare(
     from bench.compare import Comparison, require_fit_controls, require_no_regression
     from bench.fleet import compare_files
     from bench.tables import render_comparison
-    from engines.files import write_text
+    from engines.files import MARKDOWN, write_text
 
     if fail_if_slower is not None and len(reports) > 2:
         raise UsageError(
             f"--fail-if-slower with {len(reports)} reports",
             remedy="give one report, or a baseline and a candidate",
         )
+    _require_places(out, MARKDOWN, html)
     found = compare_files(reports, allow=allow or (), margin=margin / 100)
     if out is not None:
-        write_text(out, render_comparison(found, markdown=True))
+        write_text(out, render_comparison(found, markdown=True), MARKDOWN)
     if html is not None:
         from edge_dsc.page.document import comparison_sections, save_page
 
@@ -242,3 +243,15 @@ def import_times(
         give_json(REPORT.name, REPORT.to_builtins(report), schema_version=REPORT.version)
     else:
         give(render_report(report))
+
+
+def _require_places(out: Path | None, kind: str, html: Path | None) -> None:
+    """Refuse a place for the results or for the page before the work for it begins."""
+    from engines.files import PAGE, require_writable
+
+    if out is not None:
+        require_writable(out, kind)
+    if html is not None:
+        require_writable(html, PAGE)
+        if out is not None and os.path.realpath(out) == os.path.realpath(html):
+            raise UsageError(f"--out and --html both name {html}", remedy="name two files")

@@ -130,8 +130,11 @@ def evaluate(
     """Accuracy, recall and F1 on labelled images; with --reference also where two engines answer differently."""
     from edge_dsc.evaluate.evaluation import EVALUATION, EvaluationRequest, format_evaluation
     from edge_dsc.evaluate.evaluation import evaluate as run_evaluation
+    from engines.files import require_writable
     from engines.images import usable_processors
 
+    if out is not None:
+        require_writable(out, EVALUATION.name)
     request = EvaluationRequest(
         engine=engine,
         data=data,

@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 
 from engines.errors import BadInputError
-from engines.files import sha256_file
+from engines.files import read_regular, sha256_file
 from engines.images import IMAGE_SUFFIXES, usable_processors
 
 _SPLIT_FOLDERS = frozenset({"test", "train", "training", "val", "valid", "validation"})
@@ -238,7 +238,7 @@ def _read_groups(path: Path) -> dict[tuple[str, str], str]:
     if not path.exists():
         return {}
     try:
-        rows = list(csv.reader(path.read_text(encoding="utf-8-sig").splitlines(), strict=True))
+        rows = list(csv.reader(read_regular(path).decode("utf-8-sig").splitlines(), strict=True))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise BadInputError(
             f"cannot read {path}: {error}", remedy="write it as UTF-8 CSV: class,file,patient"

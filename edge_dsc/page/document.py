@@ -40,7 +40,7 @@ from edge_dsc.page.charts import (
     stage_plot,
     time_plot,
 )
-from engines.files import write_text
+from engines.files import PAGE, write_text
 from engines.text_table import Table, render_html
 
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -116,7 +116,7 @@ def save_page(path: Path, title: str, sections: Sequence[Section], *, summary: s
     Raises:
         EnvironmentProblem: matplotlib is missing, or the place cannot be written.
     """
-    write_text(path, make_page(title, sections, summary=summary))
+    write_text(path, make_page(title, sections, summary=summary), PAGE)
 
 
 def report_sections(

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engines.files import atomic_path
+from engines.files import CHART, atomic_path
 from engines.packages import load
 
 if TYPE_CHECKING:
@@ -152,5 +152,5 @@ def _new_figure(width: float, height: float) -> Figure:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    with atomic_path(path) as temporary:
+    with atomic_path(path, CHART) as temporary:
         figure.savefig(temporary, format="png", dpi=120)

@@ -44,7 +44,7 @@ from edge_dsc.training.run_folder import (
     save_training_record,
 )
 from engines.errors import ArtefactError, UsageError
-from engines.files import atomic_path, sha256_file
+from engines.files import KERAS_MODEL, atomic_path, sha256_file
 from engines.runtimes import Progress
 
 if TYPE_CHECKING:
@@ -211,7 +211,7 @@ def finish_run(options: TrainOptions, images: RunImages, fitted: Fitted) -> Trai
     out, split, model, state = options.out, images.split, fitted.model, fitted.state
     metrics = _measure(model, images)
     save_split(split, out / SPLIT_FILE)
-    with atomic_path(out / MODEL_FILE) as temporary:
+    with atomic_path(out / MODEL_FILE, KERAS_MODEL) as temporary:
         save_network(fitted.deployed or model, temporary)
     model_sha256 = sha256_file(out / MODEL_FILE)
     METRICS.save(out / METRICS_FILE, RunMetrics(model_sha256=model_sha256, **metrics))

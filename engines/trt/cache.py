@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from engines.errors import EnvironmentProblem
-from engines.files import sha256_bytes, write_bytes
+from engines.files import read_regular, sha256_bytes, write_bytes
 from engines.record import EngineRecord
 
 SUFFIX = ".cache"  # model.engine -> model.engine.cache
@@ -62,7 +62,7 @@ class RuntimeCache:
 
     def _load(self, path: Path) -> str:
         try:
-            head, _, content = path.read_bytes().partition(b"\n")
+            head, _, content = read_regular(path).partition(b"\n")
         except OSError as error:
             return f"{path.name} cannot be read: {error.strerror}"
         if head != b" ".join((_MAGIC, self._engine, sha256_bytes(content).encode())):

@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from pathlib import Path
 
 import msgspec
 import pytest
 
 from engines import files
-from engines.errors import ArtefactError, EnvironmentProblem
+from engines.errors import ArtefactError, EnvironmentProblem, UsageError
 
 KIND = "edge-dsc/test"
 
@@ -42,6 +43,135 @@ def test_disk_full_and_no_permission_name_the_place_and_the_remedy(tmp_path: Pat
     blocked.write_text("")
     with pytest.raises(EnvironmentProblem, match="cannot write"):
         files.write_text(blocked / "a.txt", "x")
+
+
+def test_a_link_stays_and_a_private_file_stays_private(tmp_path: Path) -> None:
+    target, link = tmp_path / "there" / "a.txt", tmp_path / "link.txt"
+    link.symlink_to(target)
+    files.write_text(link, "one")
+    target.chmod(0o600)
+    files.write_text(link, "two")
+    assert link.is_symlink() and target.read_text() == "two"
+    assert stat.S_IMODE(target.stat().st_mode) == 0o600
+    assert os.listdir(target.parent) == ["a.txt"]
+
+
+def test_a_pipe_and_a_device_are_written_to_and_a_folder_is_refused(tmp_path: Path) -> None:
+    pipe, device, loop = tmp_path / "pipe", tmp_path / "device", tmp_path / "loop"
+    os.mkfifo(pipe)
+    with pytest.raises(EnvironmentProblem, match=r"cannot write .*pipe: No such device or address"):
+        files.write_text(pipe, "nobody reads")
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    files.write_text(pipe, "read")
+    assert os.read(reader, 9) == b"read"
+    os.close(reader)
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+    device.symlink_to("/dev/null")
+    files.write_text(device, "x", files.PAGE)
+    files.require_writable(device, files.PAGE)
+    assert device.is_symlink() and Path("/dev/null").is_char_device()
+    full = tmp_path / "full"
+    full.symlink_to("/dev/full")
+    with pytest.raises(EnvironmentProblem, match="No space left"):
+        files.write_text(full, "x")
+    loop.symlink_to(loop)
+    for place, reason in ((tmp_path, "Is a directory"), (loop, "symbolic links")):
+        for write in (lambda at: files.write_text(at, "x"), files.require_writable):
+            with pytest.raises(EnvironmentProblem, match=reason):
+                write(place)
+
+
+RECORD = '{\n "kind": "edge-dsc/engine-record",'
+CONTENT = {
+    "r.json": b'{\n "kind": "edge-dsc/latency-report",',
+    "s.json": b'{\n "kind": "edge-dsc/split",',
+    "x.engine": b"\x08\x09\x12plan",
+    "odd": b"plan with a record beside it",
+    "model.onnx": b"\x08\x09\x12\x08edge-dsc",
+    "model.keras": b"PK\x03\x04" + bytes(26) + b"metadata.json",
+    "page.html": b"<!doctype html>\n<head><meta content=\"default-src 'none'; img-src data:; \">",
+    "chart.png": b"\x89PNG\r\n\x1a\n" + bytes(30) + b"Software\0Matplotlib version3",
+    "rows.csv": b"path,label,probability,p_a,error\n",
+    "rows.jsonl": b'{"path": "a.png", "label": "a"}\n',
+    "report.md": b"| engine | ms |\n",
+}
+KINDS = {
+    "r.json": "edge-dsc/latency-report",
+    "s.json": "edge-dsc/split",
+    "x.engine": files.ENGINE,
+    "odd": files.ENGINE,
+    "model.onnx": files.ONNX_MODEL,
+    "model.keras": files.KERAS_MODEL,
+    "page.html": files.PAGE,
+    "chart.png": files.CHART,
+    "rows.csv": files.ROWS,
+    "rows.jsonl": files.ROWS,
+    "report.md": files.MARKDOWN,
+}
+
+
+@pytest.mark.parametrize("name", CONTENT)
+def test_only_a_file_of_the_same_kind_is_replaced(tmp_path: Path, name: str) -> None:
+    target, own = tmp_path / name, KINDS[name]
+    (tmp_path / "odd.json").write_text(RECORD)
+    for kind in set(KINDS.values()) - {own}:
+        target.write_bytes(CONTENT[name])
+        with pytest.raises(UsageError, match=r" is .*, and would be replaced by .*nothing was written"):
+            files.write_text(target, "new", kind)
+        with pytest.raises(UsageError, match="would be replaced by"):
+            files.require_writable(target, kind)
+        assert target.read_bytes() == CONTENT[name]
+        target.write_bytes(b"")
+        if own != files.ENGINE:
+            files.write_text(target, "", kind)
+    target.write_bytes(CONTENT[name])
+    files.write_text(target, "new", own)
+    assert target.read_text() == "new"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "kind"),
+    [
+        ("xray.png", b"\x89PNG\r\n\x1a\n" + bytes(300), files.CHART),
+        ("xray.jpg", b"\xff\xd8\xff\xe0", files.PAGE),
+        ("xray.dcm", bytes(128) + b"DICM", "edge-dsc/split"),
+        ("groups.csv", b"class,file,patient\n", files.ROWS),
+        ("times.json", b'[{"latencyMs": 1}]', "edge-dsc/latency-report"),
+        ("mine.html", b"<html><body>", files.PAGE),
+        ("thesis.txt", b"Chapter 1", files.PAGE),
+        ("code.py", b"import os", files.MARKDOWN),
+        ("all.zip", b"PK\x03\x04" + bytes(40), files.KERAS_MODEL),
+    ],
+)
+def test_what_is_not_ours_is_not_replaced(tmp_path: Path, name: str, content: bytes, kind: str) -> None:
+    target = tmp_path / name
+    target.write_bytes(content)
+    with pytest.raises(UsageError, match="would be replaced"):
+        files.write_text(target, "new", kind)
+    link = tmp_path / f"link{target.suffix}"
+    os.link(target, link)
+    with pytest.raises(UsageError, match="would be replaced"):
+        files.write_text(link, "new", "edge-dsc/split")
+    assert target.read_bytes() == content
+
+
+def test_only_regular_files_of_a_sane_size_are_read(tmp_path: Path) -> None:
+    pipe, huge = tmp_path / "pipe", tmp_path / "huge"
+    os.mkfifo(pipe)
+    with huge.open("wb") as stream:
+        stream.truncate(files.LARGEST_TEXT + 1)
+    for path, reason in (
+        (pipe, "not a regular file"),
+        (Path("/dev/zero"), "not a regular file"),
+        (tmp_path, "not a regular file"),
+        (huge, "it has 268435457 bytes, the limit is 268435456"),
+    ):
+        with pytest.raises(ArtefactError, match=f"cannot read .*: .*{reason}"):
+            files.read_json(path, remedy="-")
+    with pytest.raises(OSError, match="not a regular file"):
+        files.sha256_file(pipe)
+    (tmp_path / "a").write_bytes(b"abc")
+    assert files.read_regular(tmp_path / "a", 3) == b"abc"
 
 
 class Version1(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

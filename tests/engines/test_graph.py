@@ -92,7 +92,7 @@ def test_too_large_a_file_is_not_read(
     deployed_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(graph, "LARGEST_MODEL", 1000)
-    with pytest.raises(ArtefactError, match="a model of ours at most 1000"):
+    with pytest.raises(ArtefactError, match="the limit is 1000"):
         load_model(deployed_models["dsc"])
 
 
