@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from engines.contract import Number, Seed, Sha256, Text
 from engines.errors import ArtefactError, UsageError
 from engines.files import DocumentKind
 from engines.graph import OnnxModel
@@ -64,7 +65,7 @@ class CalibrationImage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     name: str
     label: str
-    sha256: str
+    sha256: Text
 
 
 class SkippedImage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -95,14 +96,14 @@ class CalibrationTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
         skipped: The images that could not be read.
     """
 
-    method: str
-    parameters: Mapping[str, int | float]
-    seed: int
-    onnx_sha256: str
-    preprocess_sha256: str
-    versions: Mapping[str, str]
-    ranges: Mapping[str, tuple[float, float]]
-    channel_factors: Mapping[str, tuple[float, ...]] = msgspec.field(default_factory=dict)
+    method: Text
+    parameters: Mapping[Text, Seed | Number]
+    seed: Seed
+    onnx_sha256: Sha256
+    preprocess_sha256: Sha256
+    versions: Mapping[Text, Text]
+    ranges: Mapping[Text, tuple[Number, Number]]
+    channel_factors: Mapping[Text, tuple[Number, ...]] = msgspec.field(default_factory=dict)
     images: tuple[CalibrationImage, ...]
     skipped: tuple[SkippedImage, ...] = ()
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from typing import Annotated, TypeAlias
 
 import msgspec
+from msgspec import Meta
 
 from engines.errors import ArtefactError
 from engines.files import canonical_json, sha256_bytes
@@ -15,7 +17,24 @@ METADATA_KEY = "edge_dsc.contract"
 DECODE_RULE = "grey8-v1"  # engines.images.decode_grey
 RESIZE_RULE = "halve-area-v1"  # engines.images.resize_to
 
+LARGEST_MODEL = 512 << 20  # bytes; ours have a few MB, and protobuf itself ends at 2 GiB
+_LARGEST_CONTRACT = 1 << 20  # characters
 _EXPORT_AGAIN = "export it again: edge-dsc export RUN"
+
+# What documents hold. A file may come from a stranger: what becomes part of a path has no separators, what is shown
+# no control characters and no halves of characters, and every number has a range.
+_SHOWN = r"\A[^\x00-\x1f\x7f-\x9f\ud800-\udfff]*\Z"
+Text: TypeAlias = Annotated[str, Meta(max_length=1000, pattern=_SHOWN)]
+Name: TypeAlias = Annotated[str, Meta(min_length=1, max_length=200, pattern=_SHOWN)]
+PathName: TypeAlias = Annotated[str, Meta(max_length=64, pattern=r"\A[A-Za-z0-9][A-Za-z0-9._-]*\Z")]
+Sha256: TypeAlias = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
+Labels: TypeAlias = Annotated[tuple[Name, ...], Meta(min_length=2, max_length=1000)]
+Count: TypeAlias = Annotated[int, Meta(ge=0, le=1 << 40)]
+Seed: TypeAlias = Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
+Number: TypeAlias = Annotated[float, Meta(ge=-3.4e38, le=3.4e38)]  # within float32
+Seconds: TypeAlias = Annotated[float, Meta(ge=0, le=1e10)]
+_Side: TypeAlias = Annotated[int, Meta(ge=1, le=4096)]
+_Rule: TypeAlias = Annotated[str, Meta(max_length=64)]
 
 
 class ModelContract(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -23,7 +42,7 @@ class ModelContract(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     Attributes:
         labels: Class names, in the order of the network's outputs.
-        architecture: ``dsc`` or ``cnn``, or another name that the exporter gave.
+        architecture: ``dsc`` or ``cnn``, or another name that the exporter gave; engines are named after it.
         input_name: Name of the graph's input tensor.
         output_name: Name of the graph's output tensor, ``float32 [N, len(labels)]``, probabilities.
         height: Input height in pixels.
@@ -35,20 +54,28 @@ class ModelContract(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         scale: Factor on the pixel values; it is folded into the first layer's weights, so callers
             hand over raw 0..255 and must not apply it.
         schema_version: Version of this description.
+
+    Raises:
+        ValueError: Two labels are the same.
     """
 
-    labels: tuple[str, ...]
-    architecture: str
-    input_name: str = "image"
-    output_name: str = "probabilities"
-    height: int = 224
-    width: int = 224
-    dtype: str = "uint8"
-    layout: str = "NHWC"
-    decode: str = DECODE_RULE
-    resize: str = RESIZE_RULE
-    scale: float = 1 / 255
+    labels: Labels
+    architecture: PathName
+    input_name: Name = "image"
+    output_name: Name = "probabilities"
+    height: _Side = 224
+    width: _Side = 224
+    dtype: _Rule = "uint8"
+    layout: _Rule = "NHWC"
+    decode: _Rule = DECODE_RULE
+    resize: _Rule = RESIZE_RULE
+    scale: Annotated[float, Meta(gt=0, le=65536)] = 1 / 255
     schema_version: int = SCHEMA_VERSION
+
+    def __post_init__(self) -> None:
+        """Check that no class is named twice."""
+        if len(set(self.labels)) != len(self.labels):
+            raise ValueError("a class is named twice")
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -78,8 +105,10 @@ class ModelContract(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
                 f"{source} was not exported by edge-dsc (no contract inside)", remedy=_EXPORT_AGAIN
             )
         try:
+            if len(text) > _LARGEST_CONTRACT:
+                raise ValueError(f"{len(text)} characters")
             contract = msgspec.convert(json.loads(text), cls, strict=True)
-        except ValueError as error:  # msgspec's own is one, too
+        except (ValueError, RecursionError) as error:  # msgspec's own is a ValueError, too
             raise ArtefactError(
                 f"{source} holds a damaged contract: {error}", remedy=_EXPORT_AGAIN
             ) from error

@@ -350,7 +350,7 @@ class DocumentKind(Generic[Body]):
             while version != self.version:
                 body, version = self.older[version](body), version + 1
             return msgspec.convert(body, self.body, strict=True, dec_hook=self.decode)
-        except (msgspec.ValidationError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ArtefactError(f"{path} is no readable {self.name}: {error}", remedy=remedy) from error
 
 

@@ -13,11 +13,10 @@ import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 
-from engines.contract import ModelContract
+from engines.contract import LARGEST_MODEL, ModelContract
 from engines.errors import AccuracyGateError, ArtefactError
 from engines.files import read_regular, sha256_bytes
 
-LARGEST_MODEL = 512 << 20  # bytes; ours have a few MB, and protobuf itself ends at 2 GiB
 LARGEST_HALF = 65504.0  # largest finite float16. Source: IEEE 754-2008, binary16
 _EXPORT_AGAIN = "export it again: edge-dsc export RUN"
 

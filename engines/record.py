@@ -5,11 +5,21 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeAlias
 
 import msgspec
+from msgspec import Meta
 
-from engines.contract import ModelContract
+from engines.contract import (
+    LARGEST_MODEL,
+    Count,
+    ModelContract,
+    Name,
+    PathName,
+    Seconds,
+    Sha256,
+    Text,
+)
 from engines.errors import ArtefactError
 from engines.files import DocumentKind, sha256_bytes, sha256_file
 
@@ -17,6 +27,13 @@ SUFFIX = ".json"  # model.engine -> model.engine.json
 DEFAULT_WORKSPACE_MIB = 1024
 _BUILD = "edge-dsc build-engine MODEL.onnx"
 _REBUILD = f"build the engine again: {_BUILD}"
+
+# Figures between -1 and 1, with what rounding adds.
+_Share: TypeAlias = Annotated[float, Meta(ge=-1.001, le=1.001)]
+_Batch: TypeAlias = Annotated[int, Meta(ge=1, le=65536)]
+_FileName: TypeAlias = Annotated[str, Meta(max_length=255, pattern=r"\A[^/\x00]+\Z")]
+_FilePath: TypeAlias = Annotated[str, Meta(max_length=4096, pattern=r"\A[^\x00]+\Z")]
+_Command: TypeAlias = Annotated[str, Meta(max_length=32768)]
 
 
 class Precision(str, enum.Enum):
@@ -35,9 +52,9 @@ class BatchRange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         ValueError: Not ``1 <= smallest <= best <= largest``.
     """
 
-    smallest: int = 1
-    best: int = 1
-    largest: int = 1
+    smallest: _Batch = 1
+    best: _Batch = 1
+    largest: _Batch = 1
 
     def __post_init__(self) -> None:
         """Check the order."""
@@ -59,10 +76,10 @@ class Change(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         high: Its upper end.
     """
 
-    reference: float
-    candidate: float
-    low: float
-    high: float
+    reference: _Share
+    candidate: _Share
+    low: _Share
+    high: _Share
 
     @property
     def difference(self) -> float:
@@ -105,16 +122,16 @@ class Agreement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """
 
     reference: str
-    images: int
-    same_top1: int
+    images: Annotated[int, Meta(ge=1, le=1 << 40)]
+    same_top1: Count
     accuracy: Change
     macro_f1: Change
-    lost: int
-    won: int
-    mcnemar_p: float
-    reference_calibration_error: float
-    candidate_calibration_error: float
-    largest_difference: float
+    lost: Count
+    won: Count
+    mcnemar_p: _Share
+    reference_calibration_error: _Share
+    candidate_calibration_error: _Share
+    largest_difference: _Share
     flipped: tuple[Flip, ...]
 
 
@@ -133,8 +150,8 @@ class Validation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     images: str
     images_sha256: str
     answered_by: str
-    max_drop: float
-    skipped: int
+    max_drop: Annotated[float, Meta(ge=0, le=100)]
+    skipped: Count
     agreement: Agreement
 
     @property
@@ -182,29 +199,29 @@ class EngineRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         created: UTC time, ISO 8601.
     """
 
-    engine: str
-    engine_sha256: str
-    engine_bytes: int
-    runtime: str
-    runtime_version: str
-    platform: Mapping[str, str]
+    engine: _FileName
+    engine_sha256: Sha256
+    engine_bytes: Count
+    runtime: PathName
+    runtime_version: Text
+    platform: Mapping[Text, Text]
     precision: Precision
     batch: BatchRange
     contract: ModelContract
-    onnx: str
-    onnx_sha256: str
-    calibration: str | None = None
-    calibration_sha256: str | None
-    workspace_mib: int = DEFAULT_WORKSPACE_MIB
-    layers: Mapping[str, int]
-    layers_source: str
-    build_seconds: float
-    build_command: str
-    edge_dsc: str
-    created: str
-    notes: tuple[str, ...] = ()
-    layer_types: Mapping[str, str] = msgspec.field(default_factory=dict)
-    float_layers: tuple[str, ...] = ()
+    onnx: _FilePath
+    onnx_sha256: Sha256
+    calibration: _FilePath | None = None
+    calibration_sha256: Sha256 | None
+    workspace_mib: Annotated[int, Meta(ge=1, le=1 << 24)] = DEFAULT_WORKSPACE_MIB
+    layers: Mapping[Text, Count]
+    layers_source: Text
+    build_seconds: Seconds
+    build_command: _Command
+    edge_dsc: Text
+    created: Text
+    notes: tuple[Text, ...] = ()
+    layer_types: Mapping[Name, Text] = msgspec.field(default_factory=dict)
+    float_layers: tuple[Name, ...] = ()
     validation: Validation | None = None
 
     def renamed(self, engine: str) -> EngineRecord:
@@ -274,9 +291,19 @@ def peek_record(engine: Path) -> EngineRecord:
             f"{engine} has {size} bytes, its record says {record.engine_bytes}", remedy=remedy
         )
     model = engine.parent / record.onnx
-    if model.is_file() and sha256_file(model) != record.onnx_sha256:
+    if _changed(model, record.onnx_sha256):
         raise ArtefactError(f"{engine} is stale: {model} changed after the build", remedy=remedy)
     return record
+
+
+def _changed(model: Path, sha256: str) -> bool:
+    """Say whether a model that lies where a record says is another one; the engine travels without it."""
+    try:
+        size = model.stat().st_size
+        # A model has at least a byte, and one of /proc may never end.
+        return model.is_file() and not (0 < size <= LARGEST_MODEL and sha256_file(model) == sha256)
+    except (OSError, ValueError):  # none there, or the place is no path of this system
+        return False
 
 
 def read_engine(engine: Path, record: EngineRecord) -> bytes:

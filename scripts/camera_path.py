@@ -24,7 +24,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 from turns import script_parser, time_in_turns
 
@@ -89,7 +88,9 @@ def naive_path() -> Callable[[Any], None]:
     tensorflow = load("tensorflow")
     signature = [tensorflow.TensorSpec((None, 224, 224, 3), tensorflow.float32, name="image")]
     model, _ = load("tf2onnx").convert.from_keras(network, input_signature=signature, opset=18)
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    session = load("onnxruntime").InferenceSession(
+        model.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
 
     def run(frame: NDArray[np.uint8]) -> None:
         pixels = cv2.resize(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB), (224, 224), interpolation=cv2.INTER_AREA)

@@ -14,12 +14,12 @@ import time
 from pathlib import Path
 
 import cv2
-import onnxruntime
 from turns import script_parser, time_in_turns
 
 from edge_dsc.infer.classify import Prepared, classify_files, ordered_map, prepare_picture
 from edge_dsc.infer.source import expand_source
 from engines.images import usable_processors
+from engines.packages import load
 from engines.runtimes import open_engine
 
 # The workers of the naive session spin for a while after its last run, on the cores and the account of whoever is next.
@@ -35,7 +35,7 @@ def main() -> None:
     options = parser.parse_args()
     paths = expand_source(options.folder)
     threads = usable_processors()
-    session = onnxruntime.InferenceSession(str(options.engine), providers=["CPUExecutionProvider"])
+    session = load("onnxruntime").InferenceSession(str(options.engine), providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
 
     def naive() -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import ipaddress
+import socket
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -13,6 +17,50 @@ from onnx import TensorProto, helper, numpy_helper
 from engines.contract import ModelContract
 
 LABELS = ("clear", "focal", "diffuse")
+
+
+def _leaves(host: object) -> bool:
+    """Whether a host is anything but this machine; a path (a UNIX socket) and no host at all are this machine."""
+    if isinstance(host, bytes):
+        host = host.decode("ascii", "replace")
+    if not isinstance(host, str) or host in ("", "localhost"):
+        return False
+    try:
+        return not ipaddress.ip_address(host.partition("%")[0]).is_loopback
+    except ValueError:
+        return True
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _calls_out() -> Iterator[list[str]]:
+    """Refuse every connection and name look-up beyond loopback, and keep them: code may swallow the refusal."""
+    seen: list[str] = []
+
+    def guarded(original: Any, host_of: Any) -> Any:
+        def call(*arguments: Any, **options: Any) -> Any:
+            if _leaves(host_of(*arguments)):
+                seen.append(f"{original.__name__}{arguments[-1:] if len(arguments) > 1 else arguments}")
+                raise ConnectionRefusedError(f"no test leaves this machine: {seen[-1]}")
+            return original(*arguments, **options)
+
+        return call
+
+    def peer(_socket: socket.socket, address: Any) -> object:
+        return address[0] if isinstance(address, tuple) else None
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("connect", "connect_ex"):
+            patch.setattr(socket.socket, name, guarded(getattr(socket.socket, name), peer))
+        patch.setattr(socket, "getaddrinfo", guarded(socket.getaddrinfo, lambda host, *_: host))
+        yield seen
+
+
+@pytest.fixture(autouse=True)
+def _stays_here(_calls_out: list[str]) -> Iterator[None]:
+    """Fail a test that tried to reach another machine."""
+    yield
+    tried, _calls_out[:] = list(_calls_out), []
+    assert not tried, f"a test reached for another machine: {tried}"
 
 
 def deployed_graph(architecture: str, seed: int = 0) -> onnx.ModelProto:

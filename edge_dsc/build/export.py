@@ -95,7 +95,7 @@ def export_run(
     require_writable(target, ONNX_MODEL)
     record = load_training_record(run)
     split = load_split(run / SPLIT_FILE)
-    if split.sha256 != record.split_sha256:
+    if split.sha256 != record.split_sha256 or split.labels != record.labels:
         raise ArtefactError(
             f"{run / SPLIT_FILE} is not the split of its run",
             remedy="train again: edge-dsc train DATA --overwrite",

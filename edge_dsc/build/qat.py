@@ -37,7 +37,7 @@ from edge_dsc.training.train import (
     make_batches,
     pixels_by_part,
 )
-from engines.errors import BadInputError, UsageError
+from engines.errors import ArtefactError, BadInputError, UsageError
 from engines.graph import OnnxModel
 from engines.packages import load
 from engines.runtimes import Progress
@@ -186,7 +186,11 @@ def _settings(options: QatOptions, parent: TrainingRecord) -> TrainOptions:
 
 
 def _recipe(parent: TrainingRecord, epochs: int) -> Recipe:
-    base = RECIPES["default"][parent.architecture]
+    base = RECIPES["default"].get(parent.architecture)
+    if base is None:
+        raise ArtefactError(
+            f"the run is of an unknown network, {parent.architecture}", remedy="start from a run of train"
+        )
     return replace(
         base,
         name=QAT_METHOD,

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_dsc.data.discover import Dataset, Sample, count_labels
+from engines.contract import Count, Labels, Seed, Sha256
 from engines.errors import ArtefactError, BadInputError
 from engines.files import DocumentKind, canonical_json, sha256_bytes
 
@@ -56,8 +57,15 @@ def split_dataset(dataset: Dataset, seed: int) -> Split:
     the nearest is taken. A patient with images of several classes stays whole.
 
     Raises:
-        BadInputError: A class has too few patients for four parts.
+        BadInputError: A class has too few patients for four parts, or a name that no later stage takes.
     """
+    try:
+        msgspec.convert(dataset.labels, Labels, strict=True)
+    except msgspec.ValidationError as error:
+        raise BadInputError(
+            f"the classes {', '.join(map(repr, dataset.labels))[:200]} cannot be used: {error}",
+            remedy="give their folders short names without control characters",
+        ) from error
     patients: dict[str, list[Sample]] = {}
     for sample in sorted(dataset.samples, key=lambda sample: sample.path):
         patients.setdefault(sample.patient, []).append(sample)
@@ -164,12 +172,12 @@ class _SplitBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """What ``split.json`` holds; shares, counts and ``split_sha256`` follow from the rest."""
 
     root: str
-    labels: tuple[str, ...]
-    seed: int
+    labels: Labels
+    seed: Seed
     fractions: Mapping[str, float]
-    counts: Mapping[str, Mapping[str, int]]
+    counts: Mapping[str, Mapping[str, Count]]
     parts: _Parts
-    split_sha256: str  # of the parts alone: what training records name
+    split_sha256: Sha256  # of the parts alone: what training records name
 
 
 def _from_version_1(body: dict[str, Any]) -> dict[str, Any]:
@@ -213,7 +221,10 @@ def load_split(path: Path) -> Split:
     split = Split(
         root=Path(body.root), labels=body.labels, seed=body.seed, parts=msgspec.structs.asdict(body.parts)
     )
-    if body.split_sha256 != split.sha256:
+    # The hash is of the parts alone, and version 1 has no other seal; the labels are theirs, in order.
+    labels = {sample.label for part in PARTS for sample in split.parts[part]}
+    ordered = tuple(sorted(labels.union(split.labels))) == split.labels
+    if body.split_sha256 != split.sha256 or not ordered:
         raise ArtefactError(f"{path} was edited after it was made", remedy=_REMEDY)
     check_sides(split, source=str(path))
     return split

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_dsc.evaluate.metrics import Metrics
+from engines.contract import Count, Labels, PathName, Seconds, Seed, Sha256, Text
 from engines.errors import ArtefactError
 from engines.files import DocumentKind, sha256_file, write_bytes
 
@@ -52,22 +53,22 @@ class TrainingRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         parent_sha256: Hash of the ``model.keras`` that was trained further, for quantisation-aware fine-tuning.
     """
 
-    architecture: str
-    labels: tuple[str, ...]
+    architecture: PathName
+    labels: Labels
     recipe: Mapping[str, str | bool | int | float]
-    seed: int
-    split_sha256: str
-    model_sha256: str
-    parameters: Mapping[str, int]
-    history: Mapping[str, list[float]]
-    best_epoch: int
+    seed: Seed
+    split_sha256: Sha256
+    model_sha256: Sha256
+    parameters: Mapping[Text, Count]
+    history: Mapping[Text, list[float]]
+    best_epoch: Count
     interrupted: bool
     skipped: tuple[tuple[str, str], ...]
-    seconds: float
-    versions: Mapping[str, str]
-    created: str
-    edge_dsc: str
-    parent_sha256: str | None = None
+    seconds: Seconds
+    versions: Mapping[Text, Text]
+    created: Text
+    edge_dsc: Text
+    parent_sha256: Sha256 | None = None
 
 
 def _from_version_1(body: dict[str, Any]) -> dict[str, Any]:

@@ -176,3 +176,23 @@ def test_an_unknown_method_is_refused() -> None:
 def test_a_percentile_outside_its_range_is_refused(percentile: float) -> None:
     with pytest.raises(UsageError, match="percentile"):
         CalibrationOptions(method="percentile", percentile=percentile)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("seed", 10**30),
+        ("onnx_sha256", "x"),
+        ("ranges", {"features": [0.0, 1e300]}),
+        ("ranges", {"a\x1b[31m": [0.0, 1.0]}),
+        ("channel_factors", {"features": [10**400]}),
+        ("parameters", {"percentile": 10**400}),
+        ("seed", "\ud800"),
+    ],
+)
+def test_a_number_beyond_reason_is_refused_by_its_field(
+    small_table: CalibrationTable, tmp_path: Path, field: str, value: object
+) -> None:
+    path = write_sealed(tmp_path, {**to_builtins(small_table), field: value}, version=2)
+    with pytest.raises(ArtefactError, match=r"is no readable edge-dsc/calibration-table: "):
+        load_table(path)

@@ -3,12 +3,15 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 from msgspec.structs import replace
 
+from edge_dsc.inspection import format_record
 from engines.contract import ModelContract
 from engines.errors import ArtefactError
 from engines.files import canonical_json, sha256_bytes
@@ -252,7 +255,103 @@ def test_contract_round_trip_and_refusals() -> None:
     with pytest.raises(ArtefactError, match="resize 'crop-v9', this edge-dsc knows 'halve-area-v1'"):
         replace(contract, resize="crop-v9").check("m")
     with pytest.raises(ArtefactError, match=r"damaged contract: .*missing required field `architecture`"):
-        ModelContract.from_metadata({"edge_dsc.contract": '{"labels": []}'}, source="m")
+        ModelContract.from_metadata({"edge_dsc.contract": '{"labels": ["a", "b"]}'}, source="m")
+    for text in ("[" * 100_000, f'"{"x" * (1 << 20)}"'):
+        with pytest.raises(ArtefactError, match="damaged contract"):
+            ModelContract.from_metadata({"edge_dsc.contract": text}, source="m")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *[
+            ("architecture", name)
+            for name in ("../../evil", "/tmp/evil", "", ".dsc", "a/b", "a\nb", "x" * 65)
+        ],
+        *[("labels", names) for names in ([], ["a"], ["a", "a"], ["a", ""], ["a", "\x1b[31m"], ["a", "b\n"])],
+        *[("labels", names) for names in (["a", "\ud800"], ["a", "x" * 201], [f"{n}" for n in range(1001)])],
+        *[("input_name", name) for name in ("", "a\0b", "x" * 201)],
+        *[("height", size) for size in (0, -1, 4097, 10**30, 224.0, True, None)],
+        *[("scale", factor) for factor in (0, -1, 1e300, 10**400, float("inf"), "1")],
+    ],
+)
+def test_a_strangers_contract_is_refused_by_the_field(field: str, value: object) -> None:
+    values = {**msgspec.to_builtins(RECORD.contract), field: value}
+    with pytest.raises(ArtefactError, match="holds a damaged contract"):
+        ModelContract.from_metadata({"edge_dsc.contract": json.dumps(values)}, source="m")
+
+
+def keys(value: object, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+    """The path to every field of a document, however deep."""
+    names = value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
+    for name in names:
+        yield (*path, name)
+        yield from keys(value[name], (*path, name))  # type: ignore[index]
+
+
+HOSTILE = (
+    None,
+    "x<é>",
+    "",
+    "\x1b]0;x\x07",
+    "a\0b",
+    "\ud800",
+    [[]],
+    {"a": 1},
+    10**30,
+    10**400,
+    1e300,
+    -1,
+    1.5,
+    0,
+    True,
+)
+
+
+@pytest.mark.slow
+def test_a_record_with_any_field_of_a_stranger_is_read_or_refused(engine: Path) -> None:
+    share = Change(reference=0.9, candidate=0.8, low=-0.2, high=0.1)
+    agreement = Agreement(
+        reference="FP32",
+        images=10,
+        same_top1=9,
+        accuracy=share,
+        macro_f1=share,
+        lost=1,
+        won=0,
+        mcnemar_p=1.0,
+        reference_calibration_error=0.0,
+        candidate_calibration_error=0.0,
+        largest_difference=0.1,
+        flipped=(Flip("a", "b", "b", "a"),),
+    )
+    validation = Validation(
+        images="test", images_sha256="", answered_by="", max_drop=1.0, skipped=0, agreement=agreement
+    )
+    body = msgspec.to_builtins(replace(RECORD, validation=validation))
+    for path in list(keys(body)):
+        for value in HOSTILE:
+            changed: Any = json.loads(json.dumps(body))
+            place = changed
+            for name in path[:-1]:
+                place = place[name]
+            place[path[-1]] = value
+            write_record(record_path(engine), changed)
+            try:
+                format_record(load_record(engine))
+            except ArtefactError:
+                continue
+
+
+@pytest.mark.parametrize("model", ["x" * 300, "a\ud800", "/proc/kmsg", "/proc/self/environ"])
+def test_a_records_model_is_no_endless_file_and_no_path_that_the_system_refuses(
+    engine: Path, model: str
+) -> None:
+    save_record(engine, replace(RECORD, onnx=model))
+    if model.startswith("/"):
+        assert "is stale" in refusal(engine).what
+    else:
+        assert load_record(engine).onnx == model
 
 
 def test_the_preprocess_hash_depends_on_pixels_not_on_labels() -> None:

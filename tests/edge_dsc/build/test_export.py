@@ -163,6 +163,13 @@ def test_files_that_are_not_the_runs_are_refused(dsc_run: TrainedRun, tmp_path: 
     with pytest.raises(ArtefactError, match=r"there is no .*model\.keras"):
         export_run(run)
     shutil.copy(dsc_run.result.run / "model.keras", run / "model.keras")
+    record = json.loads((run / "training.json").read_text())
+    record["labels"].reverse()
+    record["schema_version"] = 1  # which had no seal
+    del record["record_sha256"]
+    (run / "training.json").write_text(json.dumps(record))
+    with pytest.raises(ArtefactError, match=r"split\.json is not the split of its run"):
+        export_run(run)
     (run / "split.json").unlink()
     with pytest.raises(ArtefactError, match=r"cannot read .*split\.json"):
         export_run(run)

@@ -119,6 +119,30 @@ def test_an_edited_split_is_refused(tmp_path: Path, edit: Callable[[dict[str, An
         load_split(path)
 
 
+@pytest.mark.parametrize("labels", [["b", "a"], ["a"], ["a", "x"]])
+def test_labels_of_a_split_without_a_seal_follow_its_parts(tmp_path: Path, labels: list[str]) -> None:
+    path = tmp_path / "split.json"
+    dataset = random_dataset(2)
+    save_split(split_dataset(dataset, 7), path)
+    document = json.loads(path.read_text())
+    document["schema_version"] = 1
+    del document["document_sha256"]
+    path.write_text(json.dumps(document))
+    assert load_split(path).labels == dataset.labels
+    document["labels"] = [dict(zip("ab", dataset.labels, strict=False)).get(name, name) for name in labels]
+    path.write_text(json.dumps(document))
+    with pytest.raises(ArtefactError, match=r"was edited after it was made|length >= 2"):
+        load_split(path)
+
+
+@pytest.mark.parametrize("name", ["a\x1b[31m", "a\nb", "x" * 201])
+def test_a_class_that_no_later_stage_takes_is_refused_before_training(name: str) -> None:
+    dataset = random_dataset(2)
+    with pytest.raises(BadInputError, match="cannot be used") as caught:
+        split_dataset(replace(dataset, labels=(*dataset.labels, name)), 7)
+    assert caught.value.remedy == "give their folders short names without control characters"
+
+
 def version_1(split: Split) -> dict[str, Any]:
     """What the first version of the format held, written out: only the parts are sealed."""
     parts = {
