@@ -5,10 +5,11 @@ from __future__ import annotations
 import io
 import logging
 import re
+import struct
 import threading
 import warnings
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,8 @@ from engines.packages import load
 MAX_PIXELS = 100_000_000  # X-ray detectors give at most about 20 million
 _MAGIC = b"DICM"
 _MAGIC_AT = 128
+_DEFLATED = b"1.2.840.10008.1.2.1.99"
+_J2K = b"\xff\x4f\xff\x51"  # the start of a codestream and of its size. Source: ITU-T T.800, A.4.1 and A.5.1
 _BITS = range(8, 17)
 _TAGS = (
     "SamplesPerPixel",
@@ -78,6 +81,13 @@ def decode_dicom(data: bytes, *, name: str = "image") -> NDArray[np.uint8]:
         EnvironmentProblem: ``pydicom`` is missing.
     """
     pydicom = _load_silent()
+    if (
+        _DEFLATED in data
+    ):  # pydicom would inflate it, to a thousand times its size, before it can be asked anything
+        raise ImageError(
+            f"{name} is a deflated DICOM file (transfer syntax {_DEFLATED.decode()})",
+            remedy="convert it: dcmconv +te FILE OUT",
+        )
     try:
         dataset = pydicom.dcmread(io.BytesIO(data), specific_tags=list(_TAGS))
         _check(dataset, name)
@@ -110,6 +120,39 @@ def _load_silent() -> ModuleType:
     return pydicom
 
 
+class JpegFrame(NamedTuple):
+    """What the frame header of a JPEG says.
+
+    Attributes:
+        height: Rows.
+        width: Pixels per row.
+        one_scan: Grey and sequential: one scan has it all.
+    """
+
+    height: int
+    width: int
+    one_scan: bool
+
+
+def jpeg_frame(data: bytes) -> JpegFrame | None:
+    """Return the frame header of a JPEG or JPEG-LS, or None where there is none.
+
+    Source: ITU-T T.81, B.1.1: segments of marker, length; SOF0..SOF15 hold the size, but for DHT (C4), JPG (C8) and
+    DAC (CC). ITU-T T.87, C.1.1: F7 is that of JPEG-LS.
+    """
+    position = 2
+    while position + 10 <= len(data) and data[position] == 0xFF:
+        marker = data[position + 1]
+        if marker == 0xFF:  # fill byte
+            position += 1
+            continue
+        if marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
+            height, width, components = struct.unpack_from(">HHB", data, position + 5)
+            return JpegFrame(height, width, one_scan=marker in (0xC0, 0xC1) and components == 1)
+        position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+    return None
+
+
 def check_pixels(height: int, width: int, name: str) -> None:
     """Refuse an image that would take too much memory, before it is decoded.
 
@@ -131,10 +174,30 @@ def _check(dataset: Any, name: str) -> None:
             f"{name} is {photometric}, not grey", remedy="give a MONOCHROME1 or MONOCHROME2 image"
         )
     if frames != 1:
-        raise ImageError(f"{name} has {frames} frames", remedy="give single radiographs")
+        raise _several(frames, name)
     if int(dataset.BitsStored) not in _BITS or int(dataset.BitsAllocated) not in (8, 16):
         raise ImageError(f"{name} has {int(dataset.BitsStored)} bits stored", remedy="give 8 to 16 bits")
     check_pixels(int(dataset.Rows), int(dataset.Columns), name)
+    if dataset.file_meta.TransferSyntaxUID.is_compressed:
+        _check_codestream(dataset, name)
+        return
+    one = int(dataset.Rows) * int(dataset.Columns) * int(dataset.BitsAllocated) // 8
+    if one and len(dataset.PixelData) >= 2 * one:  # less is padding
+        raise _several(len(dataset.PixelData) // one, name)
+
+
+def _check_codestream(dataset: Any, name: str) -> None:
+    """Hold what the compressed picture says of its size against the limit: the decoder believes it, not the tags."""
+    data = load("pydicom.encaps").get_frame(dataset.PixelData, 0, number_of_frames=1)
+    if data.startswith(b"\xff\xd8") and (frame := jpeg_frame(data)):
+        check_pixels(frame.height, frame.width, name)
+    elif (start := data.find(_J2K)) >= 0:
+        width, height = struct.unpack_from(">II", data, start + 8)
+        check_pixels(height, width, name)
+
+
+def _several(frames: int, name: str) -> ImageError:
+    return ImageError(f"{name} has {frames} frames", remedy="give single radiographs")
 
 
 def _stored_values(dataset: Any, name: str) -> _Stored:
@@ -146,6 +209,8 @@ def _stored_values(dataset: Any, name: str) -> _Stored:
             f"{name} is compressed as {syntax.name}, which cannot be decoded here",
             remedy="pip install 'edge-dsc[dicom]' brings the handlers; if they are there, the file is damaged",
         ) from error
+    if pixels.ndim != 2:
+        raise _several(len(pixels), name)
     return pixels  # pydicom has cleared the bits above those stored, which may hold an overlay
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import struct
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -16,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.contract import ModelContract
-from engines.dicom import check_pixels, decode_dicom, is_dicom
-from engines.errors import ImageError
+from engines.dicom import check_pixels, decode_dicom, is_dicom, jpeg_frame
+from engines.errors import EdgeDscError, ImageError
 from engines.files import sha256_bytes
 
 _Pixels = NDArray[np.uint8 | np.uint16]
@@ -25,10 +26,15 @@ _Pixels = NDArray[np.uint8 | np.uint16]
 IMAGE_SUFFIXES = frozenset({".bmp", ".dcm", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 MIN_SIDE = 32
 MAX_BYTES = 512 << 20
+MAX_SCANS = 100  # a progressive JPEG has about ten, and each costs a pass over the whole picture
 
 _REDUCE_ABOVE = 448  # reduced-size JPEG decoding must leave at least two pixels for each of the network's
+_JPEG = b"\xff\xd8\xff"
+_PNG = b"\x89PNG\r\n\x1a\n"
 # Source: W3C PNG, 11.2.5: the last chunk is empty, so its type and checksum are these bytes.
 _PNG_END = b"IEND\xaeB`\x82"
+# The types of a TIFF number, with the codes of struct. Source: TIFF 6.0, section 2; BigTIFF adds 16 and 17.
+_TIFF_CODES = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 16: "Q", 17: "q"}
 _STORED_BITS = (8, 10, 12, 14, 16)  # what detectors store in 16-bit containers
 _TO_GREY = {3: cv2.COLOR_BGR2GRAY, 4: cv2.COLOR_BGRA2GRAY}  # by the number of channels
 # The most that a JPEG may be reduced by while it is decoded.
@@ -137,10 +143,9 @@ def read_bytes(path: Path) -> bytes:
         if size > MAX_BYTES:
             raise ImageError(f"{path} has {size} bytes, the limit is {MAX_BYTES}", remedy="shrink the image")
         data = path.read_bytes()
-    except OSError as error:
-        raise ImageError(
-            f"cannot read {path}: {error.strerror}", remedy="check the file's permissions"
-        ) from error
+    except (OSError, MemoryError) as error:
+        reason = getattr(error, "strerror", None) or type(error).__name__
+        raise ImageError(f"cannot read {path}: {reason}", remedy="check the file's permissions") from error
     if not data:
         raise ImageError(f"{path} is empty (0 bytes)", remedy="copy the file again")
     return data
@@ -162,22 +167,41 @@ def decode_grey(data: bytes, *, name: str = "image") -> NDArray[np.uint8]:
         ``uint8 [H, W]``.
 
     Raises:
-        ImageError: Not an image, damaged, or too large.
+        ImageError: Not one of these formats, damaged, several pictures in one file, or too large.
+        EnvironmentProblem: A DICOM file, and ``pydicom`` is missing.
     """
-    if is_dicom(data):
-        return decode_dicom(data, name=name)
+    with _as_image_error(name):
+        return decode_dicom(data, name=name) if is_dicom(data) else _decode(data, name)
+
+
+@contextmanager
+def _as_image_error(name: str) -> Iterator[None]:
+    """Turn whatever a decoder raises into the error of that one picture, without its text, which may quote the file."""
+    try:
+        yield
+    except EdgeDscError:
+        raise
+    except Exception as error:  # noqa: BLE001 - decoders raise many types, and no picture may end the job
+        raise ImageError(
+            f"{name} cannot be decoded ({type(error).__name__})", remedy="export or convert it again"
+        ) from None
+
+
+def _decode(data: bytes, name: str) -> NDArray[np.uint8]:
     flags = cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH
     size = encoded_size(data)
-    if size is not None:
-        check_pixels(*size, name)
-        if data.startswith(b"\xff\xd8"):
-            flags = _jpeg_flags(min(size))
-            _check_jpeg_end(data, name)
-        elif data.rfind(_PNG_END) < 0:  # libpng would say so on the terminal
-            raise _truncated(data, "PNG", name)
+    if size is None:  # another format, or a header that does not say how much memory the decoder would take
+        raise _undecodable(data, name)
+    check_pixels(*size, name)
+    if data.startswith(_JPEG):
+        flags = _jpeg_flags(min(size))
+        _check_jpeg_end(data, name)
+        _check_scans(data, name)
+    elif data.startswith(_PNG) and data.rfind(_PNG_END) < 0:  # libpng would say so on the terminal
+        raise _truncated(data, "PNG", name)
     try:
         pixels = cast(_Pixels | None, cv2.imdecode(np.frombuffer(data, np.uint8), flags))
-    except (cv2.error, MemoryError) as error:
+    except cv2.error as error:
         raise _undecodable(data, name) from error
     if pixels is None:
         raise _undecodable(data, name)
@@ -233,7 +257,8 @@ def prepare_pixels(
         raise ImageError(
             f"{name} is {width}x{height} pixels", remedy=f"an X-ray has at least {MIN_SIDE} pixels a side"
         )
-    return resize_to(grey, contract.height, contract.width)[:, :, None]
+    with _as_image_error(name):
+        return resize_to(grey, contract.height, contract.width)[:, :, None]
 
 
 def resize_to(grey: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
@@ -258,25 +283,75 @@ def _resize(grey: NDArray[np.uint8], height: int, width: int, interpolation: int
 
 
 def encoded_size(data: bytes) -> tuple[int, int] | None:
-    """Return ``(height, width)`` as the header of a JPEG or PNG gives it, or None for other formats."""
-    if data.startswith(b"\x89PNG\r\n\x1a\n") and len(data) >= 24:
-        width, height = struct.unpack(">II", data[16:24])
-        return height, width
-    if not data.startswith(b"\xff\xd8"):
+    """Return ``(height, width)`` as the header gives it, so that nothing is decoded whose size is not known.
+
+    Returns:
+        The size; None for a format other than JPEG, PNG, BMP, TIFF and WebP, and for a header that does not say it.
+    """
+    try:
+        return next((size(data) for magic, size in _SIZES if data.startswith(magic)), None)
+    except struct.error:  # the header ends too early
         return None
-    # Source: ITU-T T.81, B.1.1: segments of marker, length; SOF0..SOF15 hold the size, but for
-    # DHT (C4), JPG (C8) and DAC (CC).
-    position = 2
-    while position + 9 <= len(data) and data[position] == 0xFF:
-        marker = data[position + 1]
-        if marker == 0xFF:  # fill byte
-            position += 1
-            continue
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            height, width = struct.unpack(">HH", data[position + 5 : position + 9])
-            return height, width
-        position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+
+
+def _jpeg_size(data: bytes) -> tuple[int, int] | None:
+    frame = jpeg_frame(data)
+    return (frame.height, frame.width) if frame else None
+
+
+def _png_size(data: bytes) -> tuple[int, int] | None:
+    width, height = struct.unpack_from(">II", data, 16)
+    return (height, width) if data[12:16] == b"IHDR" else None
+
+
+def _bmp_size(data: bytes) -> tuple[int, int]:
+    # OS/2's header has 12 bytes and holds 16 bits each; a negative height says that the top row comes first.
+    (header,) = struct.unpack_from("<I", data, 14)
+    width, height = struct.unpack_from("<HH" if header == 12 else "<ii", data, 18)
+    return abs(height), abs(width)
+
+
+def _webp_size(data: bytes) -> tuple[int, int] | None:
+    """Source: RFC 9649, 2.5 to 2.7 and 3.4."""
+    kind = data[8:16]
+    if kind == b"WEBPVP8X":
+        width, height = data[24:27], data[27:30]
+        return 1 + int.from_bytes(height, "little"), 1 + int.from_bytes(width, "little")
+    if kind == b"WEBPVP8L":
+        (bits,) = struct.unpack_from("<I", data, 21)
+        return 1 + (bits >> 14 & 0x3FFF), 1 + (bits & 0x3FFF)
+    if kind == b"WEBPVP8 ":
+        columns, rows = struct.unpack_from("<HH", data, 26)
+        return rows & 0x3FFF, columns & 0x3FFF
     return None
+
+
+def _tiff_size(data: bytes) -> tuple[int, int] | None:
+    """Return the largest size that the first directory gives: a tag that stands twice hides nothing."""
+    order = "<" if data.startswith(b"II") else ">"
+    big = data[2:4].strip(b"\0") == b"+"
+    (position,) = struct.unpack_from(order + ("Q" if big else "I"), data, 8 if big else 4)
+    (count,) = struct.unpack_from(order + ("Q" if big else "H"), data, min(position, len(data)))
+    position += 8 if big else 2
+    entry, value_at = (20, 12) if big else (12, 8)
+    sides: dict[int, int] = {}
+    for start in range(position, min(position + count * entry, len(data)), entry):
+        tag, kind = struct.unpack_from(order + "HH", data, start)
+        if tag in (256, 257):
+            if kind not in _TIFF_CODES:
+                return None
+            (value,) = struct.unpack_from(order + _TIFF_CODES[kind], data, start + value_at)
+            sides[tag] = max(sides.get(tag, 0), value)
+    return (sides[257], sides[256]) if len(sides) == 2 else None
+
+
+_SIZES: tuple[tuple[bytes | tuple[bytes, ...], Callable[[bytes], tuple[int, int] | None]], ...] = (
+    (_JPEG, _jpeg_size),
+    (_PNG, _png_size),
+    (b"BM", _bmp_size),
+    (b"RIFF", _webp_size),
+    ((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), _tiff_size),
+)
 
 
 def _jpeg_flags(short_side: int) -> int:
@@ -290,6 +365,15 @@ def _check_jpeg_end(data: bytes, name: str) -> None:
     # first, from behind: a search for the start would run through the whole file.
     if data.find(b"\xff\xda", max(0, data.rfind(b"\xff\xd9"))) >= 0:
         raise _truncated(data, "JPEG", name)
+
+
+def _check_scans(data: bytes, name: str) -> None:
+    frame = jpeg_frame(data)
+    if frame is not None and frame.one_scan:  # then the decoder refuses a second one
+        return
+    scans = data.count(b"\xff\xda")
+    if scans > MAX_SCANS:
+        raise ImageError(f"{name} is a JPEG of {scans} scans", remedy=f"the limit is {MAX_SCANS}; convert it")
 
 
 def _truncated(data: bytes, kind: str, name: str) -> ImageError:

@@ -10,7 +10,7 @@ import typer
 
 from edge_dsc.cli.app import INTERRUPTED
 from edge_dsc.cli.console import give, give_json, progress_bar, say
-from edge_dsc.cli.options import Json, Out, Seed, model_of
+from edge_dsc.cli.options import MAX_IMAGES, MAX_SEED, Json, Out, Seed, finite, model_of
 from engines.errors import UsageError
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ CalibData = Annotated[
     typer.Option("--calib-data", help="Folder of real X-rays, DIR/class/file.", show_default=False),
 ]
 CalibImages = Annotated[
-    int, typer.Option("--calib-images", min=1, help="Images to draw, stratified by class.")
+    int, typer.Option("--calib-images", min=1, max=MAX_IMAGES, help="Images to draw, stratified by class.")
 ]
 Method = Annotated[CalibMethod, typer.Option("--calib-method", help="How the ranges are chosen.")]
 
@@ -85,7 +85,8 @@ def train(
     arch: Annotated[Arch, typer.Option("--arch", help="Which network.")] = Arch.DSC,
     recipe: Annotated[RecipeName, typer.Option("--recipe", help="How to train.")] = RecipeName.DEFAULT,
     epochs: Annotated[
-        Optional[int], typer.Option("--epochs", min=1, help="Instead of the recipe's.", show_default=False)
+        Optional[int],
+        typer.Option("--epochs", min=1, max=10_000, help="Instead of the recipe's.", show_default=False),
     ] = None,
     seed: Seed = 0,
     qat: Annotated[
@@ -302,7 +303,7 @@ def build_engine(
     backend: Annotated[Backend, typer.Option("--backend", help="Which runtime builds.")] = Backend.AUTO,
     batch: Annotated[str, typer.Option("--batch", help="Batch sizes, N or MIN:OPT:MAX.")] = "1:8:32",
     workspace: Annotated[
-        int, typer.Option("--workspace", min=1, help="Scratch memory for the builder, MiB.")
+        int, typer.Option("--workspace", min=1, max=1 << 20, help="Scratch memory for the builder, MiB.")
     ] = 1024,
     validate: Annotated[
         Optional[Path],
@@ -318,6 +319,7 @@ def build_engine(
             "--max-drop",
             min=0,
             max=100,
+            callback=finite,
             help="With --validate: accuracy that may be lost, percentage points; default 0.5.",
             show_default=False,
         ),
@@ -396,8 +398,10 @@ def debug(
     backend: Annotated[
         Int8Backend, typer.Option("--backend", help="For an ONNX model: whose INT8 graph to look at.")
     ] = Int8Backend.TENSORRT,
-    images: Annotated[int, typer.Option("--images", min=1, help="Images to look at, equal by class.")] = 128,
-    seed: Annotated[int, typer.Option("--seed", help="Seed of the images' draw.")] = 1,
+    images: Annotated[
+        int, typer.Option("--images", min=1, max=MAX_IMAGES, help="Images to look at, equal by class.")
+    ] = 128,
+    seed: Annotated[int, typer.Option("--seed", min=0, max=MAX_SEED, help="Seed of the images' draw.")] = 1,
     out: Out = None,
     json: Json = False,
 ) -> None:

@@ -10,12 +10,14 @@ import typer
 
 from edge_dsc.cli.app import INTERRUPTED
 from edge_dsc.cli.console import give, give_json, progress_bar, say
-from edge_dsc.cli.options import Json, Out, Seed
+from edge_dsc.cli.options import MAX_THREADS, Batch, Json, Out, Seed, finite
 from engines.errors import UsageError
 
 if TYPE_CHECKING:
     from bench.report import Report
 
+MAX_SECONDS = 7 * 86_400
+MAX_PILE = 16_384  # images of a pile, which are all in memory
 Html = Annotated[
     Optional[Path], typer.Option("--html", help="Write a page with plots too.", show_default=False)
 ]
@@ -33,24 +35,54 @@ def bench(
     ] = False,
     duration: Annotated[
         Optional[float],
-        typer.Option("--duration", help="Seconds an engine, instead of 60.", show_default=False),
+        typer.Option(
+            "--duration",
+            min=0,
+            max=MAX_SECONDS,
+            callback=finite,
+            help="Seconds an engine, instead of 60.",
+            show_default=False,
+        ),
     ] = None,
     iterations: Annotated[
         Optional[int],
-        typer.Option("--iterations", help="Requests an engine, instead of seconds.", show_default=False),
+        typer.Option(
+            "--iterations",
+            min=1,
+            max=10_000_000,
+            help="Requests an engine, instead of seconds.",
+            show_default=False,
+        ),
     ] = None,
     warmup: Annotated[
-        Optional[float], typer.Option("--warmup", help="Shortest warm-up, seconds.", show_default=False)
+        Optional[float],
+        typer.Option(
+            "--warmup",
+            min=0,
+            max=MAX_SECONDS,
+            callback=finite,
+            help="Shortest warm-up, seconds.",
+            show_default=False,
+        ),
     ] = None,
-    batch: Annotated[int, typer.Option("--batch", min=1, help="Images a request.")] = 1,
-    threads: Annotated[int, typer.Option("--threads", min=1, help="CPU threads of one request.")] = 1,
+    batch: Batch = 1,
+    threads: Annotated[
+        int, typer.Option("--threads", min=1, max=MAX_THREADS, help="CPU threads of one request.")
+    ] = 1,
     control: Annotated[
         bool,
         typer.Option("--control/--no-control", help="Measure the baseline twice: it must not differ."),
     ] = True,
     fps: Annotated[
         Optional[float],
-        typer.Option("--fps", help="Requests arrive at this rate, as a camera's frames.", show_default=False),
+        typer.Option(
+            "--fps",
+            min=0,
+            max=100_000,
+            callback=finite,
+            help="Requests arrive at this rate, as a camera's frames.",
+            show_default=False,
+        ),
     ] = None,
     folder: Annotated[
         Optional[str],
@@ -58,13 +90,25 @@ def bench(
     ] = None,
     offline: Annotated[
         Optional[int],
-        typer.Option("--offline", min=1, help="Requests are piles of so many images.", show_default=False),
+        typer.Option(
+            "--offline", min=1, max=MAX_PILE, help="Requests are piles of so many images.", show_default=False
+        ),
     ] = None,
     builds: Annotated[
-        int, typer.Option("--builds", min=1, help="Build each engine so often, and tell the builds apart.")
+        int,
+        typer.Option(
+            "--builds", min=1, max=1000, help="Build each engine so often, and tell the builds apart."
+        ),
     ] = 1,
     power: Annotated[
-        float, typer.Option("--power", min=0, help="Seconds of a power pass of each engine; 0: none.")
+        float,
+        typer.Option(
+            "--power",
+            min=0,
+            max=MAX_SECONDS,
+            callback=finite,
+            help="Seconds of a power pass of each engine; 0: none.",
+        ),
     ] = 0.0,
     memory: Annotated[bool, typer.Option("--memory", help="Measure the peak of memory too.")] = False,
     limits: Annotated[
@@ -170,12 +214,16 @@ def compare(
         ),
     ] = None,
     margin: Annotated[
-        float, typer.Option("--margin", help="Smallest difference worth a word, percent.")
+        float,
+        typer.Option("--margin", min=0, callback=finite, help="Smallest difference worth a word, percent."),
     ] = 3.0,
     fail_if_slower: Annotated[
         Optional[float],
         typer.Option(
-            "--fail-if-slower", help="Exit with 6 when slower by more, percent.", show_default=False
+            "--fail-if-slower",
+            callback=finite,
+            help="Exit with 6 when slower by more, percent.",
+            show_default=False,
         ),
     ] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
@@ -223,7 +271,7 @@ def import_times(
         Optional[str],
         typer.Option("--name", help="Name of the engine; default: the file's.", show_default=False),
     ] = None,
-    batch: Annotated[int, typer.Option("--batch", min=1, help="Images a request.")] = 1,
+    batch: Batch = 1,
     this_machine: Annotated[
         bool, typer.Option("--this-machine", help="The times were taken on this machine.")
     ] = False,

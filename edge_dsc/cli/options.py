@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
 
@@ -17,11 +19,34 @@ Json = Annotated[
     bool, typer.Option("--json", help="Print one versioned JSON object; everything else to stderr.")
 ]
 Out = Annotated[Optional[Path], typer.Option("--out", help="Where to write.", show_default=False)]
-Seed = Annotated[int, typer.Option("--seed", help="Seed of every random choice.")]
+
+
+def finite(value: Optional[float]) -> Optional[float]:
+    """Refuse NaN, which passes every comparison with a limit, and infinity.
+
+    Raises:
+        typer.BadParameter: It is not a finite number.
+    """
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is not a finite number.")
+    return value
+
+
+# What a number may be at most is far above any sensible use, and below what hangs, crashes or fills the memory.
+MAX_SEED = 2**32 - 1  # NumPy's and Keras's
+MAX_THREADS = 256
+MAX_BATCH = 4096
+MAX_IMAGES = 1_000_000
+Seed = Annotated[int, typer.Option("--seed", min=0, max=MAX_SEED, help="Seed of every random choice.")]
+Batch = Annotated[int, typer.Option("--batch", min=1, max=MAX_BATCH, help="Images a request.")]
 Threads = Annotated[
     Optional[int],
     typer.Option(
-        "--threads", min=1, help="Threads that decode images; default: one a processor.", show_default=False
+        "--threads",
+        min=1,
+        max=MAX_THREADS,
+        help="Threads that decode images; default: one a processor.",
+        show_default=False,
     ),
 ]
 RunFolder = Annotated[
@@ -39,12 +64,14 @@ def parse_batch(text: str) -> BatchRange:
     """Read ``8`` or ``1:8:32`` (smallest, best, largest).
 
     Raises:
-        UsageError: Anything else.
+        UsageError: Anything else, or more than 4096.
     """
     from engines.record import BatchRange
 
-    remedy = "write N or MIN:OPT:MAX, such as --batch 1:8:32"
+    remedy = f"write N or MIN:OPT:MAX, such as --batch 1:8:32, {MAX_BATCH} at most"
     try:
+        if not re.fullmatch("[0-9]{1,4}(:[0-9]{1,4}){0,2}", text) or int(text.rpartition(":")[2]) > MAX_BATCH:
+            raise ValueError
         sizes = [int(part) for part in text.split(":")]
         if len(sizes) == 1:
             return BatchRange(sizes[0], sizes[0], sizes[0])

@@ -8,7 +8,7 @@ from typing import Annotated, Optional
 import typer
 
 from edge_dsc.cli.console import give, give_json, progress_bar, say
-from edge_dsc.cli.options import Engine, Json, Out, Threads
+from edge_dsc.cli.options import Engine, Json, Out, Threads, finite
 
 
 def infer(
@@ -35,13 +35,16 @@ def infer(
     ] = False,
     limit: Annotated[
         Optional[int],
-        typer.Option("--limit", min=1, help="End after so many images or frames.", show_default=False),
+        typer.Option(
+            "--limit", min=1, max=10**12, help="End after so many images or frames.", show_default=False
+        ),
     ] = None,
     give_up: Annotated[
         Optional[float],
         typer.Option(
             "--give-up",
             min=0,
+            callback=finite,
             metavar="SECONDS",
             help="End when a camera or stream stays away for so long; default: try for ever.",
             show_default=False,

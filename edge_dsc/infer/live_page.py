@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 
 from edge_dsc.infer.classify import Answer
 from edge_dsc.infer.pictures import draw_answer, encode
-from engines.errors import EnvironmentProblem
+from engines.errors import EnvironmentProblem, UsageError
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 _STEP = math.log(1.02)  # a bucket is 2 % wide
@@ -197,6 +197,7 @@ class Page:
 
         Raises:
             EnvironmentProblem: The port is taken, or the address is not of this machine.
+            UsageError: The host is no name that can be looked up.
         """
         self._board = board
         page, policy = page_and_policy()
@@ -204,6 +205,8 @@ class Page:
         handler = type("Handler", (_Handler,), shown)
         try:
             self._server = (_Server6 if ":" in host else _Server)((host, port), handler)
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"{host!r} is no host name", remedy="such as --host 127.0.0.1") from error
         except (OSError, OverflowError) as error:
             reason = getattr(error, "strerror", None) or error
             raise EnvironmentProblem(

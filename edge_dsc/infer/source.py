@@ -89,7 +89,7 @@ def parse_source(source: str) -> SourceSpec:
     scheme, marker, rest = source.partition("://")
     scheme = scheme.lower()
     if not marker:
-        if re.fullmatch(r"/dev/video\d+", source):
+        if re.fullmatch(r"/dev/video[0-9]{1,4}", source):
             return SourceSpec(kind=SourceKind.LIVE, name=source, target=source, scheme="v4l2")
         kind = SourceKind.VIDEO if Path(source).suffix.lower() in VIDEO_SUFFIXES else SourceKind.FILES
         # A folder may be called "study.ts", a glob may end in it: only a single file is a video.
@@ -105,7 +105,7 @@ def parse_source(source: str) -> SourceSpec:
 
 def _camera(source: str, scheme: str, rest: str) -> SourceSpec:
     device, _, query = rest.partition("?")
-    match = re.fullmatch(r"/?(?:/dev/video)?(\d+)", device)
+    match = re.fullmatch(r"/?(?:/dev/video)?([0-9]{1,4})", device)
     if match is None:
         raise UsageError(f"{source!r} names no camera", remedy=f"write {scheme}://0")
     target = match.group(1) if scheme == "csi" else f"/dev/video{match.group(1)}"
@@ -121,8 +121,8 @@ def _mode(source: str, query: str) -> CameraMode:
     if unknown:
         raise UsageError(f"{source!r} asks for {', '.join(unknown)}", remedy=remedy)
     for name, value in values.items():
-        if not value.isascii() or not value.isdigit() or int(value) < 1:
-            raise UsageError(f"{source!r}: {name} is {value!r}, not a positive number", remedy=remedy)
+        if not re.fullmatch("[0-9]{1,5}", value) or int(value) < 1:
+            raise UsageError(f"{source!r}: {name} is {value!r}, not a number from 1 to 99999", remedy=remedy)
     return CameraMode(**{name: int(value) for name, value in values.items()})
 
 

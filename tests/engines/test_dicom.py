@@ -14,6 +14,7 @@ import pytest
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     JPEG2000Lossless,
@@ -200,11 +201,43 @@ def test_baseline_jpeg() -> None:
         ({"Rows": 65535, "Columns": 65535}, "is 65535x65535 = 4295 megapixels"),
         ({"Rows": 640}, r"is a damaged DICOM file \(\d+ bytes, ValueError\)"),
         ({"PixelData": b""}, "is a damaged DICOM file"),
+        ({"PixelData": RAMP.tobytes() * 3}, "has 3 frames"),
+        ({"NumberOfFrames": 1, "PixelData": RAMP.tobytes() * 2}, "has 2 frames"),
+        ({"NumberOfFrames": -1}, "has -1 frames"),
+        ({"Rows": 1}, "has 64 frames"),
+        ({"Rows": 0}, "is a damaged DICOM file"),
     ],
 )
 def test_what_cannot_be_read_says_why(change: dict[str, Any], words: str) -> None:
     with pytest.raises(ImageError, match=words):
         decode_dicom(dicom(RAMP, **change), name="a.dcm")
+
+
+def test_a_deflated_file_is_refused_before_it_is_inflated(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = dicom(RAMP, syntax=DeflatedExplicitVRLittleEndian)
+    monkeypatch.delattr(pydicom, "dcmread")
+    with pytest.raises(ImageError, match=r"a\.dcm is a deflated DICOM file .*1\.2\.1\.99"):
+        decode_dicom(data, name="a.dcm")
+
+
+@pytest.mark.parametrize(
+    ("syntax", "codestream"),
+    [
+        (JPEGBaseline8Bit, b"\xff\xd8\xff\xc0\0\x0b\x08\x9c\x40\x75\x30\1\0\0\0"),
+        (JPEGLSLossless, b"\xff\xd8\xff\xf7\0\x0b\x08\x9c\x40\x75\x30\1\0\0\0"),
+        (JPEG2000Lossless, b"\xff\x4f\xff\x51\0\x29\0\0\0\0\x75\x30\0\0\x9c\x40" + bytes(40)),
+    ],
+)
+def test_the_size_inside_a_compressed_picture_is_held_to_the_limit_too(
+    syntax: Any, codestream: bytes
+) -> None:
+    dataset = pydicom.dcmread(io.BytesIO(dicom(RAMP)))
+    dataset.file_meta.TransferSyntaxUID = syntax
+    dataset.PixelData = encapsulate([codestream])
+    dataset["PixelData"].VR = "OB"
+    dataset["PixelData"].is_undefined_length = True
+    with pytest.raises(ImageError, match="is 30000x40000 = 1200 megapixels"):
+        decode_dicom(save(dataset))
 
 
 def test_a_syntax_that_nobody_decodes_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

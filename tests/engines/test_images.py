@@ -241,9 +241,91 @@ def test_float_pixels_and_strange_shapes_are_refused() -> None:
         images.grey8(np.zeros((64, 64, 2), np.uint8))
 
 
-def test_encoded_size_reads_headers() -> None:
-    pixels = smooth(48, 40)
-    assert images.encoded_size(encode(pixels, ".png")) == (48, 40)
-    assert images.encoded_size(encode(pixels, ".jpg")) == (48, 40)
-    assert images.encoded_size(encode(pixels, ".bmp")) is None
-    assert images.encoded_size(b"\xff\xd8\xff") is None
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".bmp", ".tiff", ".webp"])
+def test_encoded_size_reads_headers(suffix: str) -> None:
+    data = encode(smooth(48, 40), suffix)
+    assert images.encoded_size(data) == (48, 40)
+    for size in range(len(data)):
+        assert images.encoded_size(data[:size]) in ((48, 40), None)
+
+
+def webp(kind: bytes, content: bytes) -> bytes:
+    return b"RIFF" + bytes(4) + b"WEBP" + kind + bytes(4) + content
+
+
+def tiff(*entries: tuple[int, int, int], order: str = "<") -> bytes:
+    data = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "IH", 8, len(entries))
+    for tag, kind, value in entries:
+        data += struct.pack(order + "HHI", tag, kind, 1)
+        data += struct.pack(order + ("H" if kind == 3 else "I"), value).ljust(4, b"\0")
+    return data + bytes(4)
+
+
+BIG_TIFF = b"II+\0\x08\0\0\0" + struct.pack("<QQ", 16, 2)
+BIG_TIFF += struct.pack("<HHQQ", 256, 4, 1, 30000) + struct.pack("<HHQQ", 257, 16, 1, 40000)
+
+
+@pytest.mark.parametrize(
+    ("data", "size"),
+    [
+        (b"BM" + bytes(12) + struct.pack("<Iii", 40, 30000, -40000), (40000, 30000)),
+        (b"BM" + bytes(12) + struct.pack("<IHH", 12, 30000, 40000), (40000, 30000)),
+        (webp(b"VP8X", bytes(4) + b"\x2f\x75\0\x3f\x9c\0"), (40000, 30000)),
+        (webp(b"VP8L", b"\x2f" + struct.pack("<I", 9999 << 14 | 15999)), (10000, 16000)),
+        (webp(b"VP8 ", bytes(6) + struct.pack("<HH", 16000, 10000)), (10000, 16000)),
+        (tiff((256, 3, 30000), (257, 4, 40000)), (40000, 30000)),
+        (tiff((256, 3, 30000), (257, 3, 9), (257, 3, 40000), order=">"), (40000, 30000)),
+        (BIG_TIFF, (40000, 30000)),
+    ],
+)
+def test_no_format_is_decoded_before_its_size_is_known(
+    data: bytes, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(cv2, "imdecode")
+    assert images.encoded_size(data) == size
+    with pytest.raises(ImageError, match=f"x is {size[1]}x{size[0]} = "):
+        images.decode_grey(data, name="x")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"GIF89a" + struct.pack("<HH", 64, 64),
+        b"P5\n64 64\n255\n" + bytes(4096),
+        b"#?RADIANCE\n",
+        b"\x76\x2f\x31\x01",
+        b"\0\0\0\x0cjP  \r\n\x87\n",
+        b"\xff\xd8\xff",
+        tiff((256, 5, 64), (257, 4, 64)),
+        tiff((256, 4, 64)),
+    ],
+)
+def test_other_formats_and_headers_without_a_size_are_not_decoded(
+    data: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(cv2, "imdecode")
+    with pytest.raises(ImageError, match="x is damaged or no image"):
+        images.decode_grey(data, name="x")
+
+
+def test_a_jpeg_of_very_many_scans_is_refused_before_it_is_decoded() -> None:
+    jpeg = encode(smooth(300, 260), ".jpg", cv2.IMWRITE_JPEG_PROGRESSIVE, 1)
+    last = jpeg.rfind(b"\xff\xda")
+    with pytest.raises(ImageError, match=r"x is a JPEG of \d{3} scans"):
+        images.decode_grey(jpeg[:-2] + 100 * jpeg[last:-2] + jpeg[-2:], name="x")
+
+
+@pytest.mark.parametrize("kind", [ValueError, MemoryError, cv2.error, AssertionError])
+def test_whatever_a_decoder_raises_is_the_error_of_that_picture(
+    kind: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise kind("Doe^Jane")
+
+    (tmp_path / "a.png").write_bytes(encode(smooth(64, 64), ".png"))
+    for place in ("imdecode", "resize"):
+        with monkeypatch.context() as patch:
+            patch.setattr(cv2, place, fail)
+            (read,) = images.read_inputs([tmp_path / "a.png"], CONTRACT)
+            assert isinstance(read.pixels, ImageError) and "a.png" in str(read.pixels)
+            assert "Doe" not in str(read.pixels)

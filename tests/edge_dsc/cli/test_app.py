@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import pytest
 import typer.main
@@ -113,6 +114,54 @@ def test_a_usage_error_is_one_line(edge_dsc: Any, arguments: list[str], words: s
     assert (done.code, done.out) == (2, "")
     assert done.err.startswith("error: ") and done.err.count("\n") == 1
     assert words in done.err
+
+
+RANGES = {
+    "infer": "--threads 256 --limit 1000000000000 --give-up nan",
+    "evaluate": "--threads 256",
+    "bench": "--threads 256 --batch 4096 --offline 16384 --iterations 10000000 --duration 604800 --warmup 604800 "
+    "--fps 100000 --power 604800 --builds 1000 --seed 4294967295",
+    "import-times": "--batch 4096",
+    "train": "--seed 4294967295 --epochs 10000",
+    "calibrate": "--seed 4294967295 --calib-images 1000000",
+    "build-engine": "--seed 4294967295 --calib-images 1000000 --workspace 1048576 --max-drop 100",
+    "debug": "--seed 4294967295 --images 1000000",
+    "demo": "--seed 4294967295",
+    "compare": "--margin nan --fail-if-slower inf",
+}
+NUMBERS = [
+    (name, *pair)
+    for name, text in RANGES.items()
+    for pair in zip(text.split()[::2], text.split()[1::2], strict=True)
+]
+
+
+@pytest.mark.parametrize("batch", ["1:8:4097", "99999", "1_0", "\u0661", " 8", "8\n", "2:1", "0", "9" * 5000])
+def test_a_batch_range_is_three_plain_numbers(edge_dsc: Any, batch: str) -> None:
+    done = edge_dsc("build-engine", "m", "--batch", batch)
+    assert (done.code, done.out) == (2, "")
+    assert "is no batch range (write N or MIN:OPT:MAX" in done.err
+
+
+@pytest.mark.parametrize(("name", "option", "largest"), NUMBERS)
+def test_every_number_has_a_range(edge_dsc: Any, name: str, option: str, largest: str) -> None:
+    beyond = [largest] if largest in ("nan", "inf") else ["-1", str(int(largest) + 1), "9" * 20]
+    for value in beyond:
+        done = edge_dsc(name, option, value)
+        assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
+        assert f"Invalid value for '{option}'" in done.err
+
+
+def test_no_number_is_left_without_a_range() -> None:
+    named = {(name, option) for name, option, _ in NUMBERS} | {("infer", "--serve")}
+    for name, command in COMMANDS.items():
+        module, _, function = command.function.partition(":")
+        found = getattr(importlib.import_module(f"edge_dsc.cli.{module}"), function)
+        for hint in get_type_hints(found, include_extras=True).values():
+            # Python 3.10 puts an Optional around the whole where the default is None.
+            kind, *info = get_args(get_args(hint)[0] if get_origin(hint) is Union else hint) or (None,)
+            if {kind, *get_args(kind)} & {int, float} and get_origin(kind) is not tuple:
+                assert (name, info[0].default) in named  # where typer keeps the first name inside Annotated
 
 
 def complete(words: str) -> list[str]:

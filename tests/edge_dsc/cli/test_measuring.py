@@ -164,7 +164,7 @@ def test_scenarios_that_cannot_be(edge_dsc: Any, engine: Path, tmp_path: Path) -
     for words, code, *arguments in (
         ("exclude each other", 2, "--fps", 30, "--offline", 8),
         ("--quick and --publish exclude each other", 2, "--quick", "--publish"),
-        ("the rate is -1.0 fps", 2, "--fps", -1),
+        ("the rate is 0.0 fps", 2, "--fps", 0),
         ("none of 1 files is an image", 9, "--folder", tmp_path / "bad"),
         ("no file, folder or glob", 9, "--folder", tmp_path / "none"),
     ):

@@ -18,7 +18,7 @@ import pytest
 from edge_dsc.infer.classify import Answer
 from edge_dsc.infer.live_page import Board, Page, RecentRate, TimeHistogram
 from edge_dsc.infer.video import Frame
-from engines.errors import EnvironmentProblem
+from engines.errors import EnvironmentProblem, UsageError
 
 LABELS = ("dark", "light")
 
@@ -133,6 +133,12 @@ def test_a_taken_port_is_said(served: Served) -> None:
         EnvironmentProblem, match=f"cannot serve on 127.0.0.1:{served.port}: Address already in use"
     ):
         Page(Board("e", "s", LABELS), "127.0.0.1", served.port)
+
+
+@pytest.mark.parametrize("host", ["ü" * 70, "a\0"])
+def test_a_host_that_is_no_name_is_said(host: str) -> None:
+    with pytest.raises(UsageError, match="is no host name"):
+        Page(Board("e", "s", LABELS), host, 0)
 
 
 def test_the_loopback_of_ipv6() -> None:
