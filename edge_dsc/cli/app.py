@@ -15,12 +15,11 @@ from typer.core import TyperCommand, TyperGroup
 
 from edge_dsc import __version__
 from edge_dsc.cli import COMMANDS, DESCRIPTION
-from edge_dsc.cli.console import give, say
+from edge_dsc.cli.console import CLOSED_PIPE, give, say
 from engines.errors import EdgeDscError
 from engines.packages import import_problem
 
 INTERRUPTED = 130  # as a shell reports a command that Ctrl-C ended
-CLOSED_PIPE = 141  # likewise for one whose reader went away
 
 Function = TypeVar("Function", bound=Callable[..., None])
 
@@ -46,8 +45,6 @@ def reported(command: Function) -> Function:
             say("interrupted: files are whole, the old one or the new one")
             raise typer.Exit(INTERRUPTED) from None
         except BrokenPipeError:
-            # Python would complain once more while it flushes standard output at its end.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(CLOSED_PIPE) from None
         except typer.Exit:
             raise
@@ -135,7 +132,7 @@ def _start(
         typer.Option(
             "--version",
             help="Show the version and exit.",
-            callback=_show_version,
+            callback=reported(_show_version),
             is_eager=True,
             expose_value=False,
         ),
@@ -149,7 +146,7 @@ def _start(
 app = _typer(
     name="edge-dsc",
     cls=CommandGroup,
-    callback=_start,
+    callback=reported(_start),
     help=DESCRIPTION,
     invoke_without_command=True,
     context_settings={"help_option_names": ["--help", "-h"], "max_content_width": 100},
