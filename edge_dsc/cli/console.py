@@ -23,22 +23,23 @@ CLOSED_PIPE = 141  # as a shell reports a command whose reader went away
 
 
 def say(text: str) -> None:
-    """Tell the person something that is not a result; where nobody can hear it the work goes on."""
+    """Tell the person one line that is not a result; where nobody can hear it the work goes on."""
     try:
-        print(_lines(text), file=sys.stderr, flush=True)  # noqa: T201
+        print(printable(text), file=sys.stderr, flush=True)  # noqa: T201
     except (OSError, ValueError):
         _discard(sys.stderr)
 
 
 def give(text: str) -> None:
-    """Print a result.
+    """Print a result, of one line or several.
 
     Raises:
         BrokenPipeError: Its reader went away.
         EnvironmentProblem: It cannot be written.
     """
     try:
-        print(_lines(text), flush=True)  # noqa: T201
+        # Line ends are ours: those in names were made visible where their line was made.
+        print("\n".join(map(printable, text.split("\n"))), flush=True)  # noqa: T201
     except BrokenPipeError:
         raise
     except OSError as error:
@@ -49,11 +50,6 @@ def _unwritable(error: OSError) -> EnvironmentProblem:
     from engines.files import output_problem  # here, for the help does without what it imports
 
     return output_problem(Path("standard output"), error)
-
-
-def _lines(text: str) -> str:
-    # Line ends are ours; those in names were made visible where the line was made.
-    return "\n".join(map(printable, text.split("\n")))
 
 
 def end_with_streams(program: Callable[[], object]) -> NoReturn:
