@@ -28,6 +28,12 @@ if TYPE_CHECKING:
 
 ENVIRONMENT_KEYS = ("machine", "architecture", "cpu", "cores", "cpu_limit", "gpu", "power_mode")
 SUBJECT_KEYS = ("batch", "threads", "switches")
+CONDITIONS = (
+    *ENVIRONMENT_KEYS,
+    "scenario",
+    *SUBJECT_KEYS,
+    "runs",
+)  # all that a comparison can be allowed to ignore
 UNSTABLE_SPREAD = 0.10  # of the block medians, as a fraction of their median
 
 

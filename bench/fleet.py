@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from bench.compare import (
+    CONDITIONS,
     DEFAULT_RULES,
     Comparison,
     Control,
@@ -79,12 +80,17 @@ def compare_files(reports: Sequence[Path], *, allow: Collection[str], margin: fl
         margin: Smallest difference worth a word, as a fraction.
 
     Raises:
-        UsageError: A margin below 0, or a report given twice among many.
+        UsageError: A margin below 0, an unknown condition, or a report given twice among many.
         ArtefactError: A report is damaged or foreign.
         NotComparableError: Different conditions, or nothing to compare with.
     """
     if not 0 <= margin < 1:
         raise UsageError(f"the margin is {margin * 100:g} %", remedy="give a --margin of 0 to 99 percent")
+    unknown = sorted(key for key in allow if key.partition(".")[0] not in CONDITIONS)
+    if unknown:
+        raise UsageError(
+            f"--allow {unknown[0]!r} is no condition", remedy=f"conditions are {', '.join(CONDITIONS)}"
+        )
     rules = Rules(allow=allow, margin=margin)
     if len(reports) > 2:
         names = _source_names(reports)

@@ -14,6 +14,7 @@ from edge_dsc.evaluate.evaluation import format_validation
 from engines.errors import ArtefactError, BadInputError
 from engines.files import read_regular, sha256_file
 from engines.record import RECORD, EngineRecord, load_record, record_path
+from engines.text_table import printable
 
 _LONG = 12  # entries of a list or mapping that are still printed whole
 
@@ -156,7 +157,7 @@ def format_record(record: EngineRecord) -> str:
     if record.validation is not None:
         text = format_validation(record.validation, precision=record.precision.value)
         lines += [f"  {line}" for line in text.splitlines()]
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))
 
 
 def _layer_lines(record: EngineRecord) -> list[str]:
@@ -169,7 +170,7 @@ def _layer_lines(record: EngineRecord) -> list[str]:
 
 def format_inspection(found: Mapping[str, Any]) -> str:
     """Return an inspection as indented text; long lists are cut with their length."""
-    return "\n".join(_lines(found, 0))
+    return "\n".join(map(printable, _lines(found, 0)))
 
 
 def _lines(value: Mapping[str, Any], depth: int) -> list[str]:

@@ -14,6 +14,8 @@ EdgeDscError                 1  unexpected
 
 from __future__ import annotations
 
+from engines.text_table import printable
+
 
 class EdgeDscError(Exception):
     """An error with its remedy.
@@ -33,8 +35,8 @@ class EdgeDscError(Exception):
         self.details = details
 
     def __str__(self) -> str:
-        """One line: what happened, then what to do."""
-        return f"{self.what} ({self.remedy})"
+        """One line, safe for a terminal: what happened, then what to do."""
+        return printable(f"{self.what} ({self.remedy})")
 
 
 class UsageError(EdgeDscError):

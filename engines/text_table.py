@@ -1,10 +1,23 @@
-"""Tables of text: on a terminal, in Markdown, in HTML."""
+"""Text that is safe to show, and tables of it: on a terminal, in Markdown, in HTML."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+
+# Controls (C0, DEL, C1), marks and overrides of direction, line and paragraph separators, and bytes that were no UTF-8.
+_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: object) -> str:
+    r"""Return a name or message as one line that a terminal only shows: ``\x1b``, ``\n`` and the like become visible.
+
+    Names of files, classes and engines and fields of documents come from strangers. A text that went through it once
+    stays as it is.
+    """
+    return _UNSAFE.sub(lambda found: found[0].encode("unicode_escape").decode(), str(text))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,12 +42,12 @@ class Table:
 def render_text(table: Table) -> str:
     """Return a table with aligned columns, without colour codes."""
     rows = align_rows(table.header, table.rows, numeric=table.numeric)
-    return "\n".join([table.title, "", rows, *(f"* {note}" for note in table.notes)])
+    return "\n".join([printable(table.title), "", rows, *(f"* {printable(note)}" for note in table.notes)])
 
 
 def align_rows(header: Sequence[str], rows: Sequence[Sequence[str]], *, numeric: bool = True) -> str:
     """Return a header, a rule and rows with aligned columns: the first flush left, numbers flush right."""
-    lines = [tuple(header), *map(tuple, rows)]
+    lines = [tuple(map(printable, row)) for row in (header, *rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
     rule = tuple("-" * width for width in widths)
     return "\n".join(_align(line, widths, numeric) for line in (lines[0], rule, *lines[1:]))
@@ -84,7 +97,8 @@ def _markdown_row(row: tuple[str, ...]) -> str:
 
 
 def _markdown_cell(text: str) -> str:
-    for plain, escaped in (("\\", "\\\\"), ("|", "\\|"), ("<", "&lt;"), ("\n", " ")):
+    text = printable(text.replace("\n", " "))
+    for plain, escaped in (("\\", "\\\\"), ("|", "\\|"), ("<", "&lt;")):
         text = text.replace(plain, escaped)
     return text
 

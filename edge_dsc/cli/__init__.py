@@ -6,7 +6,7 @@ is imported when the command runs or shows its help.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 
 class Command(NamedTuple):
@@ -44,8 +44,9 @@ Train, calibrate, build and measure small X-ray classifiers for NVIDIA Jetson.
 For research and engineering only: not a medical device."""
 
 
-def main() -> None:
-    """Run the command line."""
+def main() -> NoReturn:
+    """Run the command line and end the process."""
     from edge_dsc.cli.app import app
+    from edge_dsc.cli.console import end_with_streams
 
-    app(prog_name="edge-dsc")
+    end_with_streams(lambda: app(prog_name="edge-dsc"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import importlib
 import inspect
@@ -15,13 +16,14 @@ from typer.core import TyperCommand, TyperGroup
 
 from edge_dsc import __version__
 from edge_dsc.cli import COMMANDS, DESCRIPTION
-from edge_dsc.cli.console import give, say
-from engines.errors import EdgeDscError
+from edge_dsc.cli.console import CLOSED_PIPE, give, say
+from engines.errors import BadInputError, EdgeDscError, EnvironmentProblem
 from engines.packages import import_problem
 
 INTERRUPTED = 130  # as a shell reports a command that Ctrl-C ended
-CLOSED_PIPE = 141  # likewise for one whose reader went away
 
+# As stat() and open() refuse a name that no file can have, or not this one.
+_WRONG_PATH = (errno.ENAMETOOLONG, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EINVAL)
 Function = TypeVar("Function", bound=Callable[..., None])
 
 
@@ -35,34 +37,41 @@ def reported(command: Function) -> Function:
     def wrapper(*args: object, **options: object) -> None:
         try:
             command(*args, **options)
-        except (EdgeDscError, ImportError) as error:
-            _debug()
-            known = import_problem(error) if isinstance(error, ImportError) else error
-            if known.details:
-                say(known.details)
-            say(f"error: {known}")
-            raise typer.Exit(known.exit_code) from None
         except KeyboardInterrupt:
             say("interrupted: files are whole, the old one or the new one")
             raise typer.Exit(INTERRUPTED) from None
         except BrokenPipeError:
-            # Python would complain once more while it flushes standard output at its end.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(CLOSED_PIPE) from None
         except typer.Exit:
             raise
-        except Exception as error:  # noqa: BLE001 - the last line of defence of a command-line program
-            _debug()
-            kind = type(error).__name__
-            say(f"error: unexpected {kind}: {_one_line(error)} (EDGE_DSC_DEBUG=1 shows where)")
-            raise typer.Exit(1) from None
+        except Exception as error:
+            if os.environ.get("EDGE_DSC_DEBUG"):
+                raise
+            known = _known(error)
+            for line in known.details.splitlines():
+                say(line)
+            say(f"error: {known}")
+            raise typer.Exit(known.exit_code) from None
 
     return cast(Function, wrapper)
 
 
-def _debug() -> None:
-    if os.environ.get("EDGE_DSC_DEBUG"):
-        raise  # the error that the caller is handling
+def _known(error: Exception) -> EdgeDscError:
+    """Return what an exception means to the person: the operating system's own answers are no defect of ours."""
+    if isinstance(error, EdgeDscError):
+        return error
+    if isinstance(error, ImportError):
+        return import_problem(error)
+    if isinstance(error, OSError) and error.filename is not None and error.errno in _WRONG_PATH:
+        path = _one_line(os.fsdecode(error.filename))
+        return BadInputError(f"cannot use {path}: {error.strerror}", remedy="check the path")
+    if isinstance(error, ValueError) and "embedded null" in str(error):
+        return BadInputError("a path holds a NUL character", remedy="no file can have such a name")
+    if isinstance(error, (OSError, MemoryError)):
+        what = _one_line(error) or "not enough memory"
+        return EnvironmentProblem(f"this machine refuses: {what}", remedy="EDGE_DSC_DEBUG=1 shows where")
+    kind = type(error).__name__
+    return EdgeDscError(f"unexpected {kind}: {_one_line(error)}", remedy="EDGE_DSC_DEBUG=1 shows where")
 
 
 def _one_line(text: object) -> str:
@@ -135,7 +144,7 @@ def _start(
         typer.Option(
             "--version",
             help="Show the version and exit.",
-            callback=_show_version,
+            callback=reported(_show_version),
             is_eager=True,
             expose_value=False,
         ),
@@ -149,7 +158,7 @@ def _start(
 app = _typer(
     name="edge-dsc",
     cls=CommandGroup,
-    callback=_start,
+    callback=reported(_start),
     help=DESCRIPTION,
     invoke_without_command=True,
     context_settings={"help_option_names": ["--help", "-h"], "max_content_width": 100},

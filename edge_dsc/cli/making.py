@@ -12,6 +12,7 @@ from edge_dsc.cli.app import INTERRUPTED
 from edge_dsc.cli.console import give, give_json, progress_bar, say
 from edge_dsc.cli.options import MAX_IMAGES, MAX_SEED, Json, Out, Seed, finite, model_of
 from engines.errors import UsageError
+from engines.text_table import printable
 
 if TYPE_CHECKING:
     from edge_dsc.build.qat import QatOptions
@@ -163,7 +164,7 @@ def _train(options: TrainOptions, *, json: bool) -> None:
         metrics = result.metrics
         give_json("edge-dsc/train-result", {"run": str(result.run), "metrics": metrics})
     else:
-        give(f"{result.run}: evaluation and test images together, none seen in training")
+        give(f"{printable(result.run)}: evaluation and test images together, none seen in training")
         give(format_metrics(result.metrics["held_out"]))
     if result.record.interrupted:
         say(
@@ -187,7 +188,7 @@ def _fine_tune(options: QatOptions, *, json: bool) -> None:
         body = {"run": str(trained.run), "onnx": str(result.onnx), "calibration": str(result.table)}
         give_json("edge-dsc/train-result", {**body, "metrics": metrics})
     else:
-        give(f"{trained.run}: evaluation and test images together, in INT8 as it was trained")
+        give(f"{printable(trained.run)}: evaluation and test images together, in INT8 as it was trained")
         give(format_metrics(trained.metrics["held_out"]))
         say(f"next: edge-dsc build-engine {trained.run} --int8 --validate {options.data}")
     if trained.record.interrupted:
@@ -215,7 +216,9 @@ def export(
         body = {"path": str(result.path), "parity": result.parity, "images": result.images}
         give_json("edge-dsc/export-result", {**body, "contract": result.contract})
     else:
-        give(f"{result.path}: equal to Keras within {result.parity:.1e} on {result.images} real images")
+        give(
+            f"{printable(result.path)}: equal to Keras within {result.parity:.1e} on {result.images} real images"
+        )
 
 
 def calibrate(
@@ -263,9 +266,10 @@ def calibrate(
         give_json("edge-dsc/calibrate-result", description)
     else:
         give(
-            f"{made.path}: {len(made.table.ranges)} ranges by {made.table.method} over {len(made.table.images)} images"
-            f" ({made.held_out} left out as held back by the split)\n{made.coverage.text()}"
-            + (f"\nTensorRT's cache: {made.trt_cache}" if made.trt_cache else "")
+            f"{printable(made.path)}: {len(made.table.ranges)} ranges by {made.table.method}"
+            f" over {len(made.table.images)} images ({made.held_out} left out as held back by the split)"
+            f"\n{made.coverage.text()}"
+            + (f"\nTensorRT's cache: {printable(made.trt_cache)}" if made.trt_cache else "")
         )
 
 
@@ -379,7 +383,7 @@ def build_engine(
     if json:
         give_json("edge-dsc/build-engine-result", {"path": str(built.path), "record": built.record})
     else:
-        give(f"{built.path}\n{format_record(built.record)}")
+        give(f"{printable(built.path)}\n{format_record(built.record)}")
 
 
 def debug(

@@ -22,7 +22,7 @@ from engines.errors import BadInputError, NotComparableError, UsageError
 from engines.files import DocumentKind
 from engines.record import Agreement, Change, Validation
 from engines.runtimes import Progress, Runner, open_engine
-from engines.text_table import align_rows
+from engines.text_table import align_rows, printable
 
 SHOWN_FLIPS = 20
 
@@ -192,7 +192,7 @@ def read_accuracies(paths: Iterable[Path]) -> dict[str, float]:
 def format_evaluation(result: Evaluation) -> str:
     """Return an evaluation as text: the metrics, the confusion matrix and the agreement."""
     blocks = [
-        f"{result.engine}: {result.images} images, {len(result.skipped)} skipped",
+        f"{printable(result.engine)}: {result.images} images, {len(result.skipped)} skipped",
         format_metrics(result.metrics),
     ]
     if result.agreement is not None:
@@ -231,7 +231,7 @@ def format_agreement(found: Agreement, *, candidate: str) -> str:
             f"no image changed between right and wrong: a rate below {3 / found.images:.2%} is not excluded"
         )
     lines += [
-        f"  {flip.path} is {flip.label}: {flip.reference} -> {flip.candidate}"
+        printable(f"  {flip.path} is {flip.label}: {flip.reference} -> {flip.candidate}")
         for flip in found.flipped[:SHOWN_FLIPS]
     ]
     if len(found.flipped) > SHOWN_FLIPS:

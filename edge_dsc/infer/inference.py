@@ -187,7 +187,7 @@ def infer_source(
     if tally.failed and not tally.answered and not stop.asked and not written:
         in_rows = request.out is not None or not request.keep_rows
         raise BadInputError(
-            f"none of the {tally.failed} images of {request.source!r} could be read",
+            f"none of the {tally.failed} images of {spec.name!r} could be read",
             remedy="the reason stands in each row" if in_rows else str(tally.first_error),
         )
     tally.interrupted |= stop.signal is not None

@@ -19,6 +19,7 @@ from edge_dsc.infer.source import SourceKind
 from edge_dsc.infer.video import Frame
 from engines.errors import ArtefactError, EnvironmentProblem, UsageError
 from engines.files import output_problem
+from engines.text_table import printable
 
 _FRAME_COLUMNS = {
     SourceKind.VIDEO: (("frame", "seconds"), ("latency_ms",)),
@@ -106,7 +107,10 @@ class RowSink:
                 raise output_problem(out, error) from error
         self._csv = None
         if out is None or out.suffix.lower() == ".csv":
-            self._csv = csv.writer(_Lines(self._put), lineterminator="\n")
+            # Before Python 3.13 a field is quoted for a line end only where that ends rows: here for "\r", too.
+            self._csv = csv.writer(
+                _Lines(lambda line: self._put(line.removesuffix("\r\n") + "\n")), lineterminator="\r\n"
+            )
             if not append or (self._file is not None and self._file.tell() == 0):
                 self._csv.writerow(column_names(labels, kind))
 
@@ -132,8 +136,8 @@ class RowSink:
     def _put(self, line: str) -> None:
         try:
             if self._file is None:
-                # A name that is no UTF-8 is shown escaped: a terminal cannot take its bytes.
-                sys.stdout.write(line.encode("utf-8", "backslashreplace").decode())
+                # A terminal gets names that cannot command it; a file has them as they are, for --resume.
+                sys.stdout.write(printable(line.removesuffix("\n")) + "\n")
                 sys.stdout.flush()
                 return
             data = line.encode("utf-8", "surrogateescape")

@@ -76,7 +76,7 @@ def open_sinks(
         EnvironmentProblem: No screen, or the port is taken.
     """
     labels = record.contract.labels
-    folder = Path(spec.target) if Path(spec.target).is_dir() else None
+    folder = Path(spec.target) if spec.scheme == "file" and Path(spec.target).is_dir() else None
     if outputs.annotate is not None:
         yield annotated_sink(outputs.annotate, labels, spec.kind, folder)
     if outputs.unsure is not None:

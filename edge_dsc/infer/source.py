@@ -95,23 +95,27 @@ def parse_source(source: str) -> SourceSpec:
         # A folder may be called "study.ts", a glob may end in it: only a single file is a video.
         single = not Path(source).is_dir() and not _GLOB_CHARACTERS & set(source)
         return SourceSpec(kind=kind if single else SourceKind.FILES, name=source, target=source)
+    name = hide_password(source)
     if scheme in _STREAMS:
         short = "rtsp" if scheme.startswith("rtsp") else "http"
-        return SourceSpec(kind=SourceKind.LIVE, name=hide_password(source), target=source, scheme=short)
+        try:
+            urlsplit(source)
+        except ValueError:  # its text repeats the password
+            remedy = f"write {scheme}://USER:PASSWORD@HOST:PORT/PATH, other characters as %XX"
+            raise UsageError(f"{name!r} is no address", remedy=remedy) from None
+        return SourceSpec(kind=SourceKind.LIVE, name=name, target=source, scheme=short)
     if scheme in ("csi", "v4l2"):
-        return _camera(source, scheme, rest)
-    raise UsageError(f"cannot read {scheme}:// sources ({source!r})", remedy=f"a source is {_SCHEMES}")
+        return _camera(name, scheme, rest)
+    raise UsageError(f"cannot read {scheme}:// sources ({name!r})", remedy=f"a source is {_SCHEMES}")
 
 
-def _camera(source: str, scheme: str, rest: str) -> SourceSpec:
+def _camera(name: str, scheme: str, rest: str) -> SourceSpec:
     device, _, query = rest.partition("?")
     match = re.fullmatch(r"/?(?:/dev/video)?([0-9]{1,4})", device)
     if match is None:
-        raise UsageError(f"{source!r} names no camera", remedy=f"write {scheme}://0")
+        raise UsageError(f"{name!r} names no camera", remedy=f"write {scheme}://0")
     target = match.group(1) if scheme == "csi" else f"/dev/video{match.group(1)}"
-    return SourceSpec(
-        kind=SourceKind.LIVE, name=source, target=target, scheme=scheme, mode=_mode(source, query)
-    )
+    return SourceSpec(kind=SourceKind.LIVE, name=name, target=target, scheme=scheme, mode=_mode(name, query))
 
 
 def _mode(source: str, query: str) -> CameraMode:
@@ -127,12 +131,11 @@ def _mode(source: str, query: str) -> CameraMode:
 
 
 def hide_password(url: str) -> str:
-    """Return a URL as it may stand in results and logs: ``rtsp://user:***@host/path``."""
-    parts = urlsplit(url)
-    user, marker, host = parts.netloc.rpartition("@")
-    if not marker:
-        return url
-    return parts._replace(netloc=f"{user.partition(':')[0]}:***@{host}").geturl()
+    """Return a URL as it may stand in results and logs: ``rtsp://user:***@host/path``.
+
+    A password may hold ``/``, ``?``, ``#`` and ``@``, where a URL must not: it ends at the last ``@`` of all.
+    """
+    return re.sub(r"^([^/]+://[^:@/?#]*)(:.*)?@", r"\1:***@", url, flags=re.DOTALL)
 
 
 class Source:

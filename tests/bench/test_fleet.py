@@ -121,6 +121,9 @@ def test_the_number_of_files_decides_what_is_compared_with_what(
     assert [device.source for device in many.devices] == [str(path) for path in files]
     with pytest.raises(UsageError, match=r"report\.json is given twice"):
         compare(*files, files[0])
+    for key in ("nonsense", "", "nonsense.cpu"):
+        with pytest.raises(UsageError, match=f"--allow '{key}' is no condition .conditions are machine, "):
+            compare_files(files, allow={"cpu", key}, margin=0.03)
     for margin, words in ((-0.01, "the margin is -1 %"), (1.0, "the margin is 100 %")):
         with pytest.raises(UsageError, match=words):
             compare(files[0], margin=margin)

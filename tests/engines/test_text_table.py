@@ -2,7 +2,8 @@ from __future__ import annotations
 
 from xml.etree import ElementTree
 
-from engines.text_table import Table, render_html
+from engines.errors import EdgeDscError
+from engines.text_table import Table, printable, render_html, render_markdown, render_text
 
 NASTY = "<script>alert('x')</script>&\"quoted\""
 
@@ -35,3 +36,28 @@ def test_html_cannot_be_broken_out_of() -> None:
     root = ElementTree.fromstring(f"<div>{html}</div>")
     assert [element.text for element in root.iter() if (element.text or "").strip()] == [NASTY] * 6
     assert next(root.iter("table")).get("aria-label") == NASTY
+
+
+SHOWN = r"a\x1b[31mb\nerror: fake\r\u202e\x9b\x7f\udcff"
+HOSTILE = "a\x1b[31mb\nerror: fake\r\u202e\x9b\x7f\udcff"
+
+
+def test_a_hostile_name_is_one_line_of_visible_text() -> None:
+    assert printable(HOSTILE) == SHOWN == printable(SHOWN)
+    assert printable(r"ünï😀 c:\x ‑") == r"ünï😀 c:\x ‑"
+    assert str(EdgeDscError(f"there is no {HOSTILE}", remedy="-")) == f"there is no {SHOWN} (-)"
+
+
+def test_a_hostile_cell_keeps_its_place_in_a_table() -> None:
+    table = Table(title=HOSTILE, header=("e", "ms"), rows=((HOSTILE, "1"), ("b", "22")), notes=(HOSTILE,))
+    assert render_text(table).split("\n") == [
+        SHOWN,
+        "",
+        "e".ljust(len(SHOWN)) + "  ms",
+        "-" * len(SHOWN) + "  --",
+        SHOWN + "   1",
+        "b".ljust(len(SHOWN)) + "  22",
+        f"* {SHOWN}",
+    ]
+    markdown = render_markdown(table)
+    assert markdown.count("\n") == 7 and markdown.replace("\n", "").isprintable()

@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from edge_dsc.cli.console import give_json, progress_bar
+from edge_dsc.cli.console import give, give_json, progress_bar, say
 
 
 @dataclass(frozen=True)
@@ -55,3 +55,14 @@ def test_progress_in_a_log_file(capsys: pytest.CaptureFixture[str], monkeypatch:
         progress("reading", 4, 4)  # it is finished already
     lines = capsys.readouterr().err.splitlines()
     assert lines == ["reading: 2/4 (10.0 s)", "reading: 4/4 loss 0.5 (25.0 s)"]
+
+
+def test_words_cannot_move_the_cursor_and_json_stays_json(capsys: pytest.CaptureFixture[str]) -> None:
+    say("first\nse\x1b[31mcond\r\u202ethird")
+    give("one\ntwo\x1b")
+    give_json("k", {"name": "\x1b[0m\x7f\x9b"})
+    said = capsys.readouterr()
+    assert said.err == "first\\nse\\x1b[31mcond\\r\\u202ethird\n"
+    assert said.out.startswith("one\ntwo\\x1b\n{")
+    assert json.loads(said.out[len("one\ntwo\\x1b\n") :])["name"] == "\x1b[0m\x7f\x9b"
+    assert said.out.replace("\n", "").isprintable()

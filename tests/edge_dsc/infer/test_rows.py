@@ -88,6 +88,25 @@ def test_a_name_that_is_no_utf8_survives(tmp_path: Path, capsys: pytest.CaptureF
     assert "caf\\udce9.png" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("name", ["a\rb.png", "a\r\nb.png", "\r", "a\x1b[31mb", "=cmd()", 'q"\r,'])
+def test_any_name_reads_back_as_one_row(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    out = tmp_path / "a.csv"
+    sink = RowSink(out, LABELS, SourceKind.FILES)
+    sink.write(Answer(Path(name), (0.25, 0.75)))
+    sink.close()
+    with out.open(newline="") as stream:
+        assert list(csv.reader(stream))[1:] == [[name, "light", "0.75", "0.25", "0.75", ""]]
+    assert out.read_bytes().count(b"error\n") == 1 and out.read_bytes().endswith(b",\n")
+    written = written_paths(out, LABELS)
+    skip_written(iter([Path(name)]), written, out)
+    assert written == [name]
+    RowSink(None, LABELS, SourceKind.FILES).write(Answer(Path(name), None, "bad\x1b"))
+    shown = capsys.readouterr().out
+    assert shown.count("\n") == 2 and shown.replace("\n", "").isprintable()
+
+
 def test_other_suffixes_are_refused() -> None:
     for name, words in (("a.xls", r"ends in \.xls .*name it \.csv or \.jsonl"), ("a", "ends in nothing")):
         with pytest.raises(UsageError, match=words):

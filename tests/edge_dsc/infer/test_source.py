@@ -72,6 +72,27 @@ def test_a_password_stays_out_of_the_name() -> None:
     assert spec.name == "rtsp://admin:***@10.0.0.9:554/live?x=1"
     assert spec.target == "rtsp://admin:se:cret@10.0.0.9:554/live?x=1"
     assert hide_password("http://host/a@b") == "http://host/a@b"
+    assert hide_password("http://key@host/x") == "http://key:***@host/x"
+    assert hide_password("rtsp://host:554/x") == "rtsp://host:554/x"
+
+
+@pytest.mark.parametrize(
+    "password", ["secret", "se/cret", "se#cret", "se?cret", "se@cret", "se:cret", "se[cret"]
+)
+@pytest.mark.parametrize("scheme", ["rtsp", "http", "rtmp", "v4l2", "csi", "RTMP"])
+def test_no_message_shows_a_password(scheme: str, password: str) -> None:
+    source = f"{scheme}://admin:{password}@10.0.0.9/0?width=x"
+    try:
+        shown = parse_source(source).name
+    except UsageError as error:
+        shown = str(error)
+    assert "cret" not in shown and "://admin:***@10.0.0.9/0?width=x" in shown
+
+
+@pytest.mark.parametrize("source", ["http://[::1", "rtsp://[", "http://\u2100.x/"])
+def test_what_is_no_address_is_refused(source: str) -> None:
+    with pytest.raises(UsageError, match="is no address"):
+        parse_source(source)
 
 
 @pytest.fixture
