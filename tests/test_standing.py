@@ -131,7 +131,9 @@ MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob
 
 
 def test_the_house_has_few_rooms() -> None:
-    others = [*(ROOT / "scripts").glob("*.py"), *ROOT.glob("*.py")]
+    others = {*(ROOT / "scripts").glob("*.py"), *ROOT.glob("*.py")} - {
+        ROOT / "setup.py"
+    }  # packaging, no room
     assert len(MODULES) + len(others) <= 115
 
 
