@@ -22,6 +22,7 @@ _REMEDIES = {
     "scipy": f"the statistics of latency reports need SciPy: {_BASE}",
     "cv2": "pip install opencv-python-headless; on a Jetson use JetPack's OpenCV (apt install python3-opencv)",
     "pydicom": "reading DICOM files needs pydicom: pip install 'edge-dsc[dicom]'",
+    "gdcm": "compressed DICOM files need GDCM: pip install 'edge-dsc[dicom]'",
     "tensorflow": f"training and export need TensorFlow: {_TRAIN}",
     "keras": f"training and export need Keras: {_TRAIN}",
     "tf2onnx": f"export needs tf2onnx: {_TRAIN}",

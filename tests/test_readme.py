@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
+import sys
+from importlib.metadata import requires
 from pathlib import Path
 
 import pytest
 import typer.main
+from packaging.requirements import Requirement
 
 from edge_dsc.cli import COMMANDS
 from edge_dsc.cli.app import CommandGroup, app
@@ -61,3 +65,24 @@ def test_the_test_command_is_what_ci_runs() -> None:
 
 def test_it_says_what_it_is_not() -> None:
     assert "not a medical device" in README
+
+
+def test_an_old_setuptools_is_refused(tmp_path: Path) -> None:
+    """As Ubuntu 22.04's pip may bring it, which would install "UNKNOWN-0.0.0" and call that a success."""
+    (tmp_path / "setuptools.py").write_text(
+        "__version__ = '59.6.0'\ndef setup(): print('installed UNKNOWN')\n"
+    )
+    code = f"import runpy, sys; sys.path.insert(0, {str(tmp_path)!r}); runpy.run_path('setup.py')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "not 59.6.0: python -m pip install -U pip setuptools" in done.stderr
+
+
+def test_the_constraints_for_a_jetson_pin_every_base_package_within_its_bounds() -> None:
+    lines = (ROOT / "constraints-jetson.txt").read_text().splitlines()
+    pins = {pin.name: pin for pin in (Requirement(line) for line in lines if not line.startswith("#"))}
+    assert str(pins["numpy"].specifier) == "==1.26.4"
+    for need in map(Requirement, requires("edge-dsc") or ()):
+        if need.marker is None or "extra" not in str(need.marker):
+            (pin,) = pins[need.name].specifier
+            assert need.specifier.contains(pin.version), need

@@ -131,7 +131,9 @@ MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob
 
 
 def test_the_house_has_few_rooms() -> None:
-    others = [*(ROOT / "scripts").glob("*.py"), *ROOT.glob("*.py")]
+    others = {*(ROOT / "scripts").glob("*.py"), *ROOT.glob("*.py")} - {
+        ROOT / "setup.py"
+    }  # packaging, no room
     assert len(MODULES) + len(others) <= 115
 
 
@@ -182,7 +184,6 @@ def test_types_say_what_a_thing_is(pattern: str) -> None:
     found = [
         f"{path.relative_to(ROOT)}: {match.group()}"
         for path in MODULES
-        if path.name != "doctor.py"  # it says why OpenCV does not import
         for match in re.finditer(pattern, path.read_text(), re.MULTILINE)
     ]
     assert found == []

@@ -21,7 +21,7 @@ from edge_dsc.build.calibrate import CALIBRATION_NAME, CalibrationRequest, calib
 from edge_dsc.data import discover
 from edge_dsc.data.purposes import split_beside
 from engines.contract import ModelContract
-from engines.errors import ArtefactError, BadInputError, ImageError
+from engines.errors import ArtefactError, BadInputError, EnvironmentProblem, ImageError
 from engines.files import CHART, require_writable
 from engines.graph import OnnxModel, load_model
 from engines.images import read_inputs
@@ -65,14 +65,16 @@ class Debugged:
         runtime: The runtime whose INT8 graph was looked at.
         method: The calibration method of the ranges.
         sensitivity: What was measured.
-        picture: The picture's path.
+        picture: The picture's path, or None where it could not be drawn.
+        note: Why there is no picture.
     """
 
     model: Path
     runtime: str
     method: str
     sensitivity: Sensitivity
-    picture: Path
+    picture: Path | None
+    note: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values."""
@@ -80,13 +82,14 @@ class Debugged:
             "model": str(self.model),
             "runtime": self.runtime,
             "method": self.method,
-            "picture": str(self.picture),
+            "picture": str(self.picture) if self.picture else None,
+            "note": self.note,
             **msgspec.to_builtins(self.sensitivity),
         }
 
 
 def debug(request: DebugRequest, progress: Progress | None = None) -> Debugged:
-    """Measure what INT8 does in each layer alone, and draw it.
+    """Measure what INT8 does in each layer alone, and draw it. Without matplotlib there is no picture.
 
     Raises:
         ArtefactError: The engine's model is gone or was changed, or the table is of another model.
@@ -104,7 +107,13 @@ def debug(request: DebugRequest, progress: Progress | None = None) -> Debugged:
     signed = runtime.signed_activations
     times = _time_layers(model, table, pixels) if runtime.runs_on_cpu else {}
     found = measure_sensitivity(model.proto, table, pixels, signed=signed, times=times, progress=progress)
-    draw_sensitivity(found, picture, title=f"{model.contract.architecture}, {runtime.name}, {table.method}")
+    title = f"{model.contract.architecture}, {runtime.name}, {table.method}"
+    try:
+        draw_sensitivity(found, picture, title=title)
+    except EnvironmentProblem as error:
+        if not isinstance(error.__cause__, ImportError):
+            raise  # such as a full disk; without matplotlib the table is still worth its minutes
+        return Debugged(model.path, runtime.name, table.method, found, None, f"no picture: {error}")
     return Debugged(model.path, runtime.name, table.method, found, picture)
 
 
@@ -134,7 +143,7 @@ def format_debugged(found: Debugged) -> str:
             f"all in INT8: logits {result.logit_error:.2e}, {result.flips} of {result.images} answers change",
             f"leaving {worst.name} in float would take away {gain:.0%} of that error"
             + (f" and give {result.flips - worst.flips_without} answers back" if result.flips else ""),
-            f"picture: {found.picture}",
+            f"picture: {found.picture}" if found.picture else f"note: {found.note}",
         ]
     )
 

@@ -33,7 +33,7 @@ def doctor(json: Json = False) -> None:
 
     found = examine()
     if json:
-        give_json("edge-dsc/doctor-result", found)
+        give_json("edge-dsc/doctor-result", found, schema_version=2)
     else:
         give(format_examination(found))
 

@@ -426,6 +426,6 @@ def debug(
     with progress_bar() as progress:
         found = examine(request, progress)
     if json:
-        give_json("edge-dsc/debug-result", found.to_dict())
+        give_json("edge-dsc/debug-result", found.to_dict(), schema_version=2)
     else:
         give(format_debugged(found))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,24 @@ def test_the_table_is_aligned_and_says_what_follows() -> None:
         "leaving stem in float would take away 50% of that error and give 2 answers back",
         "picture: s.png",
     ]
+
+
+def test_without_matplotlib_the_table_stands_and_a_note_says_why_there_is_no_picture(
+    calibrated_run: Path, textures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = LayerSensitivity(
+        name="stem", op="Conv", depthwise=False, output_error=0.0, logit_error=0.0, flips=0,
+        logit_error_without=0.0, flips_without=0, time_ms={},
+    )  # fmt: skip
+    measured = Sensitivity(layers=(layer,), logit_error=0.0, flips=0, images=128, signed=True)
+    monkeypatch.setattr("edge_dsc.build.debug.measure_sensitivity", lambda *_, **more: measured)
+    monkeypatch.setitem(sys.modules, "matplotlib.style", None)
+    picture = tmp_path / "s.png"
+    found = debug(DebugRequest(target=calibrated_run / "model.onnx", data=textures, out=picture))
+    assert (found.sensitivity, found.picture, picture.exists()) == (measured, None, False)
+    assert found.to_dict()["picture"] is None
+    last = format_debugged(found).splitlines()[-1]
+    assert last.startswith("note: no picture: cannot import matplotlib.style: ")
 
 
 def test_an_engine_whose_model_is_gone_is_refused(

@@ -239,6 +239,7 @@ def test_the_traceback_is_shown_when_asked_for(monkeypatch: pytest.MonkeyPatch) 
         reported(fail)(ZeroDivisionError())
 
 
+@pytest.mark.slow  # doctor imports everything
 def test_a_reader_that_goes_away_ends_it_quietly(tmp_path: Path) -> None:
     code = "from edge_dsc.cli import main; main()"
     with subprocess.Popen(
