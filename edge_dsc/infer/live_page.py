@@ -204,7 +204,7 @@ class Page:
         handler = type("Handler", (_Handler,), shown)
         try:
             self._server = (_Server6 if ":" in host else _Server)((host, port), handler)
-        except (OSError, OverflowError) as error:
+        except (OSError, OverflowError, TypeError) as error:  # TypeError: no name of a host
             reason = getattr(error, "strerror", None) or error
             raise EnvironmentProblem(
                 f"cannot serve on {host}:{port}: {reason}", remedy="choose another --serve PORT"
