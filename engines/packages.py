@@ -53,11 +53,12 @@ def import_problem(error: ImportError, name: str | None = None) -> EnvironmentPr
         error: As Python raised it, at the top of a module or in :func:`load`.
         name: The import name, where it is known better than the error says.
     """
-    quoted = re.search(r"'([\w.]+)'", str(error))
-    name = name or error.name or (quoted[1] if quoted else str(error))
+    reason = " ".join(str(error).split())
+    quoted = re.search(r"'([\w.]+)'", reason)
+    name = name or error.name or (quoted[1] if quoted else reason)
     root = name.split(".", 1)[0]
     return EnvironmentProblem(
-        f"cannot import {name}: {error}", remedy=_REMEDIES.get(root, f"pip install {root}")
+        f"cannot import {name}: {reason}", remedy=_REMEDIES.get(root, f"pip install {root}")
     )
 
 

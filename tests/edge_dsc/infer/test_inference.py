@@ -212,3 +212,15 @@ def test_nothing_there_is_said_and_the_old_rows_stay(engine: Path, tmp_path: Pat
         with pytest.raises(BadInputError):
             infer_source(InferRequest(engine=engine, source=str(source), out=out))
     assert out.read_text() == "old"
+
+
+def test_a_camera_of_bad_frames_alone_does_not_give_its_password_away(
+    engine: Path, network_camera: Any, tmp_path: Path
+) -> None:
+    network_camera.scripts = [network_camera.part(b"no jpeg\xff\xd9")]
+    url = network_camera.url.replace("http://", "http://me:secret@")
+    request = InferRequest(engine=engine, source=url, out=tmp_path / "rows.csv", limit=1, give_up_s=0)
+    with pytest.raises(BadInputError) as caught:
+        infer_source(request)
+    assert "secret" not in str(caught.value) and "http://me:***@127.0.0.1" in str(caught.value)
+    assert "secret" not in (tmp_path / "rows.csv").read_text()
