@@ -53,8 +53,9 @@ _HEADS = (
     ("an archive", re.compile(rb"PK\x03\x04|\x1f\x8b|ustar")),
 )
 _SUFFIXES = {
-    "": MARKDOWN, ".csv": ROWS, ".htm": PAGE, ".html": PAGE, ".json": DOCUMENT, ".jsonl": ROWS, ".keras": KERAS_MODEL,
-    ".md": MARKDOWN, ".onnx": ONNX_MODEL, ".png": CHART, ".txt": MARKDOWN,
+    "": MARKDOWN, ".avi": VIDEO, ".csv": ROWS, ".htm": PAGE, ".html": PAGE, ".json": DOCUMENT, ".jsonl": ROWS,
+    ".keras": KERAS_MODEL, ".md": MARKDOWN, ".mkv": VIDEO, ".mov": VIDEO, ".mp4": VIDEO, ".onnx": ONNX_MODEL,
+    ".png": CHART, ".txt": MARKDOWN,
 }  # fmt: skip
 Body = TypeVar("Body")
 Upgrade = Callable[[dict[str, Any]], dict[str, Any]]  # a body of one version -> that of the next
