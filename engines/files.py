@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import io
 import json
 import os
 import re
@@ -136,7 +137,7 @@ def kind_of_file(path: Path) -> str | None:
 
 
 def _head(path: Path) -> bytes:
-    with path.open("rb") as stream:
+    with io.FileIO(path) as stream:  # without a buffer: no more is read
         return stream.read(1 << 10)
 
 
