@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import io
 import json
 import os
 import re
@@ -53,8 +54,9 @@ _HEADS = (
     ("an archive", re.compile(rb"PK\x03\x04|\x1f\x8b|ustar")),
 )
 _SUFFIXES = {
-    "": MARKDOWN, ".csv": ROWS, ".htm": PAGE, ".html": PAGE, ".json": DOCUMENT, ".jsonl": ROWS, ".keras": KERAS_MODEL,
-    ".md": MARKDOWN, ".onnx": ONNX_MODEL, ".png": CHART, ".txt": MARKDOWN,
+    "": MARKDOWN, ".avi": VIDEO, ".csv": ROWS, ".htm": PAGE, ".html": PAGE, ".json": DOCUMENT, ".jsonl": ROWS,
+    ".keras": KERAS_MODEL, ".md": MARKDOWN, ".mkv": VIDEO, ".mov": VIDEO, ".mp4": VIDEO, ".onnx": ONNX_MODEL,
+    ".png": CHART, ".txt": MARKDOWN,
 }  # fmt: skip
 Body = TypeVar("Body")
 Upgrade = Callable[[dict[str, Any]], dict[str, Any]]  # a body of one version -> that of the next
@@ -135,7 +137,7 @@ def kind_of_file(path: Path) -> str | None:
 
 
 def _head(path: Path) -> bytes:
-    with path.open("rb") as stream:
+    with io.FileIO(path) as stream:  # without a buffer: no more is read
         return stream.read(1 << 10)
 
 

@@ -92,7 +92,8 @@ def export_run(
     """
     report = progress or (lambda phase, done, total: None)
     target = out or run / "model.onnx"
-    require_writable(target, ONNX_MODEL)
+    if out is not None:
+        require_writable(out, ONNX_MODEL)
     record = load_training_record(run)
     split = load_split(run / SPLIT_FILE)
     if split.sha256 != record.split_sha256 or split.labels != record.labels:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from edge_dsc.infer.camera import LiveSource, Patience
 from edge_dsc.infer.classify import Answer, classify, prepare_picture
 from edge_dsc.infer.live_page import TimeHistogram
-from edge_dsc.infer.rows import RowSink, check_rows_path, row_of, skip_written, written_paths
+from edge_dsc.infer.rows import RowSink, WrittenRows, check_rows_path, row_of, skip_written, written_rows
 from edge_dsc.infer.sinks import Outputs, Sink, open_sinks
 from edge_dsc.infer.source import ImageFiles, ListedFiles, Source, SourceKind, SourceSpec, parse_source
 from edge_dsc.infer.stop import Stop, stop_on_signals
@@ -155,9 +155,11 @@ def infer_source(
         stack.enter_context(stop_on_signals(stop))
         contract = runner.record.contract
         items = source.items(stop)
+        earlier: WrittenRows | None = None
         written: list[str] = []
         if request.resume and request.out is not None:
-            written = written_paths(request.out, contract.labels)
+            earlier = written_rows(request.out, contract.labels)
+            written = earlier.paths
             skip_written(items, written, request.out)
         if request.limit is not None:
             items = _limited(items, request.limit)
@@ -167,7 +169,7 @@ def infer_source(
             sinks.append(sink)
         if request.out or not request.keep_rows:
             # Opened last: an old file of results goes only when all else is ready.
-            rows = RowSink(request.out, contract.labels, spec.kind, append=request.resume)
+            rows = RowSink(request.out, contract.labels, spec.kind, after=earlier)
             stack.callback(rows.close)
             sinks.insert(0, rows)
         prepare = functools.partial(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import errno
 import functools
 import io
 import json
+import os
+import stat
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,14 +21,18 @@ from edge_dsc.infer.classify import Answer
 from edge_dsc.infer.source import SourceKind
 from edge_dsc.infer.video import Frame
 from engines.errors import ArtefactError, EnvironmentProblem, UsageError
-from engines.files import output_problem
+from engines.files import ROWS, open_special, output_problem, require_kind
 from engines.text_table import printable
+
+if sys.platform != "win32":
+    import fcntl
 
 _FRAME_COLUMNS = {
     SourceKind.VIDEO: (("frame", "seconds"), ("latency_ms",)),
     SourceKind.LIVE: (("frame", "captured"), ("latency_ms", "age_ms", "dropped")),
 }
 _FORMATS = (".csv", ".jsonl")
+_LARGEST = 1 << 30  # bytes of a file that a run goes on with
 _REMEDY = "name another --out, or start again without --resume"
 
 
@@ -83,7 +90,12 @@ class RowSink:
     """
 
     def __init__(
-        self, out: Path | None, labels: tuple[str, ...], kind: SourceKind, *, append: bool = False
+        self,
+        out: Path | None,
+        labels: tuple[str, ...],
+        kind: SourceKind,
+        *,
+        after: WrittenRows | None = None,
     ) -> None:
         """Open the file, or standard output (CSV) where ``out`` is None.
 
@@ -91,18 +103,19 @@ class RowSink:
             out: A ``.csv`` or ``.jsonl`` file (see :func:`check_rows_path`); what was there before is replaced.
             labels: Class names.
             kind: The source's kind, which decides the columns.
-            append: Go on after the rows that are there; no second header is written.
+            after: Go on after the rows that are there; no second header is written.
 
         Raises:
-            EnvironmentProblem: The file cannot be written.
+            EnvironmentProblem: The file cannot be written, or another run writes to it.
+            UsageError: It is a file of another kind, or the list of images on standard input.
         """
         self._out, self._labels, self._kind = out, labels, kind
         self._file: io.FileIO | None = None
         self._rows = 0
+        self._bytes: int | None = after.bytes if after is not None else 0  # None once a write failed
         if out is not None:
             try:
-                out.parent.mkdir(parents=True, exist_ok=True)
-                self._file = io.FileIO(out, "a" if append else "w")
+                self._file = _open_rows(out, after)
             except OSError as error:
                 raise output_problem(out, error) from error
         self._csv = None
@@ -111,7 +124,7 @@ class RowSink:
             self._csv = csv.writer(
                 _Lines(lambda line: self._put(line.removesuffix("\r\n") + "\n")), lineterminator="\r\n"
             )
-            if not append or (self._file is not None and self._file.tell() == 0):
+            if not self._bytes:
                 self._csv.writerow(column_names(labels, kind))
 
     def write(self, answer: Answer) -> None:
@@ -129,9 +142,25 @@ class RowSink:
         self._rows += 1
 
     def close(self) -> None:
-        """Close the file."""
-        if self._file is not None:
-            self._file.close()
+        """Close the file and look whether it still holds what was written.
+
+        Raises:
+            EnvironmentProblem: It was deleted, replaced or cut meanwhile.
+        """
+        if self._file is None or self._file.closed or self._out is None:
+            return
+        found = os.fstat(self._file.fileno())
+        self._file.close()
+        if self._bytes is None or not stat.S_ISREG(found.st_mode):
+            return
+        there = None
+        with contextlib.suppress(OSError):
+            there = self._out.stat()
+        if there is None or not os.path.samestat(there, found) or found.st_size != self._bytes:
+            raise EnvironmentProblem(
+                f"{self._out} was deleted, replaced or changed while its {self._rows} rows were written",
+                remedy="write them again, and leave the file alone until the end",
+            )
 
     def _put(self, line: str) -> None:
         try:
@@ -142,10 +171,14 @@ class RowSink:
                 return
             data = line.encode("utf-8", "surrogateescape")
             while data:  # a full disk takes a part of it before it refuses the rest
-                data = data[self._file.write(data) or 0 :]
+                taken = self._file.write(data) or 0
+                data = data[taken:]
+                self._bytes = None if self._bytes is None else self._bytes + taken
         except BrokenPipeError:
+            self._bytes = None
             raise
         except OSError as error:
+            self._bytes = None
             raise self._problem(error) from error
 
     def _problem(self, error: OSError) -> EnvironmentProblem:
@@ -163,8 +196,15 @@ class _Lines(NamedTuple):
     write: Callable[[str], object]
 
 
-def written_paths(out: Path, labels: tuple[str, ...]) -> list[str]:
-    """Return the paths of the rows that an earlier run wrote, after a half row was cut off.
+class WrittenRows(NamedTuple):
+    """What an earlier run wrote: the paths of its whole rows, and the bytes that they take."""
+
+    paths: list[str]
+    bytes: int
+
+
+def written_rows(out: Path, labels: tuple[str, ...]) -> WrittenRows:
+    """Return the rows that an earlier run wrote; a half row at the end is cut off once the others are known as ours.
 
     Args:
         out: The ``.csv`` or ``.jsonl`` file (see :func:`check_rows_path`); where it is missing or empty there are
@@ -172,37 +212,99 @@ def written_paths(out: Path, labels: tuple[str, ...]) -> list[str]:
         labels: Class names of the engine that goes on.
 
     Raises:
-        ArtefactError: It is no file of results, or of other classes.
-        EnvironmentProblem: It cannot be read or changed.
+        ArtefactError: It is no file of results, or of other classes; it is not changed.
+        EnvironmentProblem: It cannot be read or changed, or another run writes to it.
     """
-    if not out.exists():
-        return []
-    _cut_half_row(out)
-    names = list(column_names(labels, SourceKind.FILES))
+    names, is_csv = list(column_names(labels, SourceKind.FILES)), out.suffix.lower() == ".csv"
     try:
-        with out.open(encoding="utf-8", errors="surrogateescape", newline="") as stream:
-            rows = _csv_paths(stream, names) if out.suffix.lower() == ".csv" else _json_paths(stream, names)
-            return list(rows)
+        if out.exists() and not (out.is_file() or out.is_dir()):
+            raise ArtefactError(f"{out} is not a regular file", remedy=_REMEDY)
+        with out.open("r+b") as stream:
+            size = os.fstat(stream.fileno()).st_size
+            if size > _LARGEST:
+                raise ValueError(f"it has {size} bytes, the limit is {_LARGEST}")
+            _lock(stream.fileno(), out)
+            data = stream.read()
+            whole = data[: _whole_rows(data, is_csv)]
+            text = io.StringIO(whole.decode("utf-8", "surrogateescape"), newline="")
+            paths = list(_csv_paths(text, names) if is_csv else _json_paths(text, names))
+            if not whole and not _may_begin(data, names, is_csv):
+                raise ValueError("it has no row, and no beginning of one")
+            stream.truncate(len(whole))
+        return WrittenRows(paths, len(whole))
+    except FileNotFoundError:
+        return WrittenRows([], 0)
     except OSError as error:
         raise output_problem(out, error) from error
     except (ValueError, KeyError, TypeError, csv.Error) as error:
         raise ArtefactError(f"{out} does not hold results of this engine: {error}", remedy=_REMEDY) from error
 
 
-def _cut_half_row(out: Path) -> None:
-    """Cut what comes after the last whole row, as ``kill -9`` or a full disk leaves it."""
+def _whole_rows(data: bytes, is_csv: bool) -> int:
+    """Return the bytes up to the end of the last whole row: ``kill -9`` or a full disk leaves a part of one more."""
     whole = position = quotes = 0
+    for line in io.BytesIO(data):
+        position += len(line)
+        # A quoted CSV field may hold a line end; inside one the number of quotes so far is odd.
+        quotes += line.count(b'"') if is_csv else 0
+        if line.endswith(b"\n") and quotes % 2 == 0:
+            whole = position
+    return whole
+
+
+def _may_begin(data: bytes, names: list[str], is_csv: bool) -> bool:
+    """Say whether a file without a whole row may be the beginning of ours, so that what it has may be cut off."""
+    if is_csv:
+        header = io.StringIO()
+        csv.writer(header, lineterminator="\n").writerow(names)
+        return header.getvalue().encode().startswith(data)
+    with contextlib.suppress(ValueError):
+        return list(json.loads(data)) == names  # whole but for its line end
+    first = b'{"path": "'
+    return data.startswith(first) or first.startswith(data)
+
+
+def _open_rows(out: Path, after: WrittenRows | None) -> io.FileIO:
+    """Open the file to append to it: what somebody else cuts off meanwhile leaves no hole of zeros."""
+    found = require_kind(out, None if after is not None else ROWS)
+    if found is None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    elif not stat.S_ISREG(found.st_mode):
+        return io.FileIO(out, "w", opener=open_special)
+    elif _is_standard_input(found):
+        raise UsageError(f"--out {out} is also the list that is read", remedy="name another --out")
+    file = io.FileIO(out, "a")
     try:
-        with out.open("r+b") as stream:
-            for line in stream:
-                position += len(line)
-                # A quoted CSV field may hold a line end; inside one the number of quotes so far is odd.
-                quotes += line.count(b'"') if out.suffix.lower() == ".csv" else 0
-                if line.endswith(b"\n") and quotes % 2 == 0:
-                    whole = position
-            stream.truncate(whole)
-    except OSError as error:
-        raise output_problem(out, error) from error
+        _lock(file.fileno(), out)
+        if after is None:
+            file.truncate(0)
+        elif os.fstat(file.fileno()).st_size != after.bytes:
+            raise EnvironmentProblem(f"{out} changed since its rows were read", remedy="run it again")
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def _lock(handle: int, out: Path) -> None:
+    """Refuse a file that another run writes to; the lock ends with the handle. A file system may know no locks."""
+    if sys.platform == "win32":
+        return
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise EnvironmentProblem(
+            f"another run writes to {out}", remedy="wait until it ends, or name another --out"
+        ) from error
+    except OSError:
+        return
+
+
+def _is_standard_input(found: os.stat_result) -> bool:
+    try:
+        return os.path.samestat(os.fstat(0), found)
+    except OSError:  # closed
+        return False
 
 
 def _csv_paths(stream: io.TextIOBase, names: list[str]) -> Iterator[str]:

@@ -300,5 +300,5 @@ def subject_names(engines: Sequence[Path]) -> list[str]:
 
 
 def default_report_path() -> Path:
-    """Return a new file under ``runs/bench``, named after the time in UTC."""
-    return Path("runs/bench") / f"{datetime.now(timezone.utc):%Y%m%dT%H%M%SZ}.json"
+    """Return a new file under ``runs/bench``, named after the time in UTC: two runs may begin in one second."""
+    return Path("runs/bench") / f"{datetime.now(timezone.utc):%Y%m%dT%H%M%S.%fZ}.json"

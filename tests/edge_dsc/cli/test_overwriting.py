@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import stat
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from edge_dsc.latency.subjects import default_report_path
 from engines.files import sha256_file
 
 TARGETS = (
@@ -86,3 +88,9 @@ def test_an_engine_is_built_again_over_itself(edge_dsc: Any, run: Path, engine: 
     done = edge_dsc("build-engine", run, "--backend", "onnxruntime", "--out", engine)
     assert done.code == 0, done.err
     assert stat.S_IMODE(engine.stat().st_mode) == 0o600
+
+
+def test_two_runs_in_one_second_have_two_reports() -> None:
+    first, second = default_report_path(), default_report_path()
+    assert first != second and first.parent == Path("runs/bench")
+    assert re.fullmatch(r"\d{8}T\d{6}\.\d{6}Z\.json", first.name)

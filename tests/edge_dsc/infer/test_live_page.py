@@ -179,6 +179,3 @@ def test_the_rate_is_that_of_the_last_answers() -> None:
     assert rate.per_second() == 2.0
 
 
-def test_what_is_no_name_of_a_host_is_said() -> None:
-    with pytest.raises(EnvironmentProblem, match=r"cannot serve on ü+:0: "):
-        Page(Board("e", "s", ("a", "b")), "ü" * 70, 0)

@@ -3,12 +3,13 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 from pathlib import Path
 
 import pytest
 
 from edge_dsc.infer.classify import Answer
-from edge_dsc.infer.rows import RowSink, check_rows_path, column_names, skip_written, written_paths
+from edge_dsc.infer.rows import RowSink, check_rows_path, column_names, skip_written, written_rows
 from edge_dsc.infer.source import SourceKind
 from edge_dsc.infer.video import Frame
 from engines.errors import ArtefactError, EnvironmentProblem, UsageError
@@ -59,7 +60,7 @@ def test_frames_have_columns_of_their_own(tmp_path: Path) -> None:
 def test_appending_repeats_no_header_unless_the_file_is_empty(tmp_path: Path) -> None:
     out = tmp_path / "a.csv"
     for _ in range(2):
-        sink = RowSink(out, LABELS, SourceKind.FILES, append=True)
+        sink = RowSink(out, LABELS, SourceKind.FILES, after=written_rows(out, LABELS))
         sink.write(ANSWER)
         sink.close()
     assert (
@@ -129,7 +130,7 @@ def test_wherever_it_was_killed_the_whole_rows_are_found(tmp_path: Path, suffix:
     lengths = []
     for size in range(len(whole) + 1):
         out.write_bytes(whole[:size])
-        paths = written_paths(out, LABELS)
+        paths = written_rows(out, LABELS).paths
         assert paths == NAMES[: len(paths)]
         assert whole.startswith(out.read_bytes())
         lengths.append(len(paths))
@@ -141,12 +142,12 @@ def test_the_half_row_is_cut_off_the_file(tmp_path: Path) -> None:
     out = tmp_path / "rows.csv"
     whole = write(out)
     out.write_bytes(whole[:-5])
-    assert written_paths(out, LABELS) == NAMES[:2]
+    assert written_rows(out, LABELS).paths == NAMES[:2]
     assert out.read_bytes() == whole[: -len(b"c.png,light,0.75,0.25,0.75,\n")]
 
 
 def test_no_file_means_no_rows(tmp_path: Path) -> None:
-    assert written_paths(tmp_path / "no.csv", LABELS) == []
+    assert written_rows(tmp_path / "no.csv", LABELS) == ([], 0)
 
 
 @pytest.mark.parametrize(
@@ -157,18 +158,25 @@ def test_no_file_means_no_rows(tmp_path: Path) -> None:
         ("a.jsonl", '{"path": "x"}\n', "row 1 has other fields"),
         ("a.jsonl", "text\n", "Expecting value"),
         ("a.jsonl", "[]\n", "row 1 has other fields"),
+        ("a.csv", "name,age\nAnna,30\nBert,40", "its columns are name,age"),
+        ("a.csv", 'note\nhe said "hello\nline 2\n', "its columns are note"),
+        ("a.csv", "one line of text", "no beginning"),
+        ("a.jsonl", '{"a": 1}\n{"b": 2}', "row 1 has other fields"),
+        ("a.jsonl", '{"path": "x"}', "no beginning"),
+        ("a.jsonl", "one line of text", "no beginning"),
     ],
 )
 def test_other_content_is_refused(tmp_path: Path, name: str, content: str, words: str) -> None:
     (tmp_path / name).write_text(content)
     with pytest.raises(ArtefactError, match=f"does not hold results of this engine: .*{words}"):
-        written_paths(tmp_path / name, LABELS)
+        written_rows(tmp_path / name, LABELS)
+    assert (tmp_path / name).read_text() == content
 
 
 def test_a_folder_is_no_file_of_rows(tmp_path: Path) -> None:
     (tmp_path / "a.csv").mkdir()
     with pytest.raises(EnvironmentProblem, match="Is a directory"):
-        written_paths(tmp_path / "a.csv", LABELS)
+        written_rows(tmp_path / "a.csv", LABELS)
 
 
 def test_rows_must_be_the_beginning_of_the_source() -> None:
@@ -179,3 +187,85 @@ def test_rows_must_be_the_beginning_of_the_source() -> None:
         skip_written(iter([Path("a"), Path("b")]), ["a", "x"], Path("rows.csv"))
     with pytest.raises(ArtefactError, match="has 2 rows, the source only 1"):
         skip_written(iter([Path("a")]), ["a", "b"], Path("rows.csv"))
+
+
+def test_two_runs_never_write_to_one_file(tmp_path: Path) -> None:
+    out = tmp_path / "a.csv"
+    first = RowSink(out, LABELS, SourceKind.FILES)
+    first.write(ANSWER)
+    for second in (
+        lambda: RowSink(out, LABELS, SourceKind.FILES),
+        lambda: written_rows(out, LABELS),
+    ):
+        with pytest.raises(EnvironmentProblem, match=r"another run writes to .*a\.csv"):
+            second()
+    first.close()
+    assert out.read_text().count("\n") == 2
+    earlier = written_rows(out, LABELS)
+    for _ in range(2):
+        sink = RowSink(out, LABELS, SourceKind.FILES, after=earlier)
+        sink.write(ANSWER)
+        sink.close()
+        with pytest.raises(EnvironmentProblem, match="changed since its rows were read"):
+            RowSink(out, LABELS, SourceKind.FILES, after=earlier)
+        earlier = written_rows(out, LABELS)
+    assert out.read_text().count("\n") == 4
+
+
+@pytest.mark.parametrize("what", ["deleted", "replaced", "cut", "grown"])
+def test_a_file_that_is_gone_or_cut_is_no_success(tmp_path: Path, what: str) -> None:
+    out = tmp_path / "a.csv"
+    sink = RowSink(out, LABELS, SourceKind.FILES)
+    sink.write(ANSWER)
+    if what == "cut":
+        os.truncate(out, 3)
+    elif what == "grown":
+        out.write_text(out.read_text() + "x")
+    else:
+        out.unlink()
+    if what == "replaced":
+        out.write_text("other")
+    sink.write(ANSWER)
+    with pytest.raises(EnvironmentProblem, match=r"was deleted, replaced or changed while its 2 rows"):
+        sink.close()
+    sink.close()
+    assert not out.exists() or b"\0" not in out.read_bytes()
+
+
+def test_rows_replace_rows_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "a.csv"
+    out.write_text("class,file,patient\nclear,a.png,p1\n")
+    with pytest.raises(UsageError, match="is a table of patients, and would be replaced by rows"):
+        RowSink(out, LABELS, SourceKind.FILES)
+    assert out.read_text() == "class,file,patient\nclear,a.png,p1\n"
+    write(tmp_path / "b.csv")
+    write(tmp_path / "b.csv")
+    found = out.stat()
+    monkeypatch.setattr("edge_dsc.infer.rows.os.fstat", lambda _: found)
+    out.write_text("a.png\nb.png\n")
+    with pytest.raises(UsageError, match="is also the list that is read"):
+        RowSink(out, LABELS, SourceKind.FILES)
+    assert out.read_text() == "a.png\nb.png\n"
+
+
+def test_pipes_and_devices_are_written_to_and_never_read(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe.csv"
+    os.mkfifo(pipe)
+    with pytest.raises(EnvironmentProblem, match=r"cannot write .*pipe\.csv: No such device or address"):
+        RowSink(pipe, LABELS, SourceKind.FILES)
+    with pytest.raises(ArtefactError, match="not a regular file"):
+        written_rows(pipe, LABELS)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    assert write_to(pipe) == os.read(reader, 1000).count(b"\n") == 4
+    os.close(reader)
+    null = tmp_path / "null.csv"
+    null.symlink_to("/dev/null")
+    write_to(null)
+
+
+def write_to(out: Path) -> int:
+    sink = RowSink(out, LABELS, SourceKind.FILES)
+    for _ in range(3):
+        sink.write(ANSWER)
+    sink.close()
+    return 4

@@ -61,6 +61,23 @@ def test_a_video_is_annotated_into_a_video_by_its_suffix(tmp_path: Path) -> None
         opened(outputs)
 
 
+def test_a_video_is_never_annotated_onto_its_source_or_another_file(tmp_path: Path) -> None:
+    video, link, engine = tmp_path / "v.avi", tmp_path / "link.avi", tmp_path / "x.engine"
+    video.write_bytes(b"RIFF1234AVI ")
+    link.symlink_to(video)
+    engine.write_bytes(b"plan")
+    for place, words in (
+        (video, "is the source"),
+        (link, "is the source"),
+        (engine, "is an engine, and would be"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            opened(Outputs(annotate=place), str(video))
+    other = tmp_path / "other.avi"
+    other.write_bytes(video.read_bytes())
+    assert [type(sink) for sink in opened(Outputs(annotate=other), str(video))] == [AnnotatedVideo]
+
+
 def test_a_folder_of_pictures_may_not_lie_in_the_source(tmp_path: Path) -> None:
     for outputs in (Outputs(annotate=tmp_path / "in"), Outputs(unsure=(0.5, tmp_path))):
         with pytest.raises(UsageError, match="lies in the source"):
