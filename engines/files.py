@@ -7,6 +7,7 @@ import errno
 import hashlib
 import io
 import json
+import math
 import os
 import re
 import stat
@@ -368,9 +369,16 @@ def read_json(path: Path, *, remedy: str) -> object:
         reason = error.strerror if isinstance(error, OSError) else "not a text file"
         raise ArtefactError(f"cannot read {path}: {reason}", remedy=remedy) from error
     try:
-        return json.loads(text, parse_constant=_refuse_constant)
+        return json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         raise ArtefactError(f"{path} is not valid JSON: {error}", remedy=remedy) from error
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):  # 1e999 is JSON, but no number that we know
+        raise ValueError(f"{text[:40]} is too large a number")
+    return value
 
 
 def _refuse_constant(name: str) -> float:

@@ -17,6 +17,8 @@ from engines.contract import LARGEST_MODEL, ModelContract
 from engines.errors import AccuracyGateError, ArtefactError
 from engines.files import read_regular, sha256_bytes
 
+SEAL_KEY = "edge_dsc.sha256"
+_MOST_PARTS = 10_000  # nodes, or stored tensors; ours have dozens
 LARGEST_HALF = 65504.0  # largest finite float16. Source: IEEE 754-2008, binary16
 _EXPORT_AGAIN = "export it again: edge-dsc export RUN"
 
@@ -59,14 +61,22 @@ def load_model(path: Path) -> OnnxModel:
     """Read an exported ONNX model and check that it is one of ours, whole and consistent.
 
     Raises:
-        ArtefactError: Missing, too large, not ONNX, damaged, with tensors in other files, or without a
-            contract that its own inputs and outputs keep.
+        ArtefactError: Missing, too large, not ONNX, damaged, edited since its export, with tensors in other files,
+            functions or graphs inside its nodes, without a contract that its own inputs and outputs keep, or a graph
+            that a runtime has optimised, which is an engine.
     """
     try:
         data = read_regular(path, LARGEST_MODEL)
     except OSError as error:
         raise ArtefactError(f"cannot read {path}: {error.strerror or error}", remedy=_EXPORT_AGAIN) from error
-    return parse_model(data, path)
+    model = parse_model(data, path)
+    for node in model.proto.graph.node:
+        if node.domain not in ("", "ai.onnx"):
+            raise ArtefactError(
+                f"{path} is no exported model: {node.op_type} is an operator of {node.domain}",
+                remedy=_EXPORT_AGAIN,
+            )
+    return model
 
 
 def parse_model(data: bytes, path: Path) -> OnnxModel:
@@ -85,9 +95,9 @@ def parse_model(data: bytes, path: Path) -> OnnxModel:
         raise ArtefactError(f"{path} is not an ONNX model: {error}", remedy=_EXPORT_AGAIN) from error
     if not proto.graph.node:
         raise ArtefactError(f"{path} is not an ONNX model: no nodes inside", remedy=_EXPORT_AGAIN)
-    for tensor in proto.graph.initializer:
-        if tensor.external_data or tensor.data_location:
-            raise ArtefactError(f"{path} keeps {tensor.name} in another file", remedy=_EXPORT_AGAIN)
+    strange = _take_seal(proto, data) or _foreign_part(proto)
+    if strange:
+        raise ArtefactError(f"{path} {strange}", remedy=_EXPORT_AGAIN)
     contract = contract_of(proto, str(path))
     try:
         onnx.checker.check_model(proto)
@@ -95,6 +105,60 @@ def parse_model(data: bytes, path: Path) -> OnnxModel:
         reason = str(error).strip().splitlines()[0]
         raise ArtefactError(f"{path} is not a valid ONNX model: {reason}", remedy=_EXPORT_AGAIN) from error
     return OnnxModel(path, sha256_bytes(data), proto, contract)
+
+
+def seal_model(model: ModelProto) -> bytes:
+    """Serialise a model, with the hash of these bytes behind them as one more entry of its metadata."""
+    body: bytes = model.SerializeToString(deterministic=True)
+    return body + _seal_of(body)
+
+
+def _seal_of(body: bytes) -> bytes:
+    # Serialised messages of one type that follow each other are one message: the entry is the last of the metadata.
+    entry = onnx.StringStringEntryProto(key=SEAL_KEY, value=sha256_bytes(body))
+    seal: bytes = ModelProto(metadata_props=[entry]).SerializeToString()
+    return seal
+
+
+def _take_seal(model: ModelProto, data: bytes) -> str | None:
+    """Take the seal out of a model, so that no graph made of it carries it on, and say whether it is broken.
+
+    Models that were exported by earlier versions have none.
+    """
+    found = [index for index, entry in enumerate(model.metadata_props) if entry.key == SEAL_KEY]
+    for index in reversed(found):
+        del model.metadata_props[index]
+    length = len(_seal_of(b""))
+    body, seal = data[:-length], data[-length:]
+    sealed = bool(found) or SEAL_KEY.encode() in seal  # an edit before it may hide it from the parser
+    return "was edited after its export" if sealed and seal != _seal_of(body) else None
+
+
+def _foreign_part(model: ModelProto) -> str | None:
+    """Say what in a model no export of ours has: it may read other files, or grow without end, once it is used."""
+    graph = model.graph
+    if model.functions or model.training_info or graph.sparse_initializer:
+        return "has functions, training steps or sparse tensors, a model of ours has none"
+    if max(len(graph.node), len(graph.initializer)) > _MOST_PARTS:
+        return f"has more than {_MOST_PARTS} nodes or stored tensors"
+    stored = list(graph.initializer)
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("g") or attribute.graphs:
+                return f"has a graph inside its node {node.name or node.op_type}, a model of ours has none"
+            if attribute.HasField("sparse_tensor") or attribute.sparse_tensors:
+                return (
+                    f"has a sparse tensor in its node {node.name or node.op_type}, a model of ours has none"
+                )
+            stored += [attribute.t, *attribute.tensors]
+    return next(
+        (
+            f"keeps {tensor.name} in another file"
+            for tensor in stored
+            if tensor.external_data or tensor.data_location
+        ),
+        None,
+    )
 
 
 def contract_of(model: ModelProto, source: str) -> ModelContract:

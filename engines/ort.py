@@ -122,13 +122,16 @@ class OnnxRuntime:
         """Load an engine, its content held against its record.
 
         Raises:
-            ArtefactError: Not the engine of this record, built by another version of ONNX Runtime, or damaged.
+            ArtefactError: Not the engine of this record, built by another version of ONNX Runtime, damaged, or with
+                other inputs and outputs than its record says.
             EnvironmentProblem: ``onnxruntime`` or memory is missing.
         """
         _check_origin(record, str(packages.load("onnxruntime").__version__))
         rebuild = f"rebuild it: {record.build_command}"
         data = read_engine(engine, record)
-        return OrtRunner(open_session(data, str(engine), threads=options.threads, remedy=rebuild), record)
+        session = open_session(data, str(engine), threads=options.threads, remedy=rebuild)
+        _check_ends(session, record)
+        return OrtRunner(session, record)
 
 
 RUNTIME = OnnxRuntime()
@@ -199,6 +202,21 @@ class OrtRunner(DirectSubmission):
     ) -> None:
         """Close."""
         self.close()
+
+
+def _check_ends(session: Any, record: EngineRecord) -> None:
+    """Hold a session's inputs and outputs, without the batch, against the contract of its record."""
+    contract = record.contract
+    seen = [(end.name, list(end.shape[1:])) for end in (*session.get_inputs(), *session.get_outputs())]
+    expected = [
+        (contract.input_name, list(contract.input_shape)),
+        (contract.output_name, [len(contract.labels)]),
+    ]
+    if seen != expected:
+        raise ArtefactError(
+            f"{record.engine} has the inputs and outputs {seen}, its record says {expected}",
+            remedy=f"rebuild it: {record.build_command}",
+        )
 
 
 def open_reference(graph: ModelProto, record: EngineRecord, *, threads: int = 1) -> OrtRunner:

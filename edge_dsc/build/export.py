@@ -26,7 +26,7 @@ from edge_dsc.training.run_folder import MODEL_FILE, load_training_record
 from engines.contract import ModelContract
 from engines.errors import AccuracyGateError, ArtefactError, BadInputError, EdgeDscError
 from engines.files import ONNX_MODEL, canonical_json, require_writable, sha256_bytes, write_bytes
-from engines.graph import OnnxModel
+from engines.graph import OnnxModel, seal_model
 from engines.packages import load
 from engines.runtimes import Progress
 
@@ -124,7 +124,7 @@ def export_run(
             f"more than {PARITY_TOLERANCE:.0e}",
             remedy="nothing was written; install the tested versions (constraints.txt) or train again",
         )
-    data_bytes = proto.SerializeToString(deterministic=True)
+    data_bytes = seal_model(proto)
     write_bytes(target, data_bytes, ONNX_MODEL)
     report("comparing", 3, 3)
     model = OnnxModel(target, sha256_bytes(data_bytes), proto, contract)

@@ -13,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from engines import graph
 from engines.errors import AccuracyGateError, ArtefactError
 from engines.graph import (
+    SEAL_KEY,
     cast_to_fp16,
     contract_of,
     count_multiply_adds,
@@ -21,6 +22,7 @@ from engines.graph import (
     executed_layers,
     layer_types,
     load_model,
+    seal_model,
     weighted_layers,
 )
 
@@ -108,6 +110,136 @@ def test_tensors_in_other_files_are_refused(model: onnx.ModelProto, tmp_path: Pa
     tensor.external_data.add(key="location", value="../../etc/passwd")
     with pytest.raises(ArtefactError, match=f"keeps {tensor.name} in another file"):
         load_model(save(model, tmp_path))
+
+
+def outside(name: str = "evil") -> TensorProto:
+    tensor = TensorProto(
+        name=name, data_type=TensorProto.FLOAT, dims=[16], data_location=TensorProto.EXTERNAL
+    )
+    tensor.external_data.add(key="location", value="../../etc/passwd")
+    return tensor
+
+
+def inner_graph() -> onnx.GraphProto:
+    out = helper.make_tensor_value_info("so", TensorProto.FLOAT, [16])
+    return helper.make_graph([helper.make_node("Identity", ["evil"], ["so"])], "sub", [], [out], [outside()])
+
+
+def with_constant(model: onnx.ModelProto) -> None:
+    model.graph.node.insert(0, helper.make_node("Constant", [], ["c"], name="c", value=outside()))
+
+
+def with_tensors(model: onnx.ModelProto) -> None:
+    attribute = onnx.AttributeProto(name="x", type=onnx.AttributeProto.TENSORS, tensors=[outside()])
+    model.graph.node[0].attribute.append(attribute)
+
+
+def with_sparse_tensor(model: onnx.ModelProto) -> None:
+    model.graph.sparse_initializer.add().values.CopyFrom(outside())
+
+
+def with_sparse_attribute(model: onnx.ModelProto) -> None:
+    sparse = onnx.SparseTensorProto(values=outside(), dims=[64])
+    node = helper.make_node("Constant", [], ["c"], name="c", sparse_value=sparse)
+    model.graph.node.insert(0, node)
+
+
+def with_inner_graph(model: onnx.ModelProto) -> None:
+    graph = inner_graph()
+    model.graph.node.insert(
+        0, helper.make_node("If", ["b"], ["i"], name="if", then_branch=graph, else_branch=graph)
+    )
+
+
+def with_function(model: onnx.ModelProto) -> None:
+    """Forty functions, each of which calls the next one twice."""
+    opsets = [helper.make_opsetid("edge", 1), helper.make_opsetid("", 18)]
+    for index in range(40):
+        name = f"F{index + 1}" if index < 39 else "Relu"
+        calls = [
+            helper.make_node(name, [x], [y], domain="edge" if index < 39 else "")
+            for x, y in (("x", "a"), ("a", "y"))
+        ]
+        model.functions.append(helper.make_function("edge", f"F{index}", ["x"], ["y"], calls, opsets))
+
+
+def with_many_nodes(model: onnx.ModelProto) -> None:
+    for index in range(10_001):
+        model.graph.node.add(op_type="Identity", input=["image"], output=[f"u{index}"])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (with_constant, "keeps evil in another file"),
+        (with_tensors, "keeps evil in another file"),
+        (with_sparse_tensor, "has functions, training steps or sparse tensors"),
+        (with_sparse_attribute, "has a sparse tensor in its node c"),
+        (with_inner_graph, "has a graph inside its node if"),
+        (with_function, "has functions, training steps or sparse tensors"),
+        (with_many_nodes, "has more than 10000 nodes"),
+    ],
+)
+def test_what_no_export_of_ours_has_is_refused_before_it_is_used(
+    model: onnx.ModelProto, tmp_path: Path, change: Callable[[onnx.ModelProto], None], words: str
+) -> None:
+    change(model)
+    with pytest.raises(ArtefactError, match=words):
+        load_model(save(model, tmp_path))
+
+
+def test_a_graph_that_a_runtime_has_optimised_is_no_model(model: onnx.ModelProto, tmp_path: Path) -> None:
+    model.graph.node[2].domain = "com.microsoft"
+    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    path = save(model, tmp_path)
+    with pytest.raises(ArtefactError, match=r"is no exported model: .* is an operator of com\.microsoft"):
+        load_model(path)
+
+
+def swap_labels(model: onnx.ModelProto) -> None:
+    entry = next(entry for entry in model.metadata_props if entry.key == "edge_dsc.contract")
+    entry.value = entry.value.replace("focal", "x").replace("clear", "focal").replace("x", "clear", 1)
+
+
+def zero_weights(model: onnx.ModelProto) -> None:
+    model.graph.initializer[1].raw_data = bytes(len(model.graph.initializer[1].raw_data))
+
+
+def test_a_sealed_model_is_read_like_any_other_and_its_graph_carries_no_seal(
+    model: onnx.ModelProto, tmp_path: Path
+) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(seal_model(model))
+    read = load_model(path)
+    assert read.proto == model
+    assert read.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    written = onnx.load(path)
+    assert [entry.key for entry in written.metadata_props][-1] == SEAL_KEY
+    onnx.save(written, path)  # what is saved again unchanged stays sealed
+    assert load_model(path).proto == model
+
+
+@pytest.mark.parametrize("edit", [swap_labels, zero_weights])
+def test_an_edited_model_is_refused(
+    model: onnx.ModelProto, tmp_path: Path, edit: Callable[[onnx.ModelProto], None]
+) -> None:
+    sealed = parsed(seal_model(model))
+    edit(sealed)
+    with pytest.raises(ArtefactError, match="was edited after its export") as caught:
+        load_model(save(sealed, tmp_path))
+    assert caught.value.remedy == "export it again: edge-dsc export RUN"
+
+
+def test_no_bit_of_a_sealed_model_changes_unnoticed(model: onnx.ModelProto, tmp_path: Path) -> None:
+    good = seal_model(model)
+    path = tmp_path / "model.onnx"
+    places = np.random.default_rng(0).integers(0, 8 * (len(good) - 100), 20)
+    for place in places:
+        data = bytearray(good)
+        data[place // 8] ^= 1 << (place % 8)
+        path.write_bytes(data)
+        with pytest.raises(ArtefactError, match=r"was edited after its export|is not an ONNX model"):
+            load_model(path)
 
 
 def test_inputs_that_break_the_contract_are_refused(model: onnx.ModelProto, tmp_path: Path) -> None:

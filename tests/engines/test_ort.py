@@ -330,3 +330,14 @@ def test_no_place_for_temporary_files(
     with pytest.raises(EnvironmentProblem, match=r"cannot write temporary files: .*No such file") as caught:
         RUNTIME.build(graph_in("dsc", "fp32"), tmp_path / "a.engine", options("fp32", 9))
     assert "TMPDIR" in caught.value.remedy
+
+
+@pytest.mark.parametrize("change", [{"labels": ("a", "b")}, {"input_name": "pixels"}, {"height": 112}])
+def test_an_engine_whose_record_describes_another_is_refused(
+    open_engine: Callable, tmp_path: Path, change: dict[str, object]
+) -> None:
+    with open_engine("dsc", "fp32") as runner:
+        record = runner.record
+    other = replace(record, contract=replace(record.contract, **change))
+    with pytest.raises(ArtefactError, match=r"has the inputs and outputs .*, its record says"):
+        RUNTIME.open_runner(tmp_path / record.engine, other)

@@ -343,6 +343,12 @@ def test_a_record_with_any_field_of_a_stranger_is_read_or_refused(engine: Path) 
                 continue
 
 
+def test_a_number_that_no_float_holds_is_refused_before_the_seal_is_checked(engine: Path) -> None:
+    path = record_path(engine)
+    path.write_text(path.read_text().replace('"build_seconds": 0.5', '"build_seconds": 1e999'))
+    assert "is not valid JSON: 1e999 is too large a number" in refusal(engine).what
+
+
 @pytest.mark.parametrize("model", ["x" * 300, "a\ud800", "/proc/kmsg", "/proc/self/environ"])
 def test_a_records_model_is_no_endless_file_and_no_path_that_the_system_refuses(
     engine: Path, model: str

@@ -177,5 +177,3 @@ def test_the_rate_is_that_of_the_last_answers() -> None:
     for now in (0.0, 100.0, 100.5, 101.0, 101.5, 102.0):
         rate.add(now)
     assert rate.per_second() == 2.0
-
-
