@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import shlex
 import subprocess
 import sys
-from importlib.metadata import requires
 from pathlib import Path
 
 import pytest
@@ -78,11 +78,35 @@ def test_an_old_setuptools_is_refused(tmp_path: Path) -> None:
     assert "not 59.6.0: python -m pip install -U pip setuptools" in done.stderr
 
 
-def test_the_constraints_for_a_jetson_pin_every_base_package_within_its_bounds() -> None:
-    lines = (ROOT / "constraints-jetson.txt").read_text().splitlines()
-    pins = {pin.name: pin for pin in (Requirement(line) for line in lines if not line.startswith("#"))}
-    assert str(pins["numpy"].specifier) == "==1.26.4"
-    for need in map(Requirement, requires("edge-dsc") or ()):
-        if need.marker is None or "extra" not in str(need.marker):
-            (pin,) = pins[need.name].specifier
-            assert need.specifier.contains(pin.version), need
+def pins(name: str) -> dict[str, str]:
+    """The versions in a file of constraints; of one that depends on Python that of the newest."""
+    lines = (ROOT / name).read_text().splitlines()
+    found = [Requirement(line) for line in lines if not line.startswith("#")]
+    return {pin.name: str(pin.specifier).removeprefix("==") for pin in found}
+
+
+def needs(*extras: str) -> list[Requirement]:
+    """What pyproject.toml asks for; what is installed may be older."""
+    toml = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
+    project = toml.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = [*project["dependencies"]]
+    for extra in extras:
+        lines += project["optional-dependencies"][extra]
+    return [Requirement(line) for line in lines]
+
+
+def test_the_constraints_for_a_jetson_pin_every_package_within_its_bounds() -> None:
+    pinned = pins("constraints-jetson.txt")
+    assert pinned["numpy"] == "1.26.4"
+    for need in needs("dicom"):
+        assert need.specifier.contains(pinned[need.name]), need
+
+
+def test_the_lowest_versions_are_the_lower_bounds() -> None:
+    lower = {
+        need.name: bound.version
+        for need in needs("dicom")
+        for bound in need.specifier
+        if bound.operator == ">="
+    }
+    assert pins("constraints-lowest.txt") == lower
