@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import itertools
+import time
 from typing import Any
 
 import pytest
 
+from edge_dsc.infer import mjpeg
 from edge_dsc.infer.camera import open_capture
 from edge_dsc.infer.mjpeg import open_mjpeg
 from edge_dsc.infer.source import parse_source
@@ -54,6 +57,44 @@ def test_a_length_that_lies_ends_the_stream(network_camera: Any) -> None:
     assert read_all(open_mjpeg(parse_source(network_camera.url), timeout_s=5)) == []
     network_camera.scripts = [b"--frame\r\nContent-Length: many\r\n\r\nxx"]
     assert read_all(open_mjpeg(parse_source(network_camera.url), timeout_s=5)) == []
+
+
+def test_a_boundary_that_lies_ends_after_so_many_bytes(
+    network_camera: Any, jpeg: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mjpeg, "_MAX_BYTES", 100_000)
+    picture = network_camera.part(jpeg(10))
+    network_camera.scripts = [picture + b"--other\r\n" * 20_000 + picture]
+    assert len(read_all(open_mjpeg(parse_source(network_camera.url), timeout_s=5))) == 1
+
+
+def test_a_part_of_very_many_headers_ends_the_stream(network_camera: Any, jpeg: Any) -> None:
+    head, picture = network_camera.part(jpeg(10)).split(b"\r\n", 1)
+    network_camera.scripts = [head + b"\r\n" + b"X: y\r\n" * 101 + picture]
+    assert read_all(open_mjpeg(parse_source(network_camera.url), timeout_s=5)) == []
+
+
+def test_bytes_now_and_then_are_not_waited_for(
+    network_camera: Any, jpeg: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network_camera.scripts = [network_camera.part(jpeg(10, 900, 900)) * 3]
+    stream = open_mjpeg(parse_source(network_camera.url), timeout_s=5)
+    now = time.monotonic()
+    monkeypatch.setattr(mjpeg.time, "monotonic", itertools.count(now, 10.1).__next__)
+    assert stream is not None and stream.read() is None
+    stream.release()
+    with pytest.raises(BadInputError, match="10 s without a picture"):
+        open_mjpeg(parse_source(network_camera.url), timeout_s=5)
+
+
+def test_compressed_streams_and_streams_without_a_boundary_are_refused(network_camera: Any) -> None:
+    network_camera.scripts = [b""]
+    network_camera.encoding = "gzip"
+    with pytest.raises(BadInputError, match=r"is compressed \(gzip\)"):
+        open_mjpeg(parse_source(network_camera.url), timeout_s=5)
+    network_camera.encoding, network_camera.content_type = "identity", "multipart/x-mixed-replace"
+    with pytest.raises(BadInputError, match="names no boundary"):
+        open_mjpeg(parse_source(network_camera.url), timeout_s=5)
 
 
 def test_user_and_password_are_sent(network_camera: Any, jpeg: Any) -> None:
