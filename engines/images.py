@@ -124,7 +124,9 @@ def usable_processors() -> int:
 
 def quiet_decoder() -> None:
     """Keep OpenCV's and FFmpeg's own complaints off the terminal: each bad image already gets one line of ours."""
-    os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")
+    # OpenCV reads OPENCV_LOG_LEVEL when it is imported; who set it wants to see more.
+    if "OPENCV_LOG_LEVEL" not in os.environ and hasattr(cv2.utils, "logging"):
+        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # AV_LOG_QUIET
 
 

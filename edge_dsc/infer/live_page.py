@@ -212,6 +212,8 @@ class Page:
         shown = {"board": board, "local_only": host in LOOPBACK, "page": page, "policy": policy}
         handler = type("Handler", (_Handler,), shown)
         try:
+            if not host.isprintable():
+                raise ValueError("control characters")
             self._server = (_Server6 if ":" in host else _Server)((host, port), handler)
         except (TypeError, ValueError) as error:
             raise UsageError(f"{host!r} is no host name", remedy="such as --host 127.0.0.1") from error

@@ -143,18 +143,26 @@ def open_mjpeg(spec: SourceSpec, *, timeout_s: float) -> MjpegStream | None:
     with ExitStack() as opened:
         try:
             response = _ask(spec, timeout_s, opened)
-        except (OSError, http.client.HTTPException, ValueError) as error:
+        except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
             raise BadInputError(
                 f"cannot open {spec.name}: {reason}", remedy="check the address and the network"
             ) from error
+        except http.client.HTTPException as error:  # its text is the server's
+            raise BadInputError(
+                f"{spec.name} does not speak HTTP ({type(error).__name__})",
+                remedy="check the address and the port",
+            ) from None
         remedy = "check the path and the password"
         if response.status != http.client.OK:
-            raise BadInputError(f"{spec.name} answers {response.status} {response.reason}", remedy=remedy)
+            meaning = http.client.responses.get(
+                response.status, ""
+            )  # the server's own words may be any bytes
+            raise BadInputError(f"{spec.name} answers {response.status} {meaning}".rstrip(), remedy=remedy)
         encoding = response.getheader("Content-Encoding", "identity")
         if encoding.lower() != "identity":
             raise BadInputError(
-                f"{spec.name} is compressed ({encoding[:20]})", remedy="let it send MJPEG as it is"
+                f"{spec.name} is compressed ({encoding[:20]!r})", remedy="let it send MJPEG as it is"
             )
         content = response.getheader("Content-Type", "")
         if not content.lower().startswith("multipart/"):

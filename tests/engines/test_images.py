@@ -199,6 +199,13 @@ def test_a_truncated_png_is_named_without_a_word_of_libpng(capfd: pytest.Capture
     assert images.decode_grey(png + b"\n").shape == (300, 260)
 
 
+def test_a_damaged_tiff_is_refused_without_a_word_of_opencv(capfd: pytest.CaptureFixture[str]) -> None:
+    images.quiet_decoder()
+    with pytest.raises(ImageError, match=r"a\.tiff is damaged"):
+        images.decode_grey(tiff((256, 3, 64), (257, 3, 64)), name="a.tiff")
+    assert capfd.readouterr() == ("", "")
+
+
 def test_a_text_file_named_png_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "note.png"
     path.write_text("hello, this is text")

@@ -183,7 +183,7 @@ def test_a_taken_port_is_said(served: Served) -> None:
         Page(Board("e", "s", LABELS), "127.0.0.1", served.port)
 
 
-@pytest.mark.parametrize("host", ["ü" * 70, "a\0"])
+@pytest.mark.parametrize("host", ["ü" * 70, "a\0", "\n"])
 def test_a_host_that_is_no_name_is_said(host: str) -> None:
     with pytest.raises(UsageError, match="is no host name"):
         Page(Board("e", "s", LABELS), host, 0)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import itertools
+import socket
+import threading
 import time
 from typing import Any
 
@@ -90,7 +92,7 @@ def test_bytes_now_and_then_are_not_waited_for(
 def test_compressed_streams_and_streams_without_a_boundary_are_refused(network_camera: Any) -> None:
     network_camera.scripts = [b""]
     network_camera.encoding = "gzip"
-    with pytest.raises(BadInputError, match=r"is compressed \(gzip\)"):
+    with pytest.raises(BadInputError, match=r"is compressed \('gzip'\)"):
         open_mjpeg(parse_source(network_camera.url), timeout_s=5)
     network_camera.encoding, network_camera.content_type = "identity", "multipart/x-mixed-replace"
     with pytest.raises(BadInputError, match="names no boundary"):
@@ -108,6 +110,34 @@ def test_what_is_not_mjpeg_is_left_to_ffmpeg(network_camera: Any) -> None:
     network_camera.scripts = [b"text"]
     network_camera.content_type = "text/plain"
     assert open_mjpeg(parse_source(network_camera.url), timeout_s=5) is None
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (b"\x1b[2Jnot HTTP\r\n\r\n", r"does not speak HTTP \(BadStatusLine\)"),
+        (b"HTTP/1.0 401 \x1b[2J\r\n\r\n", "answers 401 Unauthorized"),
+        (b"HTTP/1.0 799 \x1b[2J\r\n\r\n", r"answers 799 \("),
+        (b"HTTP/1.0 200 OK\r\nContent-Encoding: \x1b[2J\r\n\r\n", "is compressed"),
+        (b"HTTP/1.0 200 OK\r\n" + b"X: y\r\n" * 101 + b"\r\n", r"does not speak HTTP \(HTTPException\)"),
+    ],
+)
+def test_a_refusal_has_no_word_of_the_server(answer: bytes, words: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(10_000)
+                connection.sendall(answer)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        source = parse_source(f"http://127.0.0.1:{server.getsockname()[1]}/")
+        with pytest.raises(BadInputError, match=words) as refused:
+            open_mjpeg(source, timeout_s=5)
+        thread.join()
+    assert str(refused.value).isprintable()
 
 
 def test_refusals_are_said(network_camera: Any) -> None:
