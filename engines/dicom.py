@@ -91,7 +91,7 @@ def decode_dicom(data: bytes, *, name: str = "image") -> NDArray[np.uint8]:
     try:
         dataset = pydicom.dcmread(io.BytesIO(data), specific_tags=list(_TAGS))
         _check(dataset, name)
-        return _grey(dataset, _stored_values(dataset, name))
+        return _grey(dataset, _stored_values(dataset, name), name)
     except ImageError:
         raise
     except MemoryError as error:
@@ -214,11 +214,16 @@ def _stored_values(dataset: Any, name: str) -> _Stored:
     return pixels  # pydicom has cleared the bits above those stored, which may hold an overlay
 
 
-def _grey(dataset: Any, pixels: _Stored) -> NDArray[np.uint8]:
+def _grey(dataset: Any, pixels: _Stored, name: str) -> NDArray[np.uint8]:
     """Map stored values to 0..255 through a table of every value between the smallest and the largest."""
     lowest = int(pixels.min())
     stored = np.arange(lowest, int(pixels.max()) + 1)
-    shown = _first_shown(dataset, stored, pixels)
+    with np.errstate(all="ignore"):  # what is no number in the file is no number here
+        shown = _first_shown(dataset, stored, pixels)
+    if not np.isfinite(shown).all():
+        raise ImageError(
+            f"{name} has a window or a rescale that gives no grey", remedy="export it with another window"
+        )
     if dataset.PhotometricInterpretation == "MONOCHROME1":
         shown = 1 - shown
     table = np.rint(shown * 255).astype(np.uint8)
@@ -256,6 +261,8 @@ def _full_range(dataset: Any, stored: _Stored, values: _Values, pixels: _Stored)
 def _window(values: _Values, center: float, width: float, function: str) -> NDArray[np.float64]:
     """Source: DICOM PS3.3, C.11.2.1.2 and C.11.2.1.3."""
     shown: NDArray[np.float64]
+    if width <= 0 and function in ("SIGMOID", "LINEAR_EXACT"):  # the standard wants more than 0
+        width = np.nan
     if function == "SIGMOID":
         shown = 1 / (1 + np.exp(np.clip(-4 * (values - center) / width, -500, 500)))
     elif function == "LINEAR_EXACT":
