@@ -30,6 +30,7 @@ MAX_SCANS = 100  # a progressive JPEG has about ten, and each costs a pass over 
 
 _REDUCE_ABOVE = 448  # reduced-size JPEG decoding must leave at least two pixels for each of the network's
 _JPEG = b"\xff\xd8\xff"
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _PNG = b"\x89PNG\r\n\x1a\n"
 # Source: W3C PNG, 11.2.5: the last chunk is empty, so its type and checksum are these bytes.
 _PNG_END = b"IEND\xaeB`\x82"
@@ -195,6 +196,8 @@ def _decode(data: bytes, name: str) -> NDArray[np.uint8]:
     if size is None:  # another format, or a header that does not say how much memory the decoder would take
         raise _undecodable(data, name)
     check_pixels(*size, name)
+    if _has_more_pictures(data):
+        raise ImageError(f"{name} holds more than one picture", remedy="give single radiographs")
     if data.startswith(_JPEG):
         flags = _jpeg_flags(min(size))
         _check_jpeg_end(data, name)
@@ -329,22 +332,46 @@ def _webp_size(data: bytes) -> tuple[int, int] | None:
 
 
 def _tiff_size(data: bytes) -> tuple[int, int] | None:
-    """Return the largest size that the first directory gives: a tag that stands twice hides nothing."""
+    sides = next(_tiff_pages(data), {})
+    return (sides[257], sides[256]) if {256, 257} <= sides.keys() else None
+
+
+def _tiff_pages(data: bytes) -> Iterator[dict[int, int]]:
+    """Yield what each directory says: tag to number, the largest one where a tag stands twice. At most two.
+
+    Source: TIFF 6.0, section 2: tags 254 (1: a reduced copy), 256 and 257 (the size).
+    """
     order = "<" if data.startswith(b"II") else ">"
     big = data[2:4].strip(b"\0") == b"+"
-    (position,) = struct.unpack_from(order + ("Q" if big else "I"), data, 8 if big else 4)
-    (count,) = struct.unpack_from(order + ("Q" if big else "H"), data, min(position, len(data)))
-    position += 8 if big else 2
-    entry, value_at = (20, 12) if big else (12, 8)
-    sides: dict[int, int] = {}
-    for start in range(position, min(position + count * entry, len(data)), entry):
-        tag, kind = struct.unpack_from(order + "HH", data, start)
-        if tag in (256, 257):
-            if kind not in _TIFF_CODES:
-                return None
-            (value,) = struct.unpack_from(order + _TIFF_CODES[kind], data, start + value_at)
-            sides[tag] = max(sides.get(tag, 0), value)
-    return (sides[257], sides[256]) if len(sides) == 2 else None
+    offset, counter, entry, value_at = ("Q", "Q", 20, 12) if big else ("I", "H", 12, 8)
+    (position,) = struct.unpack_from(order + offset, data, 8 if big else 4)
+    for _ in range(2):
+        if not 0 < position < len(data):
+            return
+        (count,) = struct.unpack_from(order + counter, data, position)
+        position += struct.calcsize(counter)
+        end = position + count * entry
+        numbers: dict[int, int] = {}
+        for start in range(position, min(end, len(data)), entry):
+            tag, kind = struct.unpack_from(order + "HH", data, start)
+            if tag in (254, 256, 257) and kind in _TIFF_CODES:
+                (value,) = struct.unpack_from(order + _TIFF_CODES[kind], data, start + value_at)
+                numbers[tag] = max(numbers.get(tag, 0), value)
+        yield numbers
+        if end + struct.calcsize(offset) > len(data):
+            return
+        (position,) = struct.unpack_from(order + offset, data, end)
+
+
+def _has_more_pictures(data: bytes) -> bool:
+    """Say whether a file holds several pictures, of which the decoder would give the first: APNG, WebP, TIFF."""
+    if data.startswith(_PNG):
+        return data.find(b"acTL", 0, max(0, data.find(b"IDAT"))) >= 0
+    if data.startswith(b"RIFF"):
+        return data[12:16] == b"VP8X" and bool(data[20] & 2)
+    if data.startswith(_TIFF):
+        return any(not page.get(254, 0) & 1 for page in list(_tiff_pages(data))[1:])
+    return False
 
 
 _SIZES: tuple[tuple[bytes | tuple[bytes, ...], Callable[[bytes], tuple[int, int] | None]], ...] = (
@@ -352,7 +379,7 @@ _SIZES: tuple[tuple[bytes | tuple[bytes, ...], Callable[[bytes], tuple[int, int]
     (_PNG, _png_size),
     (b"BM", _bmp_size),
     (b"RIFF", _webp_size),
-    ((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), _tiff_size),
+    (_TIFF, _tiff_size),
 )
 
 
