@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from engines.errors import ImageError
 from engines.packages import load
 
+MAX_SCANS = 100  # a progressive JPEG has about ten, and each costs a pass over the whole picture
 MAX_PIXELS = 100_000_000  # X-ray detectors give at most about 20 million
 _MAGIC = b"DICM"
 _MAGIC_AT = 128
@@ -153,6 +154,20 @@ def jpeg_frame(data: bytes) -> JpegFrame | None:
     return None
 
 
+def check_scans(data: bytes, name: str) -> None:
+    """Refuse a JPEG that would take minutes, before it is decoded.
+
+    Raises:
+        ImageError: More than 100 scans.
+    """
+    frame = jpeg_frame(data)
+    if frame is not None and frame.one_scan:  # then the decoder refuses a second one
+        return
+    scans = data.count(b"\xff\xda")
+    if scans > MAX_SCANS:
+        raise ImageError(f"{name} is a JPEG of {scans} scans", remedy=f"the limit is {MAX_SCANS}; convert it")
+
+
 def check_pixels(height: int, width: int, name: str) -> None:
     """Refuse an image that would take too much memory, before it is decoded.
 
@@ -191,6 +206,7 @@ def _check_codestream(dataset: Any, name: str) -> None:
     data = load("pydicom.encaps").get_frame(dataset.PixelData, 0, number_of_frames=1)
     if data.startswith(b"\xff\xd8") and (frame := jpeg_frame(data)):
         check_pixels(frame.height, frame.width, name)
+        check_scans(data, name)
     elif (start := data.find(_J2K)) >= 0:
         width, height = struct.unpack_from(">II", data, start + 8)
         check_pixels(height, width, name)

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.contract import ModelContract
-from engines.dicom import check_pixels, decode_dicom, is_dicom, jpeg_frame
+from engines.dicom import check_pixels, check_scans, decode_dicom, is_dicom, jpeg_frame
 from engines.errors import EdgeDscError, ImageError
 from engines.files import sha256_bytes
 
@@ -26,7 +26,6 @@ _Pixels = NDArray[np.uint8 | np.uint16]
 IMAGE_SUFFIXES = frozenset({".bmp", ".dcm", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 MIN_SIDE = 32
 MAX_BYTES = 512 << 20
-MAX_SCANS = 100  # a progressive JPEG has about ten, and each costs a pass over the whole picture
 
 _REDUCE_ABOVE = 448  # reduced-size JPEG decoding must leave at least two pixels for each of the network's
 _JPEG = b"\xff\xd8\xff"
@@ -201,7 +200,7 @@ def _decode(data: bytes, name: str) -> NDArray[np.uint8]:
     if data.startswith(_JPEG):
         flags = _jpeg_flags(min(size))
         _check_jpeg_end(data, name)
-        _check_scans(data, name)
+        check_scans(data, name)
     elif data.startswith(_PNG) and data.rfind(_PNG_END) < 0:  # libpng would say so on the terminal
         raise _truncated(data, "PNG", name)
     try:
@@ -394,15 +393,6 @@ def _check_jpeg_end(data: bytes, name: str) -> None:
     # first, from behind: a search for the start would run through the whole file.
     if data.find(b"\xff\xda", max(0, data.rfind(b"\xff\xd9"))) >= 0:
         raise _truncated(data, "JPEG", name)
-
-
-def _check_scans(data: bytes, name: str) -> None:
-    frame = jpeg_frame(data)
-    if frame is not None and frame.one_scan:  # then the decoder refuses a second one
-        return
-    scans = data.count(b"\xff\xda")
-    if scans > MAX_SCANS:
-        raise ImageError(f"{name} is a JPEG of {scans} scans", remedy=f"the limit is {MAX_SCANS}; convert it")
 
 
 def _truncated(data: bytes, kind: str, name: str) -> ImageError:

@@ -245,6 +245,17 @@ def test_the_size_inside_a_compressed_picture_is_held_to_the_limit_too(
         decode_dicom(save(dataset))
 
 
+def test_a_jpeg_of_very_many_scans_is_refused_in_dicom_too() -> None:
+    jpeg = b"\xff\xd8\xff\xc2\0\x0b\x08\0\x40\0\x60\1\0\0\0" + b"\xff\xda" * 101
+    dataset = pydicom.dcmread(io.BytesIO(dicom(RAMP)))
+    dataset.file_meta.TransferSyntaxUID = JPEGBaseline8Bit
+    dataset.PixelData = encapsulate([jpeg])
+    dataset["PixelData"].VR = "OB"
+    dataset["PixelData"].is_undefined_length = True
+    with pytest.raises(ImageError, match="is a JPEG of 101 scans"):
+        decode_dicom(save(dataset))
+
+
 def test_a_syntax_that_nobody_decodes_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     data = compressed(RAMP, JPEG2000Lossless)
     decoder = pydicom.pixels.decoders.JPEG2000LosslessDecoder
