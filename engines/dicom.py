@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from engines.errors import ImageError
 from engines.packages import load
 
+MAX_SCANS = 100  # a progressive JPEG has about ten, and each costs a pass over the whole picture
 MAX_PIXELS = 100_000_000  # X-ray detectors give at most about 20 million
 _MAGIC = b"DICM"
 _MAGIC_AT = 128
@@ -91,7 +92,7 @@ def decode_dicom(data: bytes, *, name: str = "image") -> NDArray[np.uint8]:
     try:
         dataset = pydicom.dcmread(io.BytesIO(data), specific_tags=list(_TAGS))
         _check(dataset, name)
-        return _grey(dataset, _stored_values(dataset, name))
+        return _grey(dataset, _stored_values(dataset, name), name)
     except ImageError:
         raise
     except MemoryError as error:
@@ -153,6 +154,20 @@ def jpeg_frame(data: bytes) -> JpegFrame | None:
     return None
 
 
+def check_scans(data: bytes, name: str) -> None:
+    """Refuse a JPEG that would take minutes, before it is decoded.
+
+    Raises:
+        ImageError: More than 100 scans.
+    """
+    frame = jpeg_frame(data)
+    if frame is not None and frame.one_scan:  # then the decoder refuses a second one
+        return
+    scans = data.count(b"\xff\xda")
+    if scans > MAX_SCANS:
+        raise ImageError(f"{name} is a JPEG of {scans} scans", remedy=f"the limit is {MAX_SCANS}; convert it")
+
+
 def check_pixels(height: int, width: int, name: str) -> None:
     """Refuse an image that would take too much memory, before it is decoded.
 
@@ -191,6 +206,7 @@ def _check_codestream(dataset: Any, name: str) -> None:
     data = load("pydicom.encaps").get_frame(dataset.PixelData, 0, number_of_frames=1)
     if data.startswith(b"\xff\xd8") and (frame := jpeg_frame(data)):
         check_pixels(frame.height, frame.width, name)
+        check_scans(data, name)
     elif (start := data.find(_J2K)) >= 0:
         width, height = struct.unpack_from(">II", data, start + 8)
         check_pixels(height, width, name)
@@ -214,11 +230,16 @@ def _stored_values(dataset: Any, name: str) -> _Stored:
     return pixels  # pydicom has cleared the bits above those stored, which may hold an overlay
 
 
-def _grey(dataset: Any, pixels: _Stored) -> NDArray[np.uint8]:
+def _grey(dataset: Any, pixels: _Stored, name: str) -> NDArray[np.uint8]:
     """Map stored values to 0..255 through a table of every value between the smallest and the largest."""
     lowest = int(pixels.min())
     stored = np.arange(lowest, int(pixels.max()) + 1)
-    shown = _first_shown(dataset, stored, pixels)
+    with np.errstate(all="ignore"):  # what is no number in the file is no number here
+        shown = _first_shown(dataset, stored, pixels)
+    if not np.isfinite(shown).all():
+        raise ImageError(
+            f"{name} has a window or a rescale that gives no grey", remedy="export it with another window"
+        )
     if dataset.PhotometricInterpretation == "MONOCHROME1":
         shown = 1 - shown
     table = np.rint(shown * 255).astype(np.uint8)
@@ -256,6 +277,8 @@ def _full_range(dataset: Any, stored: _Stored, values: _Values, pixels: _Stored)
 def _window(values: _Values, center: float, width: float, function: str) -> NDArray[np.float64]:
     """Source: DICOM PS3.3, C.11.2.1.2 and C.11.2.1.3."""
     shown: NDArray[np.float64]
+    if width <= 0 and function in ("SIGMOID", "LINEAR_EXACT"):  # the standard wants more than 0
+        width = np.nan
     if function == "SIGMOID":
         shown = 1 / (1 + np.exp(np.clip(-4 * (values - center) / width, -500, 500)))
     elif function == "LINEAR_EXACT":

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.contract import ModelContract
-from engines.dicom import check_pixels, decode_dicom, is_dicom, jpeg_frame
+from engines.dicom import check_pixels, check_scans, decode_dicom, is_dicom, jpeg_frame
 from engines.errors import EdgeDscError, ImageError
 from engines.files import sha256_bytes
 
@@ -26,10 +26,10 @@ _Pixels = NDArray[np.uint8 | np.uint16]
 IMAGE_SUFFIXES = frozenset({".bmp", ".dcm", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 MIN_SIDE = 32
 MAX_BYTES = 512 << 20
-MAX_SCANS = 100  # a progressive JPEG has about ten, and each costs a pass over the whole picture
 
 _REDUCE_ABOVE = 448  # reduced-size JPEG decoding must leave at least two pixels for each of the network's
 _JPEG = b"\xff\xd8\xff"
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _PNG = b"\x89PNG\r\n\x1a\n"
 # Source: W3C PNG, 11.2.5: the last chunk is empty, so its type and checksum are these bytes.
 _PNG_END = b"IEND\xaeB`\x82"
@@ -124,7 +124,9 @@ def usable_processors() -> int:
 
 def quiet_decoder() -> None:
     """Keep OpenCV's and FFmpeg's own complaints off the terminal: each bad image already gets one line of ours."""
-    os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")
+    # OpenCV reads OPENCV_LOG_LEVEL when it is imported; who set it wants to see more.
+    if "OPENCV_LOG_LEVEL" not in os.environ and hasattr(cv2.utils, "logging"):
+        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # AV_LOG_QUIET
 
 
@@ -193,10 +195,12 @@ def _decode(data: bytes, name: str) -> NDArray[np.uint8]:
     if size is None:  # another format, or a header that does not say how much memory the decoder would take
         raise _undecodable(data, name)
     check_pixels(*size, name)
+    if _has_more_pictures(data):
+        raise ImageError(f"{name} holds more than one picture", remedy="give single radiographs")
     if data.startswith(_JPEG):
         flags = _jpeg_flags(min(size))
         _check_jpeg_end(data, name)
-        _check_scans(data, name)
+        check_scans(data, name)
     elif data.startswith(_PNG) and data.rfind(_PNG_END) < 0:  # libpng would say so on the terminal
         raise _truncated(data, "PNG", name)
     try:
@@ -327,22 +331,46 @@ def _webp_size(data: bytes) -> tuple[int, int] | None:
 
 
 def _tiff_size(data: bytes) -> tuple[int, int] | None:
-    """Return the largest size that the first directory gives: a tag that stands twice hides nothing."""
+    sides = next(_tiff_pages(data), {})
+    return (sides[257], sides[256]) if {256, 257} <= sides.keys() else None
+
+
+def _tiff_pages(data: bytes) -> Iterator[dict[int, int]]:
+    """Yield what each directory says: tag to number, the largest one where a tag stands twice. At most two.
+
+    Source: TIFF 6.0, section 2: tags 254 (1: a reduced copy), 256 and 257 (the size).
+    """
     order = "<" if data.startswith(b"II") else ">"
     big = data[2:4].strip(b"\0") == b"+"
-    (position,) = struct.unpack_from(order + ("Q" if big else "I"), data, 8 if big else 4)
-    (count,) = struct.unpack_from(order + ("Q" if big else "H"), data, min(position, len(data)))
-    position += 8 if big else 2
-    entry, value_at = (20, 12) if big else (12, 8)
-    sides: dict[int, int] = {}
-    for start in range(position, min(position + count * entry, len(data)), entry):
-        tag, kind = struct.unpack_from(order + "HH", data, start)
-        if tag in (256, 257):
-            if kind not in _TIFF_CODES:
-                return None
-            (value,) = struct.unpack_from(order + _TIFF_CODES[kind], data, start + value_at)
-            sides[tag] = max(sides.get(tag, 0), value)
-    return (sides[257], sides[256]) if len(sides) == 2 else None
+    offset, counter, entry, value_at = ("Q", "Q", 20, 12) if big else ("I", "H", 12, 8)
+    (position,) = struct.unpack_from(order + offset, data, 8 if big else 4)
+    for _ in range(2):
+        if not 0 < position < len(data):
+            return
+        (count,) = struct.unpack_from(order + counter, data, position)
+        position += struct.calcsize(counter)
+        end = position + count * entry
+        numbers: dict[int, int] = {}
+        for start in range(position, min(end, len(data)), entry):
+            tag, kind = struct.unpack_from(order + "HH", data, start)
+            if tag in (254, 256, 257) and kind in _TIFF_CODES:
+                (value,) = struct.unpack_from(order + _TIFF_CODES[kind], data, start + value_at)
+                numbers[tag] = max(numbers.get(tag, 0), value)
+        yield numbers
+        if end + struct.calcsize(offset) > len(data):
+            return
+        (position,) = struct.unpack_from(order + offset, data, end)
+
+
+def _has_more_pictures(data: bytes) -> bool:
+    """Say whether a file holds several pictures, of which the decoder would give the first: APNG, WebP, TIFF."""
+    if data.startswith(_PNG):
+        return data.find(b"acTL", 0, max(0, data.find(b"IDAT"))) >= 0
+    if data.startswith(b"RIFF"):
+        return data[12:16] == b"VP8X" and bool(data[20] & 2)
+    if data.startswith(_TIFF):
+        return any(not page.get(254, 0) & 1 for page in list(_tiff_pages(data))[1:])
+    return False
 
 
 _SIZES: tuple[tuple[bytes | tuple[bytes, ...], Callable[[bytes], tuple[int, int] | None]], ...] = (
@@ -350,7 +378,7 @@ _SIZES: tuple[tuple[bytes | tuple[bytes, ...], Callable[[bytes], tuple[int, int]
     (_PNG, _png_size),
     (b"BM", _bmp_size),
     (b"RIFF", _webp_size),
-    ((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), _tiff_size),
+    (_TIFF, _tiff_size),
 )
 
 
@@ -365,15 +393,6 @@ def _check_jpeg_end(data: bytes, name: str) -> None:
     # first, from behind: a search for the start would run through the whole file.
     if data.find(b"\xff\xda", max(0, data.rfind(b"\xff\xd9"))) >= 0:
         raise _truncated(data, "JPEG", name)
-
-
-def _check_scans(data: bytes, name: str) -> None:
-    frame = jpeg_frame(data)
-    if frame is not None and frame.one_scan:  # then the decoder refuses a second one
-        return
-    scans = data.count(b"\xff\xda")
-    if scans > MAX_SCANS:
-        raise ImageError(f"{name} is a JPEG of {scans} scans", remedy=f"the limit is {MAX_SCANS}; convert it")
 
 
 def _truncated(data: bytes, kind: str, name: str) -> ImageError:

@@ -9,12 +9,14 @@ import http.server
 import json
 import math
 import re
+import selectors
 import socket
 import threading
 import time
 from base64 import b64encode
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
 from http import HTTPStatus
@@ -32,6 +34,12 @@ _FLOOR_MS = 1e-3
 _LATEST = 12
 _PICTURES_PER_S = 15.0  # more would only cost the device its processor
 _WAIT_S = 1.0
+_MAX_VISITORS = 16  # connections at once: each costs a thread and a file descriptor, which the pictures need
+_VISITOR_TIMEOUT_S = (
+    10.0  # for each wait for a request's bytes, and for a browser that takes no more of a picture
+)
+_BACK_OFF_S = 0.1
+_BUSY = b"HTTP/1.0 503 Service Unavailable\r\nContent-Length: 0\r\nRetry-After: 5\r\n\r\n"
 _SHARED_STYLE = "/* the style that reports share */"
 
 
@@ -204,6 +212,8 @@ class Page:
         shown = {"board": board, "local_only": host in LOOPBACK, "page": page, "policy": policy}
         handler = type("Handler", (_Handler,), shown)
         try:
+            if not host.isprintable():
+                raise ValueError("control characters")
             self._server = (_Server6 if ":" in host else _Server)((host, port), handler)
         except (TypeError, ValueError) as error:
             raise UsageError(f"{host!r} is no host name", remedy="such as --host 127.0.0.1") from error
@@ -251,6 +261,40 @@ def page_and_policy() -> tuple[bytes, str]:
 class _Server(http.server.ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False
+    request_queue_size = _MAX_VISITORS
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        self._free = threading.BoundedSemaphore(_MAX_VISITORS)
+        super().__init__(*arguments, **options)
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        """Accept a visitor; without a free file descriptor wait, since the same visitor is found again at once."""
+        try:
+            return super().get_request()
+        except OSError:
+            time.sleep(_BACK_OFF_S)
+            raise
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Answer a visitor in a thread of its own, or turn away one too many."""
+        if not self._free.acquire(blocking=False):
+            request.settimeout(0)
+            with suppress(OSError):
+                request.send(_BUSY)
+            self.shutdown_request(request)
+            return
+        try:
+            super().process_request(request, client_address)
+        except BaseException:
+            self._free.release()
+            raise
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Answer a visitor, then let in another one."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._free.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Say nothing: a browser that went away is no error of the run."""
@@ -265,6 +309,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     local_only: bool
     page: bytes
     policy: str
+    timeout = _VISITOR_TIMEOUT_S
     server_version = "edge-dsc"
     sys_version = ""
 
@@ -295,6 +340,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
+    def _left(self) -> bool:
+        """Say whether the browser closed the connection: it has nothing more to say, so only its end can be read."""
+        with selectors.DefaultSelector() as selector:
+            selector.register(self.connection, selectors.EVENT_READ)
+            return bool(selector.select(0))
+
     def _headers(self, content_type: str) -> None:
         self.send_header("Content-Type", content_type)
         self.send_header("Cache-Control", "no-store")
@@ -309,6 +360,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         while not self.board.ended:
             found = self.board.picture(number)
             if found is None:
+                if self._left():
+                    return
                 continue
             number, jpeg = found
             head = f"--picture\r\nContent-Type: image/jpeg\r\nContent-Length: {len(jpeg)}\r\n\r\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import threading
 from collections.abc import Iterator
@@ -67,12 +68,14 @@ class NetworkCamera:
     Attributes:
         scripts: What each connection in turn is sent after the headers; the last one is repeated.
         content_type: Of the response.
+        encoding: Of the response.
         status: Of the response.
         requests: Headers of each request.
     """
 
     scripts: list[bytes] = field(default_factory=list)
     content_type: str = "multipart/x-mixed-replace; boundary=frame"
+    encoding: str = "identity"
     status: int = 200
     requests: list[dict[str, str]] = field(default_factory=list)
     url: str = ""
@@ -93,8 +96,10 @@ def network_camera() -> Iterator[NetworkCamera]:
             camera.requests.append(dict(self.headers.items()))
             self.send_response(camera.status)
             self.send_header("Content-Type", camera.content_type)
+            self.send_header("Content-Encoding", camera.encoding)
             self.end_headers()
-            self.wfile.write(script)
+            with contextlib.suppress(ConnectionError):  # a reader may refuse the rest
+                self.wfile.write(script)
 
         def log_message(self, *arguments: object) -> None:
             pass

@@ -203,6 +203,11 @@ def test_baseline_jpeg() -> None:
         ({"PixelData": b""}, "is a damaged DICOM file"),
         ({"PixelData": RAMP.tobytes() * 3}, "has 3 frames"),
         ({"NumberOfFrames": 1, "PixelData": RAMP.tobytes() * 2}, "has 2 frames"),
+        ({"WindowCenter": "nan", "WindowWidth": 9}, "has a window or a rescale that gives no grey"),
+        ({"WindowCenter": 9, "WindowWidth": 0, "VOILUTFunction": "SIGMOID"}, "gives no grey"),
+        ({"WindowCenter": 9, "WindowWidth": -1, "VOILUTFunction": "LINEAR_EXACT"}, "gives no grey"),
+        ({"RescaleSlope": "1e400", "RescaleIntercept": 0}, "gives no grey"),
+        ({"RescaleSlope": "nan", "RescaleIntercept": 0}, "gives no grey"),
         ({"NumberOfFrames": -1}, "has -1 frames"),
         ({"Rows": 1}, "has 64 frames"),
         ({"Rows": 0}, "is a damaged DICOM file"),
@@ -237,6 +242,17 @@ def test_the_size_inside_a_compressed_picture_is_held_to_the_limit_too(
     dataset["PixelData"].VR = "OB"
     dataset["PixelData"].is_undefined_length = True
     with pytest.raises(ImageError, match="is 30000x40000 = 1200 megapixels"):
+        decode_dicom(save(dataset))
+
+
+def test_a_jpeg_of_very_many_scans_is_refused_in_dicom_too() -> None:
+    jpeg = b"\xff\xd8\xff\xc2\0\x0b\x08\0\x40\0\x60\1\0\0\0" + b"\xff\xda" * 101
+    dataset = pydicom.dcmread(io.BytesIO(dicom(RAMP)))
+    dataset.file_meta.TransferSyntaxUID = JPEGBaseline8Bit
+    dataset.PixelData = encapsulate([jpeg])
+    dataset["PixelData"].VR = "OB"
+    dataset["PixelData"].is_undefined_length = True
+    with pytest.raises(ImageError, match="is a JPEG of 101 scans"):
         decode_dicom(save(dataset))
 
 

@@ -199,6 +199,13 @@ def test_a_truncated_png_is_named_without_a_word_of_libpng(capfd: pytest.Capture
     assert images.decode_grey(png + b"\n").shape == (300, 260)
 
 
+def test_a_damaged_tiff_is_refused_without_a_word_of_opencv(capfd: pytest.CaptureFixture[str]) -> None:
+    images.quiet_decoder()
+    with pytest.raises(ImageError, match=r"a\.tiff is damaged"):
+        images.decode_grey(tiff((256, 3, 64), (257, 3, 64)), name="a.tiff")
+    assert capfd.readouterr() == ("", "")
+
+
 def test_a_text_file_named_png_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "note.png"
     path.write_text("hello, this is text")
@@ -306,6 +313,22 @@ def test_other_formats_and_headers_without_a_size_are_not_decoded(
     monkeypatch.delattr(cv2, "imdecode")
     with pytest.raises(ImageError, match="x is damaged or no image"):
         images.decode_grey(data, name="x")
+
+
+def test_several_pictures_in_one_file_are_refused() -> None:
+    pages = (smooth(64, 64), smooth(64, 64, 1))
+    done, two = cv2.imencodemulti(".tiff", pages)
+    assert done
+    page = tiff((256, 3, 64), (257, 3, 64))
+    still = encode(smooth(64, 64), ".png")
+    moving = still[:33] + struct.pack(">I", 8) + b"acTL" + bytes(12) + still[33:]
+    animated = webp(b"VP8X", b"\2\0\0\0" + b"\x3f\0\0" * 2)
+    for data in (two.tobytes(), moving, animated):
+        with pytest.raises(ImageError, match="x holds more than one picture"):
+            images.decode_grey(data, name="x")
+    thumbnail = struct.pack("<HHHII", 1, 254, 4, 1, 1) + bytes(4)
+    assert not images._has_more_pictures(page[:-4] + struct.pack("<I", len(page)) + thumbnail)
+    assert images._has_more_pictures(page[:-4] + struct.pack("<I", 8) + thumbnail)
 
 
 def test_a_jpeg_of_very_many_scans_is_refused_before_it_is_decoded() -> None:

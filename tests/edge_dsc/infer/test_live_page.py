@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import errno
 import http.client
 import json
 import re
+import socket
+import socketserver
 import threading
 from base64 import b64encode
 from collections.abc import Iterator
@@ -15,6 +18,7 @@ import cv2
 import numpy as np
 import pytest
 
+from edge_dsc.infer import live_page
 from edge_dsc.infer.classify import Answer
 from edge_dsc.infer.live_page import Board, Page, RecentRate, TimeHistogram
 from edge_dsc.infer.video import Frame
@@ -128,6 +132,50 @@ def test_a_foreign_name_for_loopback_is_refused(served: Served) -> None:
     assert served.get("/state.json", Host=f"localhost:{served.port}")[0].status == 200
 
 
+def test_idle_visitors_are_few_and_the_next_one_is_told(served: Served) -> None:
+    idle = [socket.create_connection((served.host, served.port)) for _ in range(16)]
+    with socket.create_connection((served.host, served.port), timeout=5) as one_too_many:
+        assert one_too_many.recv(100).startswith(b"HTTP/1.0 503 ")
+    assert len([thread for thread in threading.enumerate() if "process_request" in thread.name]) == 16
+    for visitor in idle:
+        visitor.close()
+    for thread in [thread for thread in threading.enumerate() if "process_request" in thread.name]:
+        thread.join(5)
+    assert served.get("/state.json")[0].status == 200
+
+
+def test_a_silent_visitor_is_sent_away(monkeypatch: pytest.MonkeyPatch, served: Served) -> None:
+    assert live_page._Handler.timeout == 10
+    monkeypatch.setattr(live_page._Handler, "timeout", 0.01)
+    with socket.create_connection((served.host, served.port), timeout=5) as silent:
+        assert silent.recv(1) == b""
+
+
+def test_a_browser_that_left_is_noticed_without_a_new_picture(
+    monkeypatch: pytest.MonkeyPatch, served: Served
+) -> None:
+    monkeypatch.setattr(live_page, "_WAIT_S", 0.01)
+    browser = socket.create_connection((served.host, served.port))
+    browser.sendall(b"GET /stream.mjpg HTTP/1.0\r\nHost: localhost\r\n\r\n")
+    assert browser.recv(15) == b"HTTP/1.0 200 OK"
+    (thread,) = (thread for thread in threading.enumerate() if "process_request" in thread.name)
+    browser.close()
+    thread.join(5)
+    assert not thread.is_alive()
+
+
+def test_a_failed_accept_backs_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(server: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    waits: list[float] = []
+    monkeypatch.setattr(socketserver.TCPServer, "get_request", fail)
+    monkeypatch.setattr(live_page.time, "sleep", waits.append)
+    with live_page._Server(("127.0.0.1", 0), live_page._Handler) as server:
+        server._handle_request_noblock()  # type: ignore[attr-defined]
+    assert waits == [0.1]
+
+
 def test_a_taken_port_is_said(served: Served) -> None:
     with pytest.raises(
         EnvironmentProblem, match=f"cannot serve on 127.0.0.1:{served.port}: Address already in use"
@@ -135,7 +183,7 @@ def test_a_taken_port_is_said(served: Served) -> None:
         Page(Board("e", "s", LABELS), "127.0.0.1", served.port)
 
 
-@pytest.mark.parametrize("host", ["ü" * 70, "a\0"])
+@pytest.mark.parametrize("host", ["ü" * 70, "a\0", "\n"])
 def test_a_host_that_is_no_name_is_said(host: str) -> None:
     with pytest.raises(UsageError, match="is no host name"):
         Page(Board("e", "s", LABELS), host, 0)
