@@ -49,9 +49,6 @@ Threads = Annotated[
         show_default=False,
     ),
 ]
-RunFolder = Annotated[
-    Path, typer.Argument(help="A run folder that train wrote, or an ONNX model.", show_default=False)
-]
 Engine = Annotated[Path, typer.Argument(help="An engine that build-engine wrote.", show_default=False)]
 
 
