@@ -30,9 +30,8 @@ from turns import script_parser, time_in_turns
 from edge_dsc.infer.camera import LiveSource
 from edge_dsc.infer.classify import answer_group, prepare_picture
 from edge_dsc.infer.rows import RowSink
-from edge_dsc.infer.source import SourceKind, parse_source
+from edge_dsc.infer.source import Frame, SourceKind, parse_source
 from edge_dsc.infer.stop import Stop
-from edge_dsc.infer.video import Frame
 from edge_dsc.networks import load_keras
 from engines.packages import load
 from engines.runtimes import Runner, open_engine

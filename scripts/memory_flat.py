@@ -24,8 +24,7 @@ from turns import script_parser
 from edge_dsc.infer.classify import Answer, answer_group, prepare_picture
 from edge_dsc.infer.live_page import Board, TimeHistogram
 from edge_dsc.infer.rows import RowSink
-from edge_dsc.infer.source import SourceKind
-from edge_dsc.infer.video import Frame
+from edge_dsc.infer.source import Frame, SourceKind
 from engines.contract import ModelContract
 from engines.record import BatchRange
 

@@ -13,9 +13,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_dsc.infer.source import Source, SourceSpec
+from edge_dsc.infer.source import Frame, Source, SourceSpec
 from edge_dsc.infer.stop import Stop
-from edge_dsc.infer.video import Frame
 from engines.errors import BadInputError, EdgeDscError, EnvironmentProblem, UsageError
 
 _POLL_S = 0.1

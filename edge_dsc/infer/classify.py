@@ -15,7 +15,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_dsc.infer.video import Frame
+from edge_dsc.infer.source import Frame
 from engines.contract import ModelContract
 from engines.errors import ImageError
 from engines.images import decode_grey, grey8, prepare_pixels, read_bytes

@@ -16,9 +16,16 @@ from edge_dsc.infer.classify import Answer, classify, prepare_picture
 from edge_dsc.infer.live_page import TimeHistogram
 from edge_dsc.infer.rows import RowSink, WrittenRows, check_rows_path, row_of, skip_written, written_rows
 from edge_dsc.infer.sinks import Outputs, Sink, open_sinks
-from edge_dsc.infer.source import ImageFiles, ListedFiles, Source, SourceKind, SourceSpec, parse_source
+from edge_dsc.infer.source import (
+    ImageFiles,
+    ListedFiles,
+    Source,
+    SourceKind,
+    SourceSpec,
+    VideoFile,
+    parse_source,
+)
 from edge_dsc.infer.stop import Stop, stop_on_signals
-from edge_dsc.infer.video import VideoFile
 from engines.errors import BadInputError, UsageError
 from engines.images import quiet_decoder
 from engines.runtimes import Progress, open_engine

@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from edge_dsc.infer.classify import Answer
-from edge_dsc.infer.source import SourceKind
-from edge_dsc.infer.video import Frame
+from edge_dsc.infer.source import Frame, SourceKind
 from engines.errors import ArtefactError, EnvironmentProblem, UsageError
 from engines.files import ROWS, open_special, output_problem, require_kind
 from engines.text_table import printable

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from edge_dsc.infer.classify import Answer, Prepared, classify, classify_files, prepare_picture
-from edge_dsc.infer.video import Frame
+from edge_dsc.infer.source import Frame
 from engines.contract import ModelContract
 from engines.errors import EnvironmentProblem, ImageError
 from engines.images import read_input

@@ -14,9 +14,8 @@ from edge_dsc.build.engine import BuildRequest, build_engine
 from edge_dsc.infer.camera import LiveSource
 from edge_dsc.infer.inference import InferRequest, infer_source
 from edge_dsc.infer.sinks import Outputs
-from edge_dsc.infer.source import ListedFiles
+from edge_dsc.infer.source import Frame, ListedFiles
 from edge_dsc.infer.stop import Stop
-from edge_dsc.infer.video import Frame
 from engines.errors import BadInputError, UsageError
 from engines.record import BatchRange
 

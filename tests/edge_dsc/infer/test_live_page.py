@@ -21,7 +21,7 @@ import pytest
 from edge_dsc.infer import live_page
 from edge_dsc.infer.classify import Answer
 from edge_dsc.infer.live_page import Board, Page, RecentRate, TimeHistogram
-from edge_dsc.infer.video import Frame
+from edge_dsc.infer.source import Frame
 from engines.errors import EnvironmentProblem, UsageError
 
 LABELS = ("dark", "light")

@@ -17,9 +17,8 @@ from edge_dsc.infer.pictures import (
     caption_of,
     draw_answer,
 )
-from edge_dsc.infer.source import SourceKind
+from edge_dsc.infer.source import Frame, SourceKind
 from edge_dsc.infer.stop import Stop
-from edge_dsc.infer.video import Frame
 from engines.errors import EnvironmentProblem, UsageError
 
 LABELS = ("dark", "light")

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from edge_dsc.infer.source import VideoFile
 from edge_dsc.infer.stop import Stop
-from edge_dsc.infer.video import VideoFile
 from engines.errors import BadInputError
 
 
