@@ -161,6 +161,8 @@ def check_folder(options: TrainOptions) -> None:
     has_state, has_record = (out / STATE_FILE).exists(), (out / RECORD_FILE).exists()
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is not a folder", remedy="choose another run folder with --out")
+    if out.resolve() == options.data.resolve():
+        raise UsageError(f"{out} is the data folder", remedy="choose a run folder of its own with --out")
     if options.resume and not has_state:
         what = "holds a finished run" if has_record else "holds no run"
         raise UsageError(f"{out} {what}, there is nothing to resume", remedy="train without --resume")

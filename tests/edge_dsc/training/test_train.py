@@ -18,6 +18,7 @@ from edge_dsc.data.phantoms import write_phantoms
 from edge_dsc.networks import load_network
 from edge_dsc.training import RECIPES, TrainOptions, TrainProgress, TrainResult, train
 from edge_dsc.training.run_folder import METRICS, load_state, load_training_record
+from edge_dsc.training.train import check_folder
 from engines.errors import ArtefactError, BadInputError, UsageError
 from engines.files import sha256_file
 
@@ -176,6 +177,13 @@ def test_a_run_folder_is_not_overwritten_unless_asked(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"file is not a folder \(choose another run folder"):
         train(replace(options, out=file))
     assert json.loads((out / "training.json").read_text()) == {}
+
+
+def test_a_run_is_never_written_into_its_data(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is the data folder"):
+        check_folder(TrainOptions(data=tmp_path, out=tmp_path, overwrite=True))
+    with pytest.raises(UsageError, match="is the data folder"):
+        check_folder(TrainOptions(data=tmp_path, out=tmp_path / "clear" / ".."))
 
 
 def test_what_cannot_be_trained_leaves_no_folder(tmp_path: Path) -> None:
