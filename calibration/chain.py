@@ -8,9 +8,7 @@ computed once, which makes all 256 mixes of eight layers cost about as much as t
 from __future__ import annotations
 
 import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -22,8 +20,8 @@ from calibration.layers import Layer, find_layers
 from calibration.qdq import activation_ranges, prepare
 from calibration.rewrites import Bounds
 from calibration.table import CalibrationTable
+from engines import images
 from engines.errors import ArtefactError
-from engines.images import usable_processors
 from engines.packages import load
 
 if TYPE_CHECKING:
@@ -49,19 +47,8 @@ def map_in_threads(function: Callable[[Item], Result], items: Iterable[Item]) ->
 
     At most :data:`MOST_THREADS` run, and two results for each of them wait for the caller.
     """
-    count = min(usable_processors(), MOST_THREADS)
-    waiting: deque[Future[Result]] = deque()
-    with ThreadPoolExecutor(count, thread_name_prefix="chunk") as pool:
-        try:
-            for item in items:
-                waiting.append(pool.submit(function, item))
-                if len(waiting) >= 2 * count:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
+    threads = min(images.usable_processors(), MOST_THREADS)
+    return images.map_in_threads(function, items, threads=threads, ahead=2)
 
 
 @dataclass(frozen=True)

@@ -82,9 +82,8 @@ def decode_dicom(data: bytes, *, name: str = "image") -> NDArray[np.uint8]:
         EnvironmentProblem: ``pydicom`` is missing.
     """
     pydicom = _load_silent()
-    if (
-        _DEFLATED in data
-    ):  # pydicom would inflate it, to a thousand times its size, before it can be asked anything
+    # pydicom would inflate it, to a thousand times its size, before it can be asked anything.
+    if _DEFLATED in data:
         raise ImageError(
             f"{name} is a deflated DICOM file (transfer syntax {_DEFLATED.decode()})",
             remedy="convert it: dcmconv +te FILE OUT",

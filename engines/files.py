@@ -22,9 +22,8 @@ import msgspec
 from engines.errors import ArtefactError, EnvironmentProblem, UsageError
 
 _CHUNK = 1 << 20
-LARGEST_TEXT = (
-    256 << 20
-)  # bytes of a document, a list or a table; the largest of ours, a report, has a few MiB
+# Bytes of a document, a list or a table; the largest of ours, a report, has a few MiB.
+LARGEST_TEXT = 256 << 20
 
 # What a file is: said by whoever writes it, and seen again in the file that it would replace.
 CHART = "a chart"

@@ -372,7 +372,7 @@ def _depth(node: NodeProto, weight: list[int]) -> int:
 
 
 def cast_to_fp16(model: ModelProto) -> ModelProto:
-    """Return the graph with every float32 tensor as float16, between the same input and output TensorProto.
+    """Return the graph with every float32 tensor as float16, between the same input and output types.
 
     ``uint8`` pixels go to float16 in one Cast (0..255 are exact there) and the probabilities come back to
     ``float32`` in one Cast at the end. Names, metadata and the contract stay.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 from collections import deque
@@ -10,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import TypeVar, cast
 
 import cv2
 import numpy as np
@@ -19,9 +20,11 @@ from numpy.typing import NDArray
 from engines.contract import ModelContract
 from engines.dicom import check_pixels, check_scans, decode_dicom, is_dicom, jpeg_frame
 from engines.errors import EdgeDscError, ImageError
-from engines.files import sha256_bytes
+from engines.files import read_regular, sha256_bytes
 
 _Pixels = NDArray[np.uint8 | np.uint16]
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".dcm", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 MIN_SIDE = 32
@@ -37,6 +40,7 @@ _PNG_END = b"IEND\xaeB`\x82"
 _TIFF_CODES = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 16: "Q", 17: "q"}
 _STORED_BITS = (8, 10, 12, 14, 16)  # what detectors store in 16-bit containers
 _TO_GREY = {3: cv2.COLOR_BGR2GRAY, 4: cv2.COLOR_BGRA2GRAY}  # by the number of channels
+_READ_REMEDIES = {errno.EACCES: "check the file's permissions", errno.EFBIG: "shrink the image"}
 # The most that a JPEG may be reduced by while it is decoded.
 _REDUCED = (
     (8, cv2.IMREAD_REDUCED_GRAYSCALE_8),
@@ -96,23 +100,36 @@ def read_inputs(
             return InputImage(path, digest, error)
 
     quiet_decoder()
-    count = threads or usable_processors()
-    waiting: deque[Future[InputImage]] = deque()
-    with ThreadPoolExecutor(count, thread_name_prefix="decode") as pool:
+    yield from map_in_threads(read, paths, threads=threads or usable_processors(), ahead=4)
+
+
+def _prepare(data: bytes, contract: ModelContract, path: Path) -> NDArray[np.uint8]:
+    return prepare_pixels(decode_grey(data, name=str(path)), contract, name=str(path))
+
+
+def map_in_threads(
+    function: Callable[[_Item], _Result], items: Iterable[_Item], *, threads: int, ahead: int
+) -> Iterator[_Result]:
+    """Call a function with each item in threads and yield the results in order.
+
+    Args:
+        function: Called in a thread.
+        items: What it is called with; taken in the calling thread.
+        threads: How many at once.
+        ahead: Results, for each thread, that may wait for the caller: memory does not grow with ``items``.
+    """
+    waiting: deque[Future[_Result]] = deque()
+    with ThreadPoolExecutor(threads, thread_name_prefix="edge-dsc") as pool:
         try:
-            for path in paths:
-                waiting.append(pool.submit(read, path))
-                if len(waiting) >= 4 * count:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) >= ahead * threads:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
         finally:
             for future in waiting:
                 future.cancel()
-
-
-def _prepare(data: bytes, contract: ModelContract, path: Path) -> NDArray[np.uint8]:
-    return prepare_pixels(decode_grey(data, name=str(path)), contract, name=str(path))
 
 
 def usable_processors() -> int:
@@ -137,17 +154,13 @@ def read_bytes(path: Path) -> bytes:
         ImageError: Missing, not a file, unreadable, empty or over 512 MiB.
     """
     try:
-        # A FIFO or a device would block or never end: only regular files are images.
-        if not path.is_file():
-            reason = "is not a regular file" if path.exists() else "does not exist"
-            raise ImageError(f"{path} {reason}", remedy="name an image file")
-        size = path.stat().st_size
-        if size > MAX_BYTES:
-            raise ImageError(f"{path} has {size} bytes, the limit is {MAX_BYTES}", remedy="shrink the image")
-        data = path.read_bytes()
+        data = read_regular(path, MAX_BYTES)
+    except FileNotFoundError as error:
+        raise ImageError(f"{path} does not exist", remedy="name an image file") from error
     except (OSError, MemoryError) as error:
         reason = getattr(error, "strerror", None) or type(error).__name__
-        raise ImageError(f"cannot read {path}: {reason}", remedy="check the file's permissions") from error
+        remedy = _READ_REMEDIES.get(getattr(error, "errno", None) or 0, "name an image file")
+        raise ImageError(f"cannot read {path}: {reason}", remedy=remedy) from error
     if not data:
         raise ImageError(f"{path} is empty (0 bytes)", remedy="copy the file again")
     return data

@@ -110,7 +110,7 @@ def infer(
         summary = infer_source(request, progress=progress, say=say)
     say(summary.line())
     if json:
-        give_json("edge-dsc/infer-result", summary.to_dict())
+        give_json("edge-dsc/infer-result", summary)
 
 
 def evaluate(

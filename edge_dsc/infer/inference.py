@@ -102,10 +102,6 @@ class InferSummary:
     note: str | None
     rows: list[dict[str, Any]] = field(default_factory=list)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return JSON-ready values."""
-        return vars(self).copy()
-
     def line(self) -> str:
         """Return one line for the terminal."""
         done = self.answered + self.failed
@@ -307,6 +303,7 @@ def _summary(request: InferRequest, spec: SourceSpec, source: Source, tally: _Ta
         reconnects=source.reconnects,
         out=str(request.out) if request.out else None,
         interrupted=tally.interrupted,
-        note=source.note if request.limit is None else None,
+        # What was left unread by intent is not missing.
+        note=source.note if request.limit is None and not tally.interrupted else None,
         rows=tally.rows,
     )

@@ -376,7 +376,7 @@ class VideoFile(Source):
         if self.total is None or self.read >= self.total:
             return None
         return (
-            f"{self._path} tells {self.total} frames, {self.read} could be read: it is damaged or truncated"
+            f"{self._path} states {self.total} frames, {self.read} could be read: it is damaged or truncated"
         )
 
     def close(self) -> None:

@@ -127,8 +127,8 @@ def draw_sensitivity(found: Sensitivity, path: Path, *, title: str) -> None:
     _draw_errors(without, layers, [(layer.logit_error_without, layer.flips_without) for layer in layers])
     without.set_title("all in INT8 but this one", fontsize=10)
     without.set_yticks(range(len(layers))[::-1], [""] * len(layers))
-    without.axvline(found.logit_error, color=_GREY, linestyle=":", label="all in INT8")
-    without.legend(fontsize=8)
+    without.axvline(found.logit_error, color=_GREY, linestyle=":")
+    without.set_xlabel(without.get_xlabel() + "; dotted: all in INT8", fontsize=8)
     figure.suptitle(f"{title}: {found.images} images, {found.flips} answers changed by INT8", fontsize=10)
     _save(figure, path)
 

@@ -102,7 +102,15 @@ def test_a_video_gives_a_row_for_every_frame(engine: Path, video: Path, tmp_path
 def test_a_truncated_video_is_noted(engine: Path, video: Path, tmp_path: Path) -> None:
     video.write_bytes(video.read_bytes()[: video.stat().st_size * 3 // 4])
     summary = infer(engine, video, tmp_path / "a.csv")
-    assert "tells 12 frames" in summary.line()
+    assert "states 12 frames" in summary.line()
+
+
+def test_a_video_that_was_stopped_is_not_called_damaged(engine: Path, video: Path, tmp_path: Path) -> None:
+    stop = Stop()
+    stop.signal = "SIGINT"
+    stop.ask()
+    summary = infer_source(InferRequest(engine=engine, source=str(video), out=tmp_path / "a.csv"), stop=stop)
+    assert (summary.interrupted, summary.note) == (True, None)
 
 
 def test_a_camera_answers_with_the_age_of_each_frame(

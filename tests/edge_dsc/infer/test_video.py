@@ -27,7 +27,7 @@ def test_a_truncated_video_gives_what_it_has_and_says_so(video: Path) -> None:
     read = len(list(source.items(Stop())))
     source.close()
     assert 0 < read < 12
-    assert source.note == f"{video} tells 12 frames, {read} could be read: it is damaged or truncated"
+    assert source.note == f"{video} states 12 frames, {read} could be read: it is damaged or truncated"
 
 
 def test_what_is_no_video_is_said(tmp_path: Path) -> None:
