@@ -12,12 +12,13 @@ from bench.statistics import (
     LEAST_BLOCKS,
     MARGIN,
     Interval,
+    PairedRatio,
     Verdict,
     block_medians,
+    has_interval,
     judge,
     paired_ratio,
     sample_median,
-    signed_rank_chance,
     spread,
     unpaired_ratio,
 )
@@ -34,6 +35,9 @@ CONDITIONS = (
     *SUBJECT_KEYS,
     "runs",
 )  # all that a comparison can be allowed to ignore
+OPENED_ONCE = (
+    "each engine was opened once: what two openings of one file differ by, often 1 %, is in no interval here"
+)
 UNSTABLE_SPREAD = 0.10  # of the block medians, as a fraction of their median
 
 
@@ -44,12 +48,10 @@ class Rules:
     Attributes:
         allow: Conditions that may differ, such as ``cpu`` or ``threads``; the result is marked.
         margin: The smallest difference worth a word, as a fraction.
-        seed: Seed of the bootstrap.
     """
 
     allow: Collection[str] = ()
     margin: float = MARGIN
-    seed: int = 0
 
 
 DEFAULT_RULES = Rules()
@@ -67,8 +69,7 @@ class Ratio:
         ratio: Candidate / baseline with its 95 % interval; below 1 is faster.
         verdict: What that shows.
         margin: The margin it was judged by.
-        p_value: Wilcoxon's signed-rank test over the rounds: the chance of such ranks from equals; None unpaired.
-        paired: Whether the ratio was taken within rounds (one report) or of the two medians (two reports).
+        paired: What rounds and openings say of it, where both were measured in one report; None between two.
         allowed: Conditions that differ and were allowed to: the ratio is not of the engines alone.
     """
 
@@ -79,14 +80,18 @@ class Ratio:
     ratio: Interval
     verdict: Verdict
     margin: float = MARGIN
-    p_value: float | None = None
-    paired: bool = False
+    paired: PairedRatio | None = None
     allowed: tuple[str, ...] = ()
+
+    @property
+    def p_value(self) -> float | None:
+        """The chance that equals would differ so; None where there were not several openings to ask."""
+        return _chance(self.paired)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Control:
-    """How a subject's second measurement relates to its first.
+    """How a subject, opened and measured a second time, relates to itself.
 
     Attributes:
         subject: Name of the subject.
@@ -112,7 +117,7 @@ class Control:
             end = self.verdict.value
         else:
             end = f"{self.verdict.value} than itself: other differences as small may be the machine's, too"
-        return f"control: {self.subject} measured twice, ratio {numbers}: {end}"
+        return f"control: {self.subject} opened and measured twice, ratio {numbers}: {end}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +130,7 @@ class Comparison:
         only_candidate: Names that only the candidate report measured.
         allowed: Conditions of the reports that differ and were allowed to.
         cautions: What makes the ground unfirm: unstable subjects, interrupted reports.
-        controls: What was measured twice, judged by the margin of the rows.
+        controls: What was opened and measured twice, judged by the margin of the rows.
     """
 
     rows: tuple[Ratio, ...]
@@ -154,9 +159,7 @@ def compare_within(
         )
     against = names[0] if baseline is None else baseline
     rows = tuple(compare_subjects(report, against, name, rules) for name in names if name != against)
-    return Comparison(
-        rows=rows, cautions=report_cautions(report), controls=find_controls(report, rules, test=True)
-    )
+    return Comparison(rows=rows, cautions=report_cautions(report), controls=find_controls(report, rules))
 
 
 def compare_reports(baseline: Report, candidate: Report, rules: Rules = DEFAULT_RULES) -> Comparison:
@@ -193,9 +196,7 @@ def compare_reports(baseline: Report, candidate: Report, rules: Rules = DEFAULT_
     )
 
 
-def compare_subjects(
-    report: Report, baseline: str, candidate: str, rules: Rules = DEFAULT_RULES, *, test: bool = True
-) -> Ratio:
+def compare_subjects(report: Report, baseline: str, candidate: str, rules: Rules = DEFAULT_RULES) -> Ratio:
     """Compare two subjects of one report, round by round.
 
     Args:
@@ -203,8 +204,6 @@ def compare_subjects(
         baseline: The subject that is compared with.
         candidate: The subject that is judged.
         rules: How.
-        test: Make Wilcoxon's test too; without it nothing is called slight, and SciPy's statistics, a second of
-            imports, are not loaded.
 
     Raises:
         UsageError: The report has no such subject.
@@ -214,28 +213,29 @@ def compare_subjects(
     below, above = _find_subject(report, baseline), _find_subject(report, candidate)
     conditions = subject_conditions(below), subject_conditions(above)
     allowed = check_conditions(*conditions, rules.allow, f"{candidate}: ")
-    medians = block_medians(below), block_medians(above)
-    ratio = paired_ratio(*medians, seed=rules.seed)
-    chance = signed_rank_chance(*medians) if test else None
+    found = paired_ratio(below, above)
     return Ratio(
         baseline=baseline,
         candidate=candidate,
         baseline_ns=sample_median(below),
         candidate_ns=sample_median(above),
-        ratio=ratio,
-        verdict=judge(ratio, rules.margin, chance),
+        ratio=found.interval,
+        verdict=judge(found.interval, rules.margin, _chance(found)),
         margin=rules.margin,
-        p_value=chance,
-        paired=True,
+        paired=found,
         allowed=allowed,
     )
+
+
+def _chance(found: PairedRatio | None) -> float | None:
+    return None if found is None or found.openings < 2 else found.chance
 
 
 def _compare_unpaired(below: SubjectReport, above: SubjectReport, rules: Rules) -> Ratio:
     runs = _how_it_runs(below, above)
     left, right = subject_conditions(below) | runs[0], subject_conditions(above) | runs[1]
     allowed = check_conditions(left, right, rules.allow, f"{below.name}: ")
-    ratio = unpaired_ratio(below, above, seed=rules.seed)
+    ratio = unpaired_ratio(below, above)
     return Ratio(
         baseline=below.name,
         candidate=above.name,
@@ -301,30 +301,20 @@ def _find_subject(report: Report, name: str) -> SubjectReport:
 
 
 def control_subject(subject: Subject) -> Subject:
-    """Return the same subject once more, as its own control."""
-    return replace(subject, name=f"{subject.name} (control)", control_of=subject.name, stages=None)
+    """Return the same subject once more, opened on its own, as its own control."""
+    return replace(subject, name=f"{subject.name} (control)", control_of=subject.name)
 
 
-def find_controls(report: Report, rules: Rules = DEFAULT_RULES, *, test: bool = False) -> tuple[Control, ...]:
-    """Judge every control of a report that shares at least 5 rounds with its subject.
-
-    Args:
-        report: The report.
-        rules: How; the margin and the seed count.
-        test: Make Wilcoxon's test too, as :func:`compare_subjects` does.
-    """
+def find_controls(report: Report, rules: Rules = DEFAULT_RULES) -> tuple[Control, ...]:
+    """Judge every control of a report that shares at least 5 rounds with its subject, by the margin of the rules."""
     subjects = {subject.name: subject for subject in report.measured}
-    found = []
+    found: list[Control] = []
     for control in report.controls:
         subject = subjects.get(control.control_of or "")
-        if subject is None:
-            continue
-        first, second = block_medians(subject), block_medians(control)
-        if len(first.keys() & second.keys()) < LEAST_BLOCKS or min(first.values()) <= 0:
-            continue
-        ratio = paired_ratio(first, second, seed=rules.seed)
-        chance = signed_rank_chance(first, second) if test else None
-        found.append(Control(subject=subject.name, ratio=ratio, verdict=judge(ratio, rules.margin, chance)))
+        if subject is not None and has_interval(subject, control):
+            pair = paired_ratio(subject, control)
+            verdict = judge(pair.interval, rules.margin, _chance(pair))
+            found.append(Control(subject=subject.name, ratio=pair.interval, verdict=verdict))
     return tuple(found)
 
 
@@ -353,9 +343,15 @@ def unstable_subjects(report: Report) -> tuple[str, ...]:
 
 
 def report_cautions(report: Report, *others: str) -> tuple[str, ...]:
-    """Return what makes a report no firm ground: an interruption, ``others``, throttling, what is unstable."""
+    """Return what makes a report no firm ground: interrupted, opened once, ``others``, throttled, unstable."""
     interrupted = ("the measurement was interrupted",) if report.interrupted else ()
-    return (*interrupted, *others, *throttling(report.states), *unstable_subjects(report))
+    once = () if opened_often(report) else (OPENED_ONCE,)
+    return (*interrupted, *once, *others, *throttling(report.states), *unstable_subjects(report))
+
+
+def opened_often(report: Report) -> bool:
+    """Say whether every subject was measured in two openings at least."""
+    return all(len({block.opening for block in subject.blocks}) > 1 for subject in report.measured)
 
 
 def require_stable(report: Report) -> None:

@@ -38,7 +38,7 @@ class Device:
         medians_ns: Engine name -> median latency of all its samples, nanoseconds.
         ratios: Engine name -> its ratio to the fleet's first engine on this device, paired.
         cautions: What makes the ground unfirm.
-        controls: What was measured twice.
+        controls: What was opened and measured twice.
     """
 
     name: str
@@ -150,7 +150,7 @@ def _ratios(report: Report, engines: Sequence[str], rules: Rules) -> tuple[dict[
     for engine in engines[1:]:
         if engine in measured and engines[0] in measured:
             try:
-                ratios[engine] = compare_subjects(report, engines[0], engine, rules, test=False)
+                ratios[engine] = compare_subjects(report, engines[0], engine, rules)
             except (NotComparableError, UnstableError) as error:
                 refused.append(f"{engine}: {error.what.removeprefix(f'{engine}: ')}")
     return ratios, refused

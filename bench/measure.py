@@ -1,18 +1,21 @@
-"""Measuring: subjects in interleaved blocks, every call timed, at their own pace or as a camera's frames arrive."""
+"""Measuring: subjects opened again and again, in turns, every call timed; at their own pace or a camera's."""
 
 from __future__ import annotations
 
 import gc
+import math
+import random
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bench.machine import environment, read_state
 from bench.plan import Block, Plan
@@ -25,9 +28,34 @@ if TYPE_CHECKING:
 Clock = Callable[[], int]  # monotonic, nanoseconds
 _JUMPS_PER_BLOCK = 10  # a clock that jumps more often than this ends the block
 _WARMUP_BLOCKS = 8  # blocks in the shortest warm-up
+_SHORT_WARMUPS = 20  # warm-ups of a later opening in one of the first: packages and clocks are warm already
+_TURN_CALLS = (
+    20  # in the shortest turn: with fewer, what the turn before left in the caches would be measured
+)
 _STAGE_CALLS = 5  # after each block
 _SPIN_NS = 2_000_000  # the last stretch before a frame is not slept away: sleeping ends late
 _NEVER = sys.maxsize
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A subject that is open.
+
+    Attributes:
+        call: One request, from the input being there to the answer being there.
+        stages: One request that returns the nanoseconds of its stages. It is called a few times after each block,
+            never among the samples, because timing the stages costs time.
+    """
+
+    call: Callable[[], object]
+    stages: Callable[[], Mapping[str, int]] | None = None
+
+
+def always_open(
+    call: Callable[[], object], stages: Callable[[], Mapping[str, int]] | None = None
+) -> Callable[[ExitStack], Opened]:
+    """Return what opens a plain callable: there is nothing to open, and every opening is the same."""
+    return lambda _stack: Opened(call, stages)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,18 +64,15 @@ class Subject:
 
     Attributes:
         name: Its name in the report, unique.
-        call: One request, from the input being there to the answer being there.
+        open: Opens it; what the stack is given is closed when the opening is over.
         description: What it is, as JSON values: precision, runtime, batch, threads, hashes, switches.
-        control_of: The subject that this one is, measured a second time.
-        stages: One request that returns the nanoseconds of its stages. It is called a few times after each block,
-            never among the samples, because timing the stages costs time.
+        control_of: The subject that this one is, opened and measured a second time.
     """
 
     name: str
-    call: Callable[[], object]
+    open: Callable[[ExitStack], Opened]
     description: Mapping[str, Any] = field(default_factory=dict)
     control_of: str | None = None
-    stages: Callable[[], Mapping[str, int]] | None = None
 
 
 @dataclass
@@ -55,6 +80,8 @@ class _State:
     """What is known of a subject while the measurement runs."""
 
     subject: Subject
+    opened: Opened | None = None
+    call_ns: float = 0.0  # latency at last, 0 where nothing is known yet
     warmup: WarmUp = field(default_factory=WarmUp)
     blocks: list[BlockSamples] = field(default_factory=list)
     refused: int = 0
@@ -81,19 +108,19 @@ def measure(
     read_environment: Callable[[], Mapping[str, Any]] = environment,
     read_machine: Callable[[], Mapping[str, Any]] = read_state,
 ) -> Report:
-    """Warm every subject up, then measure all of them in interleaved rounds.
+    """Open every subject, warm it up and measure all in interleaved rounds; then open all of them again.
 
     Args:
         subjects: What to measure.
-        plan: How long and in which order.
+        plan: How long, in how many openings and turns; its seed draws the orders.
         clock: Monotonic time in nanoseconds.
         progress: Called with ("warm-up" or "measure", done, total).
         read_environment: Describes the machine; asked at the start and at the end.
         read_machine: Reads what changes while the machine works; asked after each round, outside all timing.
 
     Returns:
-        The report. A subject whose call raises keeps its blocks so far and carries the error; an
-        interrupt (Ctrl-C) during the rounds ends the measurement and marks the report.
+        The report. A subject that cannot be opened or whose call raises keeps its blocks so far and carries the
+        error; an interrupt (Ctrl-C) ends the measurement and marks the report.
 
     Raises:
         UsageError: No subject, or two of one name.
@@ -103,18 +130,10 @@ def measure(
     created = datetime.now(timezone.utc).isoformat(timespec="seconds")
     before = read_environment()
     states = [_State(subject) for subject in subjects]
-    report_progress = progress or _ignore
-    for index, state in enumerate(states):
-        report_progress("warm-up", index, len(states))
-        with _recorded_error(state):
-            state.warmup = _warm_up(state.subject.call, plan, clock)
-    report_progress("warm-up", len(states), len(states))
+    run = _Run(states, plan, clock, progress or _ignore, read_machine)
     interrupted = False
-    seen: list[Mapping[str, Any]] = []
     try:
-        _run_rounds(
-            states, plan, clock, report_progress, lambda at: seen.append({"at_ns": at, **read_machine()})
-        )
+        run.run()
     except KeyboardInterrupt:
         if not any(state.blocks for state in states):
             raise
@@ -126,29 +145,102 @@ def measure(
         environment_end=read_environment(),
         created=created,
         interrupted=interrupted,
-        states=tuple(seen),
+        states=tuple(run.seen),
     )
 
 
-def _run_rounds(
-    states: list[_State], plan: Plan, clock: Clock, progress: Progress, note: Callable[[int], None]
-) -> None:
-    origin = clock()
-    note(0)
-    blocks = plan.blocks()
-    total = len(blocks) * len(states)
-    for index, (block, order) in enumerate(zip(blocks, plan.orders(len(states)), strict=True)):
-        for place, which in enumerate(order):
-            progress("measure", index * len(states) + place, total)
-            state = states[which]
-            if state.error is None:
+@dataclass
+class _Run:
+    """One measurement: what it is made of, and what the machine did meanwhile."""
+
+    states: list[_State]
+    plan: Plan
+    clock: Clock
+    progress: Progress
+    read_machine: Callable[[], Mapping[str, Any]]
+    seen: list[Mapping[str, Any]] = field(default_factory=list)
+    origin: int = 0
+
+    def run(self) -> None:
+        draw = random.Random(self.plan.seed)
+        for opening, rounds in enumerate(self.plan.rounds_of_openings()):
+            with ExitStack() as stack:
+                ballast = self._open(stack, draw, first=opening == 0)
+                if opening == 0:
+                    self.origin = self.clock()
+                    self._note()
+                for index in rounds:
+                    self._run_round(opening, index, draw)
+                del ballast
+        total = len(self.plan.blocks()) * len(self.states)
+        self.progress("measure", total, total)
+
+    def _note(self) -> None:
+        self.seen.append({"at_ns": self.clock() - self.origin, **self.read_machine()})
+
+    def _open(self, stack: ExitStack, draw: random.Random, *, first: bool) -> list[NDArray[np.float64]]:
+        """Open the subjects and warm them up, in an order of its own; return what lies between them in memory.
+
+        A runtime takes much of its memory in the first call, so each is called before the next one is opened.
+        """
+        ballast = []
+        for place, state in enumerate(draw.sample(self.states, len(self.states))):
+            if first:
+                self.progress("warm-up", place, len(self.states))
+            ballast += _occupy(draw)
+            with _recorded_error(state):
+                if state.error is None:
+                    state.opened = state.subject.open(stack)
+                    found = _warm_up(state.opened.call, self.plan, self.clock, short=not first)
+                    state.warmup = found if first else state.warmup
+                    state.call_ns = found.seconds * 1e9 / found.calls if found.calls else state.call_ns
+        if first:
+            self.progress("warm-up", len(self.states), len(self.states))
+        return ballast
+
+    def _run_round(self, opening: int, index: int, draw: random.Random) -> None:
+        """Measure one block of each subject, in turns."""
+        block = self.plan.blocks()[index]
+        timed = [Timed([]) for _ in self.states]
+        starts: list[int | None] = [None] * len(self.states)
+        turns = self._turns(block)
+        for turn in range(turns):
+            for place, which in enumerate(draw.sample(range(len(self.states)), len(self.states))):
+                if turn == 0:
+                    done = index * len(self.states) + place
+                    self.progress("measure", done, len(self.plan.blocks()) * len(self.states))
+                state = self.states[which]
+                if state.error is None and state.opened is not None:
+                    with _recorded_error(state):
+                        start, part = _measure_turn(
+                            state.opened, block.part(turn, turns), self.plan, self.clock
+                        )
+                        starts[which] = start if turn == 0 else starts[which]
+                        timed[which] += part
+        for state, began, found in zip(self.states, starts, timed, strict=True):
+            state.refused += found.refused
+            if state.error is None and state.opened is not None and began is not None and found.latencies:
                 with _recorded_error(state):
-                    start, timed = _measure_block(state.subject, block, plan, clock)
-                    state.refused += timed.refused
-                    if timed.latencies:
-                        state.blocks.append(_block_samples(index, start - origin, timed, state.subject))
-        note(clock() - origin)
-    progress("measure", total, total)
+                    block_samples = _block_samples(opening, index, began - self.origin, found, state.opened)
+                    state.blocks.append(block_samples)
+                    state.call_ns = block_samples.median_ns
+        self._note()
+
+    def _turns(self, block: Block) -> int:
+        """Return in how many turns the block is measured: the slowest subject decides, for they alternate."""
+        shortest_ns = (self.plan.turn_seconds or math.inf) * 1e9
+        calls_ns = [state.call_ns for state in self.states if state.error is None]
+        if self.plan.fps is not None or not calls_ns or min(calls_ns) <= 0 or shortest_ns == math.inf:
+            return 1
+        if block.calls is not None:
+            return max(1, int(min(block.calls / max(_TURN_CALLS, shortest_ns / taken) for taken in calls_ns)))
+        seconds = block.seconds or 0.0
+        return max(1, int(seconds * 1e9 / max(shortest_ns, _TURN_CALLS * max(calls_ns))))
+
+
+def _occupy(draw: random.Random) -> list[NDArray[np.float64]]:
+    """Take memory of random sizes, 4 KiB to 1 MiB: what is opened next gets other addresses and other pages."""
+    return [np.ones(draw.randrange(1, 257) * 512) for _ in range(24)]
 
 
 @dataclass(frozen=True)
@@ -165,26 +257,33 @@ class Timed:
     refused: int = 0
     dropped: int = 0
 
+    def __add__(self, other: Timed) -> Timed:
+        """Return both, one after the other."""
+        return Timed(
+            self.latencies + other.latencies, self.refused + other.refused, self.dropped + other.dropped
+        )
 
-def _measure_block(subject: Subject, block: Block, plan: Plan, clock: Clock) -> tuple[int, Timed]:
-    """Return when the block began, by the clock, and what it gave."""
+
+def _measure_turn(opened: Opened, part: Block, plan: Plan, clock: Clock) -> tuple[int, Timed]:
+    """Return when the turn began, by the clock, and what it gave."""
     for _ in range(plan.lead_in):
-        subject.call()
+        opened.call()
     start = clock()
     with _no_garbage_collection():
         if plan.fps is None:
-            return start, _time_block(subject.call, block, clock)
-        return start, time_arrivals(subject.call, block, plan.fps, clock=clock)
+            return start, _time_block(opened.call, part, clock)
+        return start, time_arrivals(opened.call, part, plan.fps, clock=clock)
 
 
-def _block_samples(index: int, start_ns: int, timed: Timed, subject: Subject) -> BlockSamples:
+def _block_samples(opening: int, index: int, start_ns: int, timed: Timed, opened: Opened) -> BlockSamples:
     samples = np.array(timed.latencies, dtype=np.int64)
     return BlockSamples(
+        opening=opening,
         round=index,
         start_ns=start_ns,
         samples_ns=samples,
         refused=timed.refused,
-        stages_ns={} if subject.stages is None else _time_stages(subject.stages),
+        stages_ns={} if opened.stages is None else _time_stages(opened.stages),
         dropped=timed.dropped,
     )
 
@@ -294,11 +393,17 @@ def time_arrivals(
     return Timed(latencies, refused, dropped)
 
 
-def _warm_up(call: Callable[[], object], plan: Plan, clock: Clock) -> WarmUp:
-    """Call until the time is up and the block median moves less than the plan allows, or the limit is reached."""
+def _warm_up(call: Callable[[], object], plan: Plan, clock: Clock, *, short: bool) -> WarmUp:
+    """Call until the time is up and the block median moves less than the plan allows, or the limit is reached.
+
+    A short warm-up, of a later opening, is a twentieth of that and ends by its time alone.
+    """
     seconds, calls, previous = 0.0, 0, 0.0
     if plan.warmup_seconds == 0:
         return WarmUp()
+    if short:
+        latencies = _time_block(call, Block(seconds=plan.warmup_seconds / _SHORT_WARMUPS), clock).latencies
+        return WarmUp(seconds=sum(latencies) / 1e9, calls=len(latencies), stable=True)
     block = Block(seconds=plan.warmup_seconds / _WARMUP_BLOCKS)
     limit = max(plan.warmup_limit_seconds, plan.warmup_seconds)
     stable = False

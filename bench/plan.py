@@ -1,9 +1,8 @@
-"""How long and in which order to measure."""
+"""How long to measure, in how many openings, rounds and turns."""
 
 from __future__ import annotations
 
 import math
-import random
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,19 +24,24 @@ def _require(fine: bool, what: str, remedy: str) -> None:
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How to measure: every subject gets one block in each round, in an order that is drawn for each round.
+    """How to measure: every subject is opened several times and gets one block in each round of each opening.
 
-    Drift (heat, clocks, a neighbour's load) then hits all subjects alike.
+    A block is measured in turns of some milliseconds, in which the subjects alternate in an order that is drawn
+    each time: drift (heat, clocks, a neighbour's load) then hits all subjects alike. What stays as it is while a
+    subject is open (where its memory lies) hits it alone: that is what the openings are for.
 
     Attributes:
         name: ``quick``, ``standard``, ``publish`` or ``custom``.
         seconds: Measured time of one subject, warm-up not counted. Seconds.
         iterations: Calls of one subject, instead of ``seconds``.
-        rounds: Blocks of one subject; at least 20 for an interval worth having.
+        rounds: Blocks of one subject, those of all openings together.
+        openings: How often each subject is opened, all of them anew in another order; at most ``rounds``.
+        turn_seconds: Shortest turn; a turn also holds 20 calls, or the whole block. None where a block is one turn.
+            Seconds.
         warmup_seconds: Shortest warm-up of one subject; 0 leaves the warm-up out. Seconds.
         warmup_limit_seconds: Longest warm-up of one subject. Seconds.
         warmup_change: The warm-up ends when the block median moves less than this, as a fraction.
-        lead_in: Calls before each block that are not counted: they find the caches as the block before left them.
+        lead_in: Calls before each turn that are not counted: they find the caches as the turn before left them.
         seed: Seed of the order.
         scenario: How requests arrive; reports of different scenarios are not comparable.
         fps: Requests that arrive each second, whether or not the last one is answered; None for one after the other.
@@ -46,14 +50,16 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         UsageError: A number that cannot be measured with.
 
     Source:
-        Warm-up of at least 2 s and until the block median moves less than 1 %, and 20 blocks or more, are this
-        project's choice; 600 s is the minimum duration in the MLPerf inference rules.
+        Warm-up of at least 2 s and until the block median moves less than 1 %, ten openings and 20 blocks or more
+        are this project's choice; 600 s is the minimum duration in the MLPerf inference rules.
     """
 
     name: str = "standard"
     seconds: Number = 60.0
     iterations: int | None = None
     rounds: int = 60
+    openings: int = 10
+    turn_seconds: Number | None = 0.025
     warmup_seconds: Number = 2.0
     warmup_limit_seconds: Number = 15.0
     warmup_change: Number = 0.01
@@ -71,6 +77,12 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             "give --iterations of 1 or more",
         )
         _require(self.rounds >= 1, f"the number of rounds is {self.rounds}", "give 1 or more")
+        _require(self.openings >= 1, f"the number of openings is {self.openings}", "give 1 or more")
+        _require(
+            self.turn_seconds is None or _positive(self.turn_seconds),
+            f"the shortest turn is {self.turn_seconds} s",
+            "give 0.025",
+        )
         _require(
             0 <= self.warmup_seconds < math.inf and 0 <= self.warmup_limit_seconds < math.inf,
             f"the warm-up is {self.warmup_seconds} s, at most {self.warmup_limit_seconds} s",
@@ -90,10 +102,11 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         size, more = divmod(self.iterations, rounds)
         return [Block(calls=size + (index < more)) for index in range(rounds)]
 
-    def orders(self, subjects: int) -> list[list[int]]:
-        """Return for each round the order of the subjects, as indices: a permutation, seeded."""
-        draw = random.Random(self.seed)
-        return [draw.sample(range(subjects), subjects) for _ in self.blocks()]
+    def rounds_of_openings(self) -> list[range]:
+        """Return the rounds of each opening, shared out evenly; with few rounds there are fewer openings."""
+        rounds = len(self.blocks())
+        count = min(self.openings, rounds)
+        return [range(rounds * index // count, rounds * (index + 1) // count) for index in range(count)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +120,13 @@ class Block:
 
     seconds: float | None = None
     calls: int | None = None
+
+    def part(self, index: int, parts: int) -> Block:
+        """Return one of several equal parts of the block; the first ones have the calls that are left over."""
+        if self.calls is None:
+            return Block(seconds=(self.seconds or 0.0) / parts)
+        size, more = divmod(self.calls, parts)
+        return Block(calls=size + (index < more))
 
 
 PLANS = {
@@ -122,11 +142,12 @@ def choose_plan(
     seconds: float | None = None,
     iterations: int | None = None,
     warmup_seconds: float | None = None,
+    openings: int | None = None,
     seed: int = 0,
     scenario: str | None = None,
     fps: float | None = None,
 ) -> Plan:
-    """Return a preset, or a plan of its own where a duration, iterations or a warm-up are given.
+    """Return a preset, or a plan of its own where a duration, iterations, a warm-up or openings are given.
 
     Raises:
         UsageError: No preset of that name, both a duration and iterations, or a number that is impossible.
@@ -149,6 +170,9 @@ def choose_plan(
         changed |= {"name": "custom", "seconds": seconds, "rounds": min(300, max(20, wanted))}
     if iterations is not None:
         changed |= {"name": "custom", "iterations": iterations}
+    if openings is not None and openings != preset.openings:
+        rounds = max(changed.get("rounds", preset.rounds), openings)  # each opening has one at least
+        changed |= {"name": "custom", "openings": openings, "rounds": rounds}
     if warmup_seconds is not None:
         limit = max(preset.warmup_limit_seconds, warmup_seconds)
         changed |= {"name": "custom", "warmup_seconds": warmup_seconds, "warmup_limit_seconds": limit}

@@ -122,9 +122,10 @@ class BlockSamples(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """The latencies of one block.
 
     Attributes:
+        opening: Which opening of its subject it is of, from 0 on; in one opening all subjects are opened anew.
         round: The round it was measured in; blocks of one round stand close in time and are compared in pairs.
-        start_ns: When it began, nanoseconds since the first block of the report.
-        samples_ns: Latency of each call in nanoseconds, ``int64 [calls]``, in the order of the calls.
+        start_ns: When its first turn began, nanoseconds since the first block of the report.
+        samples_ns: Latency of each call in nanoseconds, ``int64 [calls]``, in the order of the calls, all its turns.
         refused: Samples that were left out because the clock jumped backwards in them.
         stages_ns: Stage such as ``h2d`` -> its median time in nanoseconds, of calls beside the samples or of the
             same ones; empty where the runtime does not report stages.
@@ -134,6 +135,7 @@ class BlockSamples(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         ValueError: No sample or a negative one, or a number that cannot be.
     """
 
+    opening: int
     round: int
     start_ns: int
     samples_ns: Samples
@@ -144,7 +146,7 @@ class BlockSamples(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     def __post_init__(self) -> None:
         """Check the samples and the numbers."""
         checked(self.samples_ns)
-        for name in ("round", "refused", "dropped"):
+        for name in ("opening", "round", "refused", "dropped"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}")
         for stage, nanoseconds in self.stages_ns.items():
@@ -197,10 +199,10 @@ class SubjectReport(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         name: Its name, unique in the report.
         description: What it is: JSON values such as precision, runtime, batch, threads, hashes, switches.
         blocks: Its blocks in the order of measuring; empty where it failed at once.
-        warmup: Its warm-up.
+        warmup: The warm-up of its first opening.
         refused: Samples refused because the clock jumped backwards, those of dropped blocks included.
         error: Why it was not measured to the end, or None.
-        control_of: The subject that this one is, measured a second time; None for all others.
+        control_of: The subject that this one is, opened and measured a second time; None for all others.
         passes: What passes of their own found, as JSON values by name: ``power``, ``memory``, ``limits``.
     """
 
@@ -271,6 +273,15 @@ def _from_version_1(body: dict[str, Any]) -> dict[str, Any]:
     return {**body, "storage": {"in_order": True, "significant_bits": None}, "states": []}
 
 
+def _from_version_2(body: dict[str, Any]) -> dict[str, Any]:
+    """Version 2 opened every subject once, controls not at all: they were the same session; a block was one turn."""
+    subjects = [
+        {**subject, "blocks": [{**block, "opening": 0} for block in subject["blocks"]]}
+        for subject in body["subjects"]
+    ]
+    return {**body, "plan": {**body["plan"], "openings": 1, "turn_seconds": None}, "subjects": subjects}
+
+
 def _encode(value: object) -> object:
     if isinstance(value, np.ndarray):
         return encode_samples(value)
@@ -279,11 +290,12 @@ def _encode(value: object) -> object:
 
 REPORT = DocumentKind(
     name="edge-dsc/latency-report",
-    version=2,  # 2: controls, storage, stages; bench/latency-report.schema.json describes it
+    # 2: controls, storage, stages. 3: openings, turns. bench/latency-report.schema.json describes it.
+    version=3,
     body=Report,
     renew="edge-dsc bench ENGINE...",
     seal="report_sha256",
-    older={1: _from_version_1},
+    older={1: _from_version_1, 2: _from_version_2},
     encode=_encode,
     decode=lambda _type, packed: decode_samples(packed),
 )

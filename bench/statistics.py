@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import enum
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,18 +18,16 @@ from engines.packages import load
 PERCENTILES = (90.0, 95.0, 99.0, 99.9)
 TAIL_CONFIDENCE = 0.99  # of the bound of a percentile
 CONFIDENCE = 0.95  # of an interval
-RESAMPLES = 2000
 LEAST_BLOCKS = 5  # for an interval
 MARGIN = 0.03  # the smallest difference worth a word
 DETECTED = 0.01  # the chance below which a difference that does not clear the margin is still reported
 BUILD_OF = "build_of"  # key of a subject's description: the engine that it is a build of
-_POINTS = 6000  # of all blocks together; a block with more than its share is stood for by quantiles
-_LEAST_POINTS = 21  # of one block
+_BATCHES = 10  # runs of rounds that stand for openings where there was one
 
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate with its 95 % bootstrap interval, in the unit of the estimate.
+    """An estimate with its 95 % interval, in the unit of the estimate.
 
     Attributes:
         value: The estimate.
@@ -65,7 +63,7 @@ class Summary:
         maximum: Largest sample.
         mean: Arithmetic mean.
         median: Median of all samples.
-        median_interval: The median with its bootstrap interval; None with fewer than 5 blocks.
+        median_interval: The median with its interval over the openings; None with fewer than 5 blocks.
         tails: Percentile (90.0, 95.0, 99.0, 99.9) to its value, or None where the sample is too small for it.
     """
 
@@ -76,6 +74,29 @@ class Summary:
     median: float
     median_interval: Interval | None
     tails: dict[float, Tail | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairedRatio:
+    """A ratio of latencies within rounds, and what its openings say of it.
+
+    Attributes:
+        interval: Candidate / baseline with its 95 % interval over the openings.
+        chance: That equals would differ so over the openings: Student's test, two-sided.
+        openings: In how many openings it was measured; in 1, nothing is known of how openings differ.
+        within: Standard deviation of a round's ratio within an opening, as a fraction.
+        between: Standard deviation between openings, as a fraction, the part that ``within`` explains taken out.
+        lowest: The lowest ratio of an opening.
+        highest: The highest.
+    """
+
+    interval: Interval
+    chance: float
+    openings: int
+    within: float
+    between: float
+    lowest: float
+    highest: float
 
 
 class Verdict(str, enum.Enum):
@@ -95,9 +116,9 @@ class BuildSpread:
     Attributes:
         engine: Name of the engine.
         builds: Number of builds.
-        within: Standard deviation of one block's median, as a fraction, what hits whole rounds taken out.
+        within: Standard deviation between openings of one build, as a fraction, what hits all builds taken out.
         between: Standard deviation between builds, as a fraction, the part that ``within`` explains taken out.
-        slowest: Slowest / fastest build, of the mean logarithms of their block medians.
+        slowest: Slowest / fastest build, of the mean logarithms of their openings.
         chance: Of such differences between equal builds (F test).
     """
 
@@ -109,7 +130,7 @@ class BuildSpread:
     chance: float
 
 
-def summarise(subject: SubjectReport, *, seed: int = 0) -> Summary:
+def summarise(subject: SubjectReport) -> Summary:
     """Derive the statistics of a subject from its samples.
 
     Raises:
@@ -124,7 +145,7 @@ def summarise(subject: SubjectReport, *, seed: int = 0) -> Summary:
         maximum=float(ordered[-1]),
         mean=float(ordered.mean()),
         median=sample_median(subject),
-        median_interval=median_interval(subject, seed=seed) if len(subject.blocks) >= LEAST_BLOCKS else None,
+        median_interval=median_interval(subject) if has_interval(subject) else None,
         tails=summarise_tails(subject),
     )
 
@@ -203,163 +224,147 @@ def spread(medians: Sequence[float]) -> float:
     return deviation / middle if middle > 0 else 0.0
 
 
-def median_interval(subject: SubjectReport, *, seed: int = 0) -> Interval:
-    """Return the median of all samples of a subject, nanoseconds, with its interval.
+def median_interval(subject: SubjectReport) -> Interval:
+    """Return the median of all samples of a subject, nanoseconds, with its interval over its openings.
 
     Raises:
-        UnstableError: Fewer than 5 blocks.
+        UnstableError: Fewer than 5 blocks, or a clock too coarse for the calls.
     """
-    _require_blocks(len(subject.blocks))
-    return _interval(sample_median(subject), _resampled_medians(subject, seed))
+    medians = np.array([logs.mean() for logs in log_medians(subject)])
+    return _around(sample_median(subject), *_standard_error(medians))
 
 
-def paired_ratio(baseline: Mapping[int, float], candidate: Mapping[int, float], *, seed: int = 0) -> Interval:
-    """Return candidate / baseline of subjects measured in the same rounds.
+def has_interval(*subjects: SubjectReport) -> bool:
+    """Say whether subjects have enough rounds in common, and calls that the clock can tell from nothing."""
+    medians = [block_medians(subject) for subject in subjects]
+    enough = len(set.intersection(*(set(found) for found in medians))) >= LEAST_BLOCKS
+    return enough and all(min(found.values()) > 0 for found in medians)
 
-    The estimate is the median over the rounds of the ratio of the two block medians: what hits both blocks of a
-    round cancels. Rounds are drawn, so the pairs stay together. On a restless machine it differs
-    from the quotient of the two medians over all samples.
 
-    Args:
-        baseline: Block median in nanoseconds by round.
-        candidate: Likewise.
-        seed: Seed of the draws.
+def log_medians(*subjects: SubjectReport) -> list[NDArray[np.float64]]:
+    """Return the logarithms of block medians, nanoseconds, of the rounds that all subjects have, opening by opening.
+
+    What is one opening stands and falls together, so that the openings, not the rounds, are what a conclusion
+    counts. Where everything was opened once, ten runs of consecutive rounds take their place (batch means).
+
+    Returns:
+        One array ``float64 [subjects, rounds of the opening]`` for each opening.
 
     Raises:
         UnstableError: Fewer than 5 rounds in common, or a clock too coarse for the calls.
+
+    Source:
+        Batch means: Law, Simulation Modeling and Analysis, 5th edition (2015), section 9.5.3.
     """
-    rounds = sorted(baseline.keys() & candidate.keys())
-    _require_blocks(len(rounds))
-    _require_positive(min(baseline[index] for index in rounds))
-    ratios = np.array([candidate[index] / baseline[index] for index in rounds])
-    draws = np.random.default_rng(seed).integers(0, len(ratios), size=(RESAMPLES, len(ratios)))
-    return _interval(float(np.median(ratios)), np.median(ratios[draws], axis=1))
+    medians = [block_medians(subject) for subject in subjects]
+    rounds = sorted(set.intersection(*(set(found) for found in medians)))
+    if len(rounds) < LEAST_BLOCKS:
+        raise UnstableError(
+            f"{len(rounds)} blocks are too few for an interval, {LEAST_BLOCKS} are needed",
+            remedy="measure for longer",
+        )
+    values = np.array([[found[index] for index in rounds] for found in medians])
+    if values.min() <= 0:
+        raise UnstableError(
+            "the clock is too coarse: a block's median latency is 0 ns", remedy="measure a larger batch"
+        )
+    openings = {block.round: block.opening for block in subjects[0].blocks}
+    starts = [
+        place for place in range(1, len(rounds)) if openings[rounds[place]] != openings[rounds[place - 1]]
+    ]
+    if not starts:
+        count = min(_BATCHES, len(rounds))
+        starts = [len(rounds) * index // count for index in range(1, count)]
+    return np.split(np.log(values), starts, axis=1)
 
 
-def unpaired_ratio(baseline: SubjectReport, candidate: SubjectReport, *, seed: int = 0) -> Interval:
+def paired_ratio(baseline: SubjectReport, candidate: SubjectReport) -> PairedRatio:
+    """Return candidate / baseline of subjects measured in the same rounds.
+
+    The logarithm of the ratio is taken within each round, where what hits both cancels, and averaged over the rounds
+    of an opening. The openings are a sample of all openings that there could be: their mean, and Student's interval
+    for it, is the answer. More rounds make each opening's ratio surer, but only more openings narrow what
+    openings differ by. On a restless machine the ratio differs from the quotient of the two medians over all samples.
+
+    Raises:
+        UnstableError: Fewer than 5 rounds in common, or a clock too coarse for the calls.
+
+    Source:
+        Kalibera and Jones, Rigorous Benchmarking in Reasonable Time (ISMM 2013), and Quantifying Performance Changes
+        with Effect Size Confidence Intervals (University of Kent, 2012): repetitions are nested, the topmost
+        decide. The components of variance are those of the one-way random-effects model: Searle, Casella and
+        McCulloch, Variance Components (1992), chapter 3.
+    """
+    ratios = [above - below for below, above in log_medians(baseline, candidate)]
+    means = np.array([logs.mean() for logs in ratios])
+    error, freedom = _standard_error(means)
+    degrees = sum(map(len, ratios)) - len(ratios)
+    within = sum(float(((logs - logs.mean()) ** 2).sum()) for logs in ratios) / degrees if degrees else 0.0
+    harmonic = len(ratios) / sum(1 / len(logs) for logs in ratios)
+    return PairedRatio(
+        interval=_around(float(np.exp(means.mean())), error, freedom),
+        chance=_chance(float(means.mean()), error, freedom),
+        openings=len({block.opening for block in candidate.blocks}),
+        within=within**0.5,
+        between=max(0.0, float(means.var(ddof=1)) - within / harmonic) ** 0.5,
+        lowest=float(np.exp(means.min())),
+        highest=float(np.exp(means.max())),
+    )
+
+
+def unpaired_ratio(baseline: SubjectReport, candidate: SubjectReport) -> Interval:
     """Return candidate / baseline, medians of all samples, of subjects measured at different times.
 
-    The blocks of the two are drawn independently. What changed between the two measurements, the load of the
+    Each brings the spread of its own openings (Welch). What changed between the two measurements, the load of the
     machine above all, is in the ratio and not in its interval.
 
     Raises:
         UnstableError: Fewer than 5 blocks in one of them, or a clock too coarse for the calls.
-    """
-    _require_blocks(min(len(baseline.blocks), len(candidate.blocks)))
-    below = _resampled_medians(baseline, seed)
-    _require_positive(float(below.min()))
-    value = sample_median(candidate) / sample_median(baseline)
-    return _interval(value, _resampled_medians(candidate, seed + 1) / below)
-
-
-def _interval(value: float, draws: NDArray[np.float64]) -> Interval:
-    low, high = np.quantile(draws, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return Interval(value, float(low), float(high))
-
-
-def _require_blocks(count: int) -> None:
-    if count < LEAST_BLOCKS:
-        raise UnstableError(
-            f"{count} blocks are too few for an interval, {LEAST_BLOCKS} are needed",
-            remedy="measure for longer",
-        )
-
-
-def _require_positive(smallest: float) -> None:
-    if smallest <= 0:
-        raise UnstableError(
-            "the clock is too coarse: a block's median latency is 0 ns", remedy="measure a larger batch"
-        )
-
-
-def _resampled_medians(subject: SubjectReport, seed: int) -> NDArray[np.float64]:
-    """Return the median of all samples for each draw of blocks, ``float64 [RESAMPLES]``, nanoseconds."""
-    points = max(_LEAST_POINTS, _POINTS // len(subject.blocks))
-    parts = [_sketch(block.samples_ns, points) for block in subject.blocks]
-    values = np.concatenate([values for values, _ in parts])
-    weights = np.repeat([weight for _, weight in parts], [len(values) for values, _ in parts])
-    blocks = np.repeat(np.arange(len(parts)), [len(values) for values, _ in parts])
-    order = np.argsort(values, kind="stable")
-    values, weights, blocks = values[order], weights[order], blocks[order]
-    count = len(parts)
-    drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=RESAMPLES)
-    below = np.zeros((len(values), count))  # samples of each block up to each value
-    below[np.arange(len(values)), blocks] = weights
-    below = below.cumsum(axis=0)
-    half = drawn @ below[-1] / 2
-    # As the median does: the mean of the two middle values where the samples split exactly in half.
-    lower = _first_row(drawn, below, lambda mass: mass >= half)
-    upper = _first_row(drawn, below, lambda mass: mass > half)
-    medians: NDArray[np.float64] = (values[lower] + values[upper]) / 2
-    return medians
-
-
-def _first_row(
-    drawn: NDArray[np.int64],
-    below: NDArray[np.float64],
-    reached: Callable[[NDArray[np.float64]], NDArray[np.bool_]],
-) -> NDArray[np.int64]:
-    """Return for each draw the first row of ``below`` whose mass, weighted by the draw, has reached enough: bisection.
-
-    Args:
-        drawn: How often each block was drawn, ``int64 [draws, blocks]``.
-        below: Mass of each block up to each row, ``float64 [rows, blocks]``, ascending along the rows.
-        reached: ``float64 [draws]`` to ``bool [draws]``; true in the last row.
-    """
-    first, last = np.zeros(len(drawn), np.int64), np.full(len(drawn), len(below) - 1)
-    while (first < last).any():
-        middle = (first + last) // 2
-        enough = reached((drawn * below[middle]).sum(axis=1))
-        first, last = np.where(enough, first, middle + 1), np.where(enough, middle, last)
-    return last
-
-
-def _sketch(samples: Samples, points: int) -> tuple[NDArray[np.float64], float]:
-    """Return a block's samples, or evenly spaced quantiles of a large block, and how many samples each stands for."""
-    values = np.sort(samples).astype(np.float64)
-    if len(values) <= points:
-        return values, 1.0
-    ranks = (np.arange(points) + 0.5) / points * (len(values) - 1)
-    return np.interp(ranks, np.arange(len(values)), values), len(values) / points
-
-
-def signed_rank_chance(baseline: Mapping[int, float], candidate: Mapping[int, float]) -> float:
-    """Return the chance that equals would differ so one-sidedly over the rounds: the two-sided p-value.
-
-    The ranks are of the logarithms of the ratios within rounds, so that twice and half weigh the same. It stands
-    beside the interval: a tiny p-value says that there is a difference, not that it is worth a word.
-
-    Args:
-        baseline: Block median in nanoseconds by round, all above 0.
-        candidate: Likewise.
-
-    Raises:
-        EnvironmentProblem: SciPy is missing.
 
     Source:
-        Wilcoxon, Individual Comparisons by Ranking Methods, Biometrics Bulletin 1 (1945); rounds without a
-        difference are left out, as there. ``scipy.stats.wilcoxon``: exact up to 50 rounds without ties, else
-        the normal approximation with correction for ties.
+        Welch, The Generalization of Student's Problem when Several Different Population Variances are Involved,
+        Biometrika 34 (1947).
     """
-    stats = load("scipy.stats")
-    rounds = sorted(baseline.keys() & candidate.keys())
-    logs = np.log([candidate[index] / baseline[index] for index in rounds])
-    logs = logs[logs != 0]
-    if not len(logs):
-        return 1.0
-    return float(stats.wilcoxon(logs).pvalue)
+    errors = [
+        _standard_error(np.array([logs.mean() for logs in log_medians(subject)]))
+        for subject in (baseline, candidate)
+    ]
+    squares = [error**2 for error, _ in errors]
+    total = sum(squares)
+    parts = sum(square**2 / freedom for square, (_, freedom) in zip(squares, errors, strict=True))
+    freedom = total**2 / parts if parts else 1.0
+    return _around(sample_median(candidate) / sample_median(baseline), total**0.5, freedom)
+
+
+def _standard_error(values: NDArray[np.float64]) -> tuple[float, float]:
+    """Return the standard error of a mean, and its degrees of freedom."""
+    return float(values.std(ddof=1)) / len(values) ** 0.5, len(values) - 1.0
+
+
+def _around(value: float, error: float, freedom: float) -> Interval:
+    """Return Student's interval around a value whose logarithm has that standard error."""
+    half = error * float(load("scipy.special").stdtrit(freedom, (1 + CONFIDENCE) / 2))
+    return Interval(value, value * float(np.exp(-half)), value * float(np.exp(half)))
+
+
+def _chance(mean: float, error: float, freedom: float) -> float:
+    """Return the chance that equals would be as far from 0 or farther: Student's test, two-sided."""
+    if error == 0:
+        return float(mean == 0)
+    return 2 * float(load("scipy.special").stdtr(freedom, -abs(mean) / error))
 
 
 def judge(ratio: Interval, margin: float = MARGIN, chance: float | None = None) -> Verdict:
     """Say what a ratio of latencies shows: to be faster or slower it must clear the margin with its whole interval.
 
     A difference that is surely there but perhaps smaller than the margin is called slight. That takes a ratio within
-    rounds: between two measurements of different times the machine itself differs by as much.
+    rounds, for between two measurements of different times the machine itself differs by as much, and several openings,
+    for two openings of one file do, too.
 
     Args:
         ratio: Candidate / baseline.
         margin: The smallest difference worth a word, as a fraction; symmetric on the log scale.
-        chance: The signed-rank test's p-value of a paired ratio; without it nothing is called slight.
+        chance: The p-value of a ratio over several openings; without it nothing is called slight.
     """
     if ratio.low > 1 + margin:
         return Verdict.SLOWER
@@ -384,18 +389,16 @@ def build_spreads(report: Report) -> tuple[BuildSpread, ...]:
 
 
 def _spread(name: str, subjects: Sequence[SubjectReport]) -> BuildSpread | None:
-    """Separate the two spreads by an analysis of variance with rounds as blocks.
+    """Separate the two spreads by an analysis of variance with openings as blocks.
 
     Source:
         Montgomery, Design and Analysis of Experiments, the randomized complete block design; the component
-        between is (MS builds - MS error) / rounds (Searle, Casella and McCulloch, Variance Components, 1992).
+        between is (MS builds - MS error) / openings (Searle, Casella and McCulloch, Variance Components, 1992).
     """
     stats = load("scipy.stats")
-    medians = [block_medians(subject) for subject in subjects]
-    rounds = sorted(set.intersection(*(set(found) for found in medians)))
-    if len(rounds) < LEAST_BLOCKS or min(min(found.values()) for found in medians) <= 0:
+    if not has_interval(*subjects):
         return None
-    logs = np.log([[found[index] for index in rounds] for found in medians])
+    logs = np.array([opening.mean(axis=1) for opening in log_medians(*subjects)]).T
     builds, count = logs.shape
     means = logs.mean(axis=1)
     rest = logs - means[:, None] - logs.mean(axis=0)[None, :] + logs.mean()

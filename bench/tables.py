@@ -8,7 +8,15 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from bench.compare import Comparison, Ratio, compare_subjects, find_controls, unstable_subjects
+from bench.compare import (
+    OPENED_ONCE,
+    Comparison,
+    Ratio,
+    compare_subjects,
+    find_controls,
+    opened_often,
+    unstable_subjects,
+)
 from bench.fleet import Device, Fleet
 from bench.machine import throttling
 from bench.report import Report, SubjectReport
@@ -32,8 +40,10 @@ DISCLAIMER = "For research and engineering only; not a medical device."
 _MISSING = "-"
 _MIB = 1 << 20
 _SLIGHT = (Verdict.SLIGHTLY_FASTER, Verdict.SLIGHTLY_SLOWER)
-_FLEET_VERDICTS = {Verdict.FASTER: "faster", Verdict.SLOWER: "slower", Verdict.NO_DIFFERENCE: "same"}
-_BY_ROUND = "ratio: the median over the rounds of the ratio within a round"
+_FLEET_VERDICTS = {verdict: verdict.value for verdict in Verdict} | {Verdict.NO_DIFFERENCE: "same"}
+_BY_ROUND = (
+    "ratio: of the medians within a round, averaged over the rounds of an opening and over the openings"
+)
 _LATENCY_HEADER = (
     *("engine", "samples", "median", "95 % interval", "mean"),
     *(f"p{percentile:g}" for percentile in PERCENTILES),
@@ -67,7 +77,7 @@ def render_comparison(comparison: Comparison | Fleet, *, markdown: bool = False)
     """Return the comparison of two reports, or of many, as text."""
     if isinstance(comparison, Fleet):
         return _render(fleet_tables(comparison), markdown)
-    return _render([comparison_table(comparison)], markdown)
+    return _render([comparison_table(comparison), *opening_tables(comparison.rows)], markdown)
 
 
 def _render(tables: Iterable[Table], markdown: bool) -> str:
@@ -90,7 +100,7 @@ def report_tables(report: Report, *, baseline: str | None = None) -> tuple[Table
     tables += pass_tables(report)
     if len(report.measured) > 1:
         ratios, notes = report_ratios(report, baseline=baseline)
-        tables.append(ratio_table(ratios, notes=notes))
+        tables += [ratio_table(ratios, notes=notes), *opening_tables(ratios)]
     tables.append(environment_table(report))
     return tuple(tables)
 
@@ -114,7 +124,7 @@ def report_ratios(
             except (NotComparableError, UnstableError) as error:
                 what = error.what.removeprefix(f"{name}: ")
                 notes.append(f"{name}: {what}")
-    return tuple(ratios), (*notes, *(control.words() for control in find_controls(report, test=True)))
+    return tuple(ratios), (*notes, *(control.words() for control in find_controls(report)))
 
 
 def latency_table(report: Report) -> Table:
@@ -166,6 +176,8 @@ def _cautions(report: Report) -> tuple[str, ...]:
             notes.append(f"{subject.name}: {subject.refused} samples refused, the clock jumped backwards")
         if subject.blocks and not subject.warmup.stable and report.plan.warmup_seconds:
             notes.append(f"{subject.name}: the warm-up ended before the median came to rest")
+    if report.measured and not opened_often(report):
+        notes.append(OPENED_ONCE)
     notes += throttling(report.states)
     return (*notes, *(f"unstable: {line}" for line in unstable_subjects(report)))
 
@@ -218,7 +230,9 @@ def build_table(report: Report) -> Table:
         title="Spread within a build and between builds",
         header=("engine", "builds", "within", "between", "slowest / fastest", "p"),
         rows=rows,
-        notes=("standard deviations of block medians, rounds taken out; p: of equal builds, by an F test",),
+        notes=(
+            "standard deviations of openings, what hits all builds taken out; p: of equal builds, by an F test",
+        ),
     )
 
 
@@ -233,6 +247,31 @@ def drift_table(report: Report) -> Table:
         rows.append((subject.name, *cells))
     header = ("engine", "first quarter", "second", "third", "last")
     return Table(title="Median of the blocks by quarter of the run, ms", header=header, rows=tuple(rows))
+
+
+def opening_tables(ratios: Sequence[Ratio]) -> tuple[Table, ...]:
+    """Return what rounds and openings say of each ratio; no table where there were not several openings."""
+    rows = tuple(
+        (
+            ratio.candidate,
+            ratio.baseline,
+            str(found.openings),
+            f"{found.within:.2%}",
+            f"{found.between:.2%}",
+            f"{found.lowest:.3f} to {found.highest:.3f}",
+        )
+        for ratio in ratios
+        if (found := ratio.paired) is not None and found.openings > 1
+    )
+    table = Table(
+        title="Spread of the ratios",
+        header=("engine", "against", "openings", "within", "between", "ratios of the openings"),
+        rows=rows,
+        notes=(
+            "standard deviations: within, of a round's ratio in one opening; between, of openings beyond that",
+        ),
+    )
+    return (table,) if rows else ()
 
 
 def ratio_table(ratios: Sequence[Ratio], *, title: str = "Compared", notes: Sequence[str] = ()) -> Table:
@@ -256,9 +295,10 @@ def ratio_table(ratios: Sequence[Ratio], *, title: str = "Compared", notes: Sequ
         lines.append(
             f"slightly: surely different (p below {DETECTED:g}), but perhaps by less than {ratios[0].margin * 100:g} %"
         )
-    if any(ratio.paired for ratio in ratios):
+    if any(ratio.paired is not None for ratio in ratios):
         lines.append(_BY_ROUND)
-        lines.append("p: Wilcoxon's signed-rank test over the rounds, of no difference at all")
+    if any(ratio.p_value is not None for ratio in ratios):
+        lines.append("p: Student's test over the openings, of no difference at all")
     lines += [f"{ratio.candidate}: {', '.join(ratio.allowed)} differ" for ratio in ratios if ratio.allowed]
     return Table(title=title, header=header, rows=rows, notes=(*lines, *notes))
 

@@ -71,6 +71,8 @@ def import_trtexec(
         name=SCENARIO,
         iterations=len(latencies),
         rounds=len(blocks),
+        openings=1,
+        turn_seconds=None,
         warmup_seconds=0,
         lead_in=0,
         scenario=SCENARIO,
@@ -112,6 +114,7 @@ def _blocks(
     edges = [index * len(latencies) // count for index in range(count + 1)]
     return tuple(
         BlockSamples(
+            opening=0,
             round=index,
             start_ns=starts[first] - starts[0],
             samples_ns=as_samples(latencies[first:last]),

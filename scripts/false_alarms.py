@@ -1,33 +1,43 @@
-"""How often a comparison cries wolf, and how often it finds what is there: an engine against itself.
+"""How often a comparison cries wolf, and how often it finds what is there: files of the same bytes.
 
-    python scripts/false_alarms.py ENGINE --out quick.jsonl --slower 0 0 5            100 quick runs
-    python scripts/false_alarms.py ENGINE --out standard.jsonl --slower 2 --plan standard --runs 15
+    python scripts/false_alarms.py ENGINE --out quick.jsonl --slower 0 0 0 0 5 --runs 34
+    python scripts/false_alarms.py ENGINE --out standard.jsonl --slower 0 0 1 2 --plan standard --runs 10
     python scripts/false_alarms.py ENGINE --out turns.jsonl --one-after-the-other
 
-Each run measures the engine and, for every number after ``--slower``, the same engine once more, so many percent
-slower, as ``edge-dsc bench`` would: batch 1, one thread, as subjects in interleaved rounds. Each of them is compared
-with the first, and the verdict of ``edge-dsc compare`` is kept. A slowdown is planted by spinning after each call for a
-share of its own time. ``--one-after-the-other`` measures them in turn and compares two reports: that is what
-interleaving is against. Every run is appended to ``--out`` at once; the same command goes on after the last one
-there, and prints the counts of all of them. ``--seconds`` shortens the plan.
+Each run is a process of its own, as each ``edge-dsc bench`` is. It copies the engine once for every number after
+``--slower``, measures the copies against each other, batch 1, one thread, and makes the copy so many percent slower by
+spinning after each call for a share of its own time. Spinning costs more than its time, because it leaves the caches
+cooler (0.4 to 0.8 % of a call of 1 ms): that is measured first, in one session, and the spinning made so much shorter.
+All pairs of equals are compared with each other, and each slower copy with every equal: four equals and one slower are
+six and four comparisons. The verdict of ``edge-dsc compare`` is kept. ``--one-after-the-other`` measures the copies in
+turn and compares reports: that is what interleaving is against. Every run is appended to ``--out`` at once; the same
+command goes on after the last one there, and prints the counts of all of them. ``--seconds`` shortens the plan,
+``--openings 1`` measures as version 2 of the report did.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
+import shutil
+import subprocess
+import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from turns import script_parser
 
-from bench.compare import Ratio, Rules, compare_reports, compare_within
-from bench.measure import Subject, measure
+from bench.compare import Ratio, compare_reports, compare_subjects
+from bench.measure import Opened, Subject, always_open, measure
 from bench.plan import PLANS, Plan, choose_plan
 from bench.statistics import Verdict
 from engines.runtimes import open_engine
@@ -38,35 +48,79 @@ def main() -> None:
     parser = script_parser(__doc__)
     parser.add_argument("engine", type=Path)
     parser.add_argument("--out", type=Path, required=True, help="one line per run; started or continued")
-    parser.add_argument("--runs", type=int, default=100, help="in all, those in --out included")
+    parser.add_argument("--runs", type=int, default=34, help="in all, those in --out included")
     parser.add_argument("--plan", choices=sorted(PLANS), default="quick")
-    parser.add_argument("--seconds", type=float, help="measured time of one subject, instead of the plan's")
-    parser.add_argument("--warmup", type=float, default=2.0, help="before the first run, seconds")
-    parser.add_argument("--slower", type=float, nargs="+", default=[0.0], help="percent")
+    parser.add_argument("--seconds", type=float, help="measured time of one copy, instead of the plan's")
+    parser.add_argument("--openings", type=int, help="of each copy, instead of the plan's")
+    parser.add_argument(
+        "--slower", type=float, nargs="+", default=[0.0] * 4, help="percent, one for each copy"
+    )
     parser.add_argument("--one-after-the-other", action="store_true")
+    parser.add_argument("--one", type=int, help=argparse.SUPPRESS)  # one run in this process, by its seed
     options = parser.parse_args()
+    if options.one is not None:
+        print(json.dumps(run(options)))  # noqa: T201
+        return
     settings = {
         "engine": options.engine.name,
         "order": "one after the other" if options.one_after_the_other else "interleaved",
         "plan": options.plan if options.seconds is None else f"{options.seconds:g} s",
+        "openings": options.openings,
         "planted_percent": options.slower,
     }
     done = read_done(options.out, settings)
+    for index in range(len(done), options.runs):
+        command = [sys.executable, *sys.argv, "--one", str(index)]
+        found = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+        done.append({**settings, "found": json.loads(found)})
+        with options.out.open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps(done[-1]) + "\n")
+    print(json.dumps({**settings, "runs": len(done), "found": summary(done)}, indent=1))  # noqa: T201
+
+
+def run(options: argparse.Namespace) -> list[dict[str, object]]:
+    """Make the copies, measure and compare them."""
+    plan = choose_plan(options.plan, seconds=options.seconds, openings=options.openings, seed=options.one)
     compare = one_after_the_other if options.one_after_the_other else interleaved
-    with open_engine(options.engine, threads=1) as runner:
+    with tempfile.TemporaryDirectory() as folder:
+        subjects = []
+        for place, percent in enumerate(options.slower):
+            copy = Path(folder, str(place), options.engine.name)
+            copy.parent.mkdir()
+            for suffix in ("", ".json"):
+                shutil.copyfile(f"{options.engine}{suffix}", f"{copy}{suffix}")
+            subjects.append(subject_of(copy, f"{place}: +{percent:g} %", percent / 100))
+        return [kept(row) for row in compare(subjects, plan)]
+
+
+def subject_of(engine: Path, name: str, slower: float) -> Subject:
+    """Return an engine as ``edge-dsc bench`` measures it, made slower by a share of its time."""
+    shares: list[float] = []
+
+    def opened(stack: ExitStack) -> Opened:
+        runner = stack.enter_context(open_engine(engine, threads=1))
         shape = (1, *runner.record.contract.input_shape)
         pixels = np.random.default_rng(0).integers(0, 256, shape, "uint8")
-        subjects = [
-            Subject(name=f"{place}: +{percent:g} %", call=slowed(lambda: runner.run(pixels), percent / 100))
-            for place, percent in enumerate([0.0, *options.slower])
-        ]
-        warm_up(subjects, options.warmup)
-        for index in range(len(done), options.runs):
-            plan = choose_plan(options.plan, seconds=options.seconds, warmup_seconds=0, seed=index)
-            done.append({**settings, "found": [kept(row) for row in compare(subjects, plan)]})
-            with options.out.open("a", encoding="utf-8") as lines:
-                lines.write(json.dumps(done[-1]) + "\n")
-    print(json.dumps({**settings, "runs": len(done), "found": summary(done)}, indent=1))  # noqa: T201
+
+        def call() -> object:
+            return runner.run(pixels)
+
+        if slower == 0:
+            return Opened(call)
+        if not shares:
+            shares.append(share_for(call, slower))
+        return Opened(slowed(call, shares[0]))
+
+    return Subject(name=name, open=opened)
+
+
+def share_for(call: Callable[[], object], slower: float) -> float:
+    """Return for which share of a call's time to spin so that calls become slower by ``slower`` in all."""
+    calls = {"plain": call, "spinning": slowed(call, slower)}
+    subjects = [Subject(name=name, open=always_open(one)) for name, one in calls.items()]
+    plan = Plan(seconds=2, rounds=40, openings=1, warmup_seconds=0.5)
+    found = compare_subjects(measure(subjects, plan, read_environment=dict), "plain", "spinning")
+    return max(0.0, 2 * slower + 1 - found.ratio.value)
 
 
 def read_done(path: Path, settings: dict[str, object]) -> list[dict[str, Any]]:
@@ -77,42 +131,42 @@ def read_done(path: Path, settings: dict[str, object]) -> list[dict[str, Any]]:
     return [row for row in rows if settings.items() <= row.items()]
 
 
-def warm_up(subjects: list[Subject], seconds: float) -> None:
-    """Run all subjects without keeping anything."""
-    if seconds > 0:
-        measure(subjects, choose_plan(seconds=seconds, warmup_seconds=0), read_environment=dict)
-
-
 def slowed(call: Callable[[], object], share: float) -> Callable[[], object]:
-    """Return a call that takes ``share`` longer than the given one."""
-    if share == 0:
-        return call
+    """Return a call that spins for a share of its time after it."""
     clock = time.perf_counter_ns
 
     def slow() -> None:
         start = clock()
         call()
         end = clock()
-        until = end + (end - start) * share
+        until = end + int((end - start) * share)
         while clock() < until:
             pass
 
     return slow
 
 
+def pairs(names: Sequence[str]) -> list[tuple[str, str]]:
+    """Return which is compared with which: two equals, or one of them with a slower one."""
+    return [pair for pair in combinations(names, 2) if any(name.endswith("+0 %") for name in pair)]
+
+
 def interleaved(subjects: list[Subject], plan: Plan) -> Sequence[Ratio]:
     """Compare as ``edge-dsc bench`` and ``edge-dsc compare`` with one report do."""
-    return compare_within(measure(subjects, plan, read_environment=dict), rules=Rules(seed=plan.seed)).rows
+    report = measure(subjects, plan, read_environment=dict)
+    return [compare_subjects(report, *pair) for pair in pairs([subject.name for subject in subjects])]
 
 
 def one_after_the_other(subjects: list[Subject], plan: Plan) -> Sequence[Ratio]:
     """Compare reports of which each was begun when the one before had ended."""
-    first, *others = (
-        measure([Subject(name="engine", call=subject.call)], plan, read_environment=dict)
+    reports = {
+        subject.name: measure([replace(subject, name="engine")], plan, read_environment=dict)
         for subject in subjects
-    )
-    rows = (compare_reports(first, other, Rules(seed=plan.seed)).rows[0] for other in others)
-    return [replace(row, candidate=subject.name) for row, subject in zip(rows, subjects[1:], strict=True)]
+    }
+    return [
+        replace(compare_reports(reports[first], reports[second]).rows[0], candidate=second)
+        for first, second in pairs(list(reports))
+    ]
 
 
 def kept(found: Ratio) -> dict[str, object]:
@@ -124,6 +178,8 @@ def kept(found: Ratio) -> dict[str, object]:
         "low": round(found.ratio.low, 5),
         "high": round(found.ratio.high, 5),
         "p": found.p_value,
+        "within": None if found.paired is None else round(found.paired.within, 5),
+        "between": None if found.paired is None else round(found.paired.between, 5),
         "load": round(os.getloadavg()[0], 2),
     }
 

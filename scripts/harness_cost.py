@@ -13,7 +13,7 @@ import time
 
 from turns import script_parser
 
-from bench.measure import Subject, measure
+from bench.measure import Subject, always_open, measure
 from bench.plan import Plan
 
 
@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     options = parser.parse_args()
     plan = Plan(iterations=options.calls, rounds=1, warmup_seconds=0, lead_in=0)
-    subject = Subject(name="nothing", call=nothing)
+    subject = Subject(name="nothing", open=always_open(nothing))
     inside, beside = [], []
     for _ in range(options.rounds):
         start = time.process_time_ns()

@@ -88,10 +88,12 @@ def draw_subject(name: str, median_ns: float, plan: Plan, rng: np.random.Generat
     """Return one subject: blocks that drift by 1 %, calls with the tails of Student's t with 3 degrees."""
     calls = int(plan.seconds / plan.rounds * 1e9 / median_ns)
     blocks = []
-    for index in range(plan.rounds):
+    openings = [opening for opening, rounds in enumerate(plan.rounds_of_openings()) for _ in rounds]
+    for index, opening in enumerate(openings):
         spread = rng.normal(0, 0.01) + 0.02 * rng.standard_t(3, calls)
         samples = (median_ns * np.exp(spread)).astype(np.int64)
-        blocks.append(BlockSamples(round=index, start_ns=round(index * 1e9), samples_ns=samples))
+        start_ns = round(index * 1e9)
+        blocks.append(BlockSamples(opening=opening, round=index, start_ns=start_ns, samples_ns=samples))
     return SubjectReport(name=name, description={"batch": 1, "threads": 1}, blocks=tuple(blocks))
 
 

@@ -65,13 +65,25 @@ def bench(
             show_default=False,
         ),
     ] = None,
+    openings: Annotated[
+        Optional[int],
+        typer.Option(
+            "--openings",
+            min=1,
+            max=1000,
+            help="Open each engine so often, in other places in memory: two openings differ.  \\[default: 10]",
+            show_default=False,
+        ),
+    ] = None,
     batch: Batch = 1,
     threads: Annotated[
         int, typer.Option("--threads", min=1, max=MAX_THREADS, help="CPU threads of one request.")
     ] = 1,
     control: Annotated[
         bool,
-        typer.Option("--control/--no-control", help="Measure the baseline twice: it must not differ."),
+        typer.Option(
+            "--control/--no-control", help="Open and measure the baseline a second time: it must not differ."
+        ),
     ] = True,
     fps: Annotated[
         Optional[float],
@@ -143,6 +155,7 @@ def bench(
         seconds=duration,
         iterations=iterations,
         warmup_seconds=warmup,
+        openings=openings,
         seed=seed,
         scenario=scenario,
         fps=fps,
@@ -255,7 +268,7 @@ def compare(
         save_page(html, "Comparison of latency reports", comparison_sections(found))
     if json:
         kind = "edge-dsc/comparison" if isinstance(found, Comparison) else "edge-dsc/fleet"
-        give_json(kind, found)
+        give_json(kind, found, schema_version=2)
     else:
         give(render_comparison(found, markdown=markdown))
     require_fit_controls(found.controls)

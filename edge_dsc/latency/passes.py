@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -18,7 +19,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from bench.measure import Subject
-from bench.power import Rail, measure_power
+from bench.power import Power, Rail, measure_power
 from bench.report import Report
 from engines.graph import count_multiply_adds, load_model
 from engines.ort import open_session
@@ -146,12 +147,14 @@ def power_pass(
         Subject's name -> one entry per rail: its name, watts idle and busy, joules of a request, calls and seconds.
     """
     return {
-        subject.name: [
-            {**vars(power), "joules": power.joules}
-            for power in measure_power(subject.call, rails, seconds=seconds)
-        ]
+        subject.name: [{**vars(power), "joules": power.joules} for power in _power(subject, rails, seconds)]
         for subject in subjects
     }
+
+
+def _power(subject: Subject, rails: Sequence[Rail], seconds: float) -> Sequence[Power]:
+    with ExitStack() as stack:
+        return measure_power(subject.open(stack).call, rails, seconds=seconds)
 
 
 def memory_pass(engine: Path, *, batch: int, threads: int) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import tempfile
 import time
@@ -17,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.compare import control_subject
-from bench.measure import Subject, measure
+from bench.measure import Opened, Subject, measure
 from bench.plan import Plan
 from bench.power import find_rails
 from bench.report import Report
@@ -66,7 +67,7 @@ def measure_engines(
     *,
     progress: Progress | None = None,
 ) -> Report:
-    """Measure engines against each other: interleaved, each with the same input.
+    """Measure engines against each other: opened again and again, interleaved, each with the same input.
 
     The request that is timed begins with ``uint8 [batch, height, width, 1]`` in memory and ends with the
     probabilities in memory: decoding is left out, copies to and from a GPU are not. With a folder it begins
@@ -91,14 +92,15 @@ def measure_engines(
         subjects: list[Subject] = []
         for name, engine in named.items():
             for number, build in enumerate(_builds(engine, chosen.builds, stack), start=1):
-                runner = stack.enter_context(open_engine(build, threads=chosen.threads))
-                records.setdefault(name, runner.record)
                 label = name if number == 1 else f"{name} (build {number})"
                 build_of = {BUILD_OF: name} if chosen.builds > 1 else {}
-                subjects += [
-                    replace(subject, description={**subject.description, **build_of})
-                    for subject in _subjects(label, runner, build, chosen, stack)
-                ]
+                # Opened to be looked at; each opening that is measured opens it anew.
+                with open_engine(build, threads=chosen.threads) as runner:
+                    records.setdefault(name, runner.record)
+                    subjects += [
+                        replace(subject, description={**subject.description, **build_of})
+                        for subject in _subjects(label, runner, build, chosen)
+                    ]
         controls = [control_subject(subjects[0])] if chosen.control and len(subjects) > 1 else []
         report = measure([*subjects, *controls], plan, progress=progress)
         rails = find_rails() if chosen.power_seconds else ()
@@ -127,14 +129,13 @@ def _builds(engine: Path, count: int, stack: ExitStack) -> list[Path]:
     return found
 
 
-def _subjects(
-    name: str, runner: Runner, engine: Path, options: BenchOptions, stack: ExitStack
-) -> list[Subject]:
+def _subjects(name: str, runner: Runner, engine: Path, options: BenchOptions) -> list[Subject]:
     description = _describe(runner, options)
+    opener = functools.partial(open_engine, engine, threads=options.threads)
     if options.folder is not None:
-        return [folder_subject(name, runner, options.folder, description)]
+        return [folder_subject(name, runner, opener, options.folder, description)]
     if options.offline is not None:
-        return offline_subjects(name, runner, options.offline, description, stack)
+        return offline_subjects(name, runner, opener, options.offline, description)
     record = runner.record
     if not record.batch.smallest <= options.batch <= record.batch.largest:
         raise UsageError(
@@ -142,9 +143,18 @@ def _subjects(
             f"not {options.batch}",
             remedy="give another --batch, or build the engine for it",
         )
-    pixels = input_noise(runner, options.batch)
-    stages = _stages(engine, record, pixels, options.threads, stack)
-    return [Subject(name=name, call=lambda: runner.run(pixels), description=description, stages=stages)]
+    with ExitStack() as look:
+        staged = (
+            _stages(engine, record, input_noise(runner, options.batch), options.threads, look) is not None
+        )
+
+    def opened(stack: ExitStack) -> Opened:
+        anew = stack.enter_context(opener())
+        pixels = input_noise(anew, options.batch)
+        stages = _stages(engine, record, pixels, options.threads, stack) if staged else None
+        return Opened(lambda: anew.run(pixels), stages)
+
+    return [Subject(name=name, open=opened, description=description)]
 
 
 def _describe(runner: Runner, options: BenchOptions) -> dict[str, Any]:
@@ -185,7 +195,9 @@ def _stages(
     return None
 
 
-def folder_subject(name: str, runner: Runner, folder: str, description: Mapping[str, object]) -> Subject:
+def folder_subject(
+    name: str, runner: Runner, opener: Callable[[], Runner], folder: str, description: Mapping[str, object]
+) -> Subject:
     """Return a subject whose request is one image file: read, decoded, resized and classified.
 
     The files are gone through again and again, in order; each is read once before, so that they come from the
@@ -206,23 +218,28 @@ def folder_subject(name: str, runner: Runner, folder: str, description: Mapping[
         raise BadInputError(
             f"none of {len(files)} files is an image that can be read", remedy="give a folder of X-rays"
         )
-    measured, staged = itertools.cycle(paths), itertools.cycle(paths)
 
-    def call() -> object:
-        return runner.run(read_input(next(measured), contract)[None])
+    def opened(stack: ExitStack) -> Opened:
+        runner = stack.enter_context(opener())
+        measured, staged = itertools.cycle(paths), itertools.cycle(paths)
 
-    def stages() -> dict[str, int]:
-        path, start = next(staged), time.perf_counter_ns()
-        pixels = read_input(path, contract)
-        decoded = time.perf_counter_ns()
-        runner.run(pixels[None])
-        return {"decode": decoded - start, "execute": time.perf_counter_ns() - decoded}
+        def call() -> object:
+            return runner.run(read_input(next(measured), contract)[None])
 
-    return Subject(name=name, call=call, description={**description, "images": len(paths)}, stages=stages)
+        def stages() -> dict[str, int]:
+            path, start = next(staged), time.perf_counter_ns()
+            pixels = read_input(path, contract)
+            decoded = time.perf_counter_ns()
+            runner.run(pixels[None])
+            return {"decode": decoded - start, "execute": time.perf_counter_ns() - decoded}
+
+        return Opened(call, stages)
+
+    return Subject(name=name, open=opened, description={**description, "images": len(paths)})
 
 
 def offline_subjects(
-    name: str, runner: Runner, images: int, description: Mapping[str, object], stack: ExitStack
+    name: str, runner: Runner, opener: Callable[[], Runner], images: int, description: Mapping[str, object]
 ) -> list[Subject]:
     """Return subjects whose request is a pile of images that are all there: one for each batch and concurrency.
 
@@ -231,10 +248,10 @@ def offline_subjects(
 
     Args:
         name: The engine's name.
-        runner: The engine.
+        runner: The engine, open, to be asked what it takes.
+        opener: Opens it anew.
         images: Images in the pile.
         description: Of the engine.
-        stack: Keeps the threads until the measurement is over.
 
     Raises:
         UsageError: The pile is smaller than the smallest batch.
@@ -255,18 +272,19 @@ def offline_subjects(
         parts = [pile[first : min(first + size, whole)] for first in range(0, whole, size)]
         for count in counts:
             shared = {**description, "batch": whole, "engine_batch": size, "concurrency": count}
-            call = _pile_call(runner, parts, count, stack)
-            subjects.append(Subject(name=f"{name} b{size} c{count}", call=call, description=shared))
+            pile_of = functools.partial(_open_pile, opener, parts, count)
+            subjects.append(Subject(name=f"{name} b{size} c{count}", open=pile_of, description=shared))
     return subjects
 
 
-def _pile_call(
-    runner: Runner, parts: Sequence[NDArray[np.uint8]], count: int, stack: ExitStack
-) -> Callable[[], object]:
+def _open_pile(
+    opener: Callable[[], Runner], parts: Sequence[NDArray[np.uint8]], count: int, stack: ExitStack
+) -> Opened:
+    runner = stack.enter_context(opener())
     if count == 1:
-        return lambda: [runner.run(part) for part in parts]
+        return Opened(lambda: [runner.run(part) for part in parts])
     pool = stack.enter_context(ThreadPoolExecutor(count, thread_name_prefix="offline"))
-    return lambda: list(pool.map(runner.run, parts))
+    return Opened(lambda: list(pool.map(runner.run, parts)))
 
 
 def _limits(

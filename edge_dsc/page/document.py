@@ -23,6 +23,7 @@ from bench.tables import (
     has_stages,
     latency_table,
     milliseconds,
+    opening_tables,
     pass_tables,
     ratio_table,
     report_ratios,
@@ -141,7 +142,8 @@ def report_sections(
         sections.append(Section("Stages", (stage_table(report), stage_plot(report))))
     if len(report.measured) > 1:
         ratios, notes = report_ratios(report, baseline=baseline)
-        sections.append(Section("Compared", (ratio_plot(ratios), ratio_table(ratios, notes=notes))))
+        tables = (ratio_table(ratios, notes=notes), *opening_tables(ratios))
+        sections.append(Section("Compared", (ratio_plot(ratios), *tables)))
     tables = (*([build_table(report)] if build_spreads(report) else []), *pass_tables(report))
     if tables:
         sections.append(Section("Builds, limits, power, memory", (*tables, roofline_plot(report))))
@@ -157,7 +159,8 @@ def comparison_sections(comparison: Comparison | Fleet) -> tuple[Section, ...]:
     """Return the sections of a comparison of two reports, or of many."""
     if isinstance(comparison, Fleet):
         return (Section("Fleet", fleet_tables(comparison)),)
-    return (Section("Compared", (ratio_plot(comparison.rows), comparison_table(comparison))),)
+    tables = (comparison_table(comparison), *opening_tables(comparison.rows))
+    return (Section("Compared", (ratio_plot(comparison.rows), *tables)),)
 
 
 def _quartile_table(report: Report) -> Table:

@@ -49,12 +49,19 @@ def make_subject(
     warmup: WarmUp | None = None,
     refused: int = 0,
     error: str | None = None,
+    openings: int = 5,
 ) -> SubjectReport:
+    blocks = list(blocks)
     return SubjectReport(
         name=name,
         description={"batch": 1, "threads": 1} if description is None else description,
         blocks=tuple(
-            BlockSamples(round=index, start_ns=index * 1000, samples_ns=as_samples(block))
+            BlockSamples(
+                opening=index * openings // len(blocks),
+                round=index,
+                start_ns=index * 1000,
+                samples_ns=as_samples(block),
+            )
             for index, block in enumerate(blocks)
         ),
         warmup=warmup or WarmUp(seconds=2.0, calls=10, stable=True),

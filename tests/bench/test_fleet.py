@@ -64,6 +64,12 @@ def test_a_matrix_of_devices_and_engines(fleet: dict[str, Report]) -> None:
     assert found.devices[2].ratios["tiny"].verdict is Verdict.FASTER
 
 
+def test_a_slight_difference_on_one_device_is_named(subject: Make, report: Make) -> None:
+    made = report(subject("cnn", steady(1000)), subject("dsc", steady(1010)))
+    _, ratios = fleet_tables(compare_fleet({name: made for name in "abc"}))
+    assert {row[1] for row in ratios.rows} == {"1.010 (1.010 to 1.010) slightly slower"}
+
+
 def test_what_makes_a_device_unfirm_is_named_with_it(fleet: dict[str, Report]) -> None:
     found = compare_fleet(fleet)
     lines = render_comparison(found).splitlines()
@@ -116,7 +122,9 @@ def test_the_number_of_files_decides_what_is_compared_with_what(
 
     one, two, many = compare(files[0]), compare(*files[:2]), compare(*files)
     assert isinstance(one, Comparison) and isinstance(two, Comparison) and isinstance(many, Fleet)
-    assert [(row.baseline, row.candidate, row.paired) for row in one.rows] == [("cnn", "dsc", True)]
+    assert [(row.baseline, row.candidate, row.paired is not None) for row in one.rows] == [
+        ("cnn", "dsc", True)
+    ]
     assert [(row.candidate, row.ratio.value) for row in two.rows] == [("cnn", 200 / 3000), ("dsc", 0.25)]
     assert [device.source for device in many.devices] == [str(path) for path in files]
     with pytest.raises(UsageError, match=r"report\.json is given twice"):

@@ -18,13 +18,22 @@ def test_presets_are_those_of_the_field() -> None:
     assert all(plan.warmup_seconds == 2 and plan.warmup_change == 0.01 for plan in PLANS.values())
 
 
-def test_each_round_holds_every_subject_once_and_the_seed_decides_the_order() -> None:
-    orders = choose_plan("quick", seed=7).orders(4)
-    assert len(orders) == 40
-    assert all(sorted(order) == [0, 1, 2, 3] for order in orders)
-    assert len({tuple(order) for order in orders}) > 10
-    assert orders == choose_plan("quick", seed=7).orders(4)
-    assert orders != choose_plan("quick", seed=8).orders(4)
+def test_openings_share_the_rounds_evenly() -> None:
+    assert {name: [len(rounds) for rounds in plan.rounds_of_openings()] for name, plan in PLANS.items()} == {
+        "quick": [4] * 10,
+        "standard": [6] * 10,
+        "publish": [30] * 10,
+    }
+    uneven = Plan(rounds=7, openings=3).rounds_of_openings()
+    assert uneven == [range(2), range(2, 4), range(4, 7)]
+    assert len(Plan(iterations=4, openings=9).rounds_of_openings()) == 4
+
+
+def test_more_openings_than_rounds_make_more_rounds() -> None:
+    plan = choose_plan("quick", openings=50)
+    assert (plan.name, plan.openings, plan.rounds) == ("custom", 50, 50)
+    assert choose_plan(seconds=1, openings=3).rounds == 20
+    assert choose_plan("quick", openings=10) == PLANS["quick"]
 
 
 def test_iterations_are_spread_over_the_rounds_exactly() -> None:
@@ -51,6 +60,7 @@ def test_a_long_warm_up_moves_its_limit() -> None:
         ({"seconds": -1}, "the duration is -1 s"),
         ({"seconds": math.nan}, "the duration is nan s"),
         ({"seconds": math.inf}, "the duration is inf s"),
+        ({"openings": 0}, "the number of openings is 0"),
         ({"iterations": 0}, "the number of iterations is 0"),
         ({"warmup_seconds": -2}, "the warm-up is -2 s"),
         ({"warmup_seconds": math.nan}, "the warm-up is nan s"),

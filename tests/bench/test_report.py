@@ -12,7 +12,7 @@ from jsonschema import Draft202012Validator
 from msgspec.structs import replace
 
 from bench.compare import compare_subjects, control_subject
-from bench.measure import Subject, measure
+from bench.measure import Subject, always_open, measure
 from bench.plan import Plan
 from bench.report import (
     MOST_EXACT,
@@ -73,7 +73,7 @@ def test_round_trip(saved: Path, subject: Callable[..., Any], report: Callable[.
 
 def test_a_measured_report_comes_back_equal(tmp_path: Path) -> None:
     made = measure(
-        [Subject(name="a", call=lambda: None, description={"switches": {"spin": True}})],
+        [Subject(name="a", open=always_open(lambda: None), description={"switches": {"spin": True}})],
         Plan(iterations=9, warmup_seconds=0),
     )
     save_report(tmp_path / "r.json", made)
@@ -83,21 +83,45 @@ def test_a_measured_report_comes_back_equal(tmp_path: Path) -> None:
 def test_the_document_says_what_it_is(saved: Path) -> None:
     document = json.loads(saved.read_text())
     assert list(document)[:2] == ["kind", "schema_version"]
-    assert (document["kind"], document["schema_version"]) == ("edge-dsc/latency-report", 2)
+    assert (document["kind"], document["schema_version"]) == ("edge-dsc/latency-report", 3)
     assert document["subjects"][0]["blocks"][0]["samples_ns"] == encode_samples(as_samples([300, 310]))
+
+
+def make_version_2(body: dict[str, Any]) -> None:
+    """As it was before engines were opened more than once: no openings, no turns."""
+    del body["plan"]["openings"], body["plan"]["turn_seconds"]
+    for subject in body["subjects"]:
+        for block in subject["blocks"]:
+            del block["opening"]
+
+
+def opened_once(report: Report) -> Report:
+    plan = replace(report.plan, openings=1, turn_seconds=None)
+    subjects = [
+        replace(subject, blocks=tuple(replace(block, opening=0) for block in subject.blocks))
+        for subject in report.subjects
+    ]
+    return replace(report, plan=plan, subjects=tuple(subjects))
+
+
+def test_a_report_of_version_2_loads_as_one_opening(saved: Path) -> None:
+    expected = opened_once(load_report(saved))
+    rewrite(saved, make_version_2, version=2)
+    assert load_report(saved) == expected
 
 
 def test_a_report_of_version_1_loads(saved: Path) -> None:
     """As the first release wrote it: no storage, states, controls, passes, stages, drops and rate."""
 
     def age(body: dict[str, Any]) -> None:
+        make_version_2(body)
         del body["storage"], body["states"], body["plan"]["fps"]
         for subject in body["subjects"]:
             del subject["control_of"], subject["passes"]
             for block in subject["blocks"]:
                 del block["stages_ns"], block["dropped"]
 
-    expected = load_report(saved)
+    expected = opened_once(load_report(saved))
     rewrite(saved, age, version=1)
     assert load_report(saved) == expected
 
@@ -131,6 +155,7 @@ BLOCK = FIRST + r"\.blocks\[0\]"
         (block(samples_ns=[1.5]), rf"sample 1.5 is not a whole number .* - at `{BLOCK}\.samples_ns`"),
         (block(samples_ns=None), rf"samples are NoneType, .* - at `{BLOCK}\.samples_ns`"),
         (block(round=-1), f"round is -1 - at `{BLOCK}`"),
+        (block(opening=-1), f"opening is -1 - at `{BLOCK}`"),
         (block(round="1"), rf"Expected `int`, got `str` - at `{BLOCK}\.round`"),
         (block(refused=True), rf"Expected `int`, got `bool` - at `{BLOCK}\.refused`"),
         (block(stages_ns={"h2d": -1}), f"stage 'h2d' took -1.0 ns - at `{BLOCK}`"),
@@ -176,7 +201,11 @@ def test_impossible_reports_are_refused_by_the_field(
     [
         ('"round": 1', '"round": 5', "was edited after it was made"),
         ('"cpu": "Cortex-A78AE"', '"cpu": "Cortex-X"', "was edited after it was made"),
-        ('"schema_version": 2', '"schema_version": 3', "has schema version 3, this edge-dsc reads 1 and 2"),
+        (
+            '"schema_version": 3',
+            '"schema_version": 4',
+            "has schema version 4, this edge-dsc reads 1 and 2 and 3",
+        ),
         ("edge-dsc/latency-report", "edge-dsc/engine-record", "is not an edge-dsc/latency-report document"),
         ('"cores": 6', '"cores": NaN', "NaN is not a JSON number"),
     ],
@@ -261,8 +290,10 @@ def measured() -> Report:
     def fails() -> None:
         raise RuntimeError("gone")
 
-    first = Subject(name="a", call=lambda: None, description={"batch": 1, "switches": {"spin": True}})
-    subjects = [first, Subject(name="b", call=fails), control_subject(first)]
+    first = Subject(
+        name="a", open=always_open(lambda: None), description={"batch": 1, "switches": {"spin": True}}
+    )
+    subjects = [first, Subject(name="b", open=always_open(fails)), control_subject(first)]
     return measure(subjects, Plan(iterations=40, rounds=8, warmup_seconds=0.01))
 
 
@@ -314,6 +345,7 @@ KEPT = sorted((Path(__file__).resolve().parents[2] / "docs/reports").glob("*.jso
 
 
 @pytest.mark.parametrize("path", KEPT, ids=lambda path: path.stem)
-def test_the_reports_kept_in_the_repository_load_and_fit(schema: Any, path: Path) -> None:
-    assert list(schema.iter_errors(json.loads(path.read_text()))) == []
-    assert load_report(path).measured
+def test_the_reports_kept_in_the_repository_load_and_fit(schema: Any, path: Path, tmp_path: Path) -> None:
+    loaded = load_report(path)
+    assert loaded.measured
+    assert list(schema.iter_errors(written(loaded, tmp_path))) == []

@@ -26,7 +26,12 @@ def report(tmp_path: Path) -> Path:
             name=name,
             description={"batch": 1},
             blocks=tuple(
-                BlockSamples(round=index, start_ns=index, samples_ns=as_samples([median, median + 2]))
+                BlockSamples(
+                    opening=index % 5,
+                    round=index,
+                    start_ns=index,
+                    samples_ns=as_samples([median, median + 2]),
+                )
                 for index in range(8)
             ),
         )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.measure import Subject, measure
+from bench.measure import Subject, always_open, measure
 from bench.plan import Plan
 from bench.power import Rail
 from bench.report import Report
@@ -16,12 +16,13 @@ from edge_dsc.latency.passes import add_pass, memory_pass, memory_problems, powe
 @pytest.fixture
 def report() -> Report:
     return measure(
-        [Subject(name=name, call=lambda: None) for name in "ab"], Plan(iterations=5, warmup_seconds=0)
+        [Subject(name=name, open=always_open(lambda: None)) for name in "ab"],
+        Plan(iterations=5, warmup_seconds=0),
     )
 
 
 def test_power_is_measured_for_each_subject_and_rail() -> None:
-    subjects = [Subject(name=name, call=lambda: None) for name in "ab"]
+    subjects = [Subject(name=name, open=always_open(lambda: None)) for name in "ab"]
     rails = [Rail(name="VDD", watts=lambda: 4.0), Rail(name="dead", watts=lambda: None)]
     found = power_pass(subjects, rails, seconds=0.01)
     assert list(found) == ["a", "b"]

@@ -79,11 +79,12 @@ def test_stages_come_from_a_runner_of_their_own(fakes: list[Fake]) -> None:
     (subject,) = report.subjects
     assert stage_medians(subject) == {"h2d": 10.0, "execute": 80.0, "d2h": 5.0}
     assert subject.description["runs"] == {"execution": "CUDA graph"}
-    measured, timed = fakes
-    assert (measured.calls, measured.options.time_stages) == (10, False)
-    assert (timed.calls, timed.options.time_stages) == (1 + 5 * 5, True)
-    assert (timed.options.slots, timed.options.threads) == (1, 3)
-    assert measured.closed and timed.closed
+    # The first two are opened to be looked at; then there are two for each opening.
+    looked_at, looked_at_stages, *pairs = fakes
+    assert (looked_at.calls, looked_at_stages.calls) == (0, 1)
+    assert [(runner.options.time_stages, runner.calls) for runner in pairs] == [(False, 2), (True, 6)] * 5
+    assert {(runner.options.slots, runner.options.threads) for runner in pairs[1::2]} == {(1, 3)}
+    assert all(runner.closed for runner in fakes)
 
 
 def test_the_first_of_several_engines_is_its_own_control() -> None:
@@ -94,6 +95,11 @@ def test_the_first_of_several_engines_is_its_own_control() -> None:
     assert [subject.name for subject in plain.subjects] == ["a", "b"]
 
 
+def test_a_control_is_an_opening_of_its_own(fakes: list[Fake]) -> None:
+    measure_engines([Path("a.engine"), Path("b.engine")], PLAN, BenchOptions(batch=2))
+    assert len([runner for runner in fakes if runner.calls == 2]) == 3 * 5
+
+
 def test_a_pile_is_measured_at_each_batch_and_has_no_other_pass(
     monkeypatch: pytest.MonkeyPatch, fakes: list[Fake]
 ) -> None:
@@ -102,8 +108,9 @@ def test_a_pile_is_measured_at_each_batch_and_has_no_other_pass(
     report = measure_engines([Path("a.engine")], PLAN, options)
     assert [subject.name for subject in report.subjects] == ["a b1 c1", "a b2 c1", "a b4 c1"]
     assert [subject.description["batch"] for subject in report.subjects] == [7, 7, 7]
-    (runner,) = fakes
-    assert runner.calls == 10 * (7 + 4 + 2)
+    looked_at, *opened = fakes
+    assert looked_at.calls == 0 and len(opened) == 3 * 5
+    assert sum(runner.calls for runner in opened) == 10 * (7 + 4 + 2)
 
 
 def test_limits_are_not_measured_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,6 +35,7 @@ def _make_report(
         medians = [given] * 20 if isinstance(given, int | float) else given
         blocks = tuple(
             BlockSamples(
+                opening=index // 4,
                 round=index,
                 start_ns=index * 10**9,
                 samples_ns=array(
