@@ -51,6 +51,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=34, help="in all, those in --out included")
     parser.add_argument("--plan", choices=sorted(PLANS), default="quick")
     parser.add_argument("--seconds", type=float, help="measured time of one copy, instead of the plan's")
+    parser.add_argument("--warmup", type=float, help="shortest warm-up of one copy, instead of the plan's")
     parser.add_argument("--openings", type=int, help="of each copy, instead of the plan's")
     parser.add_argument(
         "--slower", type=float, nargs="+", default=[0.0] * 4, help="percent, one for each copy"
@@ -80,7 +81,13 @@ def main() -> None:
 
 def run(options: argparse.Namespace) -> list[dict[str, object]]:
     """Make the copies, measure and compare them."""
-    plan = choose_plan(options.plan, seconds=options.seconds, openings=options.openings, seed=options.one)
+    plan = choose_plan(
+        options.plan,
+        seconds=options.seconds,
+        warmup_seconds=options.warmup,
+        openings=options.openings,
+        seed=options.one,
+    )
     compare = one_after_the_other if options.one_after_the_other else interleaved
     with tempfile.TemporaryDirectory() as folder:
         subjects = []
