@@ -6,7 +6,12 @@ is imported when the command runs or shows its help.
 
 from __future__ import annotations
 
+import signal
+import sys
+from types import FrameType
 from typing import NamedTuple, NoReturn
+
+TERMINATED = 143  # as a shell reports a process that SIGTERM ended
 
 
 class Command(NamedTuple):
@@ -49,4 +54,10 @@ def main() -> NoReturn:
     from edge_dsc.cli.app import app
     from edge_dsc.cli.console import end_with_streams
 
+    signal.signal(signal.SIGTERM, _terminate)
     end_with_streams(lambda: app(prog_name="edge-dsc"))
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    """End as any program does, instead of at once: what is half written goes."""
+    sys.exit(TERMINATED)
