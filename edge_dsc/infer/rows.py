@@ -31,6 +31,7 @@ _FRAME_COLUMNS = {
     SourceKind.LIVE: (("frame", "captured"), ("latency_ms", "age_ms", "dropped")),
 }
 _FORMATS = (".csv", ".jsonl")
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a cell that begins so is run by spreadsheets, quoted or not
 _LARGEST = 1 << 30  # bytes of a file that a run goes on with
 _REMEDY = "name another --out, or start again without --resume"
 
@@ -70,6 +71,19 @@ def row_of(answer: Answer, labels: tuple[str, ...], kind: SourceKind) -> dict[st
             row["dropped"] = answer.frame.dropped
     row["error"] = answer.error
     return row
+
+
+def csv_cells(row: dict[str, Any]) -> list[Any]:
+    """Return a row's cells such that no spreadsheet takes a name for a formula.
+
+    A path gets ``./`` before it, which names the same file; any other text a quote, as spreadsheets mark text.
+    """
+    return [
+        f"{'./' if name == 'path' else chr(39)}{value}"
+        if isinstance(value, str) and value.startswith(_FORMULA)
+        else value
+        for name, value in row.items()
+    ]
 
 
 def check_rows_path(out: Path) -> None:
@@ -135,7 +149,7 @@ class RowSink:
         """
         row = row_of(answer, self._labels, self._kind)
         if self._csv is not None:
-            self._csv.writerow(row.values())
+            self._csv.writerow(csv_cells(row))
         else:
             self._put(json.dumps(row, allow_nan=False) + "\n")
         self._rows += 1
@@ -314,7 +328,7 @@ def _csv_paths(stream: io.TextIOBase, names: list[str]) -> Iterator[str]:
     for number, row in enumerate(reader, start=1):
         if len(row) != len(names):
             raise ValueError(f"row {number} has {len(row)} columns")
-        yield row[0]
+        yield row[0].removeprefix("./")  # of csv_cells; no path of ours begins so
 
 
 def _json_paths(stream: io.TextIOBase, names: list[str]) -> Iterator[str]:

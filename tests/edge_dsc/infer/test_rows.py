@@ -88,7 +88,7 @@ def test_a_name_that_is_no_utf8_survives(tmp_path: Path, capsys: pytest.CaptureF
     assert "caf\\udce9.png" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["a\rb.png", "a\r\nb.png", "\r", "a\x1b[31mb", "=cmd()", 'q"\r,'])
+@pytest.mark.parametrize("name", ["a\rb.png", "a\r\nb.png", "a\x1b[31mb", 'q"\r,', "a=1"])
 def test_any_name_reads_back_as_one_row(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
@@ -105,6 +105,23 @@ def test_any_name_reads_back_as_one_row(
     RowSink(None, LABELS, SourceKind.FILES).write(Answer(Path(name), None, "bad\x1b"))
     shown = capsys.readouterr().out
     assert shown.count("\n") == 2 and shown.replace("\n", "").isprintable()
+
+
+@pytest.mark.parametrize("name", ["=cmd()", "+1.png", "-1.png", "@SUM(1)", "\tx", "\r"])
+def test_no_cell_is_a_formula_and_the_path_still_names_its_file(tmp_path: Path, name: str) -> None:
+    for suffix, path, label in ((".csv", f"./{name}", f"'{name}"), (".jsonl", name, name)):
+        out, labels = tmp_path / f"a{suffix}", ("dark", name)
+        sink = RowSink(out, labels, SourceKind.FILES)
+        sink.write(Answer(Path(name), (0.25, 0.75)))
+        sink.write(Answer(Path("x", name), None, name))
+        sink.close()
+        with out.open(newline="") as stream:
+            rows = list(csv.DictReader(stream) if suffix == ".csv" else map(json.loads, stream))
+        assert [(row["path"], row["label"] or "", row["error"] or "") for row in rows] == [
+            (path, label, ""),
+            (f"x/{name}", "", label),
+        ]
+        assert written_rows(out, labels).paths == [name, f"x/{name}"]
 
 
 def test_other_suffixes_are_refused() -> None:
