@@ -32,7 +32,9 @@ def test_the_csi_pipeline_asks_for_grey_and_keeps_one_frame() -> None:
     assert "width=(int)1280, height=(int)720" in csi_pipeline(parse_source("csi://0"))
 
 
-@pytest.mark.skipif(not has_gstreamer(), reason="this OpenCV has no GStreamer; Debian's and JetPack's have it")
+@pytest.mark.skipif(
+    not has_gstreamer(), reason="this OpenCV has no GStreamer; Debian's and JetPack's have it"
+)
 def test_the_csi_pipeline_runs_in_gstreamer(monkeypatch: pytest.MonkeyPatch) -> None:
     spec = parse_source("csi://0?width=322&height=242&fps=15")
     pipeline = csi_pipeline(spec)
