@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import queue
 import socketserver
 import struct
@@ -374,6 +375,17 @@ def test_pictures_arrive_whole_and_in_order(rtsp: str) -> None:
     )
     changes = [b for a, b in itertools.pairwise(levels) if a != b]
     assert len(changes) >= 2
+
+
+def test_tcp_is_asked_for_unless_the_environment_says_otherwise(
+    rtsp: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OPENCV_FFMPEG_CAPTURE_OPTIONS", raising=False)
+    open_capture(parse_source(rtsp)).release()
+    assert os.environ["OPENCV_FFMPEG_CAPTURE_OPTIONS"] == "rtsp_flags;prefer_tcp"
+    monkeypatch.setenv("OPENCV_FFMPEG_CAPTURE_OPTIONS", "rtsp_transport;tcp")
+    open_capture(parse_source(rtsp)).release()
+    assert os.environ["OPENCV_FFMPEG_CAPTURE_OPTIONS"] == "rtsp_transport;tcp"
 
 
 def test_infer_reads_it_and_hides_the_password(
