@@ -11,7 +11,9 @@ import sys
 from types import FrameType
 from typing import NamedTuple, NoReturn
 
-TERMINATED = 143  # as a shell reports a process that SIGTERM ended
+# As a shell reports a process that Ctrl-C, or SIGTERM, ended.
+INTERRUPTED = 130
+TERMINATED = 143
 
 
 class Command(NamedTuple):
@@ -51,11 +53,14 @@ For research and engineering only: not a medical device."""
 
 def main() -> NoReturn:
     """Run the command line and end the process."""
-    from edge_dsc.cli.app import app
-    from edge_dsc.cli.console import end_with_streams
-
     signal.signal(signal.SIGTERM, _terminate)
-    end_with_streams(lambda: app(prog_name="edge-dsc"))
+    try:
+        from edge_dsc.cli.app import app
+        from edge_dsc.cli.console import end_with_streams
+
+        end_with_streams(lambda: app(prog_name="edge-dsc"))
+    except KeyboardInterrupt:  # before the command began
+        sys.exit(INTERRUPTED)
 
 
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:

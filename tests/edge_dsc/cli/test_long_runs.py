@@ -116,6 +116,21 @@ main()
     assert not list((tmp_path / "empty").iterdir())
 
 
+def test_ctrl_c_before_the_command_begins_is_silent() -> None:
+    starting = """
+import sys
+class Interrupted:
+    def find_spec(self, name, *rest):
+        if name == "typer":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupted())
+from edge_dsc.cli import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", starting, "doctor"], capture_output=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"")
+
+
 @pytest.mark.slow
 def test_a_closed_pipe_ends_the_run_quietly(engine: Path, textures: Path) -> None:
     with start("infer", engine, textures) as process:
