@@ -282,7 +282,7 @@ def refuse_inside(folder: Path, source: Path | None, option: str) -> None:
     Raises:
         UsageError: ``folder`` lies in ``source``.
     """
-    if source is not None and folder.resolve().is_relative_to(source.resolve()):
+    if source is not None and Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(source)):
         raise UsageError(
             f"{option} {folder} lies in the source {source}", remedy="choose a folder beside the source"
         )
