@@ -22,6 +22,7 @@ from engines.files import DocumentKind
 Samples = NDArray[np.int64]  # latencies in nanoseconds, [calls]
 _BYTES = 8
 _LARGEST = 1 << 30  # bytes that one block may unpack to
+_LONGEST_NS = 10**16  # sums of many still fit into 64 bits
 _ASCENDING = "ascending:"  # then the differences are packed, from 0 on
 
 
@@ -46,13 +47,15 @@ def checked(samples: Samples) -> Samples:
     """Return the samples themselves.
 
     Raises:
-        ValueError: There are none, or one is negative.
+        ValueError: There are none, or one is negative or longer than 115 days.
     """
     if not len(samples):
         raise ValueError("there are no samples")
-    smallest = np.min(samples)
+    smallest, largest = np.min(samples), np.max(samples)
     if smallest < 0:
         raise ValueError(f"sample {smallest} is negative")
+    if largest > _LONGEST_NS:
+        raise ValueError(f"a sample is too large: {largest} ns")
     return samples
 
 

@@ -269,8 +269,11 @@ def write_bytes(target: Path, data: bytes, kind: str | None = None) -> None:
 
 
 def write_text(target: Path, text: str, kind: str | None = None) -> None:
-    """Write a whole UTF-8 text file atomically; ``kind`` as in :func:`atomic_path`."""
-    write_bytes(target, text.encode(), kind)
+    """Write a whole UTF-8 text file atomically; ``kind`` as in :func:`atomic_path`.
+
+    Halves of characters, as in a file's name that is no UTF-8, become visible.
+    """
+    write_bytes(target, text.encode(errors="backslashreplace"), kind)
 
 
 @dataclass(frozen=True, kw_only=True)
