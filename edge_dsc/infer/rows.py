@@ -255,7 +255,7 @@ def written_rows(out: Path, labels: tuple[str, ...]) -> WrittenRows:
             for row in rows:
                 paths.append(str(row[0]))
                 if len(sample) < _SAMPLE and row[1]:
-                    sample[paths[-1]] = tuple(map(float, row[first : first + len(labels)]))
+                    sample[str(Path(paths[-1]))] = tuple(map(float, row[first : first + len(labels)]))
             if not whole and not _may_begin(data, names, is_csv):
                 raise ValueError("it has no row, and no beginning of one")
         return WrittenRows(paths, len(whole), size, sample)
