@@ -163,8 +163,11 @@ def check_folder(options: TrainOptions) -> None:
     if os.path.lexists(out) and not out.is_dir():
         raise UsageError(f"{out} is not a folder", remedy="choose another run folder with --out")
     # Path.resolve() raises where links lead in a circle.
-    if os.path.realpath(out) == os.path.realpath(options.data):
-        raise UsageError(f"{out} is the data folder", remedy="choose a run folder of its own with --out")
+    if Path(os.path.realpath(out)).is_relative_to(os.path.realpath(options.data)):
+        raise UsageError(
+            f"{out} is in the data folder, whose pictures are trained on",
+            remedy="choose a run folder beside it with --out",
+        )
     if options.resume and not has_state:
         what = "holds a finished run" if has_record else "holds no run"
         raise UsageError(f"{out} {what}, there is nothing to resume", remedy="train without --resume")

@@ -163,7 +163,7 @@ def test_a_run_folder_is_not_overwritten_unless_asked(tmp_path: Path) -> None:
     out = tmp_path / "run"
     out.mkdir()
     (out / "training.json").write_text("{}")
-    options = TrainOptions(data=tmp_path, out=out)
+    options = TrainOptions(data=tmp_path / "data", out=out)
     with pytest.raises(
         UsageError, match=r"run holds a finished run \(choose another --out, or replace it with"
     ):
@@ -183,17 +183,18 @@ def test_a_run_folder_is_not_overwritten_unless_asked(tmp_path: Path) -> None:
 
 
 def test_a_run_is_never_written_into_its_data(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="is the data folder"):
-        check_folder(TrainOptions(data=tmp_path, out=tmp_path, overwrite=True))
-    with pytest.raises(UsageError, match="is the data folder"):
-        check_folder(TrainOptions(data=tmp_path, out=tmp_path / "clear" / ".."))
+    (tmp_path / "link").symlink_to(tmp_path / "clear", target_is_directory=True)
+    for place in ("", "clear", "clear/..", "runs/dsc", "link/run"):
+        with pytest.raises(UsageError, match="is in the data folder"):
+            check_folder(TrainOptions(data=tmp_path, out=tmp_path / place, overwrite=True))
+    check_folder(TrainOptions(data=tmp_path / "clear", out=tmp_path / "clearer"))
 
 
 def test_what_cannot_be_trained_leaves_no_folder(tmp_path: Path) -> None:
     with pytest.raises(BadInputError, match="does not exist"):
         train(TrainOptions(data=tmp_path / "nowhere", out=tmp_path / "run"))
     with pytest.raises(UsageError, match="no network 'vgg'"):
-        train(TrainOptions(data=tmp_path, out=tmp_path / "run", architecture="vgg"))
+        train(TrainOptions(data=tmp_path / "data", out=tmp_path / "run", architecture="vgg"))
     assert not (tmp_path / "run").exists()
 
 
