@@ -117,6 +117,7 @@ class AnnotatedFolder:
         """
         refuse_inside(folder, source, "--annotate")
         self._folder, self._labels, self._source = folder, labels, source
+        self._taken: dict[Path, str] = {}  # of a list, in which ../a/x.png and a/x.png go by one name
 
     def write(self, answer: Answer) -> None:
         """Write one; a picture that could not be decoded has none.
@@ -128,7 +129,13 @@ class AnnotatedFolder:
             data = encode(draw_answer(answer.picture, answer, self._labels), ".jpg")
             marked = data[:2] + ANNOTATED_MARK + data[2:]
             target = self._folder / picture_name(answer, self._source, ".jpg")
-            write_bytes(_free_name(target, _is_annotated), marked, ANNOTATED)
+            path = str(answer.path)
+            place = _free_name(
+                target, lambda there: self._taken.get(there, path) == path and _is_annotated(there)
+            )
+            if self._source is None and answer.frame is None:
+                self._taken[place] = path
+            write_bytes(place, marked, ANNOTATED)
 
     def close(self) -> None:
         """Do nothing: each picture is whole."""

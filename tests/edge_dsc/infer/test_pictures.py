@@ -73,6 +73,14 @@ def test_annotated_pictures_keep_the_folders_of_the_source(tmp_path: Path) -> No
     assert cv2.imread(str(tmp_path / "drawn" / "sub" / "a.png.jpg")).shape == (426, 334, 3)
 
 
+def test_pictures_of_a_list_that_meet_in_one_name_both_stay(tmp_path: Path) -> None:
+    for _ in range(2):  # the second run replaces what the first one wrote
+        sink = annotated_sink(tmp_path, LABELS, SourceKind.LIST, None)
+        for path in ("../a/x.png", "a/x.png", "a/x.png"):
+            sink.write(answer(path))
+        assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["x.png-2.jpg", "x.png.jpg"]
+
+
 def test_an_annotated_video_can_be_played(tmp_path: Path) -> None:
     path = tmp_path / "new" / "drawn.avi"
     sink = annotated_sink(path, LABELS, SourceKind.VIDEO, None)
