@@ -11,6 +11,7 @@ import msgspec
 from engines.errors import UsageError
 
 SINGLE_STREAM = "single-stream"  # one request at a time, the next when the last one is answered
+_SLOWEST_FPS = 0.001
 Number = int | float  # in a document 10 stays 10 and 10.5 stays 10.5
 
 
@@ -90,7 +91,9 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         )
         _require(_positive(self.warmup_change), f"the warm-up's change is {self.warmup_change}", "give 0.01")
         _require(
-            self.fps is None or _positive(self.fps), f"the rate is {self.fps} fps", "give an --fps above 0"
+            self.fps is None or _SLOWEST_FPS <= self.fps < math.inf,
+            f"the rate is {self.fps} fps",
+            f"give an --fps of {_SLOWEST_FPS} or more",
         )
         _require(self.lead_in >= 0, f"the lead-in is {self.lead_in} calls", "give 0 or more")
 

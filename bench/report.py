@@ -8,10 +8,11 @@ import zlib
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeAlias, TypedDict
 
 import msgspec
 import numpy as np
+from msgspec import Meta
 from numpy.typing import NDArray
 
 from bench.plan import Plan
@@ -21,6 +22,7 @@ from engines.files import DocumentKind
 Samples = NDArray[np.int64]  # latencies in nanoseconds, [calls]
 _BYTES = 8
 _LARGEST = 1 << 30  # bytes that one block may unpack to
+_LONGEST_NS = 10**16  # sums of many still fit into 64 bits
 _ASCENDING = "ascending:"  # then the differences are packed, from 0 on
 
 
@@ -45,13 +47,15 @@ def checked(samples: Samples) -> Samples:
     """Return the samples themselves.
 
     Raises:
-        ValueError: There are none, or one is negative.
+        ValueError: There are none, or one is negative or longer than 115 days.
     """
     if not len(samples):
         raise ValueError("there are no samples")
-    smallest = np.min(samples)
+    smallest, largest = np.min(samples), np.max(samples)
     if smallest < 0:
         raise ValueError(f"sample {smallest} is negative")
+    if largest > _LONGEST_NS:
+        raise ValueError(f"a sample is too large: {largest} ns")
     return samples
 
 
@@ -268,6 +272,63 @@ class Report(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         return tuple(subject for subject in self.subjects if subject.error is not None)
 
 
+_Positive: TypeAlias = Annotated[float, Meta(gt=0)]
+
+
+class _State(TypedDict, total=False):
+    """What is computed with of :attr:`Report.states`; a state may hold more, and so may the others here."""
+
+    at_ns: int
+    cpu_mhz: float | None
+    gpu_mhz: float | None
+    hottest_c: float | None
+    throttle_events: int | None
+    cooling: list[str]
+    ran_ns: int | None
+    waited_ns: int | None
+
+
+class _Description(TypedDict, total=False):
+    batch: Annotated[int, Meta(ge=1)]
+
+
+class _Limits(TypedDict):
+    multiply_adds: _Positive
+    multiply_adds_per_s: _Positive
+    bytes: _Positive
+    bytes_per_s: _Positive
+
+
+class _Power(TypedDict):
+    rail: str
+    idle_w: float
+    busy_w: float
+    joules: float
+    calls: int
+    seconds: _Positive
+
+
+class _Memory(TypedDict, total=False):
+    error: str
+    host_peak_bytes: int | None
+    host_before_bytes: int | None
+    device_bytes: int | None
+
+
+class _Passes(TypedDict, total=False):
+    limits: _Limits | None
+    power: list[_Power]
+    memory: _Memory | None
+
+
+class _OpenFields(TypedDict):
+    """The fields that are open to what other versions add."""
+
+    states: list[_State]
+    descriptions: list[_Description]
+    passes: list[_Passes]
+
+
 def _from_version_1(body: dict[str, Any]) -> dict[str, Any]:
     """Version 1 kept every sample as it was, and knew no controls; what else came later has a default."""
     return {**body, "storage": {"in_order": True, "significant_bits": None}, "states": []}
@@ -318,9 +379,17 @@ def load_report(path: Path) -> Report:
     """
     try:
         report = REPORT.load(path)
+        open_fields = {
+            "states": report.states,
+            "descriptions": [subject.description for subject in report.subjects],
+            "passes": [subject.passes for subject in report.subjects],
+        }
+        msgspec.convert(open_fields, _OpenFields, strict=True)
         problem = _contradiction(report)
     except UsageError as error:  # the plan's
         problem = error.what
+    except msgspec.ValidationError as error:
+        problem = str(error)
     if problem is not None:
         raise ArtefactError(
             f"{path} is no readable {REPORT.name}: {problem}", remedy=f"make it again: {REPORT.renew}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import statistics
 from collections.abc import Mapping
 from datetime import datetime, timezone
@@ -22,6 +21,7 @@ _BLOCKS = 60
 # Stage -> its name in the file. TensorRT 8.2 renamed what was inMs and outMs.
 _STAGES = {"h2d": ("h2dMs", "inMs"), "execute": ("computeMs",), "d2h": ("d2hMs", "outMs")}
 _STARTS = ("startEnqMs", "startH2dMs", "startInMs", "startComputeMs")
+_LONGEST_MS = 1e10  # 115 days
 _REMEDY = "export it again: trtexec --loadEngine=ENGINE --exportTimes=TIMES.json"
 
 
@@ -101,7 +101,7 @@ def _entries(path: Path) -> list[dict[str, Any]]:
 
 def _nanoseconds(path: Path, index: int, entry: Mapping[str, Any], names: tuple[str, ...]) -> int:
     value = next((entry[name] for name in names if name in entry), None)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < _LONGEST_MS:
         raise BadInputError(f"{path}: {names[0]} of entry {index} is {value!r}", remedy=_REMEDY)
     return round(value * 1e6)
 

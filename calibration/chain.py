@@ -22,6 +22,7 @@ from calibration.rewrites import Bounds
 from calibration.table import CalibrationTable
 from engines import images
 from engines.errors import ArtefactError
+from engines.ort import SILENT
 from engines.packages import load
 
 if TYPE_CHECKING:
@@ -262,6 +263,6 @@ def _rounded_weight(tensor: TensorProto, output_axis: int) -> Floats:
 def _session(graph: ModelProto) -> Any:
     ort = load("onnxruntime")
     options = ort.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = SILENT
     options.intra_op_num_threads = 1
     return ort.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])

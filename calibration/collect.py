@@ -24,7 +24,8 @@ from calibration.search import SEARCHED_IMAGES, search_ranges
 from calibration.select import CalibrationSet
 from calibration.table import HISTOGRAM_BINS, QUANTIZED_BINS, CalibrationOptions, CalibrationTable
 from engines.errors import BadInputError
-from engines.graph import OnnxModel
+from engines.graph import EXPORT_AGAIN, OnnxModel
+from engines.ort import SILENT, failures_of
 from engines.packages import load
 from engines.runtimes import Progress
 
@@ -51,17 +52,18 @@ def calibrate(
         progress: Called with (phase, images done, images in all).
 
     Raises:
-        ArtefactError: The graph is no chain of layers.
+        ArtefactError: The graph is no chain of layers, or cannot run.
         BadInputError: A tensor never changes over the images.
     """
     factors: dict[str, tuple[float, ...]] = {}
-    if options.method in ("minmax", "mse"):
-        ranges = _find_extremes(model, images, progress)
-    else:
-        ranges = _cut_histograms(model, images, options, progress)
-    if options.method == "mse":
-        found = search_ranges(model.proto, images.pixels, progress)
-        ranges, factors = {**ranges, **found.ranges}, found.channel_factors
+    with failures_of(str(model.path), remedy=EXPORT_AGAIN):
+        if options.method in ("minmax", "mse"):
+            ranges = _find_extremes(model, images, progress)
+        else:
+            ranges = _cut_histograms(model, images, options, progress)
+        if options.method == "mse":
+            found = search_ranges(model.proto, images.pixels, progress)
+            ranges, factors = {**ranges, **found.ranges}, found.channel_factors
     return CalibrationTable(
         method=options.method,
         parameters=_parameters(options),
@@ -178,7 +180,7 @@ def _session(graph: ModelProto, tensors: Sequence[str]) -> Any:
         onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in tensors
     )
     options = ort.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = SILENT
     options.intra_op_num_threads = 1
     # As in onnxruntime's own calibrators: what is measured is the graph as it was exported.
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL

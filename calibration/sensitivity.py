@@ -17,6 +17,7 @@ from calibration.chain import Chain, Floats, Grid, Pixels, chunks, map_in_thread
 from calibration.mixed import squared_error
 from calibration.table import CalibrationTable
 from engines.errors import BadInputError, EnvironmentProblem
+from engines.ort import SILENT
 from engines.packages import load
 from engines.runtimes import Progress
 
@@ -227,7 +228,7 @@ def time_layers(model: ModelProto, layers: Sequence[str], pixels: Pixels) -> dic
             options.enable_profiling = True
             options.profile_file_prefix = str(Path(folder) / "profile")
             options.intra_op_num_threads = 1
-            options.log_severity_level = 3
+            options.log_severity_level = SILENT
             session = ort.InferenceSession(
                 model.SerializeToString(),
                 options,

@@ -38,6 +38,7 @@ from engines.text_table import Table, render_text
 BATCH = BatchRange(1, 8, 32)
 PRECISIONS = (Precision.FP32, Precision.FP16, Precision.INT8)
 _MARKER = ".edge-dsc-demo"
+_MADE = ("phantoms", "dsc", "cnn", "results.csv", "report.json", "demo.html")
 
 Say = Callable[[str], None]
 
@@ -260,13 +261,16 @@ def run_demo(plan: DemoPlan, *, progress: Progress, say: Say) -> DemoResult:
 
 
 def _clear(out: Path) -> None:
-    """Remove an earlier demo, and nothing else."""
+    """Remove what an earlier demo made, and nothing else."""
     marker = out / _MARKER
     if out.exists() and not marker.is_file() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out} is not empty and no earlier demo", remedy="choose another folder with --out")
-    if out.is_dir():
-        shutil.rmtree(out)
-    write_text(marker, "edge-dsc demo: the next one replaces this folder\n")
+    for made in (out / name for name in _MADE):
+        if made.is_dir() and not made.is_symlink():
+            shutil.rmtree(made)
+        else:
+            made.unlink(missing_ok=True)
+    write_text(marker, f"edge-dsc demo: the next one replaces {', '.join(_MADE)}\n")
 
 
 def _make_network(architecture: str, plan: DemoPlan, progress: Progress, say: Say) -> _Network:

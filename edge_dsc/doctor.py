@@ -52,8 +52,10 @@ _PACKAGES = {**_BASE, **_OPTIONAL}
 _WHOLE = {"pycuda": "pycuda.driver"}  # the part that needs the machine
 _OURS = ("calibration", "bench", "engines")
 _LIMIT_S = 60  # TensorFlow takes 3 s on a laptop, and far longer from an SD card
+_NO_END = "no end after"
 _NUMPY_1 = "it was built for NumPy 1, but NumPy 2 is installed"
 _REMEDIES = {  # by what a problem contains
+    _NO_END: "ask again when the machine is idle; python -X importtime -c 'import {name}' shows where it hangs",
     _NUMPY_1: "pip install 'numpy<2'",
     "libnvinfer": "TensorRT's own libraries are missing: on a Jetson sudo apt install nvidia-jetpack, elsewhere "
     "pip install 'edge-dsc[tensorrt]'",
@@ -224,7 +226,7 @@ def _search_path() -> list[str]:
 def _describe_end(code: int | None) -> str:
     """Say in words how a process ended that did not answer."""
     if code is None:
-        return f"no end after {_LIMIT_S} s"
+        return f"{_NO_END} {_LIMIT_S} s"
     if code < 0:
         return f"the process died of {signal.Signals(-code).name}"
     return f"the process ended with {code}"
@@ -250,7 +252,7 @@ def _describe(name: str, package: Package) -> str:
 
 def _remedy(name: str, problem: str) -> str:
     known = (remedy for sign, remedy in _REMEDIES.items() if sign in problem)
-    return next(known, None) or import_problem(ImportError(problem), name).remedy
+    return next(known, "").format(name=name) or import_problem(ImportError(problem), name).remedy
 
 
 def _read_l4t() -> str | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from engines.files import read_regular, sha256_file
 from engines.record import RECORD, EngineRecord, load_record, record_path
 from engines.text_table import printable
 
+_OUR_KIND = re.compile("edge-dsc/[a-z-]{1,64}")
 _LONG = 12  # entries of a list or mapping that are still printed whole
 
 
@@ -43,12 +46,7 @@ def inspect_path(path: Path) -> dict[str, Any]:
     if path.suffix == ".json":
         return _inspect_document(path)
     if path.suffix == ".keras":
-        return {
-            "what": "Keras model",
-            "path": str(path),
-            "bytes": path.stat().st_size,
-            "sha256": sha256_file(path),
-        }
+        return _inspect_keras(path)
     if path.suffix == ".engine":
         load_record(path)  # raises: there is no record
     raise BadInputError(
@@ -91,6 +89,17 @@ def _inspect_onnx(path: Path) -> dict[str, Any]:
     }
 
 
+def _inspect_keras(path: Path) -> dict[str, Any]:
+    from edge_dsc.training.run_folder import MODEL_FILE, RECORD_FILE, load_training_record
+
+    if path.name == MODEL_FILE and (path.parent / RECORD_FILE).is_file():
+        load_training_record(path.parent)  # refuses a model that is not the record's
+    elif not zipfile.is_zipfile(path):
+        raise ArtefactError(f"{path} is no whole Keras model", remedy="make it again: edge-dsc train DATA")
+    size = path.stat().st_size
+    return {"what": "Keras model", "path": str(path), "bytes": size, "sha256": sha256_file(path)}
+
+
 def _inspect_document(path: Path) -> dict[str, Any]:
     try:
         document = json.loads(read_regular(path).decode())
@@ -99,7 +108,7 @@ def _inspect_document(path: Path) -> dict[str, Any]:
             f"{path} is no JSON document: {error}", remedy="name a file that edge-dsc wrote"
         ) from error
     kind = document.get("kind") if isinstance(document, dict) else None
-    if not isinstance(kind, str) or not kind.startswith("edge-dsc/"):
+    if not isinstance(kind, str) or not _OUR_KIND.fullmatch(kind):
         raise BadInputError(
             f"{path} is no document of edge-dsc (kind: {kind})", remedy="name a file that it wrote"
         )

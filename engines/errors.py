@@ -16,6 +16,8 @@ from __future__ import annotations
 
 from engines.text_table import printable
 
+_LONGEST = 1000  # characters of either half of an error: what it quotes may come from a stranger
+
 
 class EdgeDscError(Exception):
     """An error with its remedy.
@@ -35,8 +37,13 @@ class EdgeDscError(Exception):
         self.details = details
 
     def __str__(self) -> str:
-        """One line, safe for a terminal: what happened, then what to do."""
-        return printable(f"{self.what} ({self.remedy})")
+        """One line, safe for a terminal: what happened, then what to do; the middle of a long one is left out."""
+        return printable(f"{_shortened(self.what)} ({_shortened(self.remedy)})")
+
+
+def _shortened(text: str) -> str:
+    half = _LONGEST // 2
+    return text if len(text) <= _LONGEST else f"{text[:half]} ... {text[-half:]}"
 
 
 class UsageError(EdgeDscError):

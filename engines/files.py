@@ -26,6 +26,7 @@ _CHUNK = 1 << 20
 LARGEST_TEXT = 256 << 20
 
 # What a file is: said by whoever writes it, and seen again in the file that it would replace.
+ANNOTATED = "an annotated picture"
 CHART = "a chart"
 DOCUMENT = "a JSON document"
 ENGINE = "an engine"
@@ -36,6 +37,7 @@ PAGE = "a page of edge-dsc"
 ROWS = "rows of results"
 VIDEO = "a video"
 _OTHER = "a file of another program"
+ANNOTATED_MARK = b"\xff\xfe\x00\x0aedge-dsc"  # a comment of JPEG, before all else
 _OUR_DOCUMENT = re.compile(rb'\s*\{\s*"kind": ?"(edge-dsc/[a-z-]+)"')
 _HEADS = (
     (ROWS, re.compile(rb'path,(frame,)?(seconds,|captured,)?label,|\{"path": ')),
@@ -45,6 +47,7 @@ _HEADS = (
     ("a table of patients", re.compile(rb"(\xef\xbb\xbf)?class,file,patient")),
     (CHART, re.compile(rb"\x89PNG.{1,100}Matplotlib", re.DOTALL)),
     (VIDEO, re.compile(rb"RIFF.{4}AVI |.{4}ftyp|\x1aE\xdf\xa3", re.DOTALL)),
+    (ANNOTATED, re.compile(b"\xff\xd8" + re.escape(ANNOTATED_MARK))),
     (
         "a picture",
         re.compile(rb"\x89PNG|\xff\xd8\xff|GIF8|BM.{4}\0|II\*\0|MM\0\*|RIFF|.{128}DICM", re.DOTALL),
@@ -269,8 +272,11 @@ def write_bytes(target: Path, data: bytes, kind: str | None = None) -> None:
 
 
 def write_text(target: Path, text: str, kind: str | None = None) -> None:
-    """Write a whole UTF-8 text file atomically; ``kind`` as in :func:`atomic_path`."""
-    write_bytes(target, text.encode(), kind)
+    """Write a whole UTF-8 text file atomically; ``kind`` as in :func:`atomic_path`.
+
+    Halves of characters, as in a file's name that is no UTF-8, become visible.
+    """
+    write_bytes(target, text.encode(errors="backslashreplace"), kind)
 
 
 @dataclass(frozen=True, kw_only=True)

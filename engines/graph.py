@@ -18,9 +18,10 @@ from engines.errors import AccuracyGateError, ArtefactError
 from engines.files import read_regular, sha256_bytes
 
 SEAL_KEY = "edge_dsc.sha256"
+_LARGEST_VALUE = 1 << 28  # numbers of one value for one image; ours have 1.6 million
 _MOST_PARTS = 10_000  # nodes, or stored tensors; ours have dozens
 LARGEST_HALF = 65504.0  # largest finite float16. Source: IEEE 754-2008, binary16
-_EXPORT_AGAIN = "export it again: edge-dsc export RUN"
+EXPORT_AGAIN = "export it again: edge-dsc export RUN"
 
 # Position of the weight among the inputs of a layer. The names beyond ONNX's own are what ONNX Runtime's
 # optimiser makes of them.
@@ -68,13 +69,13 @@ def load_model(path: Path) -> OnnxModel:
     try:
         data = read_regular(path, LARGEST_MODEL)
     except OSError as error:
-        raise ArtefactError(f"cannot read {path}: {error.strerror or error}", remedy=_EXPORT_AGAIN) from error
+        raise ArtefactError(f"cannot read {path}: {error.strerror or error}", remedy=EXPORT_AGAIN) from error
     model = parse_model(data, path)
     for node in model.proto.graph.node:
         if node.domain not in ("", "ai.onnx"):
             raise ArtefactError(
                 f"{path} is no exported model: {node.op_type} is an operator of {node.domain}",
-                remedy=_EXPORT_AGAIN,
+                remedy=EXPORT_AGAIN,
             )
     return model
 
@@ -92,18 +93,19 @@ def parse_model(data: bytes, path: Path) -> OnnxModel:
     try:
         proto = onnx.load_model_from_string(data)
     except DecodeError as error:
-        raise ArtefactError(f"{path} is not an ONNX model: {error}", remedy=_EXPORT_AGAIN) from error
+        raise ArtefactError(f"{path} is not an ONNX model: {error}", remedy=EXPORT_AGAIN) from error
     if not proto.graph.node:
-        raise ArtefactError(f"{path} is not an ONNX model: no nodes inside", remedy=_EXPORT_AGAIN)
+        raise ArtefactError(f"{path} is not an ONNX model: no nodes inside", remedy=EXPORT_AGAIN)
     strange = _take_seal(proto, data) or _foreign_part(proto)
     if strange:
-        raise ArtefactError(f"{path} {strange}", remedy=_EXPORT_AGAIN)
+        raise ArtefactError(f"{path} {strange}", remedy=EXPORT_AGAIN)
     contract = contract_of(proto, str(path))
     try:
         onnx.checker.check_model(proto)
     except onnx.checker.ValidationError as error:
         reason = str(error).strip().splitlines()[0]
-        raise ArtefactError(f"{path} is not a valid ONNX model: {reason}", remedy=_EXPORT_AGAIN) from error
+        raise ArtefactError(f"{path} is not a valid ONNX model: {reason}", remedy=EXPORT_AGAIN) from error
+    _refuse_large_values(proto, path)
     return OnnxModel(path, sha256_bytes(data), proto, contract)
 
 
@@ -161,6 +163,19 @@ def _foreign_part(model: ModelProto) -> str | None:
     )
 
 
+def _refuse_large_values(model: ModelProto, path: Path) -> None:
+    """Refuse a graph that would fill the memory when it runs, as far as its shapes tell; the batch counts as one."""
+    try:
+        graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+    except onnx.shape_inference.InferenceError as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ArtefactError(f"{path} is not a valid ONNX model: {reason}", remedy=EXPORT_AGAIN) from error
+    for value in graph.value_info:
+        size = math.prod(max(1, dim.dim_value) for dim in value.type.tensor_type.shape.dim)
+        if size > _LARGEST_VALUE:
+            raise ArtefactError(f"{path} computes {value.name} of {size} numbers", remedy=EXPORT_AGAIN)
+
+
 def contract_of(model: ModelProto, source: str) -> ModelContract:
     """Return the contract that a model carries, checked against its inputs and outputs.
 
@@ -180,7 +195,7 @@ def contract_of(model: ModelProto, source: str) -> ModelContract:
         raise ArtefactError(
             f"{source} takes {_words(seen[0])} and gives {_words(seen[1])}; "
             f"its contract says {_words(expected[0])} and {_words(expected[1])}",
-            remedy=_EXPORT_AGAIN,
+            remedy=EXPORT_AGAIN,
         )
     return contract
 
@@ -245,7 +260,7 @@ def count_multiply_adds(model: ModelProto) -> int:
         shape = shapes.get(node.output[0], [])
         if not shape or 0 in shape:
             raise ArtefactError(
-                f"the output shape of {node.name or node.op_type} is not known", remedy=_EXPORT_AGAIN
+                f"the output shape of {node.name or node.op_type} is not known", remedy=EXPORT_AGAIN
             )
         total += math.prod(shape) * _depth(node, list(weight.dims))
     return total

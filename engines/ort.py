@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 # The same import package comes in several distributions.
 _DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml")
 _LAYERS_SOURCE = "graph as ONNX Runtime runs it on this machine"
-_ERRORS_ONLY = 3  # log severity
+SILENT = 4  # log severity: what fails is raised, too, and told in one line
 # It quantises the weights of a float layer that stands between two Q/DQ pairs, a tensor at a time, so a layer left in
 # floating point on purpose would run in INT8; and it quantises biases that the graph keeps in float (1.23 to 1.32).
 _DISABLED = ("WeightBiasQuantization",)
@@ -290,10 +291,24 @@ def _optimise(model: bytes, path: Path, level: str) -> bytes:
 
 
 def _make_session(ort: Any, model: bytes, options: Any) -> Any:
-    options.log_severity_level = _ERRORS_ONLY
+    options.log_severity_level = SILENT
     return ort.InferenceSession(
         model, options, providers=["CPUExecutionProvider"], disabled_optimizers=_DISABLED
     )
+
+
+@contextlib.contextmanager
+def failures_of(source: str, *, remedy: str) -> Iterator[None]:
+    """Turn what ONNX Runtime raises in a block that runs ``source`` into our errors, as :class:`OrtRunner` does.
+
+    Raises:
+        ArtefactError: It cannot run.
+        EnvironmentProblem: Memory ran out.
+    """
+    try:
+        yield
+    except _failure_types() as error:
+        raise _problem(f"run {source}", error, remedy=remedy) from error
 
 
 def _failure_types() -> tuple[type[Exception], ...]:

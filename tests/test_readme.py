@@ -42,6 +42,18 @@ def test_a_command_line_is_taken(line: str) -> None:
     group.load_command(name).make_context(name, words)
 
 
+def test_an_engine_is_built_before_it_is_used() -> None:
+    built: set[tuple[str, str]] = set()
+    for line in _COMMAND.findall(README):
+        if line.startswith("build-engine"):
+            precision, runtime = (
+                re.search(pattern, line) for pattern in (r"--(fp16|int8)", r"--backend (\S+)")
+            )
+            built.add((precision[1] if precision else "fp32", runtime[1] if runtime else "onnxruntime"))
+        assert built.issuperset(re.findall(r"dsc-(\w+)\.([a-z-]+)\.engine", line)), line
+    assert len(built) == 4
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_a_link_leads_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):

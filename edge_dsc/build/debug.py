@@ -23,8 +23,9 @@ from edge_dsc.data.purposes import split_beside
 from engines.contract import ModelContract
 from engines.errors import ArtefactError, BadInputError, EnvironmentProblem, ImageError
 from engines.files import CHART, require_writable
-from engines.graph import OnnxModel, load_model
+from engines.graph import EXPORT_AGAIN, OnnxModel, load_model
 from engines.images import read_inputs
+from engines.ort import failures_of
 from engines.record import load_record, record_path
 from engines.runtimes import Progress, Runtime, get_runtime
 from engines.text_table import align_rows
@@ -105,8 +106,9 @@ def debug(request: DebugRequest, progress: Progress | None = None) -> Debugged:
     chosen = select_images(candidates, request.images, request.seed)
     pixels = _read_pixels(chosen, model.contract, known)
     signed = runtime.signed_activations
-    times = _time_layers(model, table, pixels) if runtime.runs_on_cpu else {}
-    found = measure_sensitivity(model.proto, table, pixels, signed=signed, times=times, progress=progress)
+    with failures_of(str(model.path), remedy=EXPORT_AGAIN):
+        times = _time_layers(model, table, pixels) if runtime.runs_on_cpu else {}
+        found = measure_sensitivity(model.proto, table, pixels, signed=signed, times=times, progress=progress)
     title = f"{model.contract.architecture}, {runtime.name}, {table.method}"
     try:
         draw_sensitivity(found, picture, title=title)

@@ -6,6 +6,7 @@ place. The second half of this file builds it.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -38,6 +39,7 @@ from edge_dsc.training.train import (
     pixels_by_part,
 )
 from engines.errors import ArtefactError, BadInputError, UsageError
+from engines.files import KERAS_MODEL, require_writable
 from engines.graph import OnnxModel
 from engines.packages import load
 from engines.runtimes import Progress
@@ -138,6 +140,7 @@ def fine_tune(
     check_folder(settings)
     recipe = _recipe(parent, options.epochs)
     images = _read_images(options, load_split(options.run / SPLIT_FILE), reading)
+    require_writable(options.out / MODEL_FILE, KERAS_MODEL)  # said before an epoch is trained
     seed_everything(options.seed)
     deployed = fold_network(load_network(options.run / MODEL_FILE))
     batches = make_batches(images, recipe, options.seed)
@@ -167,7 +170,7 @@ def fine_tune(
 
 
 def _settings(options: QatOptions, parent: TrainingRecord) -> TrainOptions:
-    if options.out.resolve() == options.run.resolve():
+    if os.path.realpath(options.out) == os.path.realpath(options.run):
         raise UsageError(f"{options.out} is the run to start from", remedy="give another folder with --out")
     if options.epochs < 1:
         raise UsageError(f"{options.epochs} epochs", remedy="train for at least 1")

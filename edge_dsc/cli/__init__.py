@@ -6,7 +6,14 @@ is imported when the command runs or shows its help.
 
 from __future__ import annotations
 
+import signal
+import sys
+from types import FrameType
 from typing import NamedTuple, NoReturn
+
+# As a shell reports a process that Ctrl-C, or SIGTERM, ended.
+INTERRUPTED = 130
+TERMINATED = 143
 
 
 class Command(NamedTuple):
@@ -46,7 +53,16 @@ For research and engineering only: not a medical device."""
 
 def main() -> NoReturn:
     """Run the command line and end the process."""
-    from edge_dsc.cli.app import app
-    from edge_dsc.cli.console import end_with_streams
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        from edge_dsc.cli.app import app
+        from edge_dsc.cli.console import end_with_streams
 
-    end_with_streams(lambda: app(prog_name="edge-dsc"))
+        end_with_streams(lambda: app(prog_name="edge-dsc"))
+    except KeyboardInterrupt:  # before the command began
+        sys.exit(INTERRUPTED)
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    """End as any program does, instead of at once: what is half written goes."""
+    sys.exit(TERMINATED)

@@ -15,12 +15,10 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from edge_dsc import __version__
-from edge_dsc.cli import COMMANDS, DESCRIPTION
+from edge_dsc.cli import COMMANDS, DESCRIPTION, INTERRUPTED
 from edge_dsc.cli.console import CLOSED_PIPE, give, say
 from engines.errors import BadInputError, EdgeDscError, EnvironmentProblem
 from engines.packages import import_problem
-
-INTERRUPTED = 130  # as a shell reports a command that Ctrl-C ended
 
 # As stat() and open() refuse a name that no file can have, or not this one.
 _WRONG_PATH = (errno.ENAMETOOLONG, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EINVAL)

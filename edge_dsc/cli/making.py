@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from edge_dsc.cli.app import INTERRUPTED
+from edge_dsc.cli import INTERRUPTED
 from edge_dsc.cli.console import give, give_json, progress_bar, say
 from edge_dsc.cli.options import MAX_IMAGES, MAX_SEED, Json, Out, Seed, finite, model_of
 from engines.errors import UsageError

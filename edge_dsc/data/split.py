@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -200,7 +201,7 @@ _REMEDY = f"make it again: {_SPLIT.renew}"
 def save_split(split: Split, path: Path) -> None:
     """Write ``split.json``: every file with its class, patient and hash."""
     body = _SplitBody(
-        root=str(split.root.resolve()),
+        root=os.path.realpath(split.root),
         labels=split.labels,
         seed=split.seed,
         fractions=FRACTIONS,

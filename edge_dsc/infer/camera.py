@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -92,6 +93,8 @@ def open_capture(spec: SourceSpec) -> Capture:
         return _open_csi(spec)
     if spec.scheme == "v4l2":
         return _open_v4l2(spec)
+    # Over UDP frames come torn. OpenCV does so itself, but for 4.11 (opencv/opencv#27091); a person's own wish stays.
+    os.environ.setdefault("OPENCV_FFMPEG_CAPTURE_OPTIONS", "rtsp_flags;prefer_tcp")
     limits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, _TIMEOUT_MS, cv2.CAP_PROP_READ_TIMEOUT_MSEC, _TIMEOUT_MS]
     capture = cv2.VideoCapture(spec.target, cv2.CAP_FFMPEG, limits)
     return OpenCvCapture(capture, spec, "check the address, the network and the password")

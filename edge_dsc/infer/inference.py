@@ -12,11 +12,20 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from edge_dsc.infer.camera import LiveSource, Patience
-from edge_dsc.infer.classify import Answer, classify, prepare_picture
+from edge_dsc.infer.classify import Answer, classify, classify_files, prepare_picture
 from edge_dsc.infer.live_page import TimeHistogram
-from edge_dsc.infer.rows import RowSink, WrittenRows, check_rows_path, row_of, skip_written, written_rows
+from edge_dsc.infer.rows import (
+    RowSink,
+    WrittenRows,
+    check_rows_path,
+    require_same_answers,
+    row_of,
+    skip_written,
+    written_rows,
+)
 from edge_dsc.infer.sinks import Outputs, Sink, open_sinks
 from edge_dsc.infer.source import (
+    Frame,
     ImageFiles,
     ListedFiles,
     Source,
@@ -28,7 +37,7 @@ from edge_dsc.infer.source import (
 from edge_dsc.infer.stop import Stop, stop_on_signals
 from engines.errors import BadInputError, UsageError
 from engines.images import quiet_decoder
-from engines.runtimes import Progress, open_engine
+from engines.runtimes import Progress, Runner, open_engine
 
 _IMAGE_KINDS = (SourceKind.FILES, SourceKind.LIST)
 _Item = TypeVar("_Item")
@@ -158,12 +167,8 @@ def infer_source(
         stack.enter_context(stop_on_signals(stop))
         contract = runner.record.contract
         items = source.items(stop)
-        earlier: WrittenRows | None = None
-        written: list[str] = []
-        if request.resume and request.out is not None:
-            earlier = written_rows(request.out, contract.labels)
-            written = earlier.paths
-            skip_written(items, written, request.out)
+        earlier = _earlier_rows(request, items, runner)
+        written = earlier.paths if earlier is not None else []
         if request.limit is not None:
             items = _limited(items, request.limit)
         sinks: list[Sink] = []
@@ -189,6 +194,8 @@ def infer_source(
         keep_rows = request.keep_rows and spec.kind in _IMAGE_KINDS
         tally = _Tally(contract.labels, spec.kind, keep_rows, resumed=len(written), total=total)
         _run(answers, sinks, tally, stop, progress)
+    if spec.kind is SourceKind.LIST and not (tally.answered or tally.failed or stop.asked or written):
+        raise BadInputError("no path came on standard input", remedy="pipe a list of paths into it")
     if tally.failed and not tally.answered and not stop.asked and not written:
         in_rows = request.out is not None or not request.keep_rows
         raise BadInputError(
@@ -208,6 +215,19 @@ def _check(request: InferRequest, spec: SourceSpec) -> None:
         raise UsageError(
             f"--resume cannot go on with {spec.name}", remedy="it goes on with files, folders and globs"
         )
+
+
+def _earlier_rows(
+    request: InferRequest, items: Iterator[Path | Frame | None], runner: Runner
+) -> WrittenRows | None:
+    """Return the rows to go on after, once they are known as those of this source and of this engine."""
+    if not request.resume or request.out is None:
+        return None
+    earlier = written_rows(request.out, runner.record.contract.labels)
+    skip_written(items, earlier.paths, request.out)
+    answers = classify_files(map(Path, earlier.sample), runner, threads=1)
+    require_same_answers(answers, earlier, request.out)
+    return earlier
 
 
 def _open_source(spec: SourceSpec, request: InferRequest, say: Callable[[str], None] | None) -> Source:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePath
 from typing import cast
 
@@ -17,7 +18,7 @@ from edge_dsc.infer.source import VIDEO_SUFFIXES, SourceKind
 from edge_dsc.infer.stop import Stop
 from engines.dicom import is_dicom
 from engines.errors import EnvironmentProblem, ImageError, UsageError
-from engines.files import write_bytes
+from engines.files import ANNOTATED, ANNOTATED_MARK, kind_of_file, write_bytes
 from engines.images import read_bytes
 
 _SMALLEST_WIDTH = 320  # below it the text would not be readable
@@ -101,7 +102,7 @@ class Window:
 
 
 class AnnotatedFolder:
-    """One annotated JPEG for each picture, under the source's own folders and names."""
+    """One annotated JPEG for each picture, under the source's own folders and names; no other file is replaced."""
 
     def __init__(self, folder: Path, labels: Sequence[str], source: Path | None) -> None:
         """Prepare it.
@@ -116,6 +117,7 @@ class AnnotatedFolder:
         """
         refuse_inside(folder, source, "--annotate")
         self._folder, self._labels, self._source = folder, labels, source
+        self._taken: dict[Path, str] = {}  # of a list, in which ../a/x.png and a/x.png go by one name
 
     def write(self, answer: Answer) -> None:
         """Write one; a picture that could not be decoded has none.
@@ -124,8 +126,16 @@ class AnnotatedFolder:
             EnvironmentProblem: The disk is full, or the place cannot be written.
         """
         if answer.picture is not None:
-            drawn = draw_answer(answer.picture, answer, self._labels)
-            write_bytes(self._folder / picture_name(answer, self._source, ".jpg"), encode(drawn, ".jpg"))
+            data = encode(draw_answer(answer.picture, answer, self._labels), ".jpg")
+            marked = data[:2] + ANNOTATED_MARK + data[2:]
+            target = self._folder / picture_name(answer, self._source, ".jpg")
+            path = str(answer.path)
+            place = _free_name(
+                target, lambda there: self._taken.get(there, path) == path and _is_annotated(there)
+            )
+            if self._source is None and answer.frame is None:
+                self._taken[place] = path
+            write_bytes(place, marked, ANNOTATED)
 
     def close(self) -> None:
         """Do nothing: each picture is whole."""
@@ -202,6 +212,7 @@ class AnnotatedVideo:
 class UnsureFolder:
     """Keeps pictures whose best class stays under a threshold, unannotated, for labelling.
 
+    What lies there stays: a picture that is there already is not written again, another of its name gets a number.
     Image files are copied as they are; frames, and DICOM files, whose headers name the patient, are kept as the
     grey or colour picture, PNG. Of a camera at most one frame a second is kept: the next one shows the same.
     """
@@ -232,12 +243,15 @@ class UnsureFolder:
             if answer.frame.captured < self._next:
                 return
             self._next = answer.frame.captured + _LIVE_PAUSE_S
-        original = _original(answer)
-        if original is not None:
-            write_bytes(self._folder / picture_name(answer, self._source, ""), original)
-        elif answer.picture is not None:
-            target = self._folder / picture_name(answer, self._source, ".png")
-            write_bytes(target, encode(answer.picture, ".png"))
+        data, suffix = _original(answer), ""
+        if data is None and answer.picture is not None:
+            data, suffix = encode(answer.picture, ".png"), ".png"
+        if data is None:
+            return
+        target = self._folder / picture_name(answer, self._source, suffix)
+        target = _free_name(target, lambda there: _holds(there, data))
+        if not target.exists():
+            write_bytes(target, data)
 
     def close(self) -> None:
         """Do nothing: each picture is whole."""
@@ -264,6 +278,23 @@ def picture_name(answer: Answer, source: Path | None, suffix: str) -> PurePath:
     return PurePath(*parts[:-1], parts[-1] + suffix)
 
 
+def _free_name(target: Path, ours: Callable[[Path], bool]) -> Path:
+    """Return a picture's place, or ``name-2.png`` and so on where a file lies that is not the same or not ours."""
+    names = (target.with_name(f"{target.stem}-{number}{target.suffix}") for number in itertools.count(2))
+    for place in itertools.chain([target], names):
+        if not place.exists() or (place.is_file() and ours(place)):
+            return place
+    raise AssertionError  # the names never end
+
+
+def _holds(place: Path, data: bytes) -> bool:
+    return place.stat().st_size == len(data) and place.read_bytes() == data
+
+
+def _is_annotated(place: Path) -> bool:
+    return kind_of_file(place) == ANNOTATED
+
+
 def encode(picture: NDArray[np.uint8], suffix: str) -> bytes:
     """Encode pixels as JPEG or PNG.
 
@@ -282,7 +313,7 @@ def refuse_inside(folder: Path, source: Path | None, option: str) -> None:
     Raises:
         UsageError: ``folder`` lies in ``source``.
     """
-    if source is not None and folder.resolve().is_relative_to(source.resolve()):
+    if source is not None and Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(source)):
         raise UsageError(
             f"{option} {folder} lies in the source {source}", remedy="choose a folder beside the source"
         )

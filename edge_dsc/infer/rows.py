@@ -12,7 +12,7 @@ import os
 import stat
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,7 +31,10 @@ _FRAME_COLUMNS = {
     SourceKind.LIVE: (("frame", "captured"), ("latency_ms", "age_ms", "dropped")),
 }
 _FORMATS = (".csv", ".jsonl")
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a cell that begins so is run by spreadsheets, quoted or not
 _LARGEST = 1 << 30  # bytes of a file that a run goes on with
+_SAMPLE = 4  # written answers that are found again before a run goes on
+_SAME = 1e-4  # one engine differs by less from batch to batch; another precision of one network by more
 _REMEDY = "name another --out, or start again without --resume"
 
 
@@ -72,6 +75,19 @@ def row_of(answer: Answer, labels: tuple[str, ...], kind: SourceKind) -> dict[st
     return row
 
 
+def csv_cells(row: dict[str, Any]) -> list[Any]:
+    """Return a row's cells such that no spreadsheet takes a name for a formula.
+
+    A path gets ``./`` before it, which names the same file; any other text a quote, as spreadsheets mark text.
+    """
+    return [
+        f"{'./' if name == 'path' else chr(39)}{value}"
+        if isinstance(value, str) and value.startswith(_FORMULA)
+        else value
+        for name, value in row.items()
+    ]
+
+
 def check_rows_path(out: Path) -> None:
     """Refuse a file whose suffix is no format of rows.
 
@@ -99,7 +115,7 @@ class RowSink:
         """Open the file, or standard output (CSV) where ``out`` is None.
 
         Args:
-            out: A ``.csv`` or ``.jsonl`` file (see :func:`check_rows_path`); what was there before is replaced.
+            out: A ``.csv`` or ``.jsonl`` file (see :func:`check_rows_path`); the first row replaces what was there.
             labels: Class names.
             kind: The source's kind, which decides the columns.
             after: Go on after the rows that are there; no second header is written.
@@ -112,6 +128,7 @@ class RowSink:
         self._file: io.FileIO | None = None
         self._rows = 0
         self._bytes: int | None = after.bytes if after is not None else 0  # None once a write failed
+        self._begun = bool(self._bytes)
         if out is not None:
             try:
                 self._file = _open_rows(out, after)
@@ -123,8 +140,14 @@ class RowSink:
             self._csv = csv.writer(
                 _Lines(lambda line: self._put(line.removesuffix("\r\n") + "\n")), lineterminator="\r\n"
             )
-            if not self._bytes:
-                self._csv.writerow(column_names(labels, kind))
+
+    def _begin(self) -> None:
+        """Empty the file for the first row: a run without an answer leaves the rows that were there."""
+        self._begun = True
+        if self._file is not None and stat.S_ISREG(os.fstat(self._file.fileno()).st_mode):
+            self._file.truncate(0)
+        if self._csv is not None:
+            self._csv.writerow(column_names(self._labels, self._kind))
 
     def write(self, answer: Answer) -> None:
         """Write one row.
@@ -134,8 +157,10 @@ class RowSink:
             BrokenPipeError: The reader of standard output went away.
         """
         row = row_of(answer, self._labels, self._kind)
+        if not self._begun:
+            self._begin()
         if self._csv is not None:
-            self._csv.writerow(row.values())
+            self._csv.writerow(csv_cells(row))
         else:
             self._put(json.dumps(row, allow_nan=False) + "\n")
         self._rows += 1
@@ -148,9 +173,11 @@ class RowSink:
         """
         if self._file is None or self._file.closed or self._out is None:
             return
+        if not self._begun and not os.fstat(self._file.fileno()).st_size:
+            self._begin()
         found = os.fstat(self._file.fileno())
         self._file.close()
-        if self._bytes is None or not stat.S_ISREG(found.st_mode):
+        if not self._begun or self._bytes is None or not stat.S_ISREG(found.st_mode):
             return
         there = None
         with contextlib.suppress(OSError):
@@ -196,14 +223,23 @@ class _Lines(NamedTuple):
 
 
 class WrittenRows(NamedTuple):
-    """What an earlier run wrote: the paths of its whole rows, and the bytes that they take."""
+    """What an earlier run wrote.
+
+    Attributes:
+        paths: Those of its whole rows.
+        bytes: What these take.
+        size: Size of the file; what is more than ``bytes`` is half a row.
+        sample: Probabilities of its first answers, by path.
+    """
 
     paths: list[str]
     bytes: int
+    size: int
+    sample: dict[str, tuple[float, ...]]
 
 
 def written_rows(out: Path, labels: tuple[str, ...]) -> WrittenRows:
-    """Return the rows that an earlier run wrote; a half row at the end is cut off once the others are known as ours.
+    """Return the rows that an earlier run wrote, as far as they are whole; the file is not changed.
 
     Args:
         out: The ``.csv`` or ``.jsonl`` file (see :func:`check_rows_path`); where it is missing or empty there are
@@ -211,7 +247,7 @@ def written_rows(out: Path, labels: tuple[str, ...]) -> WrittenRows:
         labels: Class names of the engine that goes on.
 
     Raises:
-        ArtefactError: It is no file of results, or of other classes; it is not changed.
+        ArtefactError: It is no file of results, or of other classes.
         EnvironmentProblem: It cannot be read or changed, or another run writes to it.
     """
     names, is_csv = list(column_names(labels, SourceKind.FILES)), out.suffix.lower() == ".csv"
@@ -226,13 +262,19 @@ def written_rows(out: Path, labels: tuple[str, ...]) -> WrittenRows:
             data = stream.read()
             whole = data[: _whole_rows(data, is_csv)]
             text = io.StringIO(whole.decode("utf-8", "surrogateescape"), newline="")
-            paths = list(_csv_paths(text, names) if is_csv else _json_paths(text, names))
+            rows = _csv_rows(text, names) if is_csv else _json_rows(text, names)
+            paths: list[str] = []
+            sample: dict[str, tuple[float, ...]] = {}
+            first = names.index("probability") + 1
+            for row in rows:
+                paths.append(str(row[0]))
+                if len(sample) < _SAMPLE and row[1]:
+                    sample[str(Path(paths[-1]))] = tuple(map(float, row[first : first + len(labels)]))
             if not whole and not _may_begin(data, names, is_csv):
                 raise ValueError("it has no row, and no beginning of one")
-            stream.truncate(len(whole))
-        return WrittenRows(paths, len(whole))
+        return WrittenRows(paths, len(whole), size, sample)
     except FileNotFoundError:
-        return WrittenRows([], 0)
+        return WrittenRows([], 0, 0, {})
     except OSError as error:
         raise output_problem(out, error) from error
     except (ValueError, KeyError, TypeError, csv.Error) as error:
@@ -275,10 +317,10 @@ def _open_rows(out: Path, after: WrittenRows | None) -> io.FileIO:
     file = io.FileIO(out, "a")
     try:
         _lock(file.fileno(), out)
-        if after is None:
-            file.truncate(0)
-        elif os.fstat(file.fileno()).st_size != after.bytes:
-            raise EnvironmentProblem(f"{out} changed since its rows were read", remedy="run it again")
+        if after is not None:
+            if os.fstat(file.fileno()).st_size != after.size:
+                raise EnvironmentProblem(f"{out} changed since its rows were read", remedy="run it again")
+            file.truncate(after.bytes)
     except BaseException:
         file.close()
         raise
@@ -306,7 +348,7 @@ def _is_standard_input(found: os.stat_result) -> bool:
         return False
 
 
-def _csv_paths(stream: io.TextIOBase, names: list[str]) -> Iterator[str]:
+def _csv_rows(stream: io.TextIOBase, names: list[str]) -> Iterator[list[Any]]:
     reader = csv.reader(stream, strict=True)
     header = next(reader, None)
     if header is not None and header != names:
@@ -314,15 +356,15 @@ def _csv_paths(stream: io.TextIOBase, names: list[str]) -> Iterator[str]:
     for number, row in enumerate(reader, start=1):
         if len(row) != len(names):
             raise ValueError(f"row {number} has {len(row)} columns")
-        yield row[0]
+        yield [row[0].removeprefix("./"), *row[1:]]  # of csv_cells; no path of ours begins so
 
 
-def _json_paths(stream: io.TextIOBase, names: list[str]) -> Iterator[str]:
+def _json_rows(stream: io.TextIOBase, names: list[str]) -> Iterator[list[Any]]:
     for number, line in enumerate(stream, start=1):
         row = json.loads(line)
         if not isinstance(row, dict) or list(row) != names:
             raise ValueError(f"row {number} has other fields")
-        yield str(row["path"])
+        yield list(row.values())
 
 
 def skip_written(paths: Iterator[Path | Frame | None], written: Sequence[str], out: Path) -> None:
@@ -345,4 +387,28 @@ def skip_written(paths: Iterator[Path | Frame | None], written: Sequence[str], o
         if str(path) != row:
             raise ArtefactError(
                 f"row {number} of {out} is {row}, the source has {path} there", remedy=_REMEDY
+            )
+
+
+def require_same_answers(answers: Iterable[Answer], earlier: WrittenRows, out: Path) -> None:
+    """Refuse to go on after rows that another engine wrote: rows carry no engine, so some of them are answered again.
+
+    Args:
+        answers: This engine's answers to the pictures of :attr:`WrittenRows.sample`.
+        earlier: The rows.
+        out: Named in errors.
+
+    Raises:
+        ArtefactError: An answer is not the one that was written.
+    """
+    for answer in answers:
+        written, found = earlier.sample[str(answer.path)], answer.probabilities
+        if found is None:  # the picture is gone; it has its row
+            continue
+        if not all(abs(there - here) <= _SAME for there, here in zip(written, found, strict=True)):
+            top = written.index(max(written))
+            raise ArtefactError(
+                f"another engine wrote {out}, or {answer.path} changed since: a probability of {written[top]:.6f} "
+                f"is {found[top]:.6f} now",
+                remedy=_REMEDY,
             )

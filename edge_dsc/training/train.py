@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -44,7 +45,7 @@ from edge_dsc.training.run_folder import (
     save_training_record,
 )
 from engines.errors import ArtefactError, UsageError
-from engines.files import KERAS_MODEL, atomic_path, sha256_file
+from engines.files import KERAS_MODEL, atomic_path, require_writable, sha256_file
 from engines.runtimes import Progress
 
 if TYPE_CHECKING:
@@ -159,10 +160,14 @@ def check_folder(options: TrainOptions) -> None:
     """
     out = options.out
     has_state, has_record = (out / STATE_FILE).exists(), (out / RECORD_FILE).exists()
-    if out.exists() and not out.is_dir():
+    if os.path.lexists(out) and not out.is_dir():
         raise UsageError(f"{out} is not a folder", remedy="choose another run folder with --out")
-    if out.resolve() == options.data.resolve():
-        raise UsageError(f"{out} is the data folder", remedy="choose a run folder of its own with --out")
+    # Path.resolve() raises where links lead in a circle.
+    if Path(os.path.realpath(out)).is_relative_to(os.path.realpath(options.data)):
+        raise UsageError(
+            f"{out} is in the data folder, whose pictures are trained on",
+            remedy="choose a run folder beside it with --out",
+        )
     if options.resume and not has_state:
         what = "holds a finished run" if has_record else "holds no run"
         raise UsageError(f"{out} {what}, there is nothing to resume", remedy="train without --resume")
@@ -282,6 +287,7 @@ def _begin(options: TrainOptions, recipe: Recipe, split: Split) -> TrainState:
         "split_sha256": split.sha256,
     }
     if not options.resume:
+        require_writable(file)  # said before an epoch is trained
         return TrainState(file=file, settings=settings)
     state = load_state(file)
     begun = dict(state.settings)

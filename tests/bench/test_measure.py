@@ -398,5 +398,6 @@ def test_a_measurement_at_a_fixed_rate_counts_drops() -> None:
     assert (plan.scenario, plan.fps) == ("camera of 1000 fps", 1000)
     report = measure([Subject(name="a", open=always_open(lambda: None))], plan)
     assert len(report.subjects[0].samples_ns) + sum(b.dropped for b in report.subjects[0].blocks) >= 20
-    with pytest.raises(UsageError, match="the rate is 0 fps"):
-        choose_plan(fps=0)
+    for rate in (0, 1e-300, float("nan"), float("inf")):
+        with pytest.raises(UsageError, match=f"the rate is {rate} fps.*of 0.001 or more"):
+            choose_plan(fps=rate)

@@ -169,6 +169,32 @@ BLOCK = FIRST + r"\.blocks\[0\]"
             rf"Expected `float`, got `str` - at `{FIRST}\.warmup\.seconds`",
         ),
         (subject_with(passes=[]), rf"Expected `object`, got `array` - at `{FIRST}\.passes`"),
+        *(
+            (
+                lambda body, field=field, value=value: body.update(states=[{field: value}]),
+                rf"`\$\.states\[0\]\.{field}",
+            )
+            for field, value in (
+                ("throttle_events", {"a": 1}),
+                ("cooling", 1.5),
+                ("cooling", [[]]),
+                ("ran_ns", ""),
+                ("waited_ns", [5]),
+            )
+        ),
+        (
+            subject_with(description={"batch": "1"}),
+            r"Expected `int`, got `str` - at `\$\.descriptions\[0\]\.batch",
+        ),
+        (
+            subject_with(passes={"limits": {"bytes": 1}}),
+            r"missing required field `.*` - at `\$\.passes\[0\]\.limits",
+        ),
+        (subject_with(passes={"power": {}}), r"Expected `array`, got `object` - at `\$\.passes\[0\]\.power"),
+        (
+            subject_with(passes={"memory": {"error": 5}}),
+            r"Expected `str`, got `int` - at `\$\.passes\[0\]\.memory",
+        ),
         (lambda body: body["subjects"].append(body["subjects"][0]), "two subjects have the same name"),
         (lambda body: body["subjects"].clear(), "it holds no measured subject"),
         (lambda body: body["subjects"][1].update(control_of="x"), "'dsc' controls 'x', which is not there"),

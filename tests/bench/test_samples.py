@@ -9,7 +9,7 @@ import pytest
 from bench.report import as_samples, decode_samples, encode_samples, rounded_samples
 
 
-@pytest.mark.parametrize("values", [[0], [1, 2, 3], [3, 1], [255, 256, 65_536, 2**62]])
+@pytest.mark.parametrize("values", [[0], [1, 2, 3], [3, 1], [255, 256, 65_536, 2**53]])
 def test_packed_samples_come_back_exactly(values: list[int]) -> None:
     found = decode_samples(encode_samples(as_samples(values)))
     assert (found.dtype, found.tolist()) == (np.int64, values)
@@ -63,6 +63,7 @@ GOOD = encode_samples(as_samples([3, 2, 1]))
         ([True], "sample True is not a whole number"),
         (["1"], "sample '1' is not a whole number"),
         ([2**63], "too large"),
+        ([10**16 + 1], "a sample is too large: 10000000000000001 ns"),
         (None, "samples are NoneType"),
         ("%%%", "damaged"),
         (GOOD[:-8], "damaged|cut short"),

@@ -75,6 +75,8 @@ def test_the_machine_is_this_one_only_when_told(times: Path) -> None:
         ('[{"latencyMs": NaN, "startEnqMs": 0}]', "latencyMs of entry 0 is nan"),
         ('[{"latencyMs": 1, "startEnqMs": 0}, {"startEnqMs": 0}]', "latencyMs of entry 1 is None"),
         ('[{"latencyMs": "1", "startEnqMs": 0}]', "latencyMs of entry 0 is '1'"),
+        ('[{"latencyMs": 1e300, "startEnqMs": 0}]', "latencyMs of entry 0 is 1e"),
+        (f'[{{"latencyMs": 1{"0" * 400}, "startEnqMs": 0}}]', "latencyMs of entry 0 is 1000"),
         ('[{"latencyMs": 1}]', "startEnqMs of entry 0 is None"),
     ],
 )

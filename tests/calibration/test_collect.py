@@ -3,6 +3,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from calibration.collect import CHUNK, calibrate
 from calibration.layers import tensors_to_calibrate
 from calibration.select import CalibrationSet, Candidate, read_set, select_images
 from calibration.table import METHODS, CalibrationOptions, CalibrationTable, save_table
-from engines.errors import BadInputError
+from engines.errors import ArtefactError, BadInputError
 from engines.graph import OnnxModel, load_model
 
 Lister = Callable[[Path], list[Candidate]]
@@ -81,6 +82,24 @@ def test_the_ranges_are_those_of_onnxruntimes_own_calibrator(
     expected = tuple(float(bound) for bound in theirs["features"].range_value)
     np.testing.assert_allclose(table.ranges["features"], expected, rtol=1e-5, atol=0)
     capsys.readouterr()
+
+
+@pytest.mark.parametrize("method", ["minmax", "entropy"])
+def test_a_graph_that_cannot_run_is_an_artefact_that_is_refused(
+    model: OnnxModel, small_set: CalibrationSet, method: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    proto = onnx.ModelProto()
+    proto.CopyFrom(model.proto)
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.array([3], np.int64), "three"))
+    node = proto.graph.node[0]
+    proto.graph.node.insert(
+        0, onnx.helper.make_node("Reshape", [node.input[0], "three"], ["cut"], name="cut")
+    )
+    proto.graph.node[1].input[0] = "cut"
+    with pytest.raises(ArtefactError, match=r"onnxruntime cannot run .*\.onnx: .*") as refused:
+        calibrate(replace(model, proto=proto), small_set, CalibrationOptions(method=method))
+    assert refused.value.remedy == "export it again: edge-dsc export RUN"
+    assert capfd.readouterr().err == ""
 
 
 def test_the_methods_differ(

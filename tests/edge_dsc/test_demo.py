@@ -70,12 +70,16 @@ def test_another_folder_is_spared(tmp_path: Path) -> None:
     assert (tmp_path / "other").exists()
 
 
-def test_an_earlier_demo_is_replaced(tmp_path: Path) -> None:
+def test_an_earlier_demo_is_replaced_and_what_lies_beside_it_stays(tmp_path: Path) -> None:
     def stop(text: str) -> None:
         raise KeyboardInterrupt
 
-    for name in ("old", "new"):
+    out, kept = tmp_path / "out", tmp_path / "out" / "mine" / "model.keras"
+    for names in ({".edge-dsc-demo"}, {".edge-dsc-demo", "mine"}):
         with pytest.raises(KeyboardInterrupt):
-            run_demo(DemoPlan(out=tmp_path / "out"), progress=lambda *call: None, say=stop)
-        assert [path.name for path in (tmp_path / "out").iterdir()] == [".edge-dsc-demo"]
-        (tmp_path / "out" / name).touch()
+            run_demo(DemoPlan(out=out), progress=lambda *call: None, say=stop)
+        assert {path.name for path in out.iterdir()} == names
+        for path in (kept, out / "dsc" / "model.keras", out / "phantoms" / "a.png", out / "report.json"):
+            path.parent.mkdir(exist_ok=True)
+            path.write_text("precious")
+    assert kept.read_text() == "precious"

@@ -72,7 +72,13 @@ def test_a_package_may_raise_or_abort(broken: Path, code: str, problem: str) -> 
 def test_a_package_may_hang(broken: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "_LIMIT_S", 0.3)
     (broken / "scipy.py").write_text("import threading; threading.Event().wait()")
-    assert probe("scipy").problem == "no end after 0.3 s"
+    found = probe("scipy")
+    assert found.problem == "no end after 0.3 s"
+    monkeypatch.setattr(doctor, "probe", {"scipy": found}.get)
+    monkeypatch.setattr(doctor, "_PACKAGES", {"scipy": ("scipy",)})
+    monkeypatch.setattr(doctor, "_ask_runtimes", lambda packages: {})
+    (to_do,) = (line for line in examine().to_do if line.startswith("scipy: "))
+    assert "when the machine is idle" in to_do and "import scipy" in to_do
 
 
 def test_what_a_package_prints_is_not_taken_for_its_answer(broken: Path) -> None:

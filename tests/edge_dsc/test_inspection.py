@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from edge_dsc.evaluate.evaluation import EVALUATION, Evaluation
 from edge_dsc.evaluate.metrics import classification_metrics
 from edge_dsc.inspection import inspect_path
 from edge_dsc.training.run_folder import METRICS, TRAINING_RECORD, RunMetrics, TrainingRecord
-from engines.errors import ArtefactError
+from engines.errors import ArtefactError, BadInputError
 
 
 def write_table(path: Path) -> None:
@@ -116,6 +118,34 @@ def test_a_run_folder_says_which_file_it_refuses(tmp_path: Path) -> None:
     assert files["calibration.json"] == "calibration table"
     assert files["notes.txt"] == "other"
     assert "has schema version 99" in files["split.json"]
+
+
+def test_a_keras_model_is_held_against_its_run_or_is_at_least_whole(tmp_path: Path) -> None:
+    model = tmp_path / "other.keras"
+    with zipfile.ZipFile(model, "w") as archive:
+        archive.writestr("config.json", "{}" * 1000)
+    whole = model.read_bytes()
+    assert inspect_path(model)["sha256"] == hashlib.sha256(whole).hexdigest()
+    model.write_bytes(whole[:-10])
+    with pytest.raises(ArtefactError, match=r"other\.keras is no whole Keras model"):
+        inspect_path(model)
+    model.rename(tmp_path / "model.keras").write_bytes(whole)
+    assert inspect_path(tmp_path / "model.keras")["what"] == "Keras model"
+    write_record(tmp_path / "training.json")
+    files = {entry["file"]: entry["what"] for entry in inspect_path(tmp_path)["files"]}
+    assert (
+        files["model.keras"].startswith("refused:")
+        and "is not the model of training.json" in files["model.keras"]
+    )
+
+
+@pytest.mark.parametrize("kind", ["edge-dsc/\x1b[2Jx", "edge-dsc/", "edge-dsc/a b", "x" * 10**6])
+def test_a_kind_that_none_of_ours_has_is_refused_in_a_short_line(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "odd.json"
+    path.write_text(json.dumps({"kind": kind}))
+    with pytest.raises(BadInputError, match="is no document of edge-dsc") as refused:
+        inspect_path(path)
+    assert str(refused.value).isprintable() and len(str(refused.value)) < 2100
 
 
 def test_what_a_command_printed_is_shown_as_it_is(tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ KIND = "edge-dsc/test"
 
 def test_atomic_write_replaces_and_leaves_nothing_behind(tmp_path: Path) -> None:
     target = tmp_path / "new" / "a.txt"
-    files.write_text(target, "one")
+    files.write_text(target, "one\ud800")
+    assert target.read_text() == "one\\ud800"
     files.write_text(target, "two")
     assert target.read_text() == "two"
     assert os.listdir(target.parent) == ["a.txt"]

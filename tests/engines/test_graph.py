@@ -168,9 +168,19 @@ def with_many_nodes(model: onnx.ModelProto) -> None:
         model.graph.node.add(op_type="Identity", input=["image"], output=[f"u{index}"])
 
 
+def with_huge_value(model: onnx.ModelProto) -> None:
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([2**38], np.int64), "size"))
+    for node in (
+        helper.make_node("ConstantOfShape", ["size"], ["huge"], name="huge"),
+        helper.make_node("ReduceSum", ["huge"], ["sum"], name="sum", keepdims=0),
+    ):
+        model.graph.node.insert(0 if node.name == "huge" else 1, node)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
+        (with_huge_value, "computes huge of 274877906944 numbers"),
         (with_constant, "keeps evil in another file"),
         (with_tensors, "keeps evil in another file"),
         (with_sparse_tensor, "has functions, training steps or sparse tensors"),

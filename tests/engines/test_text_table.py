@@ -46,6 +46,8 @@ def test_a_hostile_name_is_one_line_of_visible_text() -> None:
     assert printable(HOSTILE) == SHOWN == printable(SHOWN)
     assert printable(r"ünï😀 c:\x ‑") == r"ünï😀 c:\x ‑"
     assert str(EdgeDscError(f"there is no {HOSTILE}", remedy="-")) == f"there is no {SHOWN} (-)"
+    long = "a" * 500 + "b" * 10**6 + "c" * 500
+    assert str(EdgeDscError(long, remedy=long)) == "{0} ({0})".format("a" * 500 + " ... " + "c" * 500)
 
 
 def test_a_hostile_cell_keeps_its_place_in_a_table() -> None:

@@ -39,6 +39,17 @@ def test_data_that_is_not_there(edge_dsc: Any, tmp_path: Path, engine: Path, run
     assert not (tmp_path / "new").exists()
 
 
+def test_links_that_lead_in_a_circle(edge_dsc: Any, tmp_path: Path, engine: Path, textures: Path) -> None:
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    refused(edge_dsc("train", loop, "--out", tmp_path / "new"), 9, f"{loop} does not exist")
+    refused(
+        edge_dsc("infer", engine, textures, "--annotate", loop, "--limit", 1, "--json"),
+        3,
+        f"cannot write {loop}",
+    )
+
+
 def test_int8_without_calibration(edge_dsc: Any, run: Path) -> None:
     (run / "calibration.json").unlink()
     refused(edge_dsc("build-engine", run, "--int8", *ORT), 2, "INT8 needs calibration", "--calib-data DIR")

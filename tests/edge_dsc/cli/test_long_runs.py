@@ -90,6 +90,48 @@ def test_resuming_another_source_is_refused(
 
 
 @pytest.mark.slow
+def test_a_termination_leaves_no_half_written_file(run: Path, tmp_path: Path) -> None:
+    writing = """
+from pathlib import Path
+import sys, edge_dsc.build.engine as building
+from edge_dsc.cli import main
+from engines.files import atomic_path
+def write(*arguments, **options):
+    with atomic_path(Path("half.engine")) as temporary:
+        temporary.write_bytes(b"half")
+        print("begun", flush=True)
+        sys.stdin.read()
+building.build_engine = write
+main()
+"""
+    command = [sys.executable, "-c", writing, "build-engine", run]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    (tmp_path / "empty").mkdir()
+    with subprocess.Popen(command, text=True, cwd=tmp_path / "empty", **pipes) as process:
+        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout.readline() == "begun\n"
+        process.terminate()
+        assert process.wait(30) == 143
+        assert process.stderr.read() == ""
+    assert not list((tmp_path / "empty").iterdir())
+
+
+def test_ctrl_c_before_the_command_begins_is_silent() -> None:
+    starting = """
+import sys
+class Interrupted:
+    def find_spec(self, name, *rest):
+        if name == "typer":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupted())
+from edge_dsc.cli import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", starting, "doctor"], capture_output=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"")
+
+
+@pytest.mark.slow
 def test_a_closed_pipe_ends_the_run_quietly(engine: Path, textures: Path) -> None:
     with start("infer", engine, textures) as process:
         assert process.stdout is not None and process.stderr is not None

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import queue
 import socketserver
 import struct
@@ -14,6 +15,7 @@ import cv2
 import numpy as np
 import pytest
 
+import edge_dsc.infer.camera
 from edge_dsc.build.engine import BuildRequest, build_engine
 from edge_dsc.infer.camera import LiveSource, Patience, csi_pipeline, has_gstreamer, open_capture
 from edge_dsc.infer.inference import InferRequest, infer_source
@@ -29,6 +31,32 @@ def test_the_csi_pipeline_asks_for_grey_and_keeps_one_frame() -> None:
         "appsink drop=true max-buffers=1 sync=false"
     )
     assert "width=(int)1280, height=(int)720" in csi_pipeline(parse_source("csi://0"))
+
+
+@pytest.mark.skipif(
+    not has_gstreamer(), reason="this OpenCV has no GStreamer; Debian's and JetPack's have it"
+)
+def test_the_csi_pipeline_runs_in_gstreamer(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = parse_source("csi://0?width=322&height=242&fps=15")
+    pipeline = csi_pipeline(spec)
+    for nvidia, stand_in in (
+        ("nvarguscamerasrc sensor-id=0", "videotestsrc pattern=smpte num-buffers=4"),
+        ("(memory:NVMM)", ""),
+        ("nvvidconv", "videoconvert"),
+    ):
+        assert pipeline.count(nvidia) == 1
+        pipeline = pipeline.replace(nvidia, stand_in)
+    monkeypatch.setattr(edge_dsc.infer.camera, "csi_pipeline", {spec: pipeline}.__getitem__)
+    camera = open_capture(spec)
+    frames = []
+    while (frame := camera.read()) is not None:
+        frames.append(frame)
+    camera.release()
+    assert 1 <= len(frames) <= 4  # the sink holds the newest one
+    for frame in frames:
+        assert (frame.dtype, frame.shape) == (np.uint8, (242, 322))
+        bars = frame[:100].mean(axis=0)[23::46]
+        assert (np.diff(bars) < 0).all()  # white, yellow, cyan, green, magenta, red, blue: each one darker
 
 
 def test_without_gstreamer_csi_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -347,6 +375,17 @@ def test_pictures_arrive_whole_and_in_order(rtsp: str) -> None:
     )
     changes = [b for a, b in itertools.pairwise(levels) if a != b]
     assert len(changes) >= 2
+
+
+def test_tcp_is_asked_for_unless_the_environment_says_otherwise(
+    rtsp: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OPENCV_FFMPEG_CAPTURE_OPTIONS", raising=False)
+    open_capture(parse_source(rtsp)).release()
+    assert os.environ["OPENCV_FFMPEG_CAPTURE_OPTIONS"] == "rtsp_flags;prefer_tcp"
+    monkeypatch.setenv("OPENCV_FFMPEG_CAPTURE_OPTIONS", "rtsp_transport;tcp")
+    open_capture(parse_source(rtsp)).release()
+    assert os.environ["OPENCV_FFMPEG_CAPTURE_OPTIONS"] == "rtsp_transport;tcp"
 
 
 def test_infer_reads_it_and_hides_the_password(

@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from edge_dsc.infer.inference import InferRequest, infer_source
 from edge_dsc.infer.sinks import Outputs
 from edge_dsc.infer.source import Frame, ListedFiles
 from edge_dsc.infer.stop import Stop
-from engines.errors import BadInputError, UsageError
+from engines.errors import ArtefactError, BadInputError, UsageError
 from engines.record import BatchRange
 
 
@@ -202,6 +203,24 @@ def test_progress_counts_what_is_left(engine: Path, folder: Path, tmp_path: Path
     assert steps == [("classifying", 1, 2), ("classifying", 2, 2)]
 
 
+def test_rows_of_another_engine_are_not_gone_on_with(
+    engine: Path, deployed_models: dict[str, Path], folder: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "cnn.engine"
+    build_engine(
+        BuildRequest(model=deployed_models["cnn"], runtime="onnxruntime", batch=BatchRange(), out=other)
+    )
+    out = tmp_path / "a.csv"
+    infer_source(InferRequest(engine=other, source=str(folder), out=out, limit=2))
+    rows = out.read_bytes() + b"half a"
+    out.write_bytes(rows)
+    request = InferRequest(engine=engine, source=str(folder), out=out, resume=True)
+    with pytest.raises(ArtefactError, match=r"another engine wrote .*a\.csv, or .*0\.png changed since"):
+        infer_source(request)
+    assert out.read_bytes() == rows
+    assert infer_source(replace(request, engine=other)).resumed == 2
+
+
 def test_what_has_no_second_time_cannot_be_resumed(engine: Path, video: Path, tmp_path: Path) -> None:
     for source in (str(video), "/dev/video9"):
         request = InferRequest(engine=engine, source=source, out=tmp_path / "a.csv", resume=True)
@@ -211,12 +230,15 @@ def test_what_has_no_second_time_cannot_be_resumed(engine: Path, video: Path, tm
         infer_source(InferRequest(engine=engine, source=str(video), resume=True))
 
 
-def test_nothing_there_is_said_and_the_old_rows_stay(engine: Path, tmp_path: Path) -> None:
+def test_nothing_there_is_said_and_the_old_rows_stay(
+    engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n"))
     out = tmp_path / "a.csv"
     out.write_text("old")
     (tmp_path / "empty").mkdir()
-    for source in (tmp_path / "empty", tmp_path / "no.avi", "/dev/video99", "http://127.0.0.1:1/"):
-        with pytest.raises(BadInputError):
+    for source in (tmp_path / "empty", tmp_path / "no.avi", "/dev/video99", "http://127.0.0.1:1/", "-"):
+        with pytest.raises(BadInputError, match="no path came" if source == "-" else None):
             infer_source(InferRequest(engine=engine, source=str(source), out=out))
     assert out.read_text() == "old"
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import resource
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -16,6 +17,7 @@ from edge_dsc.infer.pictures import (
     annotated_sink,
     caption_of,
     draw_answer,
+    picture_name,
 )
 from edge_dsc.infer.source import Frame, SourceKind
 from edge_dsc.infer.stop import Stop
@@ -71,6 +73,14 @@ def test_annotated_pictures_keep_the_folders_of_the_source(tmp_path: Path) -> No
     assert cv2.imread(str(tmp_path / "drawn" / "sub" / "a.png.jpg")).shape == (426, 334, 3)
 
 
+def test_pictures_of_a_list_that_meet_in_one_name_both_stay(tmp_path: Path) -> None:
+    for _ in range(2):  # the second run replaces what the first one wrote
+        sink = annotated_sink(tmp_path, LABELS, SourceKind.LIST, None)
+        for path in ("../a/x.png", "a/x.png", "a/x.png"):
+            sink.write(answer(path))
+        assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["x.png-2.jpg", "x.png.jpg"]
+
+
 def test_an_annotated_video_can_be_played(tmp_path: Path) -> None:
     path = tmp_path / "new" / "drawn.avi"
     sink = annotated_sink(path, LABELS, SourceKind.VIDEO, None)
@@ -100,6 +110,32 @@ def test_a_video_that_a_full_disk_cut_is_an_error(tmp_path: Path, suffix: str) -
             sink.close()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_no_picture_of_somebody_else_is_replaced(tmp_path: Path) -> None:
+    mine = tmp_path / "drawn" / "a.png.jpg"
+    mine.parent.mkdir()
+    cv2.imwrite(str(mine), PICTURE)
+    before = mine.read_bytes()
+    for _ in range(2):  # its own are replaced
+        annotated_sink(mine.parent, LABELS, SourceKind.FILES, None).write(answer("a.png"))
+    assert mine.read_bytes() == before
+    assert sorted(path.name for path in mine.parent.iterdir()) == ["a.png-2.jpg", "a.png.jpg"]
+    assert cv2.imread(str(tmp_path / "drawn" / "a.png-2.jpg")).shape[1] == 334
+
+
+def test_unsure_pictures_of_one_name_are_all_kept(tmp_path: Path) -> None:
+    source, kept = tmp_path / "a.png", tmp_path / "kept"
+    for value in (10, 20, 10, 20):
+        cv2.imwrite(str(source), np.full((40, 40), value, np.uint8))
+        UnsureFolder(kept, 0.8, None).write(answer(source))
+        UnsureFolder(kept, 0.8, None).write(
+            replace(answer("cam", frame=frame(0, None)), picture=cv2.imread(str(source)))
+        )
+    place = kept / picture_name(answer(source), None, "")
+    assert [cv2.imread(str(path))[0, 0, 0] for path in (place, place.with_name("a-2.png"))] == [10, 20]
+    assert sorted(path.name for path in kept.glob("*.png")) == ["frame-00000000-2.png", "frame-00000000.png"]
+    assert sorted(path.name for path in place.parent.iterdir()) == ["a-2.png", "a.png"]
 
 
 def test_places_that_do_not_fit_are_refused(tmp_path: Path) -> None:

@@ -9,7 +9,14 @@ from pathlib import Path
 import pytest
 
 from edge_dsc.infer.classify import Answer
-from edge_dsc.infer.rows import RowSink, check_rows_path, column_names, skip_written, written_rows
+from edge_dsc.infer.rows import (
+    RowSink,
+    check_rows_path,
+    column_names,
+    require_same_answers,
+    skip_written,
+    written_rows,
+)
 from edge_dsc.infer.source import Frame, SourceKind
 from engines.errors import ArtefactError, EnvironmentProblem, UsageError
 
@@ -27,7 +34,7 @@ def test_each_row_is_in_the_file_at_once(tmp_path: Path) -> None:
     for name, first in (("a.csv", "path,label,probability,p_dark,p_light,error\n"), ("a.jsonl", "")):
         out = tmp_path / name
         sink = RowSink(out, LABELS, SourceKind.FILES)
-        assert out.read_text() == first
+        assert out.read_text() == ""
         sink.write(ANSWER)
         assert out.read_text().count("\n") == first.count("\n") + 1
         sink.write(Answer(Path("b,\n.png"), None, "bad"))
@@ -88,7 +95,7 @@ def test_a_name_that_is_no_utf8_survives(tmp_path: Path, capsys: pytest.CaptureF
     assert "caf\\udce9.png" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["a\rb.png", "a\r\nb.png", "\r", "a\x1b[31mb", "=cmd()", 'q"\r,'])
+@pytest.mark.parametrize("name", ["a\rb.png", "a\r\nb.png", "a\x1b[31mb", 'q"\r,', "a=1"])
 def test_any_name_reads_back_as_one_row(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
@@ -105,6 +112,23 @@ def test_any_name_reads_back_as_one_row(
     RowSink(None, LABELS, SourceKind.FILES).write(Answer(Path(name), None, "bad\x1b"))
     shown = capsys.readouterr().out
     assert shown.count("\n") == 2 and shown.replace("\n", "").isprintable()
+
+
+@pytest.mark.parametrize("name", ["=cmd()", "+1.png", "-1.png", "@SUM(1)", "\tx", "\r"])
+def test_no_cell_is_a_formula_and_the_path_still_names_its_file(tmp_path: Path, name: str) -> None:
+    for suffix, path, label in ((".csv", f"./{name}", f"'{name}"), (".jsonl", name, name)):
+        out, labels = tmp_path / f"a{suffix}", ("dark", name)
+        sink = RowSink(out, labels, SourceKind.FILES)
+        sink.write(Answer(Path(name), (0.25, 0.75)))
+        sink.write(Answer(Path("x", name), None, name))
+        sink.close()
+        with out.open(newline="") as stream:
+            rows = list(csv.DictReader(stream) if suffix == ".csv" else map(json.loads, stream))
+        assert [(row["path"], row["label"] or "", row["error"] or "") for row in rows] == [
+            (path, label, ""),
+            (f"x/{name}", "", label),
+        ]
+        assert written_rows(out, labels).paths == [name, f"x/{name}"]
 
 
 def test_other_suffixes_are_refused() -> None:
@@ -129,9 +153,9 @@ def test_wherever_it_was_killed_the_whole_rows_are_found(tmp_path: Path, suffix:
     lengths = []
     for size in range(len(whole) + 1):
         out.write_bytes(whole[:size])
-        paths = written_rows(out, LABELS).paths
+        paths, whole_bytes, seen, _ = written_rows(out, LABELS)
         assert paths == NAMES[: len(paths)]
-        assert whole.startswith(out.read_bytes())
+        assert whole_bytes <= seen == size and out.read_bytes() == whole[:size]
         lengths.append(len(paths))
     assert lengths[0] == 0 and lengths[-1] == 3 and lengths[-2] == 2
     assert lengths == sorted(lengths)
@@ -141,12 +165,49 @@ def test_the_half_row_is_cut_off_the_file(tmp_path: Path) -> None:
     out = tmp_path / "rows.csv"
     whole = write(out)
     out.write_bytes(whole[:-5])
-    assert written_rows(out, LABELS).paths == NAMES[:2]
+    earlier = written_rows(out, LABELS)
+    assert earlier.paths == NAMES[:2] and out.read_bytes() == whole[:-5]
+    RowSink(out, LABELS, SourceKind.FILES, after=earlier).close()
     assert out.read_bytes() == whole[: -len(b"c.png,light,0.75,0.25,0.75,\n")]
 
 
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+def test_a_run_without_an_answer_leaves_the_old_rows(tmp_path: Path, suffix: str) -> None:
+    out = tmp_path / f"rows{suffix}"
+    RowSink(out, LABELS, SourceKind.FILES).close()
+    assert out.read_text() == ("path,label,probability,p_dark,p_light,error\n" if suffix == ".csv" else "")
+    whole = write(out)
+    RowSink(out, LABELS, SourceKind.FILES).close()
+    assert out.read_bytes() == whole
+    sink = RowSink(out, LABELS, SourceKind.FILES)
+    sink.write(ANSWER)
+    sink.close()
+    assert out.read_bytes() == whole[: out.stat().st_size] and written_rows(out, LABELS).paths == ["a.png"]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+def test_rows_of_another_engine_are_known_by_their_probabilities(tmp_path: Path, suffix: str) -> None:
+    out = tmp_path / f"rows{suffix}"
+    sink = RowSink(out, LABELS, SourceKind.FILES)
+    sink.write(Answer(Path("bad.png"), None, "bad"))
+    for name in "abcdef":
+        sink.write(Answer(Path(name), (0.25, 0.75)))
+    sink.close()
+    earlier = written_rows(out, LABELS)
+    assert earlier.sample == dict.fromkeys("abcd", (0.25, 0.75))
+    same = [Answer(Path("a"), (0.25004, 0.74996)), Answer(Path("b"), None, "gone")]
+    require_same_answers(same, earlier, out)
+    other = [*same, Answer(Path("c"), (0.2498, 0.7502))]
+    with pytest.raises(
+        ArtefactError, match=r"or c changed since: a probability of 0\.750000 is 0\.750200 now"
+    ):
+        require_same_answers(other, earlier, out)
+    with pytest.raises(ArtefactError, match="another engine wrote"):
+        require_same_answers([Answer(Path("a"), (float("nan"), 0.75))], earlier, out)
+
+
 def test_no_file_means_no_rows(tmp_path: Path) -> None:
-    assert written_rows(tmp_path / "no.csv", LABELS) == ([], 0)
+    assert written_rows(tmp_path / "no.csv", LABELS) == ([], 0, 0, {})
 
 
 @pytest.mark.parametrize(
@@ -163,6 +224,12 @@ def test_no_file_means_no_rows(tmp_path: Path) -> None:
         ("a.jsonl", '{"a": 1}\n{"b": 2}', "row 1 has other fields"),
         ("a.jsonl", '{"path": "x"}', "no beginning"),
         ("a.jsonl", "one line of text", "no beginning"),
+        ("a.csv", "path,label,probability,p_dark,p_light,error\nx,dark,1,one,0,\n", "could not convert"),
+        (
+            "a.jsonl",
+            '{"path": "x", "label": "dark", "probability": 1, "p_dark": null, "p_light": 0, "error": null}\n',
+            "NoneType",
+        ),
     ],
 )
 def test_other_content_is_refused(tmp_path: Path, name: str, content: str, words: str) -> None:

@@ -77,6 +77,15 @@ def test_a_password_stays_out_of_the_name() -> None:
 
 
 @pytest.mark.parametrize(
+    "source", ["rtsp:/admin:secret@10.0.0.9/x", "HTTP:admin:secret@x", "http:/a:secret@b://c"]
+)
+def test_an_address_with_too_few_slashes_is_no_file_name(source: str) -> None:
+    with pytest.raises(UsageError, match=r"a (rtsp|http) address begins with (rtsp|http)://") as refused:
+        parse_source(source)
+    assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
     "password", ["secret", "se/cret", "se#cret", "se?cret", "se@cret", "se:cret", "se[cret"]
 )
 @pytest.mark.parametrize("scheme", ["rtsp", "http", "rtmp", "v4l2", "csi", "RTMP"])

@@ -19,7 +19,7 @@ from edge_dsc.networks import load_network
 from edge_dsc.training import RECIPES, TrainOptions, TrainProgress, TrainResult, train
 from edge_dsc.training.run_folder import METRICS, load_state, load_training_record
 from edge_dsc.training.train import check_folder
-from engines.errors import ArtefactError, BadInputError, UsageError
+from engines.errors import ArtefactError, BadInputError, EnvironmentProblem, UsageError
 from engines.files import sha256_file
 
 slow = pytest.mark.slow
@@ -163,7 +163,7 @@ def test_a_run_folder_is_not_overwritten_unless_asked(tmp_path: Path) -> None:
     out = tmp_path / "run"
     out.mkdir()
     (out / "training.json").write_text("{}")
-    options = TrainOptions(data=tmp_path, out=out)
+    options = TrainOptions(data=tmp_path / "data", out=out)
     with pytest.raises(
         UsageError, match=r"run holds a finished run \(choose another --out, or replace it with"
     ):
@@ -174,24 +174,38 @@ def test_a_run_folder_is_not_overwritten_unless_asked(tmp_path: Path) -> None:
         train(replace(options, resume=True, out=tmp_path / "nothing"))
     file = tmp_path / "file"
     file.write_text("mine")
-    with pytest.raises(UsageError, match=r"file is not a folder \(choose another run folder"):
-        train(replace(options, out=file))
+    for link in (loop := tmp_path / "loop", tmp_path / "lost"):
+        link.symlink_to("loop" if link == loop else "nothing")
+    for place in (file, loop, tmp_path / "lost"):
+        with pytest.raises(UsageError, match=rf"{place.name} is not a folder \(choose another run folder"):
+            train(replace(options, out=place))
     assert json.loads((out / "training.json").read_text()) == {}
 
 
 def test_a_run_is_never_written_into_its_data(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="is the data folder"):
-        check_folder(TrainOptions(data=tmp_path, out=tmp_path, overwrite=True))
-    with pytest.raises(UsageError, match="is the data folder"):
-        check_folder(TrainOptions(data=tmp_path, out=tmp_path / "clear" / ".."))
+    (tmp_path / "link").symlink_to(tmp_path / "clear", target_is_directory=True)
+    for place in ("", "clear", "clear/..", "runs/dsc", "link/run"):
+        with pytest.raises(UsageError, match="is in the data folder"):
+            check_folder(TrainOptions(data=tmp_path, out=tmp_path / place, overwrite=True))
+    check_folder(TrainOptions(data=tmp_path / "clear", out=tmp_path / "clearer"))
 
 
 def test_what_cannot_be_trained_leaves_no_folder(tmp_path: Path) -> None:
     with pytest.raises(BadInputError, match="does not exist"):
         train(TrainOptions(data=tmp_path / "nowhere", out=tmp_path / "run"))
     with pytest.raises(UsageError, match="no network 'vgg'"):
-        train(TrainOptions(data=tmp_path, out=tmp_path / "run", architecture="vgg"))
+        train(TrainOptions(data=tmp_path / "data", out=tmp_path / "run", architecture="vgg"))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_place_that_cannot_be_written_is_said_before_the_first_epoch(tmp_path: Path) -> None:
+    write_phantoms(tmp_path / "phantoms", 12, seed=1)
+    (tmp_path / "file").write_text("mine")
+    options = TrainOptions(data=tmp_path / "phantoms", out=tmp_path / "file" / "run", recipe="quick")
+    steps: list[object] = []
+    with pytest.raises(EnvironmentProblem, match=r"cannot write .*state\.npz: Not a directory"):
+        train(options, progress=steps.append)
+    assert steps == []
 
 
 @slow
