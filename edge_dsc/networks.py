@@ -222,7 +222,8 @@ def load_network(path: Path) -> Model:
     try:
         with _keras_on_numpy_2():
             return keras.models.load_model(path, compile=False, safe_mode=True)
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    # A file that asks for a layer of PyTorch ends in ImportError, a deep one in RecursionError, a RuntimeError.
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, ImportError, RuntimeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ArtefactError(
             f"Keras cannot load {path}: {reason}",

@@ -153,6 +153,9 @@ def _foreign_part(model: ModelProto) -> str | None:
                     f"has a sparse tensor in its node {node.name or node.op_type}, a model of ours has none"
                 )
             stored += [attribute.t, *attribute.tensors]
+    for tensor in stored:
+        if tensor.data_type not in TensorProto.DataType.values():
+            return f"keeps {tensor.name} in the unknown element type {tensor.data_type}"
     return next(
         (
             f"keeps {tensor.name} in another file"

@@ -171,7 +171,7 @@ class _StateHeader(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     schema_version: int
     settings: dict[str, Any]
-    epoch: int
+    epoch: Count
     history: dict[str, list[float]]
     best_epoch: int
     counts: dict[str, int]  # how many arrays of each kind there are
@@ -216,7 +216,16 @@ def load_state(path: Path) -> TrainState:
             variables, optimizer, best_weights = (
                 [stored[f"{name}{index}"] for index in range(header.counts[name])] for name in _ARRAYS
             )
-    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+    except (
+        OSError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        EOFError,
+        RuntimeError,
+        MemoryError,
+    ) as error:
         raise ArtefactError(f"{path} is no readable training state: {error}", remedy=_BEGIN_ANEW) from error
     except (zipfile.BadZipFile, zlib.error) as error:
         raise ArtefactError(f"{path} is damaged: {error}", remedy=_BEGIN_ANEW) from error

@@ -298,12 +298,15 @@ def _begin(options: TrainOptions, recipe: Recipe, split: Split) -> TrainState:
             f"the images in {options.data} changed since {options.out} was begun",
             remedy="restore them, or begin anew with --overwrite",
         )
-    given = begun["recipe"]
-    raise UsageError(
-        f"{options.out} was begun with other options",
-        remedy=f"resume it with --arch {begun['architecture']} --recipe {given['name']} "
-        f"--epochs {given['epochs']} --seed {begun['seed']}",
-    )
+    try:
+        given = begun["recipe"]
+        remedy = f"--arch {begun['architecture']} --recipe {given['name']} --epochs {given['epochs']}"
+        remedy = f"resume it with {remedy} --seed {begun['seed']}"
+    except (KeyError, TypeError) as error:
+        raise ArtefactError(
+            f"{file} is no readable training state: {error}", remedy="begin anew with --overwrite"
+        ) from error
+    raise UsageError(f"{options.out} was begun with other options", remedy=remedy)
 
 
 def _measure(model: Model, images: RunImages) -> dict[str, Metrics]:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import zipfile
 from pathlib import Path
 
 import cv2
@@ -99,6 +101,26 @@ def test_a_lambda_layer_is_not_run(tmp_path: Path) -> None:
     save_network(model, tmp_path / "model.keras")
     with pytest.raises(ArtefactError, match=r"Keras cannot load"):
         load_network(tmp_path / "model.keras")
+
+
+@pytest.mark.slow
+def test_a_layer_of_pytorch_is_refused_and_no_package_is_named(tmp_path: Path) -> None:
+    save_network(build_network("dsc", 3), tmp_path / "whole.keras")
+    with (
+        zipfile.ZipFile(tmp_path / "whole.keras") as whole,
+        zipfile.ZipFile(tmp_path / "m.keras", "w") as other,
+    ):
+        for name in whole.namelist():
+            data = whole.read(name)
+            if name == "config.json":
+                config = json.loads(data)
+                layer = config["config"]["layers"][1]
+                layer["class_name"], layer["registered_name"] = "TorchModuleWrapper", None
+                layer["config"] = {"name": layer["config"]["name"], "module": "gASVAAAA"}
+                data = json.dumps(config).encode()
+            other.writestr(name, data)
+    with pytest.raises(ArtefactError, match=r"Keras cannot load .*m\.keras: .*torch.*train again"):
+        load_network(tmp_path / "m.keras")
 
 
 RNG = np.random.default_rng(0)

@@ -168,6 +168,10 @@ def with_many_nodes(model: onnx.ModelProto) -> None:
         model.graph.node.add(op_type="Identity", input=["image"], output=[f"u{index}"])
 
 
+def with_unknown_type(model: onnx.ModelProto) -> None:
+    model.graph.initializer[1].data_type = 99
+
+
 def with_huge_value(model: onnx.ModelProto) -> None:
     model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([2**38], np.int64), "size"))
     for node in (
@@ -180,6 +184,7 @@ def with_huge_value(model: onnx.ModelProto) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
+        (with_unknown_type, "in the unknown element type 99"),
         (with_huge_value, "computes huge of 274877906944 numbers"),
         (with_constant, "keeps evil in another file"),
         (with_tensors, "keeps evil in another file"),

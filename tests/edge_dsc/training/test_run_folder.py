@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -202,3 +203,14 @@ def test_a_damaged_state_is_refused(tmp_path: Path, content: bytes | None) -> No
         ArtefactError, match=r"state\.npz is .*\(begin anew: edge-dsc train DATA --overwrite\)"
     ):
         load_state(path)
+
+
+def test_a_state_without_arrays_of_ours_or_with_a_negative_epoch_is_refused(tmp_path: Path) -> None:
+    state = TrainState(file=tmp_path / "state.npz", settings={}, epoch=-1)
+    save_state(state)
+    with pytest.raises(ArtefactError, match="no readable training state"):
+        load_state(tmp_path / "state.npz")
+    with zipfile.ZipFile(tmp_path / "other.npz", "w") as archive:
+        archive.writestr("header", b"{}")
+    with pytest.raises(ArtefactError, match="no readable training state"):
+        load_state(tmp_path / "other.npz")
