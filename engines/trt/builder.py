@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from collections import Counter
+from dataclasses import dataclass, replace
 from typing import Any
 
 from engines.errors import ArtefactError, EnvironmentProblem
@@ -23,14 +24,14 @@ class Plan:
         layers: Layers with weights counted by precision.
         layers_source: Where that count comes from.
         notes: Warnings for the reader.
-        layer_types: The same by the layers' names; empty where the names are not known.
+        layer_types: The same by the layers' names.
     """
 
     data: Any
     layers: dict[str, int]
     layers_source: str
     notes: tuple[str, ...]
-    layer_types: dict[str, str] = field(default_factory=dict)
+    layer_types: dict[str, str]
 
 
 def build_plan(trt: Any, model: bytes, options: BuildOptions, *, has_gpu: bool) -> Plan:
@@ -56,15 +57,20 @@ def build_plan(trt: Any, model: bytes, options: BuildOptions, *, has_gpu: bool) 
     if network is None:
         raise _cannot_build(trt, logger, "no network")
     parser = _parse(trt, logger, network, model)
-    named = census.network_layer_types(trt, network)
-    layers = census.count_types(named)
-    if versions.is_strongly_typed(trt):
-        check_precision(layers, options)
+    if options.precision is Precision.FP16:
+        versions.insist_on_half(trt, census.weighted_layers(trt, network))
+    types = census.network_layer_types(trt, network)
+    check_precision(Counter(types.values()), options)
+    tensor = network.get_input(0)
     data = _serialize(trt, logger, builder, network, options)
     del parser  # it owns the weights until the builder has run
     notes = (_TF32_NOTE,) if options.precision is Precision.FP32 else ()
-    plan = Plan(data, layers, census.NETWORK, notes, dict(named))
-    return _prove(trt, logger, plan, options, has_gpu=has_gpu)
+    plan = Plan(data, Counter(types.values()), census.NETWORK, notes, types)
+    if not has_gpu:
+        return plan
+    shape = (options.batch.best, *tuple(tensor.shape)[1:])
+    found = census.inspect_plan(trt, logger, data, {tensor.name: shape})
+    return plan if found is None else _prove(plan, found, options)
 
 
 def _parse(trt: Any, logger: Any, network: Any, model: bytes) -> Any:
@@ -88,6 +94,7 @@ def _serialize(trt: Any, logger: Any, builder: Any, network: Any, options: Build
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # the inspector reports nothing without it
     versions.set_precision(trt, config, options.precision)
     versions.share_profile(trt, config)
+    versions.allow_capture(trt, config)
     profile = builder.create_optimization_profile()
     if profile is None:
         raise _cannot_build(trt, logger, "no optimization profile")
@@ -107,26 +114,22 @@ def _serialize(trt: Any, logger: Any, builder: Any, network: Any, options: Build
     return plan
 
 
-def _prove(trt: Any, logger: Any, plan: Plan, options: BuildOptions, *, has_gpu: bool) -> Plan:
+def _prove(plan: Plan, found: census.Inspection, options: BuildOptions) -> Plan:
     """Hold the built engine against the precision asked for.
 
-    A strongly typed network proves it by its types; the inspector's count replaces that where it names the type
-    of every layer. A weakly typed builder was free to choose, so only the inspector's count stands.
+    The types of the parsed network bind the builder: strongly typed networks by their nature, weakly typed ones by
+    the precision that was set for each layer. The inspector's word replaces them wherever it has one.
     """
-    report = census.inspect_plan(trt, logger, plan.data) if has_gpu else None
-    seen = census.count_engine_layers(report) if report is not None else {}
-    complete = sum(seen.values()) == sum(plan.layers.values()) and census.UNKNOWN not in seen
-    if complete or not versions.is_strongly_typed(trt):
-        check_precision(seen, options)
-        named = census.engine_layer_types(report or "", plan.layer_types)
-        # A name that the inspector does not give leaves the layers without names: the count still holds.
-        named = named if len(named) == len(plan.layer_types) else {}
-        return Plan(plan.data, seen, census.INSPECTOR, plan.notes, named)
-    if report is None:
-        return plan
-    words = ", ".join(f"{count} in {name}" for name, count in sorted(seen.items())) or "none"
-    note = f"the engine inspector names these layers with weights after fusion: {words}"
-    return replace(plan, notes=(*plan.notes, note))
+    seen = census.engine_layer_types(found.report, plan.layer_types)
+    types = {**plan.layer_types, **seen}
+    check_precision(Counter(types.values()), options)
+    source, notes = census.INSPECTOR, plan.notes
+    if not seen:
+        source = census.NETWORK
+        notes = (*notes, "the engine inspector does not tell the precision of any layer with weights")
+    elif len(seen) < len(types):
+        source = f"{census.INSPECTOR} for {len(seen)} of {len(types)} layers, else {census.NETWORK}"
+    return replace(plan, layers=Counter(types.values()), layers_source=source, notes=notes, layer_types=types)
 
 
 def _name(trt: Any) -> str:

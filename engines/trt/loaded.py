@@ -53,7 +53,7 @@ class LoadedEngine:
         if engine is None:
             raise faults.refused()
         _check_tensors(trt, engine, record, faults)
-        self._runtime, self._engine = runtime, engine
+        self._trt, self._runtime, self._engine = trt, runtime, engine
         self._settings, cache = versions.make_runtime_config(trt, engine)
         self.cache = RuntimeCache(cache, record, stored.place) if cache is not None else None
         if cache is not None and not versions.use_cache(self._settings, cache):
@@ -65,17 +65,24 @@ class LoadedEngine:
             frees.callback(setattr, self, name, None)
 
     def create_execution(self, stream_handle: int) -> Any:
-        """Return an execution context with the only optimisation profile chosen, or None where it is refused.
+        """Return an execution context without memory and with the only optimisation profile chosen, or None.
 
         From the second context on, a release without profile sharing (8.6 with an engine that was built
-        without it) leaves the profile unset, and refuses to set one that another context has.
+        without it) leaves the profile unset, and refuses to set one that another context has: by an exception
+        of its binding (pyCore.cpp 8.6.1, ``context_set_optimization_profile_async``).
         """
-        execution = versions.create_execution(self._engine, self._settings)
+        execution = versions.create_execution(self._trt, self._engine, self._settings)
         if execution is None or execution.active_optimization_profile == 0:
             return execution
-        if not execution.set_optimization_profile_async(0, stream_handle):
+        try:
+            chosen = execution.set_optimization_profile_async(0, stream_handle)
+        except RuntimeError:
             return None
-        return execution
+        return execution if chosen else None
+
+    def memory_needed(self, execution: Any) -> int:
+        """Return the device memory that a context needs for the shape that is set, bytes."""
+        return versions.memory_needed(self._engine, execution)
 
 
 def _check_tensors(trt: Any, engine: Any, record: EngineRecord, faults: Faults) -> None:

@@ -89,11 +89,13 @@ class TrtRunner:
 
     @property
     def description(self) -> Mapping[str, str]:
-        """How it runs: execution, memory, slots, and the runtime cache of RTX."""
+        """How it runs: execution, memory, slots, scratch memory, and the runtime cache of RTX."""
         words = dict(self._words)
         slots = [*self._free, *(slot for slot, _ in self._busy.values())]
         if slots:
             words["execution"] = slots[0].execution_words()
+            scratch = sum(slot.scratch_bytes for slot in slots)
+            words["scratch"] = f"{scratch / (1 << 20):.1f} MiB of device memory for {len(slots)} slots"
         if not self._closed and self._loaded.cache is not None:
             words["runtime_cache"] = self._loaded.cache.state
         return words

@@ -18,8 +18,7 @@ from engines.trt.cuda import BUFFERS, CudaGraph, GraphError, capture_graph
 from engines.trt.faults import Faults
 from engines.trt.loaded import LoadedEngine
 
-# Batch sizes with a graph at a time, for each slot: the full batch and the rest at the end of a folder. More would
-# cost device memory, because every context has activations of its own.
+# Batch sizes with a graph at a time, for each slot: the full batch and the rest at the end of a folder.
 SIZES = 2
 _NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: no waiting for the default stream. Source: cuda.h, CUstream_flags
 STAGES = ("h2d", "execute", "d2h")
@@ -87,6 +86,9 @@ class Slot:
         self._prepared: OrderedDict[int, _Prepared] = OrderedDict()
         self._spare: list[Any] = []  # contexts without a shape
         self._alone = False  # whether TensorRT refused a second context
+        self._scratch: Any = None  # device memory that the contexts share: only one of them runs at a time
+        self.scratch_bytes = 0
+        frees.callback(self._free_scratch)
         frees.callback(self._release)
         self._spare.append(self._new_execution())
 
@@ -223,10 +225,44 @@ class Slot:
         """Return a context with the shape set; a context that a graph was captured from is never reshaped."""
         execution = self._free_execution()
         contract = self._parts.record.contract
-        if not execution.set_input_shape(contract.input_name, (size, *contract.input_shape)):
+        try:
+            if not execution.set_input_shape(contract.input_name, (size, *contract.input_shape)):
+                raise self._parts.faults.problem("run", f"set_input_shape refuses a batch of {size}")
+            self._provide_scratch(execution)
+        except BaseException:
             self._spare.append(execution)
-            raise self._parts.faults.problem("run", f"set_input_shape refuses a batch of {size}")
+            raise
         return execution
+
+    def _provide_scratch(self, execution: Any) -> None:
+        """Give a context the slot's scratch memory; where that is too small, all contexts get a larger one.
+
+        Contexts with memory of their own would hold several times what runs at once.
+        """
+        needed = max(1, self._parts.engine.memory_needed(execution))  # an address must be given all the same
+        others = list(self._prepared.values())
+        if needed > self.scratch_bytes:
+            larger = self._parts.cuda.mem_alloc(needed)
+            self.stream.synchronize()
+            for prepared in others:  # their graphs work in the old memory
+                self._drop_graph(prepared)
+                versions.set_memory(prepared.execution, int(larger), needed)
+                prepared.uses = 0
+            self._free_scratch()
+            self._scratch, self.scratch_bytes = larger, needed
+        versions.set_memory(execution, int(self._scratch), self.scratch_bytes)
+
+    def _free_scratch(self) -> None:
+        scratch, self._scratch = self._scratch, None
+        if scratch is not None:
+            scratch.free()
+
+    def _drop_graph(self, prepared: _Prepared) -> None:
+        """Free a context's graph; the stream must have finished."""
+        self._last_graph = None
+        graph, prepared.graph = prepared.graph, None
+        if graph is not None:
+            graph.destroy()
 
     def _free_execution(self) -> Any:
         if self._spare:
@@ -241,10 +277,8 @@ class Slot:
         best = self._parts.record.batch.best
         size = next((size for size in self._prepared if size != best), best)  # the best one goes last
         oldest = self._prepared.pop(size)
-        if oldest.graph is not None:
-            self._last_graph = None
-            self.stream.synchronize()
-            oldest.graph.destroy()
+        self.stream.synchronize()
+        self._drop_graph(oldest)
         return oldest.execution
 
     def _new_execution(self) -> Any:
@@ -268,8 +302,7 @@ class Slot:
             all_of_it.callback(self._spare.clear)
             all_of_it.callback(self._prepared.clear)
             for prepared in self._prepared.values():
-                if prepared.graph is not None:
-                    all_of_it.callback(prepared.graph.destroy)
+                all_of_it.callback(self._drop_graph, prepared)
             all_of_it.callback(self.stream.synchronize)
 
 

@@ -8,7 +8,7 @@ RTX          compiles kernels when it first runs, and can keep them in a runtime
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from engines.record import Precision
@@ -48,15 +48,42 @@ def set_precision(trt: Any, config: Any, precision: Precision) -> None:
         config.set_flag(trt.BuilderFlag.FP16)
     if precision is Precision.INT8 and hasattr(trt.BuilderFlag, "INT8"):
         config.set_flag(trt.BuilderFlag.INT8)
+    if precision is Precision.FP16 and hasattr(trt.BuilderFlag, "OBEY_PRECISION_CONSTRAINTS"):
+        config.set_flag(trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
+
+
+def insist_on_half(trt: Any, layers: Iterable[Any]) -> None:
+    """Bind layers of a weakly typed network to FP16.
+
+    The flag alone only allows FP16: a layer that runs faster in FP32 stays there (NvInfer.h 8.6.1 line 8772).
+    """
+    for layer in layers:
+        if not is_strongly_typed(trt) and hasattr(layer, "precision"):
+            layer.precision = trt.DataType.HALF
+
+
+def computation_type(layer: Any, tensor: Any) -> Any:
+    """Return the type that a layer computes in: the one that it was bound to, else that of its first input."""
+    bound = hasattr(layer, "precision_is_set") and layer.precision_is_set
+    return layer.precision if bound else tensor.dtype
 
 
 def share_profile(trt: Any, config: Any) -> None:
-    """Let several execution contexts use the same optimisation profile, in releases that must be asked.
+    """Let several execution contexts use the same optimisation profile, where a release must be asked: 8.6.
 
-    Each batch in flight has a context of its own. Source: TensorRT 8.6 to 10.x, PROFILE_SHARING_0806.
+    Each batch in flight has a context of its own. From 10.0 on they always may (NvInfer.h 10.3 line 8602).
     """
-    if hasattr(trt.PreviewFeature, "PROFILE_SHARING_0806"):
+    if not is_strongly_typed(trt) and hasattr(trt.PreviewFeature, "PROFILE_SHARING_0806"):
         config.set_preview_feature(trt.PreviewFeature.PROFILE_SHARING_0806, True)
+
+
+def allow_capture(trt: Any, config: Any) -> None:
+    """Have the engine work in memory that its user gives, where that is not a matter of course: RTX.
+
+    Without it a stream that is being captured is refused. Source: TensorRT for RTX 1.2, release notes.
+    """
+    if hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):
+        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
 
 
 def make_runtime_config(trt: Any, engine: Any) -> tuple[Any, Any]:
@@ -80,11 +107,41 @@ def use_cache(runtime_config: Any, cache: Any) -> bool:
     return hasattr(runtime_config, "set_runtime_cache") and bool(runtime_config.set_runtime_cache(cache))
 
 
-def create_execution(engine: Any, runtime_config: Any) -> Any:
-    """Return a new execution context, or None where TensorRT refuses."""
+def create_execution(trt: Any, engine: Any, runtime_config: Any) -> Any:
+    """Return a new execution context that has no device memory yet, or None where TensorRT refuses.
+
+    Left to itself TensorRT allocates for the largest shape of the profile, for every context, and keeps it
+    (NvInferRuntime.h, ExecutionContextAllocationStrategy::kSTATIC).
+    """
+    if not hasattr(trt, "ExecutionContextAllocationStrategy"):
+        return engine.create_execution_context_without_device_memory()
+    strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
     if runtime_config is None:
-        return engine.create_execution_context()
+        return engine.create_execution_context(strategy)
+    runtime_config.set_execution_context_allocation_strategy(strategy)
     return engine.create_execution_context(runtime_config)
+
+
+def memory_limit(engine: Any) -> int:
+    """Return the device memory that a context of any shape needs at most, bytes."""
+    if hasattr(engine, "device_memory_size_v2"):
+        return int(engine.device_memory_size_v2)
+    return int(engine.device_memory_size)
+
+
+def memory_needed(engine: Any, execution: Any) -> int:
+    """Return the device memory that a context needs for the shape that is set, bytes."""
+    if not hasattr(execution, "update_device_memory_size_for_shapes"):
+        return memory_limit(engine)
+    return int(execution.update_device_memory_size_for_shapes())
+
+
+def set_memory(execution: Any, address: int, size: int) -> None:
+    """Give a context its device memory; it stays in use until the work that was enqueued is done."""
+    if hasattr(execution, "set_device_memory"):
+        execution.set_device_memory(address, size)
+    else:
+        execution.device_memory = address
 
 
 def is_capturable(execution: Any, stream_handle: int) -> bool:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from double_cuda import DoubleCuda, current
+from double_tensorrt import RELEASES, DoubleTensorRt
 from onnx import TensorProto, helper, load_model_from_string
 
 from engines.errors import AccuracyGateError, ArtefactError, EnvironmentProblem
@@ -18,6 +19,7 @@ from engines.trt import census, runtime, versions
 from engines.trt.builder import build_plan
 from engines.trt.census import INSPECTOR, NETWORK
 from engines.trt.cuda import find_gpu
+from engines.trt.faults import process_logger
 from engines.trt.runtime import TENSORRT_RTX
 
 trt = pytest.importorskip("tensorrt_rtx")
@@ -133,50 +135,87 @@ def test_without_a_gpu_the_engine_cannot_be_loaded(tmp_path: Path, graph_in: Gra
 
     TENSORRT_RTX.build(graph_in("dsc", "fp32"), tmp_path / "a.engine", options("fp32"))
     logger = process_logger(trt)
-    assert inspect_plan(trt, logger, (tmp_path / "a.engine").read_bytes()) is None
+    assert inspect_plan(trt, logger, (tmp_path / "a.engine").read_bytes(), {}) is None
     assert "cudaError 35" in first_error(logger)
 
 
-def inspected(monkeypatch: pytest.MonkeyPatch, *datatypes: str, strongly: bool = True) -> None:
-    """Let the engine inspector report convolutions whose inputs have these types."""
-    layers = [{"LayerType": "CaskConvolution", "Inputs": [{"Format/Datatype": kind}]} for kind in datatypes]
-    report = json.dumps({"Layers": layers})
-    monkeypatch.setattr(census, "inspect_plan", lambda module, logger, plan: report)
-    monkeypatch.setattr(versions, "is_strongly_typed", lambda module: strongly)
+class TestProof:
+    """What the engine inspector tells, in the words of each release, against the precision that was asked for."""
+
+    @pytest.fixture
+    def built(
+        self, double: DoubleTensorRt, cuda: DoubleCuda, graph_in: Graphs
+    ) -> Callable[[str, str], build.Plan]:
+        def make(precision: str, graph: str = "") -> build.Plan:
+            model = graph_in("dsc", graph or precision)
+            with current(cuda):
+                return build_plan(double, model, options(precision, 8), has_gpu=True)
+
+        return make
+
+    @pytest.fixture
+    def double(self, release: str, cuda: DoubleCuda) -> DoubleTensorRt:
+        return DoubleTensorRt(release, cuda)
+
+    @pytest.mark.parametrize("release", RELEASES, indirect=True)
+    @pytest.mark.parametrize(
+        ("precision", "expected"), [("fp32", {"FP32": 9}), ("fp16", {"FP16": 9}), ("int8", {"INT8": 8})]
+    )
+    def test_every_layer_is_proven_by_the_engine(
+        self, built: Callable[[str], build.Plan], precision: str, expected: dict[str, int]
+    ) -> None:
+        plan = built(precision)
+        assert {kind: plan.layers[kind] for kind in expected} == expected
+        assert plan.layers_source == INSPECTOR
+        assert len(plan.layer_types) == 9
+        assert not any("inspector" in note for note in plan.notes)
+
+    @pytest.mark.parametrize("release", ["8.6", "10.3"], indirect=True)
+    def test_where_the_inspector_is_silent_the_network_is_the_proof(
+        self, built: Callable[[str], build.Plan], double: DoubleTensorRt, release: str
+    ) -> None:
+        double._silent = True
+        plan = built("int8")
+        assert plan.layers["INT8"] == 8
+        if release == "8.6":  # it knows no format of a dynamic shape, with a context or without
+            assert plan.layers_source == NETWORK
+            assert "the engine inspector does not tell the precision of any layer" in plan.notes[-1]
+        else:
+            assert plan.layers_source == INSPECTOR
+
+    def test_the_names_of_the_network_stay_where_the_inspector_leaves_a_gap(
+        self, built: Callable[[str], build.Plan], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        whole = census.engine_layer_types
+
+        def gap(report: str, parsed: Mapping[str, str]) -> dict[str, str]:
+            return dict(list(whole(report, parsed).items())[2:])
+
+        monkeypatch.setattr(census, "engine_layer_types", gap)
+        plan = built("int8")
+        assert plan.layers_source == f"{INSPECTOR} for 7 of 9 layers, else {NETWORK}"
+        assert (len(plan.layer_types), plan.layers["INT8"]) == (9, 8)
+
+    def test_an_engine_that_left_the_precision_is_refused(
+        self, built: Callable[[str], build.Plan], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(
+            census, "engine_layer_types", lambda report, parsed: dict.fromkeys(list(parsed)[:2], "FP32")
+        )
+        with pytest.raises(AccuracyGateError, match="the engine would have 7 in FP16, 2 in FP32"):
+            built("fp16")
+
+    def test_an_fp16_build_of_8_6_binds_every_layer(
+        self, double: DoubleTensorRt, cuda: DoubleCuda, graph_in: Graphs
+    ) -> None:
+        wanted = options("fp16", 9)
+        double = DoubleTensorRt("8.6", cuda)
+        with current(cuda):
+            assert build_plan(double, graph_in("dsc", "fp16"), wanted, has_gpu=True).layers == {"FP16": 9}
 
 
-def test_an_inspector_that_sees_all_layers_is_the_source(
-    monkeypatch: pytest.MonkeyPatch, graph_in: Graphs
-) -> None:
-    inspected(monkeypatch, *["Half"] * 6)
-    plan = build_plan(trt, graph_in("cnn", "fp16"), options("fp16", 6), has_gpu=True)
-    assert (plan.layers, plan.layers_source, plan.notes) == ({"FP16": 6}, INSPECTOR, ())
-
-
-def test_an_engine_that_left_the_precision_is_refused(
-    monkeypatch: pytest.MonkeyPatch, graph_in: Graphs
-) -> None:
-    inspected(monkeypatch, *["Half"] * 5, "Float")
-    with pytest.raises(
-        AccuracyGateError, match="asked for 6 layers in FP16, the engine would have 5 in FP16"
-    ):
-        build_plan(trt, graph_in("cnn", "fp16"), options("fp16", 6), has_gpu=True)
-
-
-@pytest.mark.parametrize("types", [["Half"] * 2, ["Half"] * 5 + ["BF16"]])
-def test_an_inspector_that_sees_less_becomes_a_note(
-    monkeypatch: pytest.MonkeyPatch, graph_in: Graphs, types: list[str]
-) -> None:
-    inspected(monkeypatch, *types)
-    plan = build_plan(trt, graph_in("cnn", "fp16"), options("fp16", 6), has_gpu=True)
-    assert (plan.layers, plan.layers_source) == ({"FP16": 6}, NETWORK)
-    assert len(plan.notes) == 1
-    assert plan.notes[0].startswith("the engine inspector names these layers with weights after fusion: ")
-
-
-def test_a_weakly_typed_build_is_proven_by_the_inspector_alone(
-    monkeypatch: pytest.MonkeyPatch, graph_in: Graphs
-) -> None:
-    inspected(monkeypatch, *["FP32"] * 6, strongly=False)
-    with pytest.raises(AccuracyGateError, match="the engine would have 6 in FP32"):
-        build_plan(trt, graph_in("cnn", "fp16"), options("fp16", 6), has_gpu=True)
+def test_real_rtx_takes_the_flag_that_capture_needs() -> None:
+    config = trt.Builder(process_logger(trt)).create_builder_config()
+    assert not config.get_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
+    versions.allow_capture(trt, config)
+    assert config.get_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)

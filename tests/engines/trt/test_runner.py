@@ -144,10 +144,10 @@ def test_stages_are_timed_on_the_device(open_runner: Open, pixels: Any, graph: b
 @pytest.mark.parametrize("release", ["10.3", "rtx"], indirect=True)
 def test_memory_is_allocated_once_and_freed_in_order(open_runner: Open, cuda: Any, pixels: Any) -> None:
     runner = open_runner(slots=1)
-    assert cuda.allocations == 4
-    for count in (1, 8, 8, 4):
+    assert cuda.allocations == 5
+    for count in (1, 8, 8, 4, 4, 8):
         runner.run(pixels(count))
-    assert cuda.allocations == 4
+    assert cuda.allocations == 6  # scratch memory grew once, from four images to eight
     cuda.log.clear()
     runner.close()
     runner.close()
@@ -156,6 +156,7 @@ def test_memory_is_allocated_once_and_freed_in_order(open_runner: Open, cuda: An
         "destroy graph",
         "drop execution",
         "drop execution",
+        "free device",
         "free device",
         "free device",
         "free host",
@@ -196,6 +197,7 @@ def test_what_it_says_of_itself(open_runner: Open, trt: Any) -> None:
     with open_runner() as runner:
         words = dict(runner.description)
     cache = words.pop("runtime_cache", None)
+    assert words.pop("scratch").endswith(" MiB of device memory for 2 slots")
     assert words == {"execution": "CUDA graph", "memory": "device: the GPU has its own", "slots": "2"}
     assert cache == ("not kept" if trt.__name__ == "tensorrt_rtx" else None)
     assert runner.description["execution"] == "CUDA graph"  # still told after closing
@@ -216,7 +218,7 @@ def test_memory_is_chosen_by_measuring_where_it_is_shared(
         assert runner.description["memory"] == (
             f"{chosen}: measured at batch 4, device {device_ns} us, mapped {mapped_ns} us"
         )
-        assert cuda.allocations - len(cuda.live) == 6  # what the measurement needed is freed
+        assert cuda.allocations - len(cuda.live) == 8  # what the measurement needed is freed
         np.testing.assert_array_equal(runner.run(pixels(4)), expected(pixels(4)))
     assert cuda.idle
 
@@ -239,7 +241,7 @@ class TestGraphs:
     ) -> None:
         with open_runner(slots=1) as runner:
             assert len(cuda.graphs) == 1  # of the best size, captured when it opened
-            for count in (8, 8):
+            for count in (8, 8, 4, 4):  # the larger size needs more scratch memory: both graphs are made anew
                 runner.run(pixels(count))
             assert len(cuda.graphs) == 2
             for count in (1, 1, 1):
@@ -561,7 +563,7 @@ def test_the_batch_range_of_the_record_is_what_counts(
             runner.run(pixels(5))
 
 
-# Profiles that contexts do not share: an engine of TensorRT 8.6 or 10.3 that another tool built.
+# Profiles that contexts do not share: an engine of TensorRT 8.6 that another tool built.
 
 
 @pytest.fixture
@@ -572,7 +574,7 @@ def open_unshared(trt: Any, cuda: Any, driver: Any, plan: bytes, record: Any) ->
     return lambda **options: TrtRunner(trt, cuda, StoredEngine(unshared, changed), RunnerOptions(**options))
 
 
-@pytest.mark.parametrize("release", ["8.6", "10.3"], indirect=True)
+@pytest.mark.parametrize("release", ["8.6"], indirect=True)
 def test_one_slot_is_left_and_said(open_unshared: Callable[..., TrtRunner], cuda: Any, pixels: Any) -> None:
     with open_unshared(slots=2) as runner:
         assert runner.slots == 1
@@ -583,7 +585,7 @@ def test_one_slot_is_left_and_said(open_unshared: Callable[..., TrtRunner], cuda
     assert cuda.idle
 
 
-@pytest.mark.parametrize("release", ["8.6", "10.3"], indirect=True)
+@pytest.mark.parametrize("release", ["8.6"], indirect=True)
 def test_one_context_serves_every_size(
     open_unshared: Callable[..., TrtRunner], cuda: Any, small_model: Any, pixels: Any
 ) -> None:
