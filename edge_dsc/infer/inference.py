@@ -28,7 +28,7 @@ from edge_dsc.infer.source import (
 from edge_dsc.infer.stop import Stop, stop_on_signals
 from engines.errors import BadInputError, UsageError
 from engines.images import quiet_decoder
-from engines.runtimes import Progress, open_engine
+from engines.runtimes import DEFAULT_OPTIONS, Progress, RunnerOptions, open_engine
 
 _IMAGE_KINDS = (SourceKind.FILES, SourceKind.LIST)
 _Item = TypeVar("_Item")
@@ -154,7 +154,9 @@ def infer_source(
     with contextlib.ExitStack() as stack:
         source = _open_source(spec, request, say)
         stack.callback(source.close)
-        runner = stack.enter_context(open_engine(request.engine))
+        # A frame of a camera is answered before the next is taken.
+        slots = 1 if spec.kind is SourceKind.LIVE else DEFAULT_OPTIONS.slots
+        runner = stack.enter_context(open_engine(request.engine, options=RunnerOptions(slots=slots)))
         stack.enter_context(stop_on_signals(stop))
         contract = runner.record.contract
         items = source.items(stop)

@@ -91,7 +91,8 @@ def measure_engines(
         subjects: list[Subject] = []
         for name, engine in named.items():
             for number, build in enumerate(_builds(engine, chosen.builds, stack), start=1):
-                runner = stack.enter_context(open_engine(build, threads=chosen.threads))
+                one = RunnerOptions(slots=1)  # a request is one batch, waited for
+                runner = stack.enter_context(open_engine(build, threads=chosen.threads, options=one))
                 records.setdefault(name, runner.record)
                 label = name if number == 1 else f"{name} (build {number})"
                 build_of = {BUILD_OF: name} if chosen.builds > 1 else {}

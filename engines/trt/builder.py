@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
+import threading
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -37,6 +41,8 @@ class Plan:
 def build_plan(trt: Any, model: bytes, options: BuildOptions, *, has_gpu: bool) -> Plan:
     """Parse a model that is already in the wanted precision and build an engine.
 
+    Ctrl-C ends the build at its next step, where the release reports steps, and after it elsewhere (8.6).
+
     Args:
         trt: The module ``tensorrt`` or ``tensorrt_rtx``.
         model: The serialised ONNX model.
@@ -48,6 +54,34 @@ def build_plan(trt: Any, model: bytes, options: BuildOptions, *, has_gpu: bool) 
         ArtefactError: TensorRT cannot read the model.
         EnvironmentProblem: TensorRT cannot build here.
     """
+    with _keep_interrupt() as interrupts:
+        return _build(trt, model, options, has_gpu=has_gpu, interrupts=interrupts)
+
+
+@contextlib.contextmanager
+def _keep_interrupt() -> Iterator[list[int]]:
+    """Keep Ctrl-C until the block is over; the list that is given fills when it comes.
+
+    A KeyboardInterrupt that is raised while TensorRT logs, as it does all the time, would be printed and dropped by
+    its Python binding (pyCore.cpp 8.6.1 line 529, 10.3 line 666).
+    """
+    came: list[int] = []
+    handler = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(handler):
+        yield came  # the signal goes to another thread, or is ignored
+        return
+    signal.signal(signal.SIGINT, lambda number, frame: came.append(number))
+    try:
+        yield came
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if came:
+            handler(signal.SIGINT, None)
+
+
+def _build(
+    trt: Any, model: bytes, options: BuildOptions, *, has_gpu: bool, interrupts: Sequence[int]
+) -> Plan:
     logger = process_logger(trt)
     try:
         builder = trt.Builder(logger)
@@ -62,7 +96,7 @@ def build_plan(trt: Any, model: bytes, options: BuildOptions, *, has_gpu: bool) 
     types = census.network_layer_types(trt, network)
     check_precision(Counter(types.values()), options)
     tensor = network.get_input(0)
-    data = _serialize(trt, logger, builder, network, options)
+    data = _serialize(trt, logger, builder, network, options, interrupts)
     del parser  # it owns the weights until the builder has run
     notes = (_TF32_NOTE,) if options.precision is Precision.FP32 else ()
     plan = Plan(data, Counter(types.values()), census.NETWORK, notes, types)
@@ -86,7 +120,9 @@ def _parse(trt: Any, logger: Any, network: Any, model: bytes) -> Any:
     )
 
 
-def _serialize(trt: Any, logger: Any, builder: Any, network: Any, options: BuildOptions) -> Any:
+def _serialize(
+    trt: Any, logger: Any, builder: Any, network: Any, options: BuildOptions, interrupts: Sequence[int]
+) -> Any:
     config = builder.create_builder_config()
     if config is None:
         raise _cannot_build(trt, logger, "no builder config")
@@ -103,7 +139,7 @@ def _serialize(trt: Any, logger: Any, builder: Any, network: Any, options: Build
     profile.set_shape(tensor.name, *shapes)
     if config.add_optimization_profile(profile) < 0:
         raise _cannot_build(trt, logger, f"batch {batch} is refused for {tensor.name} {tuple(tensor.shape)}")
-    monitor = versions.attach_monitor(trt, config, options.progress)
+    monitor = versions.attach_monitor(trt, config, options.progress, interrupts)
     plan = builder.build_serialized_network(network, config)
     failure = monitor.failure if monitor is not None else None
     del config  # it holds the monitor by a bare pointer, so it goes first
@@ -123,7 +159,12 @@ def _prove(plan: Plan, found: census.Inspection, options: BuildOptions) -> Plan:
     seen = census.engine_layer_types(found.report, plan.layer_types)
     types = {**plan.layer_types, **seen}
     check_precision(Counter(types.values()), options)
-    source, notes = census.INSPECTOR, plan.notes
+    source = census.INSPECTOR
+    notes = (
+        *plan.notes,
+        f"each batch in flight takes up to {found.memory_bytes / (1 << 20):.1f} MiB of device memory, by its size,"
+        f" beside the {len(memoryview(plan.data)) / (1 << 20):.1f} MiB of the engine",
+    )
     if not seen:
         source = census.NETWORK
         notes = (*notes, "the engine inspector does not tell the precision of any layer with weights")

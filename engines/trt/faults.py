@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 from collections.abc import Iterator
 from types import TracebackType
 from typing import Any
@@ -26,6 +27,8 @@ def process_logger(trt: Any) -> Any:
     """
     if id(trt) not in _loggers:
         _loggers[id(trt)] = (trt, _make_logger(trt))
+        # Modules are emptied when Python ends, and what is left of TensorRT then still reports.
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(_loggers[id(trt)][1]))
     logger = _loggers[id(trt)][1]
     forget_errors(logger)
     return logger

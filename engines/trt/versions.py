@@ -8,7 +8,7 @@ RTX          compiles kernels when it first runs, and can keep them in a runtime
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from engines.record import Precision
@@ -164,8 +164,10 @@ def describe_parser_error(parser_error: Any) -> str:
     return f"{parser_error.node_operator()} {parser_error.node_name()}: {text}"
 
 
-def attach_monitor(trt: Any, config: Any, progress: Callable[[str, int, int], None] | None) -> Any:
-    """Have the builder report its progress, where the release can.
+def attach_monitor(
+    trt: Any, config: Any, progress: Callable[[str, int, int], None] | None, interrupts: Sequence[int]
+) -> Any:
+    """Have the builder report its progress and stop once ``interrupts`` fills, where the release can.
 
     An exception in the callback (Ctrl-C among them) must not cross TensorRT's C++ frames: it is kept, the build
     is cancelled, and whoever built raises it.
@@ -173,9 +175,8 @@ def attach_monitor(trt: Any, config: Any, progress: Callable[[str, int, int], No
     Returns:
         The monitor, with the attribute ``failure``; it must outlive ``config``. None where there is none.
     """
-    if progress is None or not hasattr(trt, "IProgressMonitor") or not hasattr(config, "progress_monitor"):
+    if not hasattr(trt, "IProgressMonitor") or not hasattr(config, "progress_monitor"):
         return None
-    report = progress
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -189,16 +190,16 @@ def attach_monitor(trt: Any, config: Any, progress: Callable[[str, int, int], No
 
         def step_complete(self, phase_name: str, step: int) -> bool:
             self._report(phase_name, step + 1)
-            return self.failure is None
+            return self.failure is None and not interrupts
 
         def phase_finish(self, phase_name: str) -> None:
             self._report(phase_name, self._totals.pop(phase_name, 0))
 
         def _report(self, phase: str, done: int) -> None:
-            if self.failure is not None:
+            if self.failure is not None or interrupts or progress is None:
                 return
             try:
-                report(phase, done, self._totals.get(phase, done))
+                progress(phase, done, self._totals.get(phase, done))
             except BaseException as error:  # noqa: BLE001 - raised again by whoever built
                 self.failure = error
 

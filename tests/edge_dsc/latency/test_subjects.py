@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -68,7 +69,7 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> list[Fake]:
     Fake.opened.clear()
     subjects = "edge_dsc.latency.subjects"
     monkeypatch.setattr(
-        f"{subjects}.open_engine", lambda engine, threads: Fake(RunnerOptions(threads=threads))
+        f"{subjects}.open_engine", lambda engine, threads, options: Fake(replace(options, threads=threads))
     )
     monkeypatch.setattr(f"{subjects}.get_runtime", lambda name: runtime)
     return Fake.opened
@@ -80,7 +81,7 @@ def test_stages_come_from_a_runner_of_their_own(fakes: list[Fake]) -> None:
     assert stage_medians(subject) == {"h2d": 10.0, "execute": 80.0, "d2h": 5.0}
     assert subject.description["runs"] == {"execution": "CUDA graph"}
     measured, timed = fakes
-    assert (measured.calls, measured.options.time_stages) == (10, False)
+    assert (measured.calls, measured.options.time_stages, measured.options.slots) == (10, False, 1)
     assert (timed.calls, timed.options.time_stages) == (1 + 5 * 5, True)
     assert (timed.options.slots, timed.options.threads) == (1, 3)
     assert measured.closed and timed.closed

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,6 +27,7 @@ from engines.trt.runtime import TENSORRT_RTX
 trt = pytest.importorskip("tensorrt_rtx")
 
 LAYERS = {"dsc": 9, "cnn": 6}
+LOGGERS: list[object] = []  # TensorRT keeps bare pointers to them
 BATCH = BatchRange(1, 8, 32)
 Graphs = Callable[..., bytes]
 
@@ -91,6 +94,62 @@ def test_ctrl_c_while_building_ends_it(tmp_path: Path, graph_in: Graphs) -> None
         )
     assert calls == [0]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_while_rtx_logs_is_not_lost(
+    tmp_path: Path, graph_in: Graphs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The real binding drops what is raised in ``log``, which RTX calls for every message."""
+    reached: list[str] = []
+
+    class Interrupted(type(process_logger(trt))):  # type: ignore[misc]
+        def log(self, severity: object, msg: str) -> None:
+            if not reached:
+                reached.append(msg)
+                signal.raise_signal(signal.SIGINT)
+
+    logger = Interrupted()
+    LOGGERS.append(logger)
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(build, "process_logger", lambda module: logger)
+    with pytest.raises(KeyboardInterrupt):
+        TENSORRT_RTX.build(graph_in("dsc", "fp32"), tmp_path / "a.engine", options("fp32"))
+    assert reached
+    assert list(tmp_path.iterdir()) == []
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_ctrl_c_stops_rtx_at_its_next_step(tmp_path: Path, graph_in: Graphs) -> None:
+    steps: list[int] = []
+
+    def interrupt(phase: str, done: int, total: int) -> None:
+        steps.append(done)
+        if done == 1:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        TENSORRT_RTX.build(
+            graph_in("dsc", "fp32"), tmp_path / "a.engine", options("fp32", progress=interrupt)
+        )
+    assert max(steps) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("release", RELEASES, indirect=True)
+def test_ctrl_c_in_any_release(release: str, cuda: DoubleCuda, graph_in: Graphs) -> None:
+    double = DoubleTensorRt(release, cuda)
+    double._interrupted = True
+    with current(cuda), pytest.raises(KeyboardInterrupt):
+        build_plan(double, graph_in("dsc", "fp32"), options("fp32"), has_gpu=False)
+
+
+def test_a_build_in_another_thread_leaves_signals_alone(
+    tmp_path: Path, graph_in: Graphs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(signal, "signal", lambda *arguments: pytest.fail("only the main thread may"))
+    with ThreadPoolExecutor(1) as pool:
+        model = graph_in("dsc", "fp32")
+        pool.submit(TENSORRT_RTX.build, model, tmp_path / "a.engine", options("fp32")).result()
 
 
 def test_a_model_that_the_parser_refuses(tmp_path: Path) -> None:
@@ -168,6 +227,9 @@ class TestProof:
         assert {kind: plan.layers[kind] for kind in expected} == expected
         assert plan.layers_source == INSPECTOR
         assert len(plan.layer_types) == 9
+        assert (
+            "each batch in flight takes up to 0.1 MiB of device memory, by its size, beside" in plan.notes[-1]
+        )
         assert not any("inspector" in note for note in plan.notes)
 
     @pytest.mark.parametrize("release", ["8.6", "10.3"], indirect=True)

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 from engines.trt.faults import first_error, process_logger
@@ -34,3 +37,21 @@ def test_a_process_has_one_logger_for_each_tensorrt() -> None:
     assert process_logger(one) is logger
     assert first_error(logger) == "it gave no reason"
     assert process_logger(other) is not logger
+
+
+def test_the_logger_outlives_every_module() -> None:
+    code = """
+import sys
+from types import SimpleNamespace
+from engines.trt.faults import process_logger
+
+class ILogger:
+    ERROR, INTERNAL_ERROR, WARNING = 1, 0, 2
+    def __del__(self, say=sys.stdout.write):
+        say("gone")
+
+process_logger(SimpleNamespace(ILogger=ILogger))
+"""
+    root = Path(__file__).parents[3]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("", "")

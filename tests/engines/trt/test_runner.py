@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from double_tensorrt import RELEASES, session_of
+from double_tensorrt import IMAGE_BYTES, RELEASES, session_of
 from msgspec.structs import replace
 
 from engines.errors import ArtefactError, BadInputError, EnvironmentProblem
@@ -165,6 +165,39 @@ def test_memory_is_allocated_once_and_freed_in_order(open_runner: Open, cuda: An
         "drop runtime",
         "detach",
     ]
+    assert cuda.idle
+
+
+@pytest.mark.parametrize("release", RELEASES, indirect=True)
+def test_the_contexts_of_a_slot_share_one_block_of_the_size_in_use(
+    open_runner: Open, cuda: Any, pixels: Any, expected: Any, release: str
+) -> None:
+    def scratch() -> list[int]:
+        sizes = [item.memory.nbytes for item in cuda.live]
+        return [size for size in sizes if IMAGE_BYTES <= size <= 8 * IMAGE_BYTES]
+
+    with open_runner(slots=1) as runner:
+        assert scratch() == [
+            (8 if release == "8.6" else 4) * IMAGE_BYTES
+        ]  # 8.6 knows the largest shape alone
+        runner.run(pixels(1))
+        assert scratch() == [(8 if release == "8.6" else 4) * IMAGE_BYTES]
+        answers_are_right(runner, pixels, expected)
+        assert scratch() == [8 * IMAGE_BYTES]
+        assert runner.description["scratch"] == "0.0 MiB of device memory for 1 slots"
+
+
+def test_scratch_memory_that_is_refused_leaves_the_runner_usable(
+    open_runner: Open, cuda: Any, pixels: Any, expected: Any
+) -> None:
+    with open_runner(slots=1) as runner:
+        cuda.fail["mem_alloc"] = 0
+        with pytest.raises(EnvironmentProblem, match="mem_alloc failed: out of memory"):
+            runner.run(pixels(8))
+        answers = runner.run(pixels(4))
+        np.testing.assert_array_equal(answers, expected(pixels(4)))
+        cuda.fail.clear()
+        np.testing.assert_array_equal(runner.run(pixels(8)), expected(pixels(8)))
     assert cuda.idle
 
 
