@@ -48,7 +48,11 @@ class RuntimeCache:
         """Write the cache where it grew; a place that cannot be written is noted and costs nothing else."""
         if self._path is None:
             return
-        content = bytes(self._cache.serialize())
+        blob = self._cache.serialize()
+        if blob is None:
+            self.state = "not kept: TensorRT does not give it"
+            return
+        content = bytes(blob)
         if content == self._stored:
             return
         head = b" ".join((_MAGIC, self._engine, sha256_bytes(content).encode()))

@@ -14,8 +14,12 @@ from typing import Any
 from engines.record import Precision
 
 # By default an engine of TensorRT for RTX runs on all of these, on Linux and on Windows.
-# Source: TensorRT-RTX documentation, "CPU-Only AOT and TensorRT-RTX Engines"
-RTX_GPUS = "compute capability 8.0, 8.6, 8.9, 12.0 and later"
+# Source: TensorRT-RTX documentation, "Support Matrix"
+RTX_GPUS = "compute capability 8.6, 8.9 and 12.0"
+RTX_INT8 = (
+    "the support matrix of TensorRT for RTX names INT8 for weights of matrix multiplications only: layers counted as"
+    " INT8 may compute in floating point, and no engine inspector has shown otherwise"
+)
 
 # What a release logs as an error although nothing is wrong.
 _HARMLESS = ("Thread context has not been set",)  # TensorRT for RTX 1.7, at every build on a CPU

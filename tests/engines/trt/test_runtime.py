@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable
+from dataclasses import replace as replace_gpu
 from pathlib import Path
 
 import pytest
@@ -118,6 +119,44 @@ def test_an_engine_from_elsewhere_names_both_sides(
     assert caught.value.what.startswith("dsc.onnx was built elsewhere: ")
     assert caught.match(words.removesuffix("$"))
     assert caught.value.remedy == "rebuild it here: edge-dsc build-engine model.onnx"
+
+
+NANO = Gpu("Orin", "8.7", 8, 7620, "NVIDIA Jetson Orin Nano Developer Kit")
+
+
+@pytest.mark.parametrize(
+    ("gpu", "words"),
+    [
+        (replace_gpu(NANO, board="NVIDIA Jetson AGX Orin Developer Kit"), "board NVIDIA Jetson Orin Nano"),
+        (replace_gpu(NANO, multiprocessors=16), "multiprocessors 8 there, 16 here"),
+        (replace_gpu(NANO, memory_mib=15530), "memory 7620 MiB there, 15530 MiB here"),
+    ],
+)
+def test_an_engine_of_another_orin_is_refused(
+    machine: Callable[..., None], record: EngineRecord, tmp_path: Path, gpu: Gpu, words: str
+) -> None:
+    """All Orin modules have one name and one compute capability (NVIDIA/TensorRT#2900)."""
+    machine(gpu)
+    there = replace(record, platform=TENSORRT._platform(NANO))
+    with pytest.raises(ArtefactError, match=words):
+        TENSORRT.open_runner(tmp_path / record.engine, there)
+
+
+@pytest.mark.parametrize(
+    "gpu",
+    [
+        NANO,
+        replace_gpu(NANO, memory_mib=7607, board=f"{NANO.board} Super"),  # another release of JetPack 6
+        Gpu("Orin", "8.7"),  # a driver, or a record, that says less
+    ],
+)
+def test_the_same_module_is_the_same(
+    machine: Callable[..., None], record: EngineRecord, tmp_path: Path, gpu: Gpu
+) -> None:
+    machine(gpu, pycuda=False)
+    there = replace(record, platform=TENSORRT._platform(NANO))
+    with pytest.raises(EnvironmentProblem):  # it comes as far as loading
+        TENSORRT.open_runner(tmp_path / record.engine, there)
 
 
 def test_an_engine_of_another_system_is_refused(
