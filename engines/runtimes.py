@@ -100,9 +100,10 @@ class RunnerOptions:
         time_stages: Time the copies and the execution of every batch with CUDA events.
         blocking_wait: Sleep instead of spinning while the GPU works: leaves a core to the decoding threads,
             answers some microseconds later.
+        batch: The batch size that most runs will have: a GPU is warmed up for it. None takes the engine's best.
 
     Raises:
-        ValueError: No slot, no thread, or another kind of memory.
+        ValueError: No slot, no thread, no batch, or another kind of memory.
     """
 
     threads: int = 1
@@ -111,11 +112,15 @@ class RunnerOptions:
     memory: str = "auto"
     time_stages: bool = False
     blocking_wait: bool = False
+    batch: int | None = None
 
     def __post_init__(self) -> None:
         """Check the values."""
-        if self.slots < 1 or self.threads < 1 or self.memory not in MEMORY_KINDS:
-            raise ValueError(f"{self} has no slot, no thread, or a memory that is none of {MEMORY_KINDS}")
+        counts = (self.slots, self.threads, 1 if self.batch is None else self.batch)
+        if min(counts) < 1 or self.memory not in MEMORY_KINDS:
+            raise ValueError(
+                f"{self} has no slot, no thread, no batch, or a memory that is none of {MEMORY_KINDS}"
+            )
 
 
 DEFAULT_OPTIONS = RunnerOptions()

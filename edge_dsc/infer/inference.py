@@ -155,8 +155,9 @@ def infer_source(
         source = _open_source(spec, request, say)
         stack.callback(source.close)
         # A frame of a camera is answered before the next is taken.
-        slots = 1 if spec.kind is SourceKind.LIVE else DEFAULT_OPTIONS.slots
-        runner = stack.enter_context(open_engine(request.engine, options=RunnerOptions(slots=slots)))
+        live = spec.kind is SourceKind.LIVE
+        options = RunnerOptions(slots=1, batch=1) if live else DEFAULT_OPTIONS
+        runner = stack.enter_context(open_engine(request.engine, options=options))
         stack.enter_context(stop_on_signals(stop))
         contract = runner.record.contract
         items = source.items(stop)

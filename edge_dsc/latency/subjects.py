@@ -91,7 +91,8 @@ def measure_engines(
         subjects: list[Subject] = []
         for name, engine in named.items():
             for number, build in enumerate(_builds(engine, chosen.builds, stack), start=1):
-                one = RunnerOptions(slots=1)  # a request is one batch, waited for
+                # A request is one batch, waited for.
+                one = RunnerOptions(slots=1, batch=None if chosen.offline else chosen.batch)
                 runner = stack.enter_context(open_engine(build, threads=chosen.threads, options=one))
                 records.setdefault(name, runner.record)
                 label = name if number == 1 else f"{name} (build {number})"
@@ -172,7 +173,7 @@ def _stages(
 
     None where the runtime does not report any.
     """
-    options = RunnerOptions(threads=threads, slots=1, time_stages=True)
+    options = RunnerOptions(threads=threads, slots=1, time_stages=True, batch=len(pixels))
     timed = stack.enter_context(get_runtime(record.runtime).open_runner(engine, record, options))
 
     def stages() -> Mapping[str, int]:

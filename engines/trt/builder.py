@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from engines.errors import ArtefactError, EnvironmentProblem
-from engines.record import Precision
+from engines.record import BatchRange, Precision
 from engines.runtimes import BuildOptions, check_precision
 from engines.trt import census, versions
 from engines.trt.faults import first_error, process_logger
@@ -131,14 +131,7 @@ def _serialize(
     versions.set_precision(trt, config, options.precision)
     versions.share_profile(trt, config)
     versions.allow_capture(trt, config)
-    profile = builder.create_optimization_profile()
-    if profile is None:
-        raise _cannot_build(trt, logger, "no optimization profile")
-    tensor, batch = network.get_input(0), options.batch
-    shapes = [(size, *tuple(tensor.shape)[1:]) for size in (batch.smallest, batch.best, batch.largest)]
-    profile.set_shape(tensor.name, *shapes)
-    if config.add_optimization_profile(profile) < 0:
-        raise _cannot_build(trt, logger, f"batch {batch} is refused for {tensor.name} {tuple(tensor.shape)}")
+    _add_profiles(trt, logger, builder, config, network.get_input(0), options.batch)
     monitor = versions.attach_monitor(trt, config, options.progress, interrupts)
     plan = builder.build_serialized_network(network, config)
     failure = monitor.failure if monitor is not None else None
@@ -148,6 +141,22 @@ def _serialize(
     if plan is None:
         raise _cannot_build(trt, logger, "no engine")
     return plan
+
+
+def _add_profiles(trt: Any, logger: Any, builder: Any, config: Any, tensor: Any, batch: BatchRange) -> None:
+    """Give the engine its range of batches; a single image, of a camera say, gets kernels chosen for it alone."""
+    ranges = [batch, BatchRange()] if batch.smallest == 1 < batch.largest else [batch]
+    for sizes in ranges:
+        profile = builder.create_optimization_profile()
+        if profile is None:
+            raise _cannot_build(trt, logger, "no optimization profile")
+        image = tuple(tensor.shape)[1:]
+        shapes = [(size, *image) for size in (sizes.smallest, sizes.best, sizes.largest)]
+        profile.set_shape(tensor.name, *shapes)
+        if config.add_optimization_profile(profile) < 0:
+            raise _cannot_build(
+                trt, logger, f"batch {sizes} is refused for {tensor.name} {tuple(tensor.shape)}"
+            )
 
 
 def _prove(plan: Plan, found: census.Inspection, options: BuildOptions) -> Plan:

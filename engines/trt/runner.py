@@ -191,6 +191,8 @@ class TrtRunner:
         self._loaded = LoadedEngine(trt, stored, self._faults)
         self._loaded.register(self._frees)
         driver, no_graph = self._graph_driver()
+        batch = self.record.batch
+        size = min(max(self._options.batch or batch.best, batch.smallest), batch.largest)
         parts = Parts(
             cuda=self._cuda,
             driver=driver,
@@ -199,13 +201,14 @@ class TrtRunner:
             record=self.record,
             options=self._options,
             faults=self._faults,
+            size=size,
         )
         memory = self._choose_memory(parts, device)
         for index in range(self._options.slots):
             with contextlib.ExitStack() as frees:
                 try:
                     slot = Slot(parts, memory, frees)
-                    slot.warm(self.record.batch.best)
+                    slot.warm(size)
                 except EnvironmentProblem as error:
                     if index == 0:
                         raise
@@ -232,11 +235,10 @@ class TrtRunner:
         if not device.get_attribute(attributes.INTEGRATED):
             self._words["memory"] = "device: the GPU has its own"
             return "device"
-        best = self.record.batch.best
-        median_ns = {kind: _median_ns(parts, kind, best, self._clock) for kind in ("device", "mapped")}
+        median_ns = {kind: _median_ns(parts, kind, self._clock) for kind in ("device", "mapped")}
         chosen = min(median_ns, key=median_ns.__getitem__)
         measured = ", ".join(f"{kind} {value / 1e3:.0f} us" for kind, value in median_ns.items())
-        self._words["memory"] = f"{chosen}: measured at batch {best}, {measured}"
+        self._words["memory"] = f"{chosen}: measured at batch {parts.size}, {measured}"
         return chosen
 
     def _load_driver(self) -> Any:
@@ -274,10 +276,10 @@ class TrtRunner:
             raise ValueError(f"the runner of {self.record.engine} is closed")
 
 
-def _median_ns(parts: Parts, kind: str, size: int, clock: Callable[[], int]) -> float:
-    """Return how long one batch takes from host memory to host memory, alone on the device."""
+def _median_ns(parts: Parts, kind: str, clock: Callable[[], int]) -> float:
+    """Return how long one batch of the usual size takes from host memory to host memory, alone on the device."""
     with contextlib.ExitStack() as frees:
-        slot = Slot(parts, kind, frees)
+        slot, size = Slot(parts, kind, frees), parts.size
         slot.warm(size)
         batch = slot.buffers.host_input[:size].copy()
         samples = []

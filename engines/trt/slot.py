@@ -36,6 +36,7 @@ class Parts:
         record: Its record.
         options: How to run it.
         faults: Words the failures.
+        size: The usual batch size: its context goes last where another takes its place.
     """
 
     cuda: Any
@@ -45,6 +46,7 @@ class Parts:
     record: EngineRecord
     options: RunnerOptions
     faults: Faults
+    size: int
 
 
 class _Prepared:
@@ -90,7 +92,7 @@ class Slot:
         self.scratch_bytes = 0
         frees.callback(self._free_scratch)
         frees.callback(self._release)
-        self._spare.append(self._new_execution())
+        self._spare.append(self._new_execution(parts.size))
 
     def warm(self, size: int) -> None:
         """Answer a black batch twice: lazy initialisation happens here, and the graph is captured."""
@@ -135,8 +137,8 @@ class Slot:
         return dict(zip(STAGES, times, strict=True))
 
     def execution_words(self) -> str:
-        """Say how batches are executed: those of the best size, where that one is in use."""
-        prepared = self._prepared.get(self._parts.record.batch.best)
+        """Say how batches are executed: those of the usual size, where that one is in use."""
+        prepared = self._prepared.get(self._parts.size)
         if self._parts.driver is None:
             return f"enqueue (no CUDA graph: {self._parts.no_graph})"
         if prepared is None or prepared.graph is None:
@@ -223,9 +225,11 @@ class Slot:
 
     def _shaped_execution(self, size: int) -> Any:
         """Return a context with the shape set; a context that a graph was captured from is never reshaped."""
-        execution = self._free_execution()
+        execution = self._free_execution(size)
         contract = self._parts.record.contract
         try:
+            if not self._parts.engine.choose_profile(execution, size, self.stream.handle):
+                raise self._parts.faults.problem("run", f"no optimisation profile for a batch of {size}")
             if not execution.set_input_shape(contract.input_name, (size, *contract.input_shape)):
                 raise self._parts.faults.problem("run", f"set_input_shape refuses a batch of {size}")
             self._provide_scratch(execution)
@@ -264,27 +268,26 @@ class Slot:
         if graph is not None:
             graph.destroy()
 
-    def _free_execution(self) -> Any:
+    def _free_execution(self, size: int) -> Any:
         if self._spare:
             return self._spare.pop()
         limit = SIZES if self._parts.driver is not None and not self._alone else 1
         if len(self._prepared) < limit:
             try:
-                return self._new_execution()
+                return self._new_execution(size)
             except EnvironmentProblem:
                 # One context for all sizes: the graph is captured again when the size changes.
                 self._alone = True
-        best = self._parts.record.batch.best
-        size = next((size for size in self._prepared if size != best), best)  # the best one goes last
-        oldest = self._prepared.pop(size)
+        usual = self._parts.size
+        oldest = self._prepared.pop(next((other for other in self._prepared if other != usual), usual))
         self.stream.synchronize()
         self._drop_graph(oldest)
         return oldest.execution
 
-    def _new_execution(self) -> Any:
+    def _new_execution(self, size: int) -> Any:
         parts = self._parts
-        execution = parts.engine.create_execution(self.stream.handle)
-        if execution is None:
+        execution = parts.engine.create_execution()
+        if execution is None or not parts.engine.choose_profile(execution, size, self.stream.handle):
             raise parts.faults.problem("open", "no execution context")
         contract = parts.record.contract
         for name, address in (

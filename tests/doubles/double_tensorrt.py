@@ -225,6 +225,7 @@ class Execution(Guarded):
         memory = self._trt._cuda.owner_of(self._memory)
         if any(memory in work.touches for other in busy for work in other.pending):
             raise Misuse("two contexts use one memory at once")
+        self._trt._ran.add((self._shape[0], self._profile))
         self._compile(self._shape[0])
         self._flushed = self._version
         stream.enqueue(self._work())
@@ -546,6 +547,7 @@ class DoubleTensorRt:
         self.fail: dict[str, str] = {}
         self._capturable = True
         self._shapes_set = 0
+        self._ran: set[tuple[int, int]] = set()  # batch size and optimisation profile
         self._compiled = 0
         makers = {"Runtime": Runtime, "Builder": Builder, "OnnxParser": Parser}
         self._made: dict[str, Any] = {name: functools.partial(kind, self) for name, kind in makers.items()}

@@ -83,6 +83,7 @@ def test_stages_come_from_a_runner_of_their_own(fakes: list[Fake]) -> None:
     measured, timed = fakes
     assert (measured.calls, measured.options.time_stages, measured.options.slots) == (10, False, 1)
     assert (timed.calls, timed.options.time_stages) == (1 + 5 * 5, True)
+    assert (measured.options.batch, timed.options.batch) == (2, 2)
     assert (timed.options.slots, timed.options.threads) == (1, 3)
     assert measured.closed and timed.closed
 

@@ -169,6 +169,35 @@ def test_memory_is_allocated_once_and_freed_in_order(open_runner: Open, cuda: An
 
 
 @pytest.mark.parametrize("release", RELEASES, indirect=True)
+def test_a_single_image_runs_on_the_profile_that_was_made_for_it(
+    open_runner: Open, trt: Any, plan: bytes, record: Any, cuda: Any, pixels: Any, expected: Any
+) -> None:
+    assert b'"profiles": [[1, 4, 8], [1, 1, 1]]' in plan
+    with open_runner() as runner:
+        answers_are_right(runner, pixels, expected)
+    assert trt._ran == {(1, 1), (3, 0), (4, 0), (8, 0)}
+    trt._ran.clear()
+    single = plan.replace(b"[[1, 4, 8], [1, 1, 1]]", b"[[1, 4, 8]]")  # as older versions of ours built them
+    with TrtRunner(trt, cuda, StoredEngine(single, record)) as runner:
+        np.testing.assert_array_equal(runner.run(pixels(1)), expected(pixels(1)))
+    assert trt._ran == {(1, 0), (4, 0)}
+
+
+@pytest.mark.parametrize("release", RELEASES, indirect=True)
+@pytest.mark.parametrize(("batch", "warm", "scratch"), [(1, 1, 1), (8, 8, 8), (None, 4, 4), (99, 8, 8)])
+def test_the_size_that_will_be_used_is_warmed_up(
+    open_runner: Open, cuda: Any, pixels: Any, batch: int | None, warm: int, scratch: int, release: str
+) -> None:
+    with open_runner(slots=1, batch=batch) as runner:
+        assert runner.description["execution"] == "CUDA graph"
+        before = cuda.launches
+        runner.run(pixels(warm))
+        assert cuda.launches == before + 1
+        sizes = {item.memory.nbytes for item in cuda.live}
+        assert (8 if release == "8.6" else scratch) * IMAGE_BYTES in sizes
+
+
+@pytest.mark.parametrize("release", RELEASES, indirect=True)
 def test_the_contexts_of_a_slot_share_one_block_of_the_size_in_use(
     open_runner: Open, cuda: Any, pixels: Any, expected: Any, release: str
 ) -> None:
