@@ -23,6 +23,8 @@ _LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 _MAJOR = 75  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR
 _MINOR = 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR
 _MULTIPROCESSORS = 16  # CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT
+_SPIN, _SLEEP = 1, 4  # CU_CTX_SCHED_SPIN, CU_CTX_SCHED_BLOCKING_SYNC. Source: cuda.h, CUctx_flags
+_SET_FLAGS = "cuDevicePrimaryCtxSetFlags_v2"  # CUDA 11.0
 _BOARD = Path("/proc/device-tree/model")
 # Source: cuda.h, CUstreamCaptureMode. Other threads of this process may allocate and synchronise meanwhile.
 _THREAD_LOCAL = 1
@@ -109,6 +111,28 @@ def load_driver() -> ctypes.CDLL:
         OSError: There is none.
     """
     return ctypes.CDLL(_LIBRARY)
+
+
+def set_wait(driver: Any, *, sleep: bool) -> str:
+    """Decide how threads wait for the first GPU; takes effect where its primary context is made afterwards.
+
+    Left alone the driver chooses by the number of processors and contexts, and may let them sleep on a Jetson.
+    Source: CUDA driver API, CU_CTX_SCHED_AUTO.
+
+    Args:
+        driver: The CUDA driver library.
+        sleep: Give the processor away instead of spinning.
+
+    Returns:
+        Why it could not be decided; empty where it was.
+    """
+    if not hasattr(driver, _SET_FLAGS):
+        return f"the driver lacks {_SET_FLAGS}"
+    device = ctypes.c_int(0)
+    status = driver.cuDeviceGet(ctypes.byref(device), 0)
+    if status == 0:
+        status = driver.cuDevicePrimaryCtxSetFlags_v2(device, ctypes.c_uint(_SLEEP if sleep else _SPIN))
+    return "" if status == 0 else f"{_SET_FLAGS} failed: {_describe(driver, status)}"
 
 
 def release_context(driver: Any, context: Any) -> None:

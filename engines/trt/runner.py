@@ -78,6 +78,7 @@ class TrtRunner:
             with self._faults.told("open"):
                 cuda.init()
                 device = cuda.Device(0)
+                self._set_wait()
                 self._device_context = device.retain_primary_context()
             self._running = self._faults.current(self._device_context, "run")
             with self._faults.current(self._device_context, "open"):
@@ -89,7 +90,7 @@ class TrtRunner:
 
     @property
     def description(self) -> Mapping[str, str]:
-        """How it runs: execution, memory, slots, scratch memory, and the runtime cache of RTX."""
+        """How it runs: how it waits, execution, memory, slots, scratch memory, and the runtime cache of RTX."""
         words = dict(self._words)
         slots = [*self._free, *(slot for slot, _ in self._busy.values())]
         if slots:
@@ -240,6 +241,12 @@ class TrtRunner:
         measured = ", ".join(f"{kind} {value / 1e3:.0f} us" for kind, value in median_ns.items())
         self._words["memory"] = f"{chosen}: measured at batch {parts.size}, {measured}"
         return chosen
+
+    def _set_wait(self) -> None:
+        sleep = self._options.blocking_wait
+        refusal = cuda_driver.set_wait(self._driver, sleep=sleep)
+        wanted = "sleep" if sleep else "spin"
+        self._words["wait"] = f"as the driver likes, not {wanted}: {refusal}" if refusal else wanted
 
     def _load_driver(self) -> Any:
         """Return the CUDA driver library; pycuda has it loaded already.

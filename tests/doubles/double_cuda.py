@@ -26,6 +26,7 @@ API = json.loads(Path(__file__).with_name("pycuda_api.json").read_text())["names
 POISON, FREED = 0xAB, 0xDD
 COST_NS = {"h2d": 100_000, "execute": 1_000_000, "d2h": 50_000}  # of the virtual clock that events read
 CAPTURE_INVALIDATED, NOT_PERMITTED, OUT_OF_MEMORY, INVALID_CONTEXT = 901, 800, 2, 201
+NOT_INITIALIZED, PRIMARY_CONTEXT_ACTIVE = 3, 708
 
 
 class Misuse(AssertionError):
@@ -366,16 +367,30 @@ class DoubleDriver:
         self.handles = itertools.count(1)
         self.caught: dict[int, list[Any]] = {}
         self.contexts: dict[int, Context] = {}
+        self.flags = 0  # of the primary context
 
     def cuGetErrorName(self, status: ctypes.c_int, out: Any) -> int:
         names = {
             CAPTURE_INVALIDATED: b"CUDA_ERROR_STREAM_CAPTURE_INVALIDATED",
             NOT_PERMITTED: b"CUDA_ERROR_NOT_PERMITTED",
             OUT_OF_MEMORY: b"CUDA_ERROR_OUT_OF_MEMORY",
+            PRIMARY_CONTEXT_ACTIVE: b"CUDA_ERROR_PRIMARY_CONTEXT_ACTIVE",
         }
         if status.value not in names:
             return 1
         out._obj.value = names[status.value]
+        return 0
+
+    def cuDeviceGet(self, out: Any, index: int) -> int:
+        out._obj.value = index
+        return 0
+
+    def cuDevicePrimaryCtxSetFlags_v2(self, device: ctypes.c_int, flags: ctypes.c_uint) -> int:
+        if not self.cuda.initialised:
+            return NOT_INITIALIZED
+        if self.cuda.retained:
+            return PRIMARY_CONTEXT_ACTIVE
+        self.flags = flags.value
         return 0
 
     def cuCtxPopCurrent_v2(self, out: Any) -> int:

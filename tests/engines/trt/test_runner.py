@@ -260,7 +260,12 @@ def test_what_it_says_of_itself(open_runner: Open, trt: Any) -> None:
         words = dict(runner.description)
     cache = words.pop("runtime_cache", None)
     assert words.pop("scratch").endswith(" MiB of device memory for 2 slots")
-    assert words == {"execution": "CUDA graph", "memory": "device: the GPU has its own", "slots": "2"}
+    assert words == {
+        "execution": "CUDA graph",
+        "memory": "device: the GPU has its own",
+        "slots": "2",
+        "wait": "spin",
+    }
     assert cache == ("not kept" if trt.__name__ == "tensorrt_rtx" else None)
     assert runner.description["execution"] == "CUDA graph"  # still told after closing
     with open_runner(graph=False, memory="mapped", slots=1) as runner:
@@ -283,6 +288,24 @@ def test_memory_is_chosen_by_measuring_where_it_is_shared(
         assert cuda.allocations - len(cuda.live) == 8  # what the measurement needed is freed
         np.testing.assert_array_equal(runner.run(pixels(4)), expected(pixels(4)))
     assert cuda.idle
+
+
+def test_the_wait_is_decided_before_the_device_is_taken(
+    open_runner: Open, driver: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_runner() as runner:
+        assert (driver.flags, runner.description["wait"]) == (1, "spin")
+    with open_runner(blocking_wait=True) as runner:
+        assert (driver.flags, runner.description["wait"]) == (4, "sleep")
+        with open_runner() as other:
+            assert driver.flags == 4
+            assert other.description["wait"] == (
+                "as the driver likes, not spin: cuDevicePrimaryCtxSetFlags_v2 failed: "
+                "CUDA_ERROR_PRIMARY_CONTEXT_ACTIVE"
+            )
+    monkeypatch.delattr(type(driver), "cuDevicePrimaryCtxSetFlags_v2")
+    with open_runner() as runner:
+        assert "the driver lacks cuDevicePrimaryCtxSetFlags_v2" in runner.description["wait"]
 
 
 def test_sleeping_instead_of_spinning(open_runner: Open, cuda: Any, monkeypatch: pytest.MonkeyPatch) -> None:
