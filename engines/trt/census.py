@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -67,7 +68,7 @@ def engine_layer_types(report: str, parsed: Mapping[str, str]) -> dict[str, str]
     its metadata: ``[ONNX Layer: stem]`` (NVIDIA/TensorRT#4397). What proves a type is the type of its weights, then
     the name of its kernel, then the format of its first input. A fused layer of TensorRT 10 and 11 that has neither
     weights nor a kernel of its own may take inputs of several types: its formats confirm the network's type, and
-    contradict nothing.
+    contradict nothing. A layer that leaves its type in one optimisation profile has left it.
 
     Args:
         report: Of :func:`inspect_plan`.
@@ -87,12 +88,22 @@ def engine_layer_types(report: str, parsed: Mapping[str, str]) -> dict[str, str]
             if (_is_weighted(entry) and whole.search(str(entry.get("Name", ""))))
             or listed.search(str(entry.get("Metadata", "")))
         ]
-        types = {seen for entry in held if (seen := _proven_type(entry))}
-        if len(types) == 1:
-            found[name] = types.pop()
+        types: dict[str, set[str]] = defaultdict(set)  # by optimisation profile: each has kernels of its own
+        for entry in held:
+            if seen := _proven_type(entry):
+                types[_profile(entry)].add(seen)
+        agreed = {seen for each in types.values() if len(each) == 1 for seen in each}
+        if agreed:
+            found[name] = next((seen for seen in sorted(agreed) if seen != kind), kind)
         elif not types and any(kind in map(_format, _inputs(entry)) for entry in held):
             found[name] = kind
     return found
+
+
+def _profile(entry: dict[str, Any]) -> str:
+    """Return which optimisation profile a layer is of; names of all but the first end so: ``stem [profile 1]``."""
+    match = re.search(r"\[profile \d+\]", str([entry.get("Name"), *_inputs(entry)]))
+    return match.group() if match else ""
 
 
 def _entries(report: str) -> list[dict[str, Any]]:

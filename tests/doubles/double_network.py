@@ -126,7 +126,7 @@ def describe_layers(network: SimpleNamespace, flags: set[str], *, strong: bool) 
 
 
 def inspect_layer(
-    kind: str, name: str, element: str, *, fused: bool, silent: bool, shaped: bool
+    kind: str, name: str, element: str, *, fused: bool, silent: bool, shaped: bool, profile: int
 ) -> dict[str, Any]:
     """Return a layer as the engine inspector describes it in JSON.
 
@@ -137,7 +137,8 @@ def inspect_layer(
         fused: By Myelin, as in TensorRT 10 and 11: the ONNX names stand in the metadata alone, separated by the
             ASCII unit separator, and there are no weights (NVIDIA/TensorRT#4397).
         silent: Say nothing of the precision.
-        shaped: Whether the inspector has a context whose shapes are set.
+        shaped: Whether the inspector has a context of its profile whose shapes are set.
+        profile: The optimisation profile: every one has layers of its own.
     """
     entry: dict[str, Any] = {
         "Name": f"{name} + {name}_relu",
@@ -152,4 +153,6 @@ def inspect_layer(
         entry["Inputs"].insert(0, {"Name": "y", "Format/Datatype": "Float" if shaped else _NO_FORMAT})
     elif kind == "CONVOLUTION" and not silent:
         entry["Weights"] = {"Type": element, "Count": 288}
+    if profile:
+        entry["Name"] += f" [profile {profile}]"
     return entry

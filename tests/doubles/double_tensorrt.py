@@ -298,8 +298,10 @@ class Inspector(Guarded):
                 *layer,
                 fused=index > RELEASES["10.3"] or (index > 0 and layer[0] == "MATRIX_MULTIPLY"),
                 silent=self._trt._silent,
-                shaped=shaped,
+                shaped=shaped and profile == context._profile,
+                profile=profile,
             )
+            for profile in range(len(self._engine._profiles))
             for layer in self._engine._layers
         ]
         return json.dumps({"Layers": entries, "Bindings": list(self._engine._names)})

@@ -110,6 +110,14 @@ def test_what_copies_and_pools_does_not_count() -> None:
     assert engine_layer_types(text, {"stem": "INT8"}) == {"stem": "INT8"}
 
 
+@pytest.mark.parametrize(("second", "expected"), [("Int8", "INT8"), ("Half", "FP16"), ("BF16", "INT8")])
+def test_a_layer_is_in_its_type_in_every_profile(second: str, expected: str) -> None:
+    other = layer("CaskConvolution", second, Name="stem + stem_relu [profile 1]")
+    assert engine_layer_types(report(layer("CaskConvolution", "Int8"), other), {"stem": "INT8"}) == {
+        "stem": expected
+    }
+
+
 def test_two_layers_that_disagree_prove_nothing() -> None:
     text = report(layer("CaskConvolution", "Int8"), layer("CaskConvolution", "Half"))
     assert engine_layer_types(text, {"stem": "INT8"}) == {}
