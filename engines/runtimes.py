@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import importlib
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, TypeVar, cast
 
 from engines.errors import AccuracyGateError, BadInputError, EdgeDscError, UsageError
-from engines.record import BatchRange, EngineRecord, Precision, peek_record
+from engines.record import BatchRange, EngineRecord, Precision, Tuning, peek_record
 
 if TYPE_CHECKING:  # the help of the command line gets by without numpy
     import numpy as np
@@ -42,14 +42,20 @@ class BuildOptions:
         batch: The optimisation profile.
         required_layers: How many layers with weights must run in that precision, or the build fails.
         workspace_mib: Scratch memory that the builder may use, MiB.
+        tuning: What else the builder is told; a runtime refuses what it does not know.
+        timing_cache: Folder in which the builder's timings of kernels are kept for the next build; None keeps none.
         progress: Called with (phase, done, total) where the runtime reports it.
+        log: Called with each line of the builder's log.
     """
 
     precision: Precision
     required_layers: int = 1
     batch: BatchRange = field(default_factory=BatchRange)
     workspace_mib: int = 1024
+    tuning: Tuning = field(default_factory=Tuning)
+    timing_cache: Path | None = None
     progress: Progress | None = None
+    log: Callable[[str], None] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -438,6 +444,21 @@ def answer_batches(
             with contextlib.suppress(EdgeDscError):  # the first failure is the one to report
                 runner.collect(ticket)
         raise
+
+
+def check_tuning(tuning: Tuning, known: Collection[str], runtime: str) -> None:
+    """Refuse what a runtime's builder cannot be told.
+
+    Raises:
+        UsageError: Something is asked for that is not in ``known``, names of :class:`Tuning`'s fields.
+    """
+    default = Tuning()
+    for name in tuning.__struct_fields__:
+        if name not in known and getattr(tuning, name) != getattr(default, name):
+            raise UsageError(
+                f"{runtime} has no --{name.replace('_', '-')}",
+                remedy="leave it out, or choose another --backend",
+            )
 
 
 def check_precision(layers: Mapping[str, int], options: BuildOptions) -> None:

@@ -12,9 +12,10 @@ from typing import Any
 
 from engines.errors import ArtefactError, EnvironmentProblem
 from engines.record import BatchRange, Precision
-from engines.runtimes import BuildOptions, check_precision
+from engines.runtimes import BuildOptions, check_precision, check_tuning
 from engines.trt import census, versions
-from engines.trt.faults import first_error, process_logger
+from engines.trt.cache import TimingCache
+from engines.trt.faults import describe_warnings, first_error, process_logger
 
 _TF32_NOTE = "TF32 is off: FP32 layers keep all 23 bits of their mantissa"
 
@@ -53,7 +54,9 @@ def build_plan(trt: Any, model: bytes, options: BuildOptions, *, has_gpu: bool) 
         AccuracyGateError: Its layers would not run in the precision asked for.
         ArtefactError: TensorRT cannot read the model.
         EnvironmentProblem: TensorRT cannot build here.
+        UsageError: The release knows something of ``options.tuning`` not.
     """
+    check_tuning(options.tuning, versions.known_tuning(trt), _name(trt))
     with _keep_interrupt() as interrupts:
         return _build(trt, model, options, has_gpu=has_gpu, interrupts=interrupts)
 
@@ -83,6 +86,17 @@ def _build(
     trt: Any, model: bytes, options: BuildOptions, *, has_gpu: bool, interrupts: Sequence[int]
 ) -> Plan:
     logger = process_logger(trt)
+    logger.listener = options.log
+    try:
+        plan = _make_plan(trt, logger, model, options, has_gpu=has_gpu, interrupts=interrupts)
+    finally:
+        logger.listener = None
+    return replace(plan, notes=(*plan.notes, *describe_warnings(logger)))
+
+
+def _make_plan(
+    trt: Any, logger: Any, model: bytes, options: BuildOptions, *, has_gpu: bool, interrupts: Sequence[int]
+) -> Plan:
     try:
         builder = trt.Builder(logger)
     except (RuntimeError, TypeError) as error:  # pybind11's answer to a null pointer
@@ -96,9 +110,10 @@ def _build(
     types = census.network_layer_types(trt, network)
     check_precision(Counter(types.values()), options)
     tensor = network.get_input(0)
-    data = _serialize(trt, logger, builder, network, options, interrupts)
+    data, notes = _serialize(trt, logger, builder, network, options, interrupts)
     del parser  # it owns the weights until the builder has run
-    notes = (_TF32_NOTE,) if options.precision is Precision.FP32 else ()
+    if options.precision is Precision.FP32:
+        notes = (_TF32_NOTE, *notes)
     plan = Plan(data, Counter(types.values()), census.NETWORK, notes, types)
     if not has_gpu:
         return plan
@@ -122,7 +137,8 @@ def _parse(trt: Any, logger: Any, network: Any, model: bytes) -> Any:
 
 def _serialize(
     trt: Any, logger: Any, builder: Any, network: Any, options: BuildOptions, interrupts: Sequence[int]
-) -> Any:
+) -> tuple[Any, tuple[str, ...]]:
+    """Build; returns the serialised engine and what is to be said of it."""
     config = builder.create_builder_config()
     if config is None:
         raise _cannot_build(trt, logger, "no builder config")
@@ -131,16 +147,21 @@ def _serialize(
     versions.set_precision(trt, config, options.precision)
     versions.share_profile(trt, config)
     versions.allow_capture(trt, config)
+    versions.tune(trt, config, options.tuning)
+    timings = None
+    if options.timing_cache is not None and versions.keeps_timings(trt):
+        timings = TimingCache(trt, config, options.timing_cache)
     _add_profiles(trt, logger, builder, config, network.get_input(0), options.batch)
     monitor = versions.attach_monitor(trt, config, options.progress, interrupts)
-    plan = builder.build_serialized_network(network, config)
+    data = builder.build_serialized_network(network, config)
     failure = monitor.failure if monitor is not None else None
+    notes = () if data is None or timings is None else timings.save(config)
     del config  # it holds the monitor by a bare pointer, so it goes first
     if failure is not None:
         raise failure
-    if plan is None:
+    if data is None:
         raise _cannot_build(trt, logger, "no engine")
-    return plan
+    return data, notes
 
 
 def _add_profiles(trt: Any, logger: Any, builder: Any, config: Any, tensor: Any, batch: BatchRange) -> None:

@@ -172,6 +172,9 @@ def inspect_plan(
         What was found, or None where the engine cannot be loaded on this machine.
     """
     runtime = trt.Runtime(logger)
+    runtime.engine_host_code_allowed = (
+        True  # a version-compatible engine brings its runtime: it was built just now
+    )
     engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
         return None

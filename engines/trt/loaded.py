@@ -49,6 +49,8 @@ class LoadedEngine:
         """
         record = stored.record
         runtime = trt.Runtime(faults.logger)
+        # A version-compatible engine brings its runtime along: code that is loaded with it.
+        runtime.engine_host_code_allowed = record.tuning.version_compatible
         engine = runtime.deserialize_cuda_engine(stored.plan)
         if engine is None:
             raise faults.refused()

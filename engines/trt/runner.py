@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from engines.errors import EnvironmentProblem
 from engines.runtimes import DEFAULT_OPTIONS, BatchCheck, RunnerOptions, Ticket
 from engines.trt import cuda as cuda_driver
-from engines.trt.faults import Faults, process_logger
+from engines.trt.faults import Faults, describe_warnings, process_logger
 from engines.trt.loaded import LoadedEngine, StoredEngine
 from engines.trt.slot import Parts, Slot
 
@@ -90,7 +90,7 @@ class TrtRunner:
 
     @property
     def description(self) -> Mapping[str, str]:
-        """How it runs: how it waits, execution, memory, slots, scratch memory, and the runtime cache of RTX."""
+        """How it runs: wait, execution, memory, slots, scratch memory, warnings, the runtime cache of RTX."""
         words = dict(self._words)
         slots = [*self._free, *(slot for slot, _ in self._busy.values())]
         if slots:
@@ -220,6 +220,8 @@ class TrtRunner:
         self.slots = len(self._free)
         self._words.setdefault("slots", str(self.slots))
         self._faults.forget()
+        for warning in describe_warnings(self._faults.logger):
+            self._words["warnings"] = warning
         self._keep_cache()
         self._frees.callback(self._keep_cache)
 

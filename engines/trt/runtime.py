@@ -10,7 +10,7 @@ from pathlib import Path
 from engines import packages
 from engines.errors import ArtefactError, EnvironmentProblem
 from engines.files import write_bytes
-from engines.record import EngineRecord, Precision, read_engine
+from engines.record import EngineRecord, Precision, Tuning, read_engine
 from engines.runtimes import DEFAULT_OPTIONS, Availability, BuildOptions, BuildResult, RunnerOptions
 from engines.trt import versions
 from engines.trt.builder import build_plan
@@ -20,6 +20,7 @@ from engines.trt.loaded import StoredEngine
 from engines.trt.runner import TrtRunner
 from engines.trt.versions import RTX_GPUS, RTX_INT8
 
+_AMPERE_PLUS = "compute capability 8.0 and later"
 _SAME_MEMORY = 0.9
 _NO_GPU = "run it on a machine with an NVIDIA GPU and its driver, or build with --backend onnxruntime"
 
@@ -88,7 +89,7 @@ class TensorRtRuntime:
         return BuildResult(
             layers=plan.layers,
             layers_source=plan.layers_source,
-            platform=self._platform(gpu),
+            platform=self._platform(gpu, options.tuning),
             notes=(*plan.notes, self.int8_doubt) if doubted else plan.notes,
             layer_types=plan.layer_types,
         )
@@ -106,20 +107,21 @@ class TensorRtRuntime:
         if version is None:
             packages.load(self.package)
         gpu, reason = find_gpu()
-        here = {"version": version or "unknown", **self._platform(gpu)}
+        here = {"version": version or "unknown", **self._platform(gpu, record.tuning)}
         _check_origin(record, {"version": record.runtime_version, **record.platform}, here)
         if gpu is None:
             raise EnvironmentProblem(f"{self.name} cannot run here: {reason}", remedy=_NO_GPU)
         trt, cuda = packages.load(self.package), packages.load("pycuda.driver")
         return TrtRunner(trt, cuda, StoredEngine(read_engine(engine, record), record, engine), options)
 
-    def _platform(self, gpu: Gpu | None) -> dict[str, str]:
+    def _platform(self, gpu: Gpu | None, tuning: Tuning) -> dict[str, str]:
         """What an engine is tied to."""
         facts = {"package": self.package, "machine": platform.machine()}
         if self.portable_to:
             return {**facts, "hardware_compatibility": self.portable_to}
-        facts |= {"system": platform.system(), "hardware_compatibility": "none"}
-        if gpu is None:
+        portable = tuning.hardware_compatible
+        facts |= {"system": platform.system(), "hardware_compatibility": _AMPERE_PLUS if portable else "none"}
+        if gpu is None or portable:
             return facts
         facts |= {"gpu": gpu.name, "compute_capability": gpu.compute_capability}
         # All Orin modules have one name and one capability; TensorRT only warns of another (NVIDIA/TensorRT#2900).
@@ -156,7 +158,10 @@ def _check_origin(record: EngineRecord, there: Mapping[str, str], here: Mapping[
     differences = [
         f"{key} {there[key]} there, {here[key]} here"
         for key in there
-        if key in here and key != "hardware_compatibility" and not _same(key, there[key], here[key])
+        if key in here
+        and key != "hardware_compatibility"
+        and not _same(key, there[key], here[key])
+        and not (key == "version" and record.tuning.version_compatible and _loads(there[key], here[key]))
     ]
     if differences:
         raise ArtefactError(
@@ -177,3 +182,9 @@ def _same(key: str, there: str, here: str) -> bool:
         sizes = sorted(int(text.split()[0]) for text in (there, here))
         return sizes[0] >= _SAME_MEMORY * sizes[1]
     return there.removesuffix(" Super") == here.removesuffix(" Super")
+
+
+def _loads(there: str, here: str) -> bool:
+    """Whether a release loads a version-compatible engine of an earlier one: of its series, or of that before."""
+    built, loading = packages.parse_version(there), packages.parse_version(here)
+    return built <= loading and (built[0], loading[0]) in {(8, 8), (8, 10), (10, 10), (10, 11), (11, 11)}

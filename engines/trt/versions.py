@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from engines.record import Precision
+from engines.record import Precision, Tuning
 
 # By default an engine of TensorRT for RTX runs on all of these, on Linux and on Windows.
 # Source: TensorRT-RTX documentation, "Support Matrix"
@@ -79,6 +79,38 @@ def share_profile(trt: Any, config: Any) -> None:
     """
     if not is_strongly_typed(trt) and hasattr(trt.PreviewFeature, "PROFILE_SHARING_0806"):
         config.set_preview_feature(trt.PreviewFeature.PROFILE_SHARING_0806, True)
+
+
+def is_for_rtx(trt: Any) -> bool:
+    """Whether this is TensorRT for RTX, which compiles kernels where the engine runs."""
+    return hasattr(trt, "IRuntimeCache")
+
+
+def known_tuning(trt: Any) -> tuple[str, ...]:
+    """Return what of a ``Tuning`` the builder can be told, by its fields' names.
+
+    Engines of TensorRT for RTX are portable as they are, and its package has no lean runtime for a version-compatible
+    engine (1.7: "Unable to load library: libnvinfer_lean.so.1").
+    """
+    common = ("optimization_level", "max_aux_streams")
+    return common if is_for_rtx(trt) else (*common, "version_compatible", "hardware_compatible")
+
+
+def tune(trt: Any, config: Any, tuning: Tuning) -> None:
+    """Tell the builder what it was asked to be told."""
+    if tuning.optimization_level is not None:
+        config.builder_optimization_level = tuning.optimization_level
+    if tuning.max_aux_streams is not None:
+        config.max_aux_streams = tuning.max_aux_streams
+    if tuning.version_compatible:
+        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+    if tuning.hardware_compatible:
+        config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
+
+
+def keeps_timings(trt: Any) -> bool:
+    """Whether builds can share what they measured of kernels; for RTX they measure nothing (deprecated in 1.2)."""
+    return not is_for_rtx(trt)
 
 
 def allow_capture(trt: Any, config: Any) -> None:

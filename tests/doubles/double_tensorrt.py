@@ -391,6 +391,7 @@ class Engine(Guarded):
 
 class Runtime(Guarded):
     _class = "Runtime"
+    engine_host_code_allowed = False
 
     def __init__(self, trt: DoubleTensorRt, logger: Any) -> None:
         super().__init__(trt)
@@ -406,7 +407,10 @@ class Runtime(Guarded):
             self._trt._log("the engine plan file is\n not compatible with this version of TensorRT")
             return None
         values = json.loads(head)
-        if values["release"] != self._trt.__version__:
+        if values["compatible"] and not self.engine_host_code_allowed:
+            self._trt._log("the engine holds host code, and that is not allowed")
+            return None
+        if values["release"] != self._trt.__version__ and not values["compatible"]:
             self._trt._log(f"version tag {values['release']} does not match {self._trt.__version__}")
             return None
         return Engine(self._trt, values, model)
@@ -419,16 +423,46 @@ class Profile(Guarded):
         self._sizes = [shape[0] for shape in (min, opt, max)]
 
 
+class TimingCache(Guarded):
+    _class = "ITimingCache"
+
+    def __init__(self, trt: DoubleTensorRt, content: bytes) -> None:
+        super().__init__(trt)
+        self._head, *self._layers = content.decode().split("\n") if content else [trt.__version__]
+
+    def serialize(self) -> HostMemory:
+        return HostMemory("\n".join([self._head, *sorted(set(self._layers))]).encode())
+
+
 class Config(Guarded):
     _class = "IBuilderConfig"
     profiling_verbosity: Any = None
     progress_monitor: Any = None
+    builder_optimization_level = 3
+    max_aux_streams = -1
+    hardware_compatibility_level: Any = None
+    _timings: TimingCache | None = None
 
     def __init__(self, trt: DoubleTensorRt) -> None:
         super().__init__(trt)
         self._flags: set[str] = {"TF32"}
         self._features: set[str] = set()
         self._profiles: list[Profile] = []
+
+    def create_timing_cache(self, serialized_timing_cache: bytes) -> TimingCache | None:
+        if bytes(serialized_timing_cache).startswith(b"nonsense"):
+            self._trt._log("the timing cache is damaged")
+            return None
+        return TimingCache(self._trt, bytes(serialized_timing_cache))
+
+    def set_timing_cache(self, cache: TimingCache, ignore_mismatch: bool) -> bool:
+        if cache._head != self._trt.__version__ and not ignore_mismatch:
+            return False
+        self._timings = cache
+        return True
+
+    def get_timing_cache(self) -> TimingCache | None:
+        return self._timings
 
     def set_memory_pool_limit(self, pool: Any, pool_size: int) -> None:
         assert pool_size > 0
@@ -518,8 +552,13 @@ class Builder(Guarded):
         if not self._trt._report_progress(config.progress_monitor if self._trt._index else None):
             return None
         read = network._read
+        if config._timings is not None:
+            config._timings._layers += [layer.name for layer in read.layers]
+        level = config.hardware_compatibility_level
         head = {
             "release": self._trt.__version__,
+            "compatible": "VERSION_COMPATIBLE" in config._flags,
+            "told": [config.builder_optimization_level, config.max_aux_streams, level and level.name],
             "names": read.names,
             "types": read.types,
             "shapes": read.shapes,
@@ -544,6 +583,7 @@ class DoubleTensorRt:
         self.__name__, self.__version__ = package, version
         self._cuda = cuda
         self._first: Any = None  # a weak reference to the logger
+        self._warns = ""  # while it builds
         self._interrupted = False  # whether Ctrl-C comes while TensorRT logs
         self._silent = False  # whether the inspector says nothing of the precision
         self.fail: dict[str, str] = {}
@@ -605,6 +645,8 @@ class DoubleTensorRt:
         """Build in four steps; say whether the monitor lets them all be done."""
         if monitor is not None:
             monitor.phase_start("Building Engine", None, 4)
+        if self._warns:
+            self._log(self._warns, self.ILogger.WARNING)
         for step in range(4):
             self._log(f"Step {step}", self.ILogger.VERBOSE)
             if monitor is not None and not monitor.step_complete("Building Engine", step):

@@ -13,8 +13,8 @@ from double_cuda import DoubleCuda, current
 from double_tensorrt import RELEASES, DoubleTensorRt
 from onnx import TensorProto, helper, load_model_from_string
 
-from engines.errors import AccuracyGateError, ArtefactError, EnvironmentProblem
-from engines.record import BatchRange, Precision
+from engines.errors import AccuracyGateError, ArtefactError, EnvironmentProblem, UsageError
+from engines.record import BatchRange, Precision, Tuning
 from engines.runtimes import BuildOptions
 from engines.trt import builder as build
 from engines.trt import census, runtime, versions
@@ -285,3 +285,78 @@ def test_real_rtx_takes_the_flag_that_capture_needs() -> None:
     assert not config.get_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     versions.allow_capture(trt, config)
     assert config.get_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
+
+
+class TestTuning:
+    """What else a builder can be told, in every release that can; refused by name where it cannot."""
+
+    ALL = Tuning(optimization_level=5, max_aux_streams=2, version_compatible=True, hardware_compatible=True)
+
+    def build(self, release: str, cuda: DoubleCuda, model: bytes, **more: object) -> build.Plan:
+        with current(cuda):
+            return build_plan(DoubleTensorRt(release, cuda), model, options("fp32", **more), has_gpu=True)
+
+    @pytest.mark.parametrize("release", [name for name in RELEASES if name != "rtx"])
+    def test_the_builder_is_told(self, release: str, cuda: DoubleCuda, graph_in: Graphs) -> None:
+        plan = self.build(release, cuda, graph_in("dsc", "fp32"), tuning=self.ALL)
+        assert b'"compatible": true, "told": [5, 2, "AMPERE_PLUS"]' in plan.data
+        plain = self.build(release, cuda, graph_in("dsc", "fp32"))
+        assert b'"compatible": false, "told": [3, -1, null]' in plain.data
+
+    @pytest.mark.parametrize("name", ["version_compatible", "hardware_compatible"])
+    def test_rtx_refuses_what_it_lacks(self, tmp_path: Path, graph_in: Graphs, name: str) -> None:
+        option = name.replace("_", "-")
+        with pytest.raises(UsageError, match=rf"tensorrt_rtx [\d.]+ has no --{option}") as caught:
+            TENSORRT_RTX.build(
+                graph_in("dsc", "fp32"), tmp_path / "a.engine", options("fp32", tuning=Tuning(**{name: True}))
+            )
+        assert caught.value.exit_code == 2
+
+    def test_real_rtx_is_told_the_rest(self, tmp_path: Path, graph_in: Graphs) -> None:
+        tuning = Tuning(optimization_level=0, max_aux_streams=0)
+        wanted = options("fp32", tuning=tuning, timing_cache=tmp_path)
+        TENSORRT_RTX.build(graph_in("dsc", "fp32"), tmp_path / "a.engine", wanted)
+        assert [path.name for path in tmp_path.iterdir()] == ["a.engine"]  # it times nothing
+        config = trt.Builder(process_logger(trt)).create_builder_config()
+        versions.tune(trt, config, Tuning(optimization_level=4, max_aux_streams=1))
+        assert (config.builder_optimization_level, config.max_aux_streams) == (4, 1)
+
+    @pytest.mark.parametrize("release", ["8.6", "10.3", "11.4"])
+    def test_timings_are_kept_for_the_next_build(
+        self, release: str, cuda: DoubleCuda, graph_in: Graphs, tmp_path: Path
+    ) -> None:
+        def notes() -> list[str]:
+            plan = self.build(release, cuda, graph_in("dsc", "fp32"), timing_cache=tmp_path)
+            return [note for note in plan.notes if "timings" in note]
+
+        assert notes() == []
+        (path,) = tmp_path.iterdir()
+        assert path.name == f"tensorrt-{DoubleTensorRt(release, cuda).__version__}.timing.cache"
+        known = path.read_bytes()
+        assert notes() == [f"kernels were chosen by the timings in {path.name} too"]
+        assert path.read_bytes() == known
+        for foreign in (b"0.1\nstem", b"nonsense"):  # another release or GPU, and damage: measured again
+            path.write_bytes(foreign)
+            assert notes() == []
+            assert path.read_bytes() == known
+
+    def test_timings_that_cannot_be_kept_cost_nothing_else(
+        self, cuda: DoubleCuda, graph_in: Graphs, tmp_path: Path
+    ) -> None:
+        place = tmp_path / "file"
+        place.write_text("")
+        plan = self.build("10.3", cuda, graph_in("dsc", "fp32"), timing_cache=place)
+        assert any(note.startswith("the timings of this build are not kept: ") for note in plan.notes)
+
+    @pytest.mark.parametrize("release", RELEASES)
+    def test_warnings_land_in_the_notes_and_the_log_is_heard(
+        self, release: str, cuda: DoubleCuda, graph_in: Graphs
+    ) -> None:
+        double, heard = DoubleTensorRt(release, cuda), list[str]()
+        double._warns = "no calibrator"
+        with current(cuda):
+            plan = build_plan(
+                double, graph_in("dsc", "fp32"), options("fp32", log=heard.append), has_gpu=False
+            )
+        assert plan.notes[-1] == "TensorRT gave 1 warnings (--verbose shows all): no calibrator"
+        assert heard == ["[2] no calibrator", *(f"[4] Step {step}" for step in range(4))]

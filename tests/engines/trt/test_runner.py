@@ -12,6 +12,7 @@ from msgspec.structs import replace
 
 from engines.errors import ArtefactError, BadInputError, EnvironmentProblem
 from engines.files import sha256_bytes
+from engines.record import Tuning
 from engines.runtimes import RunnerOptions, answer_batches
 from engines.trt import cuda as cuda_driver
 from engines.trt.loaded import StoredEngine
@@ -424,6 +425,16 @@ class TestRefusals:
         )
         assert caught.value.remedy == "rebuild it: edge-dsc build-engine model.onnx"
         assert cuda.idle
+
+    @pytest.mark.parametrize("release", ["8.6", "10.3"], indirect=True)
+    def test_host_code_is_loaded_where_the_record_says_so(
+        self, trt: Any, cuda: Any, driver: Any, plan: bytes, record: Any
+    ) -> None:
+        compatible = plan.replace(b'"compatible": false', b'"compatible": true')
+        with pytest.raises(ArtefactError, match="holds host code, and that is not allowed"):
+            TrtRunner(trt, cuda, StoredEngine(compatible, record))
+        allowed = replace(record, tuning=Tuning(version_compatible=True))
+        TrtRunner(trt, cuda, StoredEngine(compatible, allowed)).close()
 
     @pytest.mark.parametrize("release", RELEASES, indirect=True)
     def test_a_plan_of_another_release(
