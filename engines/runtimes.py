@@ -20,6 +20,8 @@ if TYPE_CHECKING:  # the help of the command line gets by without numpy
 
 Progress = Callable[[str, int, int], None]  # phase, steps done, steps in all
 MEMORY_KINDS = ("auto", "device", "mapped")
+# What a runner's description says beside how it runs: reports are comparable all the same.
+FINDINGS = ("memory_choice", "scratch", "warnings", "runtime_cache")
 FLOAT = "float"  # FP32 or FP16, as check_layers takes it
 _TABLE = {
     "onnxruntime": "engines.ort:RUNTIME",

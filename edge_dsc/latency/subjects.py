@@ -27,7 +27,7 @@ from edge_dsc.latency.passes import add_pass, limits_pass, measure_ceilings, mem
 from engines.errors import BadInputError, ImageError, UsageError
 from engines.images import read_input, read_inputs, usable_processors
 from engines.record import EngineRecord
-from engines.runtimes import Progress, Runner, RunnerOptions, get_runtime, open_engine
+from engines.runtimes import FINDINGS, Progress, Runner, RunnerOptions, get_runtime, open_engine
 
 FOLDER, OFFLINE = "folder", "offline"  # scenarios
 
@@ -151,6 +151,7 @@ def _subjects(
 
 def _describe(runner: Runner, options: BenchOptions) -> dict[str, Any]:
     record = runner.record
+    found = {key: value for key, value in runner.description.items() if key in FINDINGS}
     return {
         "architecture": record.contract.architecture,
         "precision": record.precision.value,
@@ -162,7 +163,8 @@ def _describe(runner: Runner, options: BenchOptions) -> dict[str, Any]:
         "batch": options.batch,
         "threads": options.threads,
         "switches": {"transfers": True},
-        "runs": dict(runner.description),
+        "runs": {key: value for key, value in runner.description.items() if key not in FINDINGS},
+        **({"found": found} if found else {}),
     }
 
 

@@ -204,7 +204,7 @@ class TrtRunner:
             faults=self._faults,
             size=size,
         )
-        memory = self._choose_memory(parts, device)
+        memory = self._words["memory"] = self._choose_memory(parts, device)
         for index in range(self._options.slots):
             with contextlib.ExitStack() as frees:
                 try:
@@ -233,15 +233,15 @@ class TrtRunner:
         """Return ``device`` or ``mapped``: as asked, by the kind of GPU, or by measuring both."""
         asked, attributes = self._options.memory, self._cuda.device_attribute
         if asked != "auto":
-            self._words["memory"] = f"{asked}, as asked"
+            self._words["memory_choice"] = "as asked"
             return asked
         if not device.get_attribute(attributes.INTEGRATED):
-            self._words["memory"] = "device: the GPU has its own"
+            self._words["memory_choice"] = "the GPU has its own"
             return "device"
         median_ns = {kind: _median_ns(parts, kind, self._clock) for kind in ("device", "mapped")}
         chosen = min(median_ns, key=median_ns.__getitem__)
         measured = ", ".join(f"{kind} {value / 1e3:.0f} us" for kind, value in median_ns.items())
-        self._words["memory"] = f"{chosen}: measured at batch {parts.size}, {measured}"
+        self._words["memory_choice"] = f"measured at batch {parts.size}, {measured}"
         return chosen
 
     def _set_wait(self) -> None:

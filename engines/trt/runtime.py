@@ -179,8 +179,8 @@ def _same(key: str, there: str, here: str) -> bool:
     if key == "version":
         return packages.parse_version(there) == packages.parse_version(here)
     if key == "memory":
-        sizes = sorted(int(text.split()[0]) for text in (there, here))
-        return sizes[0] >= _SAME_MEMORY * sizes[1]
+        less, more = sorted(sum(packages.parse_version(text)[:1]) for text in (there, here))
+        return less >= _SAME_MEMORY * more
     return there.removesuffix(" Super") == here.removesuffix(" Super")
 
 

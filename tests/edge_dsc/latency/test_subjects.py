@@ -28,7 +28,7 @@ class Fake:
         self.calls = 0
         self.closed = False
         self.thread_safe = False
-        self.description = {"execution": "CUDA graph"}
+        self.description = {"execution": "CUDA graph", "scratch": "1.0 MiB"}
         self.record = SimpleNamespace(
             engine="a.engine",
             batch=BatchRange(1, 2, 4),
@@ -79,7 +79,8 @@ def test_stages_come_from_a_runner_of_their_own(fakes: list[Fake]) -> None:
     report = measure_engines([Path("a.engine")], PLAN, BenchOptions(batch=2, threads=3))
     (subject,) = report.subjects
     assert stage_medians(subject) == {"h2d": 10.0, "execute": 80.0, "d2h": 5.0}
-    assert subject.description["runs"] == {"execution": "CUDA graph"}
+    assert subject.description["runs"] == {"execution": "CUDA graph"}  # a condition of comparisons
+    assert subject.description["found"] == {"scratch": "1.0 MiB"}  # none
     measured, timed = fakes
     assert (measured.calls, measured.options.time_stages, measured.options.slots) == (10, False, 1)
     assert (timed.calls, timed.options.time_stages) == (1 + 5 * 5, True)
