@@ -204,7 +204,7 @@ class Slot:
         faults, handle = self._parts.faults, self.stream.handle
         self.stream.synchronize()
         if not versions.is_capturable(prepared.execution, handle):
-            prepared.refusal = "the engine cannot be captured"
+            prepared.refusal = "the engine cannot be captured; it works in memory of its own"
             return
         try:
             prepared.graph = capture_graph(

@@ -152,4 +152,7 @@ def test_an_engine_that_cannot_be_captured_is_enqueued(open_runner: Open, trt: A
     trt._capturable = False
     with open_runner() as runner:
         runner.run(pixels(4))
-        assert runner.description["execution"] == "enqueue (no CUDA graph: the engine cannot be captured)"
+        assert (
+            runner.description["execution"]
+            == "enqueue (no CUDA graph: the engine cannot be captured; it works in memory of its own)"
+        )
