@@ -24,6 +24,7 @@ _MAJOR = 75  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR
 _MINOR = 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR
 _MULTIPROCESSORS = 16  # CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT
 _SPIN, _SLEEP = 1, 4  # CU_CTX_SCHED_SPIN, CU_CTX_SCHED_BLOCKING_SYNC. Source: cuda.h, CUctx_flags
+_SCHEDULE = 7  # CU_CTX_SCHED_MASK
 _SET_FLAGS = "cuDevicePrimaryCtxSetFlags_v2"  # CUDA 11.0
 _BOARD = Path("/proc/device-tree/model")
 # Source: cuda.h, CUstreamCaptureMode. Other threads of this process may allocate and synchronise meanwhile.
@@ -114,9 +115,9 @@ def load_driver() -> ctypes.CDLL:
 
 
 def set_wait(driver: Any, *, sleep: bool) -> str:
-    """Decide how threads wait for the first GPU; takes effect where its primary context is made afterwards.
+    """Decide how threads wait for the first GPU, before its primary context is made.
 
-    Left alone the driver chooses by the number of processors and contexts, and may let them sleep on a Jetson.
+    Where that is there already, as with a second runner, it keeps what it was made with. Left alone the driver chooses by the number of processors and contexts, and may let them sleep on a Jetson.
     Source: CUDA driver API, CU_CTX_SCHED_AUTO.
 
     Args:
@@ -130,8 +131,13 @@ def set_wait(driver: Any, *, sleep: bool) -> str:
         return f"the driver lacks {_SET_FLAGS}"
     device = ctypes.c_int(0)
     status = driver.cuDeviceGet(ctypes.byref(device), 0)
+    wanted, flags, active = _SLEEP if sleep else _SPIN, ctypes.c_uint(0), ctypes.c_int(0)
     if status == 0:
-        status = driver.cuDevicePrimaryCtxSetFlags_v2(device, ctypes.c_uint(_SLEEP if sleep else _SPIN))
+        status = driver.cuDevicePrimaryCtxGetState(device, ctypes.byref(flags), ctypes.byref(active))
+    if status == 0 and active.value and flags.value & _SCHEDULE == wanted:
+        return ""
+    if status == 0:
+        status = driver.cuDevicePrimaryCtxSetFlags_v2(device, ctypes.c_uint(wanted))
     return "" if status == 0 else f"{_SET_FLAGS} failed: {_describe(driver, status)}"
 
 

@@ -385,6 +385,10 @@ class DoubleDriver:
         out._obj.value = index
         return 0
 
+    def cuDevicePrimaryCtxGetState(self, device: ctypes.c_int, flags: Any, active: Any) -> int:
+        flags._obj.value, active._obj.value = self.flags, int(self.cuda.retained > 0)
+        return 0
+
     def cuDevicePrimaryCtxSetFlags_v2(self, device: ctypes.c_int, flags: ctypes.c_uint) -> int:
         if not self.cuda.initialised:
             return NOT_INITIALIZED

@@ -298,6 +298,8 @@ def test_the_wait_is_decided_before_the_device_is_taken(
 ) -> None:
     with open_runner() as runner:
         assert (driver.flags, runner.description["wait"]) == (1, "spin")
+        with open_runner() as other:
+            assert other.description["wait"] == "spin"
     with open_runner(blocking_wait=True) as runner:
         assert (driver.flags, runner.description["wait"]) == (4, "sleep")
         with open_runner() as other:
