@@ -117,7 +117,8 @@ def load_driver() -> ctypes.CDLL:
 def set_wait(driver: Any, *, sleep: bool) -> str:
     """Decide how threads wait for the first GPU, before its primary context is made.
 
-    Where that is there already, as with a second runner, it keeps what it was made with. Left alone the driver chooses by the number of processors and contexts, and may let them sleep on a Jetson.
+    Where that is there already, as with a second runner, it keeps what it was made with. Left alone the driver
+    chooses by the number of processors and contexts, and may let threads sleep on a Jetson.
     Source: CUDA driver API, CU_CTX_SCHED_AUTO.
 
     Args:

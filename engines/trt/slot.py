@@ -142,7 +142,7 @@ class Slot:
         if self._parts.driver is None:
             return f"enqueue (no CUDA graph: {self._parts.no_graph})"
         if prepared is None or prepared.graph is None:
-            refusal = prepared.refusal if prepared else "another batch size has it"
+            refusal = prepared.refusal or "not captured yet" if prepared else "another batch size has it"
             return f"enqueue (no CUDA graph: {refusal})"
         return "CUDA graph of the execution" if self._timed else "CUDA graph"
 
