@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import hashlib
 import io
 import json
@@ -184,6 +185,8 @@ def atomic_path(target: Path, kind: str | None = None) -> Iterator[Path]:
     A reader, or a run that is killed, sees the old file or the new one, never half of one. A link stays, and what it
     leads to is replaced; mode and owner stay; a pipe or a device is written to.
 
+    What is written beside the temporary file under its name with one more suffix goes with it.
+
     Args:
         target: The file.
         kind: What it will be, as in :func:`require_kind`.
@@ -211,13 +214,21 @@ def atomic_path(target: Path, kind: str | None = None) -> Iterator[Path]:
         with temporary.open("rb+") as stream:
             os.fsync(stream.fileno())
         _give_mode(temporary, found)
+        for companion in _companions(temporary):
+            companion.replace(place.with_name(place.name + companion.name.removeprefix(temporary.name)))
         temporary.replace(place)
         temporary = None
     except OSError as error:
         raise output_problem(target, error) from error
     finally:
         if temporary is not None:
-            temporary.unlink(missing_ok=True)
+            for left in (*_companions(temporary), temporary):
+                left.unlink(missing_ok=True)
+
+
+def _companions(file: Path) -> list[Path]:
+    """Return what was written beside a file under its name with one more suffix, such as a runtime's cache."""
+    return list(file.parent.glob(f"{glob.escape(file.name)}.*"))
 
 
 def open_special(path: str | Path, flags: int) -> int:

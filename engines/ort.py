@@ -27,6 +27,7 @@ from engines.runtimes import (
     DirectSubmission,
     RunnerOptions,
     check_precision,
+    check_tuning,
 )
 
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ class OnnxRuntime:
             ArtefactError: The model is none that ONNX Runtime can read.
             EnvironmentProblem: ``onnxruntime`` or memory is missing, or ``out`` cannot be written.
         """
+        check_tuning(options.tuning, (), self.name)
         # Running an engine needs no onnx, whose import takes tens of milliseconds of each start.
         import onnx
 

@@ -166,6 +166,22 @@ class Validation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         return self.drop <= self.max_drop + 1e-6
 
 
+class Tuning(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a builder was told beside precision, batch and memory; None and False leave it to the runtime.
+
+    Attributes:
+        optimization_level: 0 (a quick build) to 5 (a long search for kernels).
+        max_aux_streams: Streams that the engine may use beside its caller's.
+        version_compatible: The engine loads in later releases of the runtime too.
+        hardware_compatible: It runs on all GPUs of compute capability 8.0 and later.
+    """
+
+    optimization_level: Annotated[int, Meta(ge=0, le=5)] | None = None
+    max_aux_streams: Annotated[int, Meta(ge=0, le=64)] | None = None
+    version_compatible: bool = False
+    hardware_compatible: bool = False
+
+
 class EngineRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """All that must be known about an engine before it is loaded.
 
@@ -185,6 +201,7 @@ class EngineRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             version 1, which did not keep it.
         calibration_sha256: Hash of the calibration table, for INT8.
         workspace_mib: Scratch memory that the builder was given, MiB.
+        tuning: What else the builder was told.
         layers: Layers with weights (convolutions, dense) counted by the precision they run in,
             such as ``{"INT8": 7, "FP32": 2}``.
         layers_source: Where that count comes from.
@@ -213,6 +230,7 @@ class EngineRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     calibration: _FilePath | None = None
     calibration_sha256: Sha256 | None
     workspace_mib: Annotated[int, Meta(ge=1, le=1 << 24)] = DEFAULT_WORKSPACE_MIB
+    tuning: Tuning = Tuning()
     layers: Mapping[Text, Count]
     layers_source: Text
     build_seconds: Seconds
@@ -235,13 +253,18 @@ def _from_version_1(body: dict[str, Any]) -> dict[str, Any]:
     return {"layer_types": {}, "float_layers": [], "validation": None, **later, **body}
 
 
+def _from_version_2(body: dict[str, Any]) -> dict[str, Any]:
+    """Add what version 3 added."""
+    return {"tuning": {}, **body}
+
+
 RECORD = DocumentKind(
     name="edge-dsc/engine-record",
-    version=2,
+    version=3,
     body=EngineRecord,
     renew=_BUILD,
     seal="record_sha256",
-    older={1: _from_version_1},
+    older={1: _from_version_1, 2: _from_version_2},
 )
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import importlib
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, TypeVar, cast
 
 from engines.errors import AccuracyGateError, BadInputError, EdgeDscError, UsageError
-from engines.record import BatchRange, EngineRecord, Precision, peek_record
+from engines.record import BatchRange, EngineRecord, Precision, Tuning, peek_record
 
 if TYPE_CHECKING:  # the help of the command line gets by without numpy
     import numpy as np
@@ -20,6 +20,8 @@ if TYPE_CHECKING:  # the help of the command line gets by without numpy
 
 Progress = Callable[[str, int, int], None]  # phase, steps done, steps in all
 MEMORY_KINDS = ("auto", "device", "mapped")
+# What a runner's description says beside how it runs: reports are comparable all the same.
+FINDINGS = ("memory_choice", "scratch", "warnings", "runtime_cache")
 FLOAT = "float"  # FP32 or FP16, as check_layers takes it
 _TABLE = {
     "onnxruntime": "engines.ort:RUNTIME",
@@ -42,14 +44,20 @@ class BuildOptions:
         batch: The optimisation profile.
         required_layers: How many layers with weights must run in that precision, or the build fails.
         workspace_mib: Scratch memory that the builder may use, MiB.
+        tuning: What else the builder is told; a runtime refuses what it does not know.
+        timing_cache: Folder in which the builder's timings of kernels are kept for the next build; None keeps none.
         progress: Called with (phase, done, total) where the runtime reports it.
+        log: Called with each line of the builder's log.
     """
 
     precision: Precision
     required_layers: int = 1
     batch: BatchRange = field(default_factory=BatchRange)
     workspace_mib: int = 1024
+    tuning: Tuning = field(default_factory=Tuning)
+    timing_cache: Path | None = None
     progress: Progress | None = None
+    log: Callable[[str], None] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,9 +108,10 @@ class RunnerOptions:
         time_stages: Time the copies and the execution of every batch with CUDA events.
         blocking_wait: Sleep instead of spinning while the GPU works: leaves a core to the decoding threads,
             answers some microseconds later.
+        batch: The batch size that most runs will have: a GPU is warmed up for it. None takes the engine's best.
 
     Raises:
-        ValueError: No slot, no thread, or another kind of memory.
+        ValueError: No slot, no thread, no batch, or another kind of memory.
     """
 
     threads: int = 1
@@ -111,11 +120,15 @@ class RunnerOptions:
     memory: str = "auto"
     time_stages: bool = False
     blocking_wait: bool = False
+    batch: int | None = None
 
     def __post_init__(self) -> None:
         """Check the values."""
-        if self.slots < 1 or self.threads < 1 or self.memory not in MEMORY_KINDS:
-            raise ValueError(f"{self} has no slot, no thread, or a memory that is none of {MEMORY_KINDS}")
+        counts = (self.slots, self.threads, 1 if self.batch is None else self.batch)
+        if min(counts) < 1 or self.memory not in MEMORY_KINDS:
+            raise ValueError(
+                f"{self} has no slot, no thread, no batch, or a memory that is none of {MEMORY_KINDS}"
+            )
 
 
 DEFAULT_OPTIONS = RunnerOptions()
@@ -433,6 +446,21 @@ def answer_batches(
             with contextlib.suppress(EdgeDscError):  # the first failure is the one to report
                 runner.collect(ticket)
         raise
+
+
+def check_tuning(tuning: Tuning, known: Collection[str], runtime: str) -> None:
+    """Refuse what a runtime's builder cannot be told.
+
+    Raises:
+        UsageError: Something is asked for that is not in ``known``, names of :class:`Tuning`'s fields.
+    """
+    default = Tuning()
+    for name in tuning.__struct_fields__:
+        if name not in known and getattr(tuning, name) != getattr(default, name):
+            raise UsageError(
+                f"{runtime} has no --{name.replace('_', '-')}",
+                remedy="leave it out, or choose another --backend",
+            )
 
 
 def check_precision(layers: Mapping[str, int], options: BuildOptions) -> None:

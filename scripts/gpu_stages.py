@@ -145,7 +145,7 @@ def open_bare(engine: Path, record: EngineRecord, size: int, *, graph: bool) -> 
         frees.callback(vars(parts).clear)  # before the context that they live in
         parts.engine = parts.runtime.deserialize_cuda_engine(read_engine(engine, record))
         settings, _ = versions.make_runtime_config(trt, parts.engine)
-        parts.execution = versions.create_execution(parts.engine, settings)
+        parts.execution = parts.engine.create_execution_context(*([settings] if settings is not None else []))
         stream = cuda.Stream(1)
         host_in = cuda.pagelocked_empty((size, *contract.input_shape), np.uint8)
         host_out = cuda.pagelocked_empty((size, len(contract.labels)), np.float32)

@@ -12,7 +12,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -38,6 +38,7 @@ from engines.record import (
     BatchRange,
     EngineRecord,
     Precision,
+    Tuning,
     load_record,
     record_path,
     save_record,
@@ -73,6 +74,8 @@ class BuildRequest:
         workspace_mib: Scratch memory for the builder, MiB.
         gate: The accuracy gate that the engine must pass; None ships it unmeasured. A search for layers needs one.
         layers: For mixed: an engine whose assignment of layers to take instead of searching one.
+        tuning: What else the builder is told.
+        timing_cache: Whether the builder keeps its timings beside the engine and takes those of earlier builds.
     """
 
     model: Path
@@ -84,6 +87,8 @@ class BuildRequest:
     workspace_mib: int = DEFAULT_WORKSPACE_MIB
     gate: GateOptions | None = None
     layers: Path | None = None
+    tuning: Tuning = field(default_factory=Tuning)
+    timing_cache: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +144,11 @@ class BuiltEngine:
 
 
 def build_engine(
-    request: BuildRequest, progress: Progress | None = None, *, calibrated: CalibrationRun | None = None
+    request: BuildRequest,
+    progress: Progress | None = None,
+    *,
+    calibrated: CalibrationRun | None = None,
+    log: Callable[[str], None] | None = None,
 ) -> BuiltEngine:
     """Build an engine and write it with its record.
 
@@ -148,6 +157,7 @@ def build_engine(
         progress: Called with (phase, done, total).
         calibrated: The calibration that this command has just made of the same model: its model, table and images
             are taken as they are, and ``request.calibration`` is left alone.
+        log: Called with each line of the builder's log.
 
     Raises:
         UsageError: INT8 without a calibration table, or a search for layers without a gate.
@@ -160,7 +170,7 @@ def build_engine(
     build = _find_images(build, calibrated)
     if request.precision is Precision.MIXED:
         build = assign_layers(build, progress)
-    return _finish(build, progress)
+    return _finish(build, progress, log)
 
 
 def rebuild_engine(engine: Path, folder: Path) -> Path:
@@ -215,6 +225,8 @@ def build_again(engine: Path, out: Path) -> BuiltEngine:
         out=out,
         workspace_mib=record.workspace_mib,
         layers=engine if record.precision is Precision.MIXED else None,
+        tuning=record.tuning,
+        timing_cache=False,  # builds differ by what their builder measured: each measures for itself
     )
     build = _begin(request)
     if build.table_sha256 != record.calibration_sha256:
@@ -261,7 +273,9 @@ def _find_images(build: Build, calibrated: CalibrationRun | None) -> Build:
     return replace(build, dataset=discover(gate.data), split=split_beside(build.model.path))
 
 
-def _finish(build: Build, progress: Progress | None = None) -> BuiltEngine:
+def _finish(
+    build: Build, progress: Progress | None = None, log: Callable[[str], None] | None = None
+) -> BuiltEngine:
     """Take the steps from the graph to the record."""
     model, precision = build.model.proto, build.request.precision
     build = replace(
@@ -276,7 +290,10 @@ def _finish(build: Build, progress: Progress | None = None) -> BuiltEngine:
         required_layers=min(1, len(build.wanted)),  # check_layers holds each by its name
         batch=build.request.batch,
         workspace_mib=build.request.workspace_mib,
+        tuning=build.request.tuning,
+        timing_cache=build.path.parent if build.request.timing_cache else None,
         progress=progress,
+        log=log,
     )
     with atomic_path(build.path, ENGINE) as temporary:
         started = time.perf_counter()
@@ -371,8 +388,19 @@ def build_command(build: Build) -> str:
         words += ["--validate", str(request.gate.data), "--max-drop", f"{request.gate.max_drop:g}"]
     elif request.precision is Precision.MIXED:
         words += ["--validate", "DIR"]  # the command line builds no mixed engine unjudged
-    words += ["--workspace", str(request.workspace_mib)]
+    words += ["--workspace", str(request.workspace_mib), *_tuning_words(request.tuning)]
     return shlex.join([*words, "--out", str(build.path)])
+
+
+def _tuning_words(tuning: Tuning) -> list[str]:
+    words: list[str] = []
+    for name in tuning.__struct_fields__:
+        value, option = getattr(tuning, name), f"--{name.replace('_', '-')}"
+        if value is True:
+            words.append(option)
+        elif value is not None and value is not False:
+            words += [option, str(value)]
+    return words
 
 
 def _record(build: Build, result: BuildResult, engine: Path, seconds: float) -> EngineRecord:
@@ -393,6 +421,7 @@ def _record(build: Build, result: BuildResult, engine: Path, seconds: float) -> 
         calibration=None if table is None else os.path.relpath(table, folder),
         calibration_sha256=build.table_sha256,
         workspace_mib=request.workspace_mib,
+        tuning=request.tuning,
         layers=dict(result.layers),
         layers_source=result.layers_source,
         layer_types=dict(result.layer_types),

@@ -309,6 +309,39 @@ def build_engine(
     workspace: Annotated[
         int, typer.Option("--workspace", min=1, max=1 << 20, help="Scratch memory for the builder, MiB.")
     ] = 1024,
+    optimization_level: Annotated[
+        Optional[int],
+        typer.Option(
+            "--optimization-level",
+            min=0,
+            max=5,
+            help="TensorRT: 0 builds quickly, 5 searches longest; default 3.",
+            show_default=False,
+        ),
+    ] = None,
+    max_aux_streams: Annotated[
+        Optional[int],
+        typer.Option(
+            "--max-aux-streams",
+            min=0,
+            max=64,
+            help="TensorRT: streams beside the main one; default: its own choice.",
+            show_default=False,
+        ),
+    ] = None,
+    version_compatible: Annotated[
+        bool, typer.Option("--version-compatible", help="TensorRT: the engine loads in later releases too.")
+    ] = False,
+    hardware_compatible: Annotated[
+        bool,
+        typer.Option(
+            "--hardware-compatible", help="TensorRT: it runs on all GPUs from 8.0 on; not on Jetson."
+        ),
+    ] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="TensorRT: print its log.")] = False,
+    timing_cache: Annotated[
+        bool, typer.Option(help="TensorRT: keep the timings of kernels beside the engine for the next build.")
+    ] = True,
     validate: Annotated[
         Optional[Path],
         typer.Option(
@@ -339,7 +372,7 @@ def build_engine(
     from edge_dsc.cli.options import parse_batch, parse_gate, parse_precision
     from edge_dsc.inspection import format_record
     from engines.errors import UsageError
-    from engines.record import Precision
+    from engines.record import Precision, Tuning
 
     path = model_of(model)
     asked = parse_precision(precision=precision and precision.value, fp32=fp32, fp16=fp16, int8=int8)
@@ -375,9 +408,17 @@ def build_engine(
                 workspace_mib=workspace,
                 gate=gate,
                 layers=layers,
+                tuning=Tuning(
+                    optimization_level=optimization_level,
+                    max_aux_streams=max_aux_streams,
+                    version_compatible=version_compatible,
+                    hardware_compatible=hardware_compatible,
+                ),
+                timing_cache=timing_cache,
             ),
             progress,
             calibrated=made,
+            log=say if verbose else None,
         )
     say(f"runtime: {built.chosen}")
     if json:

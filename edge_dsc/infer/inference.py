@@ -37,7 +37,7 @@ from edge_dsc.infer.source import (
 from edge_dsc.infer.stop import Stop, stop_on_signals
 from engines.errors import BadInputError, UsageError
 from engines.images import quiet_decoder
-from engines.runtimes import Progress, Runner, open_engine
+from engines.runtimes import DEFAULT_OPTIONS, Progress, Runner, RunnerOptions, open_engine
 
 _IMAGE_KINDS = (SourceKind.FILES, SourceKind.LIST)
 _Item = TypeVar("_Item")
@@ -163,7 +163,10 @@ def infer_source(
     with contextlib.ExitStack() as stack:
         source = _open_source(spec, request, say)
         stack.callback(source.close)
-        runner = stack.enter_context(open_engine(request.engine))
+        # A frame of a camera is answered before the next is taken.
+        live = spec.kind is SourceKind.LIVE
+        options = RunnerOptions(slots=1, batch=1) if live else DEFAULT_OPTIONS
+        runner = stack.enter_context(open_engine(request.engine, options=options))
         stack.enter_context(stop_on_signals(stop))
         contract = runner.record.contract
         items = source.items(stop)

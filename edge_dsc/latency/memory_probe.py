@@ -14,7 +14,7 @@ from pathlib import Path
 from bench.machine import first_gpu
 from edge_dsc.latency.subjects import input_noise
 from engines.errors import EdgeDscError
-from engines.runtimes import open_engine
+from engines.runtimes import RunnerOptions, open_engine
 
 _CALLS = 50
 
@@ -23,7 +23,7 @@ def probe(engine: Path, batch: int, threads: int) -> dict[str, int | None]:
     """Open an engine, run it some times, and return what :func:`edge_dsc.latency.passes.memory_pass` does."""
     gpu = first_gpu()
     before, device_before = _peak_bytes(), gpu.memory_used() if gpu else None
-    with open_engine(engine, threads=threads) as runner:
+    with open_engine(engine, threads=threads, options=RunnerOptions(slots=1, batch=batch)) as runner:
         pixels = input_noise(runner, batch)
         for _ in range(_CALLS):
             runner.run(pixels)

@@ -28,7 +28,7 @@ from edge_dsc.latency.passes import add_pass, limits_pass, measure_ceilings, mem
 from engines.errors import BadInputError, ImageError, UsageError
 from engines.images import read_input, read_inputs, usable_processors
 from engines.record import EngineRecord
-from engines.runtimes import Progress, Runner, RunnerOptions, get_runtime, open_engine
+from engines.runtimes import FINDINGS, Progress, Runner, RunnerOptions, get_runtime, open_engine
 
 FOLDER, OFFLINE = "folder", "offline"  # scenarios
 
@@ -95,7 +95,7 @@ def measure_engines(
                 label = name if number == 1 else f"{name} (build {number})"
                 build_of = {BUILD_OF: name} if chosen.builds > 1 else {}
                 # Opened to be looked at; each opening that is measured opens it anew.
-                with open_engine(build, threads=chosen.threads) as runner:
+                with _open(build, chosen) as runner:
                     records.setdefault(name, runner.record)
                     subjects += [
                         replace(subject, description={**subject.description, **build_of})
@@ -129,9 +129,15 @@ def _builds(engine: Path, count: int, stack: ExitStack) -> list[Path]:
     return found
 
 
+def _open(engine: Path, options: BenchOptions) -> Runner:
+    """Open an engine as it is measured: a request is one batch, waited for."""
+    one = RunnerOptions(slots=1, batch=None if options.offline else options.batch)
+    return open_engine(engine, threads=options.threads, options=one)
+
+
 def _subjects(name: str, runner: Runner, engine: Path, options: BenchOptions) -> list[Subject]:
     description = _describe(runner, options)
-    opener = functools.partial(open_engine, engine, threads=options.threads)
+    opener = functools.partial(_open, engine, options)
     if options.folder is not None:
         return [folder_subject(name, runner, opener, options.folder, description)]
     if options.offline is not None:
@@ -159,6 +165,7 @@ def _subjects(name: str, runner: Runner, engine: Path, options: BenchOptions) ->
 
 def _describe(runner: Runner, options: BenchOptions) -> dict[str, Any]:
     record = runner.record
+    found = {key: value for key, value in runner.description.items() if key in FINDINGS}
     return {
         "architecture": record.contract.architecture,
         "precision": record.precision.value,
@@ -170,7 +177,8 @@ def _describe(runner: Runner, options: BenchOptions) -> dict[str, Any]:
         "batch": options.batch,
         "threads": options.threads,
         "switches": {"transfers": True},
-        "runs": dict(runner.description),
+        "runs": {key: value for key, value in runner.description.items() if key not in FINDINGS},
+        **({"found": found} if found else {}),
     }
 
 
@@ -181,7 +189,7 @@ def _stages(
 
     None where the runtime does not report any.
     """
-    options = RunnerOptions(threads=threads, slots=1, time_stages=True)
+    options = RunnerOptions(threads=threads, slots=1, time_stages=True, batch=len(pixels))
     timed = stack.enter_context(get_runtime(record.runtime).open_runner(engine, record, options))
 
     def stages() -> Mapping[str, int]:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+import contextlib
+import signal
+import threading
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from engines.errors import ArtefactError, EnvironmentProblem
-from engines.record import Precision
-from engines.runtimes import BuildOptions, check_precision
+from engines.record import BatchRange, Precision
+from engines.runtimes import BuildOptions, check_precision, check_tuning
 from engines.trt import census, versions
-from engines.trt.faults import first_error, process_logger
+from engines.trt.cache import TimingCache
+from engines.trt.faults import describe_warnings, first_error, process_logger
 
 _TF32_NOTE = "TF32 is off: FP32 layers keep all 23 bits of their mantissa"
 
@@ -23,18 +29,20 @@ class Plan:
         layers: Layers with weights counted by precision.
         layers_source: Where that count comes from.
         notes: Warnings for the reader.
-        layer_types: The same by the layers' names; empty where the names are not known.
+        layer_types: The same by the layers' names.
     """
 
     data: Any
     layers: dict[str, int]
     layers_source: str
     notes: tuple[str, ...]
-    layer_types: dict[str, str] = field(default_factory=dict)
+    layer_types: dict[str, str]
 
 
 def build_plan(trt: Any, model: bytes, options: BuildOptions, *, has_gpu: bool) -> Plan:
     """Parse a model that is already in the wanted precision and build an engine.
+
+    Ctrl-C ends the build at its next step, where the release reports steps, and after it elsewhere (8.6).
 
     Args:
         trt: The module ``tensorrt`` or ``tensorrt_rtx``.
@@ -46,8 +54,49 @@ def build_plan(trt: Any, model: bytes, options: BuildOptions, *, has_gpu: bool) 
         AccuracyGateError: Its layers would not run in the precision asked for.
         ArtefactError: TensorRT cannot read the model.
         EnvironmentProblem: TensorRT cannot build here.
+        UsageError: The release knows something of ``options.tuning`` not.
     """
+    check_tuning(options.tuning, versions.known_tuning(trt), _name(trt))
+    with _keep_interrupt() as interrupts:
+        return _build(trt, model, options, has_gpu=has_gpu, interrupts=interrupts)
+
+
+@contextlib.contextmanager
+def _keep_interrupt() -> Iterator[list[int]]:
+    """Keep Ctrl-C until the block is over; the list that is given fills when it comes.
+
+    A KeyboardInterrupt that is raised while TensorRT logs, as it does all the time, would be printed and dropped by
+    its Python binding (pyCore.cpp 8.6.1 line 529, 10.3 line 666).
+    """
+    came: list[int] = []
+    handler = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(handler):
+        yield came  # the signal goes to another thread, or is ignored
+        return
+    signal.signal(signal.SIGINT, lambda number, frame: came.append(number))
+    try:
+        yield came
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if came:
+            handler(signal.SIGINT, None)
+
+
+def _build(
+    trt: Any, model: bytes, options: BuildOptions, *, has_gpu: bool, interrupts: Sequence[int]
+) -> Plan:
     logger = process_logger(trt)
+    logger.listener = options.log
+    try:
+        plan = _make_plan(trt, logger, model, options, has_gpu=has_gpu, interrupts=interrupts)
+    finally:
+        logger.listener = None
+    return replace(plan, notes=(*plan.notes, *describe_warnings(logger)))
+
+
+def _make_plan(
+    trt: Any, logger: Any, model: bytes, options: BuildOptions, *, has_gpu: bool, interrupts: Sequence[int]
+) -> Plan:
     try:
         builder = trt.Builder(logger)
     except (RuntimeError, TypeError) as error:  # pybind11's answer to a null pointer
@@ -56,15 +105,21 @@ def build_plan(trt: Any, model: bytes, options: BuildOptions, *, has_gpu: bool) 
     if network is None:
         raise _cannot_build(trt, logger, "no network")
     parser = _parse(trt, logger, network, model)
-    named = census.network_layer_types(trt, network)
-    layers = census.count_types(named)
-    if versions.is_strongly_typed(trt):
-        check_precision(layers, options)
-    data = _serialize(trt, logger, builder, network, options)
+    if options.precision is Precision.FP16:
+        versions.insist_on_half(trt, census.weighted_layers(trt, network))
+    types = census.network_layer_types(trt, network)
+    check_precision(Counter(types.values()), options)
+    tensor = network.get_input(0)
+    data, notes = _serialize(trt, logger, builder, network, options, interrupts)
     del parser  # it owns the weights until the builder has run
-    notes = (_TF32_NOTE,) if options.precision is Precision.FP32 else ()
-    plan = Plan(data, layers, census.NETWORK, notes, dict(named))
-    return _prove(trt, logger, plan, options, has_gpu=has_gpu)
+    if options.precision is Precision.FP32:
+        notes = (_TF32_NOTE, *notes)
+    plan = Plan(data, Counter(types.values()), census.NETWORK, notes, types)
+    if not has_gpu:
+        return plan
+    shape = (options.batch.best, *tuple(tensor.shape)[1:])
+    found = census.inspect_plan(trt, logger, data, {tensor.name: shape})
+    return plan if found is None else _prove(plan, found, options)
 
 
 def _parse(trt: Any, logger: Any, network: Any, model: bytes) -> Any:
@@ -80,7 +135,10 @@ def _parse(trt: Any, logger: Any, network: Any, model: bytes) -> Any:
     )
 
 
-def _serialize(trt: Any, logger: Any, builder: Any, network: Any, options: BuildOptions) -> Any:
+def _serialize(
+    trt: Any, logger: Any, builder: Any, network: Any, options: BuildOptions, interrupts: Sequence[int]
+) -> tuple[Any, tuple[str, ...]]:
+    """Build; returns the serialised engine and what is to be said of it."""
     config = builder.create_builder_config()
     if config is None:
         raise _cannot_build(trt, logger, "no builder config")
@@ -88,45 +146,61 @@ def _serialize(trt: Any, logger: Any, builder: Any, network: Any, options: Build
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # the inspector reports nothing without it
     versions.set_precision(trt, config, options.precision)
     versions.share_profile(trt, config)
-    profile = builder.create_optimization_profile()
-    if profile is None:
-        raise _cannot_build(trt, logger, "no optimization profile")
-    tensor, batch = network.get_input(0), options.batch
-    shapes = [(size, *tuple(tensor.shape)[1:]) for size in (batch.smallest, batch.best, batch.largest)]
-    profile.set_shape(tensor.name, *shapes)
-    if config.add_optimization_profile(profile) < 0:
-        raise _cannot_build(trt, logger, f"batch {batch} is refused for {tensor.name} {tuple(tensor.shape)}")
-    monitor = versions.attach_monitor(trt, config, options.progress)
-    plan = builder.build_serialized_network(network, config)
+    versions.allow_capture(trt, config)
+    versions.tune(trt, config, options.tuning)
+    timings = None
+    if options.timing_cache is not None and versions.keeps_timings(trt):
+        timings = TimingCache(trt, config, options.timing_cache)
+    _add_profiles(trt, logger, builder, config, network.get_input(0), options.batch)
+    monitor = versions.attach_monitor(trt, config, options.progress, interrupts)
+    data = builder.build_serialized_network(network, config)
     failure = monitor.failure if monitor is not None else None
+    notes = () if data is None or timings is None else timings.save(config)
     del config  # it holds the monitor by a bare pointer, so it goes first
     if failure is not None:
         raise failure
-    if plan is None:
+    if data is None:
         raise _cannot_build(trt, logger, "no engine")
-    return plan
+    return data, notes
 
 
-def _prove(trt: Any, logger: Any, plan: Plan, options: BuildOptions, *, has_gpu: bool) -> Plan:
+def _add_profiles(trt: Any, logger: Any, builder: Any, config: Any, tensor: Any, batch: BatchRange) -> None:
+    """Give the engine its range of batches; a single image, of a camera say, gets kernels chosen for it alone."""
+    ranges = [batch, BatchRange()] if batch.smallest == 1 < batch.largest else [batch]
+    for sizes in ranges:
+        profile = builder.create_optimization_profile()
+        if profile is None:
+            raise _cannot_build(trt, logger, "no optimization profile")
+        image = tuple(tensor.shape)[1:]
+        shapes = [(size, *image) for size in (sizes.smallest, sizes.best, sizes.largest)]
+        profile.set_shape(tensor.name, *shapes)
+        if config.add_optimization_profile(profile) < 0:
+            raise _cannot_build(
+                trt, logger, f"batch {sizes} is refused for {tensor.name} {tuple(tensor.shape)}"
+            )
+
+
+def _prove(plan: Plan, found: census.Inspection, options: BuildOptions) -> Plan:
     """Hold the built engine against the precision asked for.
 
-    A strongly typed network proves it by its types; the inspector's count replaces that where it names the type
-    of every layer. A weakly typed builder was free to choose, so only the inspector's count stands.
+    The types of the parsed network bind the builder: strongly typed networks by their nature, weakly typed ones by
+    the precision that was set for each layer. The inspector's word replaces them wherever it has one.
     """
-    report = census.inspect_plan(trt, logger, plan.data) if has_gpu else None
-    seen = census.count_engine_layers(report) if report is not None else {}
-    complete = sum(seen.values()) == sum(plan.layers.values()) and census.UNKNOWN not in seen
-    if complete or not versions.is_strongly_typed(trt):
-        check_precision(seen, options)
-        named = census.engine_layer_types(report or "", plan.layer_types)
-        # A name that the inspector does not give leaves the layers without names: the count still holds.
-        named = named if len(named) == len(plan.layer_types) else {}
-        return Plan(plan.data, seen, census.INSPECTOR, plan.notes, named)
-    if report is None:
-        return plan
-    words = ", ".join(f"{count} in {name}" for name, count in sorted(seen.items())) or "none"
-    note = f"the engine inspector names these layers with weights after fusion: {words}"
-    return replace(plan, notes=(*plan.notes, note))
+    seen = census.engine_layer_types(found.report, plan.layer_types)
+    types = {**plan.layer_types, **seen}
+    check_precision(Counter(types.values()), options)
+    source = census.INSPECTOR
+    notes = (
+        *plan.notes,
+        f"each batch in flight takes up to {found.memory_bytes / (1 << 20):.1f} MiB of device memory, by its size,"
+        f" beside the {len(memoryview(plan.data)) / (1 << 20):.1f} MiB of the engine",
+    )
+    if not seen:
+        source = census.NETWORK
+        notes = (*notes, "the engine inspector does not tell the precision of any layer with weights")
+    elif len(seen) < len(types):
+        source = f"{census.INSPECTOR} for {len(seen)} of {len(types)} layers, else {census.NETWORK}"
+    return replace(plan, layers=Counter(types.values()), layers_source=source, notes=notes, layer_types=types)
 
 
 def _name(trt: Any) -> str:

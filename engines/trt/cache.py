@@ -1,4 +1,4 @@
-"""What TensorRT for RTX compiled on this machine, kept beside the engine so that the next start is quick."""
+"""What need not be done again: kernels that TensorRT for RTX compiled here, and timings that a builder took."""
 
 from __future__ import annotations
 
@@ -48,7 +48,11 @@ class RuntimeCache:
         """Write the cache where it grew; a place that cannot be written is noted and costs nothing else."""
         if self._path is None:
             return
-        content = bytes(self._cache.serialize())
+        blob = self._cache.serialize()
+        if blob is None:
+            self.state = "not kept: TensorRT does not give it"
+            return
+        content = bytes(blob)
         if content == self._stored:
             return
         head = b" ".join((_MAGIC, self._engine, sha256_bytes(content).encode()))
@@ -71,3 +75,44 @@ class RuntimeCache:
             return f"{path.name} is of another GPU, driver or release, made again"
         self._stored = content
         return f"read from {path.name}"
+
+
+class TimingCache:
+    """What builders measured of kernels, one file in a folder for each release; TensorRT checks the GPU.
+
+    A build that finds its kernels there is quicker, and chooses what the builds before it chose.
+    """
+
+    def __init__(self, trt: Any, config: Any, folder: Path) -> None:
+        """Give a builder's config the timings of earlier builds, or none where there are none that it takes.
+
+        Args:
+            trt: The module ``tensorrt``.
+            config: The ``IBuilderConfig``.
+            folder: Where the file is kept.
+        """
+        self._path = folder / f"{trt.__name__}-{trt.__version__}.timing{SUFFIX}"
+        try:
+            self._stored = read_regular(self._path)
+        except OSError:
+            self._stored = b""
+        self._taken = bool(self._stored) and self._offer(config, self._stored)
+        if not self._taken:
+            self._offer(config, b"")
+
+    def save(self, config: Any) -> tuple[str, ...]:
+        """Write what is known after a build; returns what is to be said of it."""
+        cache = config.get_timing_cache()
+        blob = cache.serialize() if cache is not None else None
+        notes = (f"kernels were chosen by the timings in {self._path.name} too",) if self._taken else ()
+        if blob is None or bytes(blob) == self._stored:
+            return notes
+        try:
+            write_bytes(self._path, bytes(blob))
+        except EnvironmentProblem as error:
+            return (*notes, f"the timings of this build are not kept: {error.what}")
+        return notes
+
+    def _offer(self, config: Any, content: bytes) -> bool:
+        self._cache = config.create_timing_cache(content)
+        return self._cache is not None and bool(config.set_timing_cache(self._cache, ignore_mismatch=False))

@@ -10,6 +10,7 @@ import ctypes
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,11 @@ _LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 # Source: cuda.h, CUdevice_attribute
 _MAJOR = 75  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR
 _MINOR = 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR
+_MULTIPROCESSORS = 16  # CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT
+_SPIN, _SLEEP = 1, 4  # CU_CTX_SCHED_SPIN, CU_CTX_SCHED_BLOCKING_SYNC. Source: cuda.h, CUctx_flags
+_SCHEDULE = 7  # CU_CTX_SCHED_MASK
+_SET_FLAGS = "cuDevicePrimaryCtxSetFlags_v2"  # CUDA 11.0
+_BOARD = Path("/proc/device-tree/model")
 # Source: cuda.h, CUstreamCaptureMode. Other threads of this process may allocate and synchronise meanwhile.
 _THREAD_LOCAL = 1
 _GRAPH_FUNCTIONS = (
@@ -40,10 +46,16 @@ class Gpu:
     Attributes:
         name: Such as ``Orin``.
         compute_capability: Such as ``8.7``.
+        multiprocessors: How many it has switched on; 0 where that is not known.
+        memory_mib: Its memory, MiB; 0 where that is not known.
+        board: The board's name in the device tree, such as ``NVIDIA Jetson Orin Nano Developer Kit``; empty on a PC.
     """
 
     name: str
     compute_capability: str
+    multiprocessors: int = 0
+    memory_mib: int = 0
+    board: str = ""
 
 
 def find_gpu() -> tuple[Gpu | None, str]:
@@ -64,16 +76,33 @@ def find_gpu() -> tuple[Gpu | None, str]:
         return None, "the CUDA driver finds no GPU"
     device = ctypes.c_int(0)
     name = ctypes.create_string_buffer(256)
-    major, minor = ctypes.c_int(0), ctypes.c_int(0)
+    major, minor, processors = ctypes.c_int(0), ctypes.c_int(0), ctypes.c_int(0)
+    memory = ctypes.c_size_t(0)
     steps = (
         cuda.cuDeviceGet(ctypes.byref(device), 0),
         cuda.cuDeviceGetName(name, len(name), device),
         cuda.cuDeviceGetAttribute(ctypes.byref(major), _MAJOR, device),
         cuda.cuDeviceGetAttribute(ctypes.byref(minor), _MINOR, device),
+        cuda.cuDeviceGetAttribute(ctypes.byref(processors), _MULTIPROCESSORS, device),
+        cuda.cuDeviceTotalMem_v2(ctypes.byref(memory), device),
     )
     if any(steps):
         return None, f"the CUDA driver does not describe its GPU: errors {steps}"
-    return Gpu(name.value.decode(errors="replace"), f"{major.value}.{minor.value}"), ""
+    found = Gpu(
+        name=name.value.decode(errors="replace"),
+        compute_capability=f"{major.value}.{minor.value}",
+        multiprocessors=processors.value,
+        memory_mib=memory.value >> 20,
+        board=_board_name(),
+    )
+    return found, ""
+
+
+def _board_name() -> str:
+    try:
+        return _BOARD.read_text(encoding="utf-8", errors="replace").strip("\0\n ")
+    except OSError:
+        return ""
 
 
 def load_driver() -> ctypes.CDLL:
@@ -85,30 +114,64 @@ def load_driver() -> ctypes.CDLL:
     return ctypes.CDLL(_LIBRARY)
 
 
+def set_wait(driver: Any, *, sleep: bool) -> str:
+    """Decide how threads wait for the first GPU, before its primary context is made.
+
+    Where that is there already, as with a second runner, it keeps what it was made with. Left alone the driver
+    chooses by the number of processors and contexts, and may let threads sleep on a Jetson.
+    Source: CUDA driver API, CU_CTX_SCHED_AUTO.
+
+    Args:
+        driver: The CUDA driver library.
+        sleep: Give the processor away instead of spinning.
+
+    Returns:
+        Why it could not be decided; empty where it was.
+    """
+    if not hasattr(driver, _SET_FLAGS):
+        return f"the driver lacks {_SET_FLAGS}"
+    device = ctypes.c_int(0)
+    status = driver.cuDeviceGet(ctypes.byref(device), 0)
+    wanted, flags, active = _SLEEP if sleep else _SPIN, ctypes.c_uint(0), ctypes.c_int(0)
+    if status == 0:
+        status = driver.cuDevicePrimaryCtxGetState(device, ctypes.byref(flags), ctypes.byref(active))
+    if status == 0 and active.value and flags.value & _SCHEDULE == wanted:
+        return ""
+    if status == 0:
+        status = driver.cuDevicePrimaryCtxSetFlags_v2(device, ctypes.c_uint(wanted))
+    return "" if status == 0 else f"{_SET_FLAGS} failed: {_describe(driver, status)}"
+
+
 def release_context(driver: Any, context: Any) -> None:
     """Detach a primary context of pycuda's and leave the thread's stack of contexts as it was.
 
     To detach a context that is not current, pycuda (up to 2026.1 at least) pushes it and trusts that this takes
     it off the stack again. That holds for contexts that were created; releasing a primary one never pops it, so
-    the thread would be left with a context that is gone.
+    the thread would be left with a context that is gone. Whether it was pushed cannot be told from what is current:
+    the CUDA runtime may have made the same context current before, as TensorRT does. So the stack is emptied first.
 
     Args:
         driver: The CUDA driver library; None where it has none for us.
         context: From ``retain_primary_context``, not current.
     """
-    before = _current_context(driver)
+    before = _empty_stack(driver)
     try:
         context.detach()
     finally:
-        if _current_context(driver) != before:
-            driver.cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))
+        _empty_stack(driver)
+        for handle in reversed(before):
+            driver.cuCtxPushCurrent_v2(handle)
 
 
-def _current_context(driver: Any) -> int | None:
-    current = ctypes.c_void_p()
-    if driver is None or driver.cuCtxGetCurrent(ctypes.byref(current)) != 0:
-        return None
-    return current.value
+def _empty_stack(driver: Any) -> list[ctypes.c_void_p]:
+    """Pop all contexts of this thread and return them, the current one first."""
+    popped: list[ctypes.c_void_p] = []
+    while driver is not None:
+        handle = ctypes.c_void_p()
+        if driver.cuCtxPopCurrent_v2(ctypes.byref(handle)) != 0:
+            break
+        popped.append(handle)
+    return popped
 
 
 class DeviceBuffers:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import ctypes
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any
 
 from engines.errors import ArtefactError, EnvironmentProblem
 from engines.record import EngineRecord
+from engines.text_table import printable
 from engines.trt.cuda import GraphError
 from engines.trt.versions import is_harmless
 
@@ -18,7 +20,7 @@ _loggers: dict[int, tuple[Any, Any]] = {}  # id of a TensorRT module -> the modu
 
 
 def process_logger(trt: Any) -> Any:
-    """Return the process's one logger for a TensorRT; its list ``errors`` is empty.
+    """Return the process's one logger for a TensorRT; its lists ``errors`` and ``warnings`` are empty.
 
     TensorRT keeps the first logger that it is given as the global one (NVIDIA/TensorRT#1475) and reports through it
     from then on. A logger that went away with its builder left TensorRT with a dead one: seen with TensorRT for RTX
@@ -26,8 +28,12 @@ def process_logger(trt: Any) -> Any:
     """
     if id(trt) not in _loggers:
         _loggers[id(trt)] = (trt, _make_logger(trt))
+        # Modules are emptied when Python ends, and what is left of TensorRT then still reports.
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(_loggers[id(trt)][1]))
     logger = _loggers[id(trt)][1]
     forget_errors(logger)
+    logger.warnings.clear()
+    logger.listener = None
     return logger
 
 
@@ -38,13 +44,29 @@ def _make_logger(trt: Any) -> Any:
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
             self.errors: list[str] = []
+            self.warnings: list[str] = []
+            self.listener: Callable[[str], None] | None = None
 
         def log(self, severity: Any, msg: str) -> None:
+            text = printable(" ".join(msg.split()))
             wrong = severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR)
             if wrong and len(self.errors) < _KEPT and not is_harmless(msg):
-                self.errors.append(" ".join(msg.split()))
+                self.errors.append(text)
+            if severity == trt.ILogger.WARNING:
+                self.warnings.append(text)
+            if self.listener is not None:
+                self.listener(f"[{getattr(severity, 'name', severity)}] {text}")
 
     return Logger()
+
+
+def describe_warnings(logger: Any) -> tuple[str, ...]:
+    """Return how often TensorRT warned since the logger was taken, and the first words; nothing where it did not."""
+    if not logger.warnings:
+        return ()
+    return (
+        f"TensorRT gave {len(logger.warnings)} warnings (--verbose shows all): {logger.warnings[0][:300]}",
+    )
 
 
 def first_error(logger: Any, default: str = "it gave no reason") -> str:

@@ -49,11 +49,14 @@ class LoadedEngine:
         """
         record = stored.record
         runtime = trt.Runtime(faults.logger)
+        # A version-compatible engine brings its runtime along: code that is loaded with it.
+        runtime.engine_host_code_allowed = record.tuning.version_compatible
         engine = runtime.deserialize_cuda_engine(stored.plan)
         if engine is None:
             raise faults.refused()
         _check_tensors(trt, engine, record, faults)
-        self._runtime, self._engine = runtime, engine
+        self._trt, self._runtime, self._engine = trt, runtime, engine
+        self._profiles = _own_profiles(engine, record.contract.input_name)
         self._settings, cache = versions.make_runtime_config(trt, engine)
         self.cache = RuntimeCache(cache, record, stored.place) if cache is not None else None
         if cache is not None and not versions.use_cache(self._settings, cache):
@@ -64,18 +67,41 @@ class LoadedEngine:
         for name in ("_runtime", "_engine", "_settings", "cache"):
             frees.callback(setattr, self, name, None)
 
-    def create_execution(self, stream_handle: int) -> Any:
-        """Return an execution context with the only optimisation profile chosen, or None where it is refused.
+    def create_execution(self) -> Any:
+        """Return an execution context without memory, or None where TensorRT refuses."""
+        return versions.create_execution(self._trt, self._engine, self._settings)
+
+    def choose_profile(self, execution: Any, size: int, stream_handle: int) -> bool:
+        """Have a context use the optimisation profile for a batch size: one of its own, or the first, of the range.
 
         From the second context on, a release without profile sharing (8.6 with an engine that was built
-        without it) leaves the profile unset, and refuses to set one that another context has.
+        without it) leaves the profile unset, and refuses to set one that another context has: by an exception
+        of its binding (pyCore.cpp 8.6.1, ``context_set_optimization_profile_async``).
+
+        Returns:
+            Whether it does.
         """
-        execution = versions.create_execution(self._engine, self._settings)
-        if execution is None or execution.active_optimization_profile == 0:
-            return execution
-        if not execution.set_optimization_profile_async(0, stream_handle):
-            return None
-        return execution
+        profile = self._profiles.get(size, 0)
+        if execution.active_optimization_profile == profile:
+            return True
+        try:
+            return bool(execution.set_optimization_profile_async(profile, stream_handle))
+        except RuntimeError:
+            return False
+
+    def memory_needed(self, execution: Any) -> int:
+        """Return the device memory that a context needs for the shape that is set, bytes."""
+        return versions.memory_needed(self._engine, execution)
+
+
+def _own_profiles(engine: Any, name: str) -> dict[int, int]:
+    """Return the places of the optimisation profiles that are for one batch size alone, by that size."""
+    found = {}
+    for index in range(engine.num_optimization_profiles):
+        sizes = {next(iter(shape)) for shape in engine.get_tensor_profile_shape(name, index)}
+        if len(sizes) == 1:
+            found[int(sizes.pop())] = index
+    return found
 
 
 def _check_tensors(trt: Any, engine: Any, record: EngineRecord, faults: Faults) -> None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from engines.errors import EnvironmentProblem
 from engines.runtimes import DEFAULT_OPTIONS, BatchCheck, RunnerOptions, Ticket
 from engines.trt import cuda as cuda_driver
-from engines.trt.faults import Faults, process_logger
+from engines.trt.faults import Faults, describe_warnings, process_logger
 from engines.trt.loaded import LoadedEngine, StoredEngine
 from engines.trt.slot import Parts, Slot
 
@@ -78,6 +78,7 @@ class TrtRunner:
             with self._faults.told("open"):
                 cuda.init()
                 device = cuda.Device(0)
+                self._set_wait()
                 self._device_context = device.retain_primary_context()
             self._running = self._faults.current(self._device_context, "run")
             with self._faults.current(self._device_context, "open"):
@@ -89,11 +90,13 @@ class TrtRunner:
 
     @property
     def description(self) -> Mapping[str, str]:
-        """How it runs: execution, memory, slots, and the runtime cache of RTX."""
+        """How it runs: wait, execution, memory, slots, scratch memory, warnings, the runtime cache of RTX."""
         words = dict(self._words)
         slots = [*self._free, *(slot for slot, _ in self._busy.values())]
         if slots:
             words["execution"] = slots[0].execution_words()
+            scratch = sum(slot.scratch_bytes for slot in slots)
+            words["scratch"] = f"{scratch / (1 << 20):.1f} MiB of device memory for {len(slots)} slots"
         if not self._closed and self._loaded.cache is not None:
             words["runtime_cache"] = self._loaded.cache.state
         return words
@@ -189,6 +192,8 @@ class TrtRunner:
         self._loaded = LoadedEngine(trt, stored, self._faults)
         self._loaded.register(self._frees)
         driver, no_graph = self._graph_driver()
+        batch = self.record.batch
+        size = min(max(self._options.batch or batch.best, batch.smallest), batch.largest)
         parts = Parts(
             cuda=self._cuda,
             driver=driver,
@@ -197,13 +202,14 @@ class TrtRunner:
             record=self.record,
             options=self._options,
             faults=self._faults,
+            size=size,
         )
-        memory = self._choose_memory(parts, device)
+        memory = self._words["memory"] = self._choose_memory(parts, device)
         for index in range(self._options.slots):
             with contextlib.ExitStack() as frees:
                 try:
                     slot = Slot(parts, memory, frees)
-                    slot.warm(self.record.batch.best)
+                    slot.warm(size)
                 except EnvironmentProblem as error:
                     if index == 0:
                         raise
@@ -214,6 +220,8 @@ class TrtRunner:
         self.slots = len(self._free)
         self._words.setdefault("slots", str(self.slots))
         self._faults.forget()
+        for warning in describe_warnings(self._faults.logger):
+            self._words["warnings"] = warning
         self._keep_cache()
         self._frees.callback(self._keep_cache)
 
@@ -225,17 +233,22 @@ class TrtRunner:
         """Return ``device`` or ``mapped``: as asked, by the kind of GPU, or by measuring both."""
         asked, attributes = self._options.memory, self._cuda.device_attribute
         if asked != "auto":
-            self._words["memory"] = f"{asked}, as asked"
+            self._words["memory_choice"] = "as asked"
             return asked
         if not device.get_attribute(attributes.INTEGRATED):
-            self._words["memory"] = "device: the GPU has its own"
+            self._words["memory_choice"] = "the GPU has its own"
             return "device"
-        best = self.record.batch.best
-        median_ns = {kind: _median_ns(parts, kind, best, self._clock) for kind in ("device", "mapped")}
+        median_ns = {kind: _median_ns(parts, kind, self._clock) for kind in ("device", "mapped")}
         chosen = min(median_ns, key=median_ns.__getitem__)
         measured = ", ".join(f"{kind} {value / 1e3:.0f} us" for kind, value in median_ns.items())
-        self._words["memory"] = f"{chosen}: measured at batch {best}, {measured}"
+        self._words["memory_choice"] = f"measured at batch {parts.size}, {measured}"
         return chosen
+
+    def _set_wait(self) -> None:
+        sleep = self._options.blocking_wait
+        refusal = cuda_driver.set_wait(self._driver, sleep=sleep)
+        wanted = "sleep" if sleep else "spin"
+        self._words["wait"] = f"as the driver likes, not {wanted}: {refusal}" if refusal else wanted
 
     def _load_driver(self) -> Any:
         """Return the CUDA driver library; pycuda has it loaded already.
@@ -272,10 +285,10 @@ class TrtRunner:
             raise ValueError(f"the runner of {self.record.engine} is closed")
 
 
-def _median_ns(parts: Parts, kind: str, size: int, clock: Callable[[], int]) -> float:
-    """Return how long one batch takes from host memory to host memory, alone on the device."""
+def _median_ns(parts: Parts, kind: str, clock: Callable[[], int]) -> float:
+    """Return how long one batch of the usual size takes from host memory to host memory, alone on the device."""
     with contextlib.ExitStack() as frees:
-        slot = Slot(parts, kind, frees)
+        slot, size = Slot(parts, kind, frees), parts.size
         slot.warm(size)
         batch = slot.buffers.host_input[:size].copy()
         samples = []

@@ -10,15 +10,18 @@ from pathlib import Path
 from engines import packages
 from engines.errors import ArtefactError, EnvironmentProblem
 from engines.files import write_bytes
-from engines.record import EngineRecord, Precision, read_engine
+from engines.record import EngineRecord, Precision, Tuning, read_engine
 from engines.runtimes import DEFAULT_OPTIONS, Availability, BuildOptions, BuildResult, RunnerOptions
 from engines.trt import versions
 from engines.trt.builder import build_plan
+from engines.trt.census import INSPECTOR
 from engines.trt.cuda import Gpu, find_gpu
 from engines.trt.loaded import StoredEngine
 from engines.trt.runner import TrtRunner
-from engines.trt.versions import RTX_GPUS
+from engines.trt.versions import RTX_GPUS, RTX_INT8
 
+_AMPERE_PLUS = "compute capability 8.0 and later"
+_SAME_MEMORY = 0.9
 _NO_GPU = "run it on a machine with an NVIDIA GPU and its driver, or build with --backend onnxruntime"
 
 
@@ -32,6 +35,7 @@ class TensorRtRuntime:
         distributions: Names under which that module may have been installed.
         builds_on_cpu: Whether building needs no GPU.
         portable_to: The GPUs that its engines run on; empty where they run on the one they were built on.
+        int8_doubt: What to say of INT8 engines until an inspector showed how each layer runs; empty says nothing.
         signed_activations: True: TensorRT takes symmetric activations only.
         float_precision: FP16: every GPU that TensorRT supports has it.
         runs_on_cpu: False.
@@ -42,6 +46,7 @@ class TensorRtRuntime:
     distributions: tuple[str, ...]
     builds_on_cpu: bool
     portable_to: str
+    int8_doubt: str = ""
     signed_activations: bool = True
     float_precision: Precision = Precision.FP16
     runs_on_cpu: bool = False
@@ -80,11 +85,12 @@ class TensorRtRuntime:
             raise EnvironmentProblem(f"{self.name} cannot build here: {reason}", remedy=_NO_GPU)
         plan = build_plan(trt, model, options, has_gpu=gpu is not None)
         write_bytes(out, plan.data)
+        doubted = self.int8_doubt and options.precision is Precision.INT8 and plan.layers_source != INSPECTOR
         return BuildResult(
             layers=plan.layers,
             layers_source=plan.layers_source,
-            platform=self._platform(gpu),
-            notes=plan.notes,
+            platform=self._platform(gpu, options.tuning),
+            notes=(*plan.notes, self.int8_doubt) if doubted else plan.notes,
             layer_types=plan.layer_types,
         )
 
@@ -101,22 +107,30 @@ class TensorRtRuntime:
         if version is None:
             packages.load(self.package)
         gpu, reason = find_gpu()
-        here = {"version": version or "unknown", **self._platform(gpu)}
+        here = {"version": version or "unknown", **self._platform(gpu, record.tuning)}
         _check_origin(record, {"version": record.runtime_version, **record.platform}, here)
         if gpu is None:
             raise EnvironmentProblem(f"{self.name} cannot run here: {reason}", remedy=_NO_GPU)
         trt, cuda = packages.load(self.package), packages.load("pycuda.driver")
         return TrtRunner(trt, cuda, StoredEngine(read_engine(engine, record), record, engine), options)
 
-    def _platform(self, gpu: Gpu | None) -> dict[str, str]:
+    def _platform(self, gpu: Gpu | None, tuning: Tuning) -> dict[str, str]:
         """What an engine is tied to."""
         facts = {"package": self.package, "machine": platform.machine()}
         if self.portable_to:
             return {**facts, "hardware_compatibility": self.portable_to}
-        facts |= {"system": platform.system(), "hardware_compatibility": "none"}
-        if gpu is not None:
-            facts |= {"gpu": gpu.name, "compute_capability": gpu.compute_capability}
-        return facts
+        portable = tuning.hardware_compatible
+        facts |= {"system": platform.system(), "hardware_compatibility": _AMPERE_PLUS if portable else "none"}
+        if gpu is None or portable:
+            return facts
+        facts |= {"gpu": gpu.name, "compute_capability": gpu.compute_capability}
+        # All Orin modules have one name and one capability; TensorRT only warns of another (NVIDIA/TensorRT#2900).
+        more = {
+            "multiprocessors": str(gpu.multiprocessors or ""),
+            "memory": f"{gpu.memory_mib} MiB" if gpu.memory_mib else "",
+            "board": gpu.board,
+        }
+        return facts | {key: value for key, value in more.items() if value}
 
 
 TENSORRT = TensorRtRuntime(
@@ -132,15 +146,22 @@ TENSORRT_RTX = TensorRtRuntime(
     distributions=("tensorrt-rtx", "tensorrt-rtx-cu13", "tensorrt-rtx-cu12"),
     builds_on_cpu=True,
     portable_to=RTX_GPUS,
+    int8_doubt=RTX_INT8,
 )
 
 
 def _check_origin(record: EngineRecord, there: Mapping[str, str], here: Mapping[str, str]) -> None:
-    """Hold where an engine was built against this machine, in what both sides name."""
+    """Hold where an engine was built against this machine, in what both sides name.
+
+    What an engine is portable to is no such fact: it says which of the others count.
+    """
     differences = [
         f"{key} {there[key]} there, {here[key]} here"
         for key in there
-        if key in here and _comparable(key, there[key]) != _comparable(key, here[key])
+        if key in here
+        and key != "hardware_compatibility"
+        and not _same(key, there[key], here[key])
+        and not (key == "version" and record.tuning.version_compatible and _loads(there[key], here[key]))
     ]
     if differences:
         raise ArtefactError(
@@ -149,6 +170,21 @@ def _check_origin(record: EngineRecord, there: Mapping[str, str], here: Mapping[
         )
 
 
-def _comparable(key: str, value: str) -> object:
-    """A version by its numbers, because 8.6.1 and 8.6.1.post1 are the same library; anything else as it is."""
-    return packages.parse_version(value) if key == "version" else value
+def _same(key: str, there: str, here: str) -> bool:
+    """Compare a fact of two platforms, by what matters of it.
+
+    8.6.1 and 8.6.1.post1 are the same library; what the system keeps of a module's memory changes with its release,
+    and JetPack 6.2 calls the same board "Super".
+    """
+    if key == "version":
+        return packages.parse_version(there) == packages.parse_version(here)
+    if key == "memory":
+        less, more = sorted(sum(packages.parse_version(text)[:1]) for text in (there, here))
+        return less >= _SAME_MEMORY * more
+    return there.removesuffix(" Super") == here.removesuffix(" Super")
+
+
+def _loads(there: str, here: str) -> bool:
+    """Whether a release loads a version-compatible engine of an earlier one: of its series, or of that before."""
+    built, loading = packages.parse_version(there), packages.parse_version(here)
+    return built <= loading and (built[0], loading[0]) in {(8, 8), (8, 10), (10, 10), (10, 11), (11, 11)}

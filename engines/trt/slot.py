@@ -18,8 +18,7 @@ from engines.trt.cuda import BUFFERS, CudaGraph, GraphError, capture_graph
 from engines.trt.faults import Faults
 from engines.trt.loaded import LoadedEngine
 
-# Batch sizes with a graph at a time, for each slot: the full batch and the rest at the end of a folder. More would
-# cost device memory, because every context has activations of its own.
+# Batch sizes with a graph at a time, for each slot: the full batch and the rest at the end of a folder.
 SIZES = 2
 _NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: no waiting for the default stream. Source: cuda.h, CUstream_flags
 STAGES = ("h2d", "execute", "d2h")
@@ -37,6 +36,7 @@ class Parts:
         record: Its record.
         options: How to run it.
         faults: Words the failures.
+        size: The usual batch size: its context goes last where another takes its place.
     """
 
     cuda: Any
@@ -46,6 +46,7 @@ class Parts:
     record: EngineRecord
     options: RunnerOptions
     faults: Faults
+    size: int
 
 
 class _Prepared:
@@ -87,8 +88,11 @@ class Slot:
         self._prepared: OrderedDict[int, _Prepared] = OrderedDict()
         self._spare: list[Any] = []  # contexts without a shape
         self._alone = False  # whether TensorRT refused a second context
+        self._scratch: Any = None  # device memory that the contexts share: only one of them runs at a time
+        self.scratch_bytes = 0
+        frees.callback(self._free_scratch)
         frees.callback(self._release)
-        self._spare.append(self._new_execution())
+        self._spare.append(self._new_execution(parts.size))
 
     def warm(self, size: int) -> None:
         """Answer a black batch twice: lazy initialisation happens here, and the graph is captured."""
@@ -133,12 +137,12 @@ class Slot:
         return dict(zip(STAGES, times, strict=True))
 
     def execution_words(self) -> str:
-        """Say how batches are executed: those of the best size, where that one is in use."""
-        prepared = self._prepared.get(self._parts.record.batch.best)
+        """Say how batches are executed: those of the usual size, where that one is in use."""
+        prepared = self._prepared.get(self._parts.size)
         if self._parts.driver is None:
             return f"enqueue (no CUDA graph: {self._parts.no_graph})"
         if prepared is None or prepared.graph is None:
-            refusal = prepared.refusal if prepared else "another batch size has it"
+            refusal = prepared.refusal or "not captured yet" if prepared else "another batch size has it"
             return f"enqueue (no CUDA graph: {refusal})"
         return "CUDA graph of the execution" if self._timed else "CUDA graph"
 
@@ -200,7 +204,7 @@ class Slot:
         faults, handle = self._parts.faults, self.stream.handle
         self.stream.synchronize()
         if not versions.is_capturable(prepared.execution, handle):
-            prepared.refusal = "the engine cannot be captured"
+            prepared.refusal = "the engine cannot be captured; it works in memory of its own"
             return
         try:
             prepared.graph = capture_graph(
@@ -221,36 +225,69 @@ class Slot:
 
     def _shaped_execution(self, size: int) -> Any:
         """Return a context with the shape set; a context that a graph was captured from is never reshaped."""
-        execution = self._free_execution()
+        execution = self._free_execution(size)
         contract = self._parts.record.contract
-        if not execution.set_input_shape(contract.input_name, (size, *contract.input_shape)):
+        try:
+            if not self._parts.engine.choose_profile(execution, size, self.stream.handle):
+                raise self._parts.faults.problem("run", f"no optimisation profile for a batch of {size}")
+            if not execution.set_input_shape(contract.input_name, (size, *contract.input_shape)):
+                raise self._parts.faults.problem("run", f"set_input_shape refuses a batch of {size}")
+            self._provide_scratch(execution)
+        except BaseException:
             self._spare.append(execution)
-            raise self._parts.faults.problem("run", f"set_input_shape refuses a batch of {size}")
+            raise
         return execution
 
-    def _free_execution(self) -> Any:
+    def _provide_scratch(self, execution: Any) -> None:
+        """Give a context the slot's scratch memory; where that is too small, all contexts get a larger one.
+
+        Contexts with memory of their own would hold several times what runs at once.
+        """
+        needed = max(1, self._parts.engine.memory_needed(execution))  # an address must be given all the same
+        others = list(self._prepared.values())
+        if needed > self.scratch_bytes:
+            larger = self._parts.cuda.mem_alloc(needed)
+            self.stream.synchronize()
+            for prepared in others:  # their graphs work in the old memory
+                self._drop_graph(prepared)
+                versions.set_memory(prepared.execution, int(larger), needed)
+                prepared.uses = 0
+            self._free_scratch()
+            self._scratch, self.scratch_bytes = larger, needed
+        versions.set_memory(execution, int(self._scratch), self.scratch_bytes)
+
+    def _free_scratch(self) -> None:
+        scratch, self._scratch = self._scratch, None
+        if scratch is not None:
+            scratch.free()
+
+    def _drop_graph(self, prepared: _Prepared) -> None:
+        """Free a context's graph; the stream must have finished."""
+        self._last_graph = None
+        graph, prepared.graph = prepared.graph, None
+        if graph is not None:
+            graph.destroy()
+
+    def _free_execution(self, size: int) -> Any:
         if self._spare:
             return self._spare.pop()
         limit = SIZES if self._parts.driver is not None and not self._alone else 1
         if len(self._prepared) < limit:
             try:
-                return self._new_execution()
+                return self._new_execution(size)
             except EnvironmentProblem:
                 # One context for all sizes: the graph is captured again when the size changes.
                 self._alone = True
-        best = self._parts.record.batch.best
-        size = next((size for size in self._prepared if size != best), best)  # the best one goes last
-        oldest = self._prepared.pop(size)
-        if oldest.graph is not None:
-            self._last_graph = None
-            self.stream.synchronize()
-            oldest.graph.destroy()
+        usual = self._parts.size
+        oldest = self._prepared.pop(next((other for other in self._prepared if other != usual), usual))
+        self.stream.synchronize()
+        self._drop_graph(oldest)
         return oldest.execution
 
-    def _new_execution(self) -> Any:
+    def _new_execution(self, size: int) -> Any:
         parts = self._parts
-        execution = parts.engine.create_execution(self.stream.handle)
-        if execution is None:
+        execution = parts.engine.create_execution()
+        if execution is None or not parts.engine.choose_profile(execution, size, self.stream.handle):
             raise parts.faults.problem("open", "no execution context")
         contract = parts.record.contract
         for name, address in (
@@ -268,8 +305,7 @@ class Slot:
             all_of_it.callback(self._spare.clear)
             all_of_it.callback(self._prepared.clear)
             for prepared in self._prepared.values():
-                if prepared.graph is not None:
-                    all_of_it.callback(prepared.graph.destroy)
+                all_of_it.callback(self._drop_graph, prepared)
             all_of_it.callback(self.stream.synchronize)
 
 

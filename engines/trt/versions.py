@@ -8,14 +8,18 @@ RTX          compiles kernels when it first runs, and can keep them in a runtime
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from engines.record import Precision
+from engines.record import Precision, Tuning
 
 # By default an engine of TensorRT for RTX runs on all of these, on Linux and on Windows.
-# Source: TensorRT-RTX documentation, "CPU-Only AOT and TensorRT-RTX Engines"
-RTX_GPUS = "compute capability 8.0, 8.6, 8.9, 12.0 and later"
+# Source: TensorRT-RTX documentation, "Support Matrix"
+RTX_GPUS = "compute capability 8.6, 8.9 and 12.0"
+RTX_INT8 = (
+    "the support matrix of TensorRT for RTX names INT8 for weights of matrix multiplications only: layers counted as"
+    " INT8 may compute in floating point, and no engine inspector has shown otherwise"
+)
 
 # What a release logs as an error although nothing is wrong.
 _HARMLESS = ("Thread context has not been set",)  # TensorRT for RTX 1.7, at every build on a CPU
@@ -48,15 +52,74 @@ def set_precision(trt: Any, config: Any, precision: Precision) -> None:
         config.set_flag(trt.BuilderFlag.FP16)
     if precision is Precision.INT8 and hasattr(trt.BuilderFlag, "INT8"):
         config.set_flag(trt.BuilderFlag.INT8)
+    if precision is Precision.FP16 and hasattr(trt.BuilderFlag, "OBEY_PRECISION_CONSTRAINTS"):
+        config.set_flag(trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
+
+
+def insist_on_half(trt: Any, layers: Iterable[Any]) -> None:
+    """Bind layers of a weakly typed network to FP16.
+
+    The flag alone only allows FP16: a layer that runs faster in FP32 stays there (NvInfer.h 8.6.1 line 8772).
+    """
+    for layer in layers:
+        if not is_strongly_typed(trt) and hasattr(layer, "precision"):
+            layer.precision = trt.DataType.HALF
+
+
+def computation_type(layer: Any, tensor: Any) -> Any:
+    """Return the type that a layer computes in: the one that it was bound to, else that of its first input."""
+    bound = hasattr(layer, "precision_is_set") and layer.precision_is_set
+    return layer.precision if bound else tensor.dtype
 
 
 def share_profile(trt: Any, config: Any) -> None:
-    """Let several execution contexts use the same optimisation profile, in releases that must be asked.
+    """Let several execution contexts use the same optimisation profile, where a release must be asked: 8.6.
 
-    Each batch in flight has a context of its own. Source: TensorRT 8.6 to 10.x, PROFILE_SHARING_0806.
+    Each batch in flight has a context of its own. From 10.0 on they always may (NvInfer.h 10.3 line 8602).
     """
-    if hasattr(trt.PreviewFeature, "PROFILE_SHARING_0806"):
+    if not is_strongly_typed(trt) and hasattr(trt.PreviewFeature, "PROFILE_SHARING_0806"):
         config.set_preview_feature(trt.PreviewFeature.PROFILE_SHARING_0806, True)
+
+
+def is_for_rtx(trt: Any) -> bool:
+    """Whether this is TensorRT for RTX, which compiles kernels where the engine runs."""
+    return hasattr(trt, "IRuntimeCache")
+
+
+def known_tuning(trt: Any) -> tuple[str, ...]:
+    """Return what of a ``Tuning`` the builder can be told, by its fields' names.
+
+    Engines of TensorRT for RTX are portable as they are, and its package has no lean runtime for a version-compatible
+    engine (1.7: "Unable to load library: libnvinfer_lean.so.1").
+    """
+    common = ("optimization_level", "max_aux_streams")
+    return common if is_for_rtx(trt) else (*common, "version_compatible", "hardware_compatible")
+
+
+def tune(trt: Any, config: Any, tuning: Tuning) -> None:
+    """Tell the builder what it was asked to be told."""
+    if tuning.optimization_level is not None:
+        config.builder_optimization_level = tuning.optimization_level
+    if tuning.max_aux_streams is not None:
+        config.max_aux_streams = tuning.max_aux_streams
+    if tuning.version_compatible:
+        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+    if tuning.hardware_compatible:
+        config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
+
+
+def keeps_timings(trt: Any) -> bool:
+    """Whether builds can share what they measured of kernels; for RTX they measure nothing (deprecated in 1.2)."""
+    return not is_for_rtx(trt)
+
+
+def allow_capture(trt: Any, config: Any) -> None:
+    """Have the engine work in memory that its user gives, where that is not a matter of course: RTX.
+
+    Without it a stream that is being captured is refused. Source: TensorRT for RTX 1.2, release notes.
+    """
+    if hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):
+        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
 
 
 def make_runtime_config(trt: Any, engine: Any) -> tuple[Any, Any]:
@@ -80,11 +143,41 @@ def use_cache(runtime_config: Any, cache: Any) -> bool:
     return hasattr(runtime_config, "set_runtime_cache") and bool(runtime_config.set_runtime_cache(cache))
 
 
-def create_execution(engine: Any, runtime_config: Any) -> Any:
-    """Return a new execution context, or None where TensorRT refuses."""
+def create_execution(trt: Any, engine: Any, runtime_config: Any) -> Any:
+    """Return a new execution context that has no device memory yet, or None where TensorRT refuses.
+
+    Left to itself TensorRT allocates for the largest shape of the profile, for every context, and keeps it
+    (NvInferRuntime.h, ExecutionContextAllocationStrategy::kSTATIC).
+    """
+    if not hasattr(trt, "ExecutionContextAllocationStrategy"):
+        return engine.create_execution_context_without_device_memory()
+    strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
     if runtime_config is None:
-        return engine.create_execution_context()
+        return engine.create_execution_context(strategy)
+    runtime_config.set_execution_context_allocation_strategy(strategy)
     return engine.create_execution_context(runtime_config)
+
+
+def memory_limit(engine: Any) -> int:
+    """Return the device memory that a context of any shape needs at most, bytes."""
+    if hasattr(engine, "device_memory_size_v2"):
+        return int(engine.device_memory_size_v2)
+    return int(engine.device_memory_size)
+
+
+def memory_needed(engine: Any, execution: Any) -> int:
+    """Return the device memory that a context needs for the shape that is set, bytes."""
+    if not hasattr(execution, "update_device_memory_size_for_shapes"):
+        return memory_limit(engine)
+    return int(execution.update_device_memory_size_for_shapes())
+
+
+def set_memory(execution: Any, address: int, size: int) -> None:
+    """Give a context its device memory; it stays in use until the work that was enqueued is done."""
+    if hasattr(execution, "set_device_memory"):
+        execution.set_device_memory(address, size)
+    else:
+        execution.device_memory = address
 
 
 def is_capturable(execution: Any, stream_handle: int) -> bool:
@@ -107,8 +200,10 @@ def describe_parser_error(parser_error: Any) -> str:
     return f"{parser_error.node_operator()} {parser_error.node_name()}: {text}"
 
 
-def attach_monitor(trt: Any, config: Any, progress: Callable[[str, int, int], None] | None) -> Any:
-    """Have the builder report its progress, where the release can.
+def attach_monitor(
+    trt: Any, config: Any, progress: Callable[[str, int, int], None] | None, interrupts: Sequence[int]
+) -> Any:
+    """Have the builder report its progress and stop once ``interrupts`` fills, where the release can.
 
     An exception in the callback (Ctrl-C among them) must not cross TensorRT's C++ frames: it is kept, the build
     is cancelled, and whoever built raises it.
@@ -116,9 +211,8 @@ def attach_monitor(trt: Any, config: Any, progress: Callable[[str, int, int], No
     Returns:
         The monitor, with the attribute ``failure``; it must outlive ``config``. None where there is none.
     """
-    if progress is None or not hasattr(trt, "IProgressMonitor") or not hasattr(config, "progress_monitor"):
+    if not hasattr(trt, "IProgressMonitor") or not hasattr(config, "progress_monitor"):
         return None
-    report = progress
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -132,16 +226,16 @@ def attach_monitor(trt: Any, config: Any, progress: Callable[[str, int, int], No
 
         def step_complete(self, phase_name: str, step: int) -> bool:
             self._report(phase_name, step + 1)
-            return self.failure is None
+            return self.failure is None and not interrupts
 
         def phase_finish(self, phase_name: str) -> None:
             self._report(phase_name, self._totals.pop(phase_name, 0))
 
         def _report(self, phase: str, done: int) -> None:
-            if self.failure is not None:
+            if self.failure is not None or interrupts or progress is None:
                 return
             try:
-                report(phase, done, self._totals.get(phase, done))
+                progress(phase, done, self._totals.get(phase, done))
             except BaseException as error:  # noqa: BLE001 - raised again by whoever built
                 self.failure = error
 

@@ -25,7 +25,8 @@ import numpy as np
 API = json.loads(Path(__file__).with_name("pycuda_api.json").read_text())["names"]
 POISON, FREED = 0xAB, 0xDD
 COST_NS = {"h2d": 100_000, "execute": 1_000_000, "d2h": 50_000}  # of the virtual clock that events read
-CAPTURE_INVALIDATED, NOT_PERMITTED, OUT_OF_MEMORY = 901, 800, 2
+CAPTURE_INVALIDATED, NOT_PERMITTED, OUT_OF_MEMORY, INVALID_CONTEXT = 901, 800, 2, 201
+NOT_INITIALIZED, PRIMARY_CONTEXT_ACTIVE = 3, 708
 
 
 class Misuse(AssertionError):
@@ -171,24 +172,27 @@ class Context:
     def __init__(self, cuda: DoubleCuda) -> None:
         self.cuda = cuda
         self.alive = True
+        self.pushed = 0  # by pycuda
 
     def push(self) -> None:
         if not self.alive:
             raise Misuse("a detached context is pushed")
         self.cuda.may_fail("push")
         self.cuda.stack().append(self)
+        self.pushed += 1
 
     def pop(self) -> None:
         self.cuda.stack().pop()
+        self.pushed -= 1
 
     def detach(self) -> None:
         if not self.alive:
             raise Misuse("a context is detached twice")
         self.alive = False
-        if self not in self.cuda.stack():
-            self.cuda.stack().append(
-                self
-            )  # as pycuda 2026.1 does: releasing a primary context does not pop it
+        # As pycuda 2026.1 does for a context that pycuda itself has not pushed, whoever else made it current.
+        # Releasing a primary context does not pop it.
+        if not self.pushed:
+            self.cuda.stack().append(self)
         self.cuda.retained -= 1
         self.cuda.log.append("detach")
         failing = bool(self.cuda.sick or self.cuda.fail)  # nothing can be freed then
@@ -362,25 +366,47 @@ class DoubleDriver:
         self.refuse: dict[str, int] = {}  # function -> status
         self.handles = itertools.count(1)
         self.caught: dict[int, list[Any]] = {}
+        self.contexts: dict[int, Context] = {}
+        self.flags = 0  # of the primary context
 
     def cuGetErrorName(self, status: ctypes.c_int, out: Any) -> int:
         names = {
             CAPTURE_INVALIDATED: b"CUDA_ERROR_STREAM_CAPTURE_INVALIDATED",
             NOT_PERMITTED: b"CUDA_ERROR_NOT_PERMITTED",
             OUT_OF_MEMORY: b"CUDA_ERROR_OUT_OF_MEMORY",
+            PRIMARY_CONTEXT_ACTIVE: b"CUDA_ERROR_PRIMARY_CONTEXT_ACTIVE",
         }
         if status.value not in names:
             return 1
         out._obj.value = names[status.value]
         return 0
 
-    def cuCtxGetCurrent(self, out: Any) -> int:
-        stack = self.cuda.stack()
-        out._obj.value = id(stack[-1]) if stack else None
+    def cuDeviceGet(self, out: Any, index: int) -> int:
+        out._obj.value = index
+        return 0
+
+    def cuDevicePrimaryCtxGetState(self, device: ctypes.c_int, flags: Any, active: Any) -> int:
+        flags._obj.value, active._obj.value = self.flags, int(self.cuda.retained > 0)
+        return 0
+
+    def cuDevicePrimaryCtxSetFlags_v2(self, device: ctypes.c_int, flags: ctypes.c_uint) -> int:
+        if not self.cuda.initialised:
+            return NOT_INITIALIZED
+        if self.cuda.retained:
+            return PRIMARY_CONTEXT_ACTIVE
+        self.flags = flags.value
         return 0
 
     def cuCtxPopCurrent_v2(self, out: Any) -> int:
-        self.cuda.stack().pop()
+        if not self.cuda.stack():
+            return INVALID_CONTEXT
+        popped = self.cuda.stack().pop()
+        self.contexts[id(popped)] = popped
+        out._obj.value = id(popped)
+        return 0
+
+    def cuCtxPushCurrent_v2(self, context: ctypes.c_void_p) -> int:
+        self.cuda.stack().append(self.contexts[context.value or 0])
         return 0
 
     def cuStreamBeginCapture_v2(self, stream: ctypes.c_void_p, mode: ctypes.c_int) -> int:

@@ -11,6 +11,8 @@ from __future__ import annotations
 import enum
 import functools
 import json
+import signal
+import sys
 import weakref
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,12 +21,13 @@ from typing import Any
 import numpy as np
 import onnxruntime
 from double_cuda import DoubleCuda, Misuse, Stream, Work
-from double_network import describe_layers, read_network
+from double_network import describe_layers, inspect_layer, read_network
 
 SURFACE = json.loads((Path(__file__).parents[1] / "engines" / "tensorrt_api.json").read_text())
 RELEASES = {"8.6": 0, "10.3": 2, "11.4": 7, "rtx": 8}
 _MAGIC = b"double of a TensorRT plan\n"
 _ENUM_VALUES = {"EXPLICIT_BATCH": 0, "STRONGLY_TYPED": 1}
+IMAGE_BYTES = 4096  # of activations for each image of a batch
 
 
 def names_of(owner: str, index: int) -> frozenset[str]:
@@ -96,6 +99,10 @@ class RuntimeConfig(Guarded):
     def __init__(self, trt: DoubleTensorRt) -> None:
         super().__init__(trt)
         self._cache: RuntimeCache | None = None
+        self._strategy = "STATIC"
+
+    def set_execution_context_allocation_strategy(self, strategy: Any) -> None:
+        self._strategy = strategy.name
 
     def create_runtime_cache(self) -> RuntimeCache:
         return RuntimeCache(self._trt)
@@ -106,19 +113,29 @@ class RuntimeConfig(Guarded):
 
 
 class Execution(Guarded):
+    """Left to itself it takes memory for the largest shape of all profiles (NvInferRuntime.h, kSTATIC)."""
+
     _class = "IExecutionContext"
 
-    def __init__(self, trt: DoubleTensorRt, engine: Engine, config: RuntimeConfig | None) -> None:
+    def __init__(
+        self, trt: DoubleTensorRt, engine: Engine, config: RuntimeConfig | None, managed: bool
+    ) -> None:
         super().__init__(trt)
         self._engine, self._config = engine, config
-        self._profile = 0 if engine._may_take_profile() else -1
+        self._profile = 0 if engine._may_take_profile(0) else -1
         engine._executions.add(self)
         self._addresses: dict[str, int] = {}
         self._shape: tuple[int, ...] | None = None
-        self._version = 0  # of shape and addresses: a graph is of one
+        self._version = 0  # of shape, addresses and memory: a graph is of one
         self._flushed = -1
+        self._memory = 0
+        self._own = None if managed else trt._cuda.mem_alloc(engine._memory_limit())
+        if self._own is not None:
+            self._memory = int(self._own)
 
     def __del__(self) -> None:
+        if getattr(self, "_own", None) in self._trt._cuda.live:
+            self._trt._cuda.live.remove(self._own)
         self._dropped("execution")
 
     @property
@@ -127,18 +144,40 @@ class Execution(Guarded):
 
     def set_optimization_profile_async(self, profile_index: int, stream_handle: int) -> bool:
         self._trt._stream(stream_handle)
-        if profile_index != 0 or not self._engine._may_take_profile(but=self):
-            self._trt._log("Profile 0 has been chosen by another IExecutionContext.")
-            return False
-        self._profile = 0
+        if not 0 <= profile_index < len(self._engine._profiles) or not self._engine._may_take_profile(
+            profile_index, but=self
+        ):
+            self._trt._log(f"Profile {profile_index} has been chosen by another IExecutionContext.")
+            # pyCore.cpp 8.6.1, context_set_optimization_profile_async: the binding raises where C++ says false
+            raise RuntimeError("Error in set optimization profile async.")
+        self._profile, self._shape = profile_index, None
+        self._version += 1
         return True
 
+    def update_device_memory_size_for_shapes(self) -> int:
+        return 0 if self._shape is None else self._shape[0] * IMAGE_BYTES
+
+    def set_device_memory(self, memory: int, size: int) -> None:
+        if size < self.update_device_memory_size_for_shapes():
+            raise Misuse(f"{size} bytes of memory are too few for {self._shape}")
+        self._memory = memory
+        self._version += 1
+
+    @property
+    def device_memory(self) -> int:
+        raise AttributeError("unreadable attribute")  # it has no getter: pyCore.cpp 8.6.1, def_property
+
+    @device_memory.setter
+    def device_memory(self, memory: int) -> None:
+        self._memory = memory
+        self._version += 1
+
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
-        smallest, _, largest = self._engine._profile
         fits = name == self._engine._names[0] and tuple(shape[1:]) == self._engine._shapes[0][1:]
         if self._trt._fails("set_input_shape") or self._profile < 0 or not fits:
             self._trt._log(f"set_input_shape: {name} {tuple(shape)} is refused")
             return False
+        smallest, _, largest = self._engine._profiles[self._profile]
         if not smallest <= shape[0] <= largest:
             self._trt._log(f"{shape[0]} is not in the profile's range")
             return False
@@ -157,7 +196,7 @@ class Execution(Guarded):
 
     def is_stream_capturable(self, stream: int) -> bool:
         self._trt._stream(stream)
-        return self._trt._capturable
+        return self._trt._capturable and self._engine._user_allocation
 
     def execute_async_v3(self, stream_handle: int) -> bool:
         self._trt._cuda.need_context("execute_async_v3")
@@ -172,9 +211,21 @@ class Execution(Guarded):
             stream.invalid = True
             self._trt._log("a new shape was set: this run cannot be captured")
             return False
+        if stream.captured is not None and not self._engine._user_allocation:
+            # TensorRT for RTX 1.2, release notes: REQUIRE_USER_ALLOCATION is required when using stream capture
+            stream.invalid = True
+            self._trt._log("operation not permitted when stream is capturing")
+            return False
+        if not self._memory:
+            self._trt._log("the context has no device memory")
+            return False
         busy = [other for other in self._trt._cuda.streams() if other is not stream]
         if any(self in work.touches for other in busy for work in other.pending):
             raise Misuse("one context runs on two streams at once")
+        memory = self._trt._cuda.owner_of(self._memory)
+        if any(memory in work.touches for other in busy for work in other.pending):
+            raise Misuse("two contexts use one memory at once")
+        self._trt._ran.add((self._shape[0], self._profile))
         self._compile(self._shape[0])
         self._flushed = self._version
         stream.enqueue(self._work())
@@ -193,7 +244,8 @@ class Execution(Guarded):
         me = weakref.ref(self)
         assert shape is not None
         in_bytes, out_bytes = int(np.prod(shape)), shape[0] * engine._shapes[1][1] * 4
-        allocations = (cuda.owner_of(source), cuda.owner_of(target))
+        memory = self._memory
+        allocations = (cuda.owner_of(source), cuda.owner_of(target), cuda.owner_of(memory))
 
         def check() -> None:
             this = me()
@@ -203,6 +255,7 @@ class Execution(Guarded):
                 raise Misuse("the context of this work was changed")
             cuda.need_memory(source, in_bytes)
             cuda.need_memory(target, out_bytes)
+            cuda.need_memory(memory, shape[0] * IMAGE_BYTES)
 
         def step() -> None:
             if self_error := cuda.fail_on_device.pop("execute", ""):
@@ -228,18 +281,30 @@ class WeakIdentity:
 
 
 class Inspector(Guarded):
+    """What 8.6 answers of formats stays ``N/A`` even with a context; Myelin fuses everything from 11 on."""
+
     _class = "EngineInspector"
+    execution_context: Execution | None = None
 
     def __init__(self, trt: DoubleTensorRt, engine: Engine) -> None:
         super().__init__(trt)
         self._engine = engine
 
     def get_engine_information(self, format: Any) -> str:
+        context, index = self.execution_context, self._trt._index
+        shaped = index > 0 and context is not None and context._shape is not None
         entries = [
-            {"Name": name, "LayerType": kind, "Inputs": [{"Format/Datatype": f"Row major {element} format"}]}
-            for kind, name, element in self._engine._layers
+            inspect_layer(
+                *layer,
+                fused=index > RELEASES["10.3"] or (index > 0 and layer[0] == "MATRIX_MULTIPLY"),
+                silent=self._trt._silent,
+                shaped=shaped and profile == context._profile,
+                profile=profile,
+            )
+            for profile in range(len(self._engine._profiles))
+            for layer in self._engine._layers
         ]
-        return json.dumps({"Layers": entries})
+        return json.dumps({"Layers": entries, "Bindings": list(self._engine._names)})
 
 
 class Engine(Guarded):
@@ -251,8 +316,9 @@ class Engine(Guarded):
         self._names = tuple(head["names"])
         self._types = tuple(head["types"])
         self._shapes = tuple(tuple(shape) for shape in head["shapes"])
-        self._profile = tuple(head["profile"])
-        self._shared = bool(head["shared"]) or trt._index > RELEASES["10.3"]
+        self._profiles = [tuple(sizes) for sizes in head["profiles"]]
+        self._shared = bool(head["shared"]) or trt._index > 0  # always, since 10.0: NvInfer.h 10.3 line 8602
+        self._user_allocation = bool(head["user_allocation"]) or trt._index != RELEASES["rtx"]
         self._layers = head["layers"]
         self._executions: weakref.WeakSet[Execution] = weakref.WeakSet()
 
@@ -277,8 +343,20 @@ class Engine(Guarded):
         return self._shapes[self._names.index(name)]
 
     def get_tensor_profile_shape(self, name: str, profile_index: int) -> list[tuple[int, ...]]:
-        assert (name, profile_index) == (self._names[0], 0)
-        return [(size, *self._shapes[0][1:]) for size in self._profile]
+        assert name == self._names[0]
+        return [(size, *self._shapes[0][1:]) for size in self._profiles[profile_index]]
+
+    @property
+    def num_optimization_profiles(self) -> int:
+        return len(self._profiles)
+
+    @property
+    def device_memory_size(self) -> int:
+        return self._memory_limit()
+
+    @property
+    def device_memory_size_v2(self) -> int:
+        return self._memory_limit()
 
     def create_engine_inspector(self) -> Inspector:
         return Inspector(self._trt, self)
@@ -286,25 +364,38 @@ class Engine(Guarded):
     def create_runtime_config(self) -> RuntimeConfig:
         return RuntimeConfig(self._trt)
 
-    def create_execution_context(self, runtime_config: RuntimeConfig | None = None) -> Execution | None:
-        self._trt._cuda.need_context("create_execution_context")
-        if runtime_config is not None and not isinstance(runtime_config, RuntimeConfig):
+    def create_execution_context(self, strategy: Any = None, runtime_config: Any = None) -> Execution | None:
+        if isinstance(strategy, RuntimeConfig):
+            strategy, runtime_config = None, strategy
+        if strategy is not None and not self._trt._has("ExecutionContextAllocationStrategy", "USER_MANAGED"):
             raise TypeError("incompatible function arguments")
+        chosen = strategy.name if strategy is not None else getattr(runtime_config, "_strategy", "STATIC")
+        return self._create(runtime_config, managed=chosen == "USER_MANAGED")
+
+    def create_execution_context_without_device_memory(self) -> Execution | None:
+        return self._create(None, managed=True)
+
+    def _create(self, config: RuntimeConfig | None, *, managed: bool) -> Execution | None:
+        self._trt._cuda.need_context("create_execution_context")
         if self._trt._fails("create_execution_context"):
             return None
-        return Execution(self._trt, self, runtime_config)
+        return Execution(self._trt, self, config, managed)
 
-    def _may_take_profile(self, but: Execution | None = None) -> bool:
-        others = [item for item in self._executions if item is not but and item._profile == 0]
+    def _memory_limit(self) -> int:
+        return max(sizes[-1] for sizes in self._profiles) * IMAGE_BYTES
+
+    def _may_take_profile(self, index: int, but: Execution | None = None) -> bool:
+        others = [item for item in self._executions if item is not but and item._profile == index]
         return self._shared or not others
 
 
 class Runtime(Guarded):
     _class = "Runtime"
+    engine_host_code_allowed = False
 
     def __init__(self, trt: DoubleTensorRt, logger: Any) -> None:
         super().__init__(trt)
-        trt._logger = logger
+        trt._take_logger(logger)
 
     def __del__(self) -> None:
         self._dropped("runtime")
@@ -316,7 +407,10 @@ class Runtime(Guarded):
             self._trt._log("the engine plan file is\n not compatible with this version of TensorRT")
             return None
         values = json.loads(head)
-        if values["release"] != self._trt.__version__:
+        if values["compatible"] and not self.engine_host_code_allowed:
+            self._trt._log("the engine holds host code, and that is not allowed")
+            return None
+        if values["release"] != self._trt.__version__ and not values["compatible"]:
             self._trt._log(f"version tag {values['release']} does not match {self._trt.__version__}")
             return None
         return Engine(self._trt, values, model)
@@ -329,16 +423,46 @@ class Profile(Guarded):
         self._sizes = [shape[0] for shape in (min, opt, max)]
 
 
+class TimingCache(Guarded):
+    _class = "ITimingCache"
+
+    def __init__(self, trt: DoubleTensorRt, content: bytes) -> None:
+        super().__init__(trt)
+        self._head, *self._layers = content.decode().split("\n") if content else [trt.__version__]
+
+    def serialize(self) -> HostMemory:
+        return HostMemory("\n".join([self._head, *sorted(set(self._layers))]).encode())
+
+
 class Config(Guarded):
     _class = "IBuilderConfig"
     profiling_verbosity: Any = None
     progress_monitor: Any = None
+    builder_optimization_level = 3
+    max_aux_streams = -1
+    hardware_compatibility_level: Any = None
+    _timings: TimingCache | None = None
 
     def __init__(self, trt: DoubleTensorRt) -> None:
         super().__init__(trt)
         self._flags: set[str] = {"TF32"}
         self._features: set[str] = set()
         self._profiles: list[Profile] = []
+
+    def create_timing_cache(self, serialized_timing_cache: bytes) -> TimingCache | None:
+        if bytes(serialized_timing_cache).startswith(b"nonsense"):
+            self._trt._log("the timing cache is damaged")
+            return None
+        return TimingCache(self._trt, bytes(serialized_timing_cache))
+
+    def set_timing_cache(self, cache: TimingCache, ignore_mismatch: bool) -> bool:
+        if cache._head != self._trt.__version__ and not ignore_mismatch:
+            return False
+        self._timings = cache
+        return True
+
+    def get_timing_cache(self) -> TimingCache | None:
+        return self._timings
 
     def set_memory_pool_limit(self, pool: Any, pool_size: int) -> None:
         assert pool_size > 0
@@ -406,7 +530,7 @@ class Builder(Guarded):
 
     def __init__(self, trt: DoubleTensorRt, logger: Any) -> None:
         super().__init__(trt)
-        trt._logger = logger
+        trt._take_logger(logger)
 
     def create_network(self, flags: int) -> Network:
         return Network(self._trt, flags)
@@ -420,19 +544,28 @@ class Builder(Guarded):
     def build_serialized_network(self, network: Network, config: Config) -> HostMemory | None:
         if self._trt._fails("build_serialized_network"):
             return None
-        precisions = config._flags & {"FP16", "INT8"}
-        if network._strong and precisions:
-            self._trt._log(f"a strongly typed network does not take {precisions}")
+        weak = config._flags & {"FP16", "INT8", "OBEY_PRECISION_CONSTRAINTS"}
+        bound = [layer.name for layer in network._read.layers if getattr(layer, "precision_is_set", False)]
+        if network._strong and (weak or bound):
+            self._trt._log(f"a strongly typed network does not take {weak or bound}")
+            return None
+        if not self._trt._report_progress(config.progress_monitor if self._trt._index else None):
             return None
         read = network._read
+        if config._timings is not None:
+            config._timings._layers += [layer.name for layer in read.layers]
+        level = config.hardware_compatibility_level
         head = {
             "release": self._trt.__version__,
+            "compatible": "VERSION_COMPATIBLE" in config._flags,
+            "told": [config.builder_optimization_level, config.max_aux_streams, level and level.name],
             "names": read.names,
             "types": read.types,
             "shapes": read.shapes,
-            "profile": config._profiles[0]._sizes,
+            "profiles": [profile._sizes for profile in config._profiles],
             "shared": "PROFILE_SHARING_0806" in config._features,
-            "layers": describe_layers(read, precisions, strong=network._strong),
+            "user_allocation": "REQUIRE_USER_ALLOCATION" in config._flags,
+            "layers": describe_layers(read, config._flags, strong=network._strong),
         }
         return HostMemory(_MAGIC + json.dumps(head).encode() + b"\n" + read.model)
 
@@ -449,10 +582,14 @@ class DoubleTensorRt:
         package, _, version = SURFACE["releases"][self._index].partition("-")
         self.__name__, self.__version__ = package, version
         self._cuda = cuda
-        self._logger: Any = None
+        self._first: Any = None  # a weak reference to the logger
+        self._warns = ""  # while it builds
+        self._interrupted = False  # whether Ctrl-C comes while TensorRT logs
+        self._silent = False  # whether the inspector says nothing of the precision
         self.fail: dict[str, str] = {}
         self._capturable = True
         self._shapes_set = 0
+        self._ran: set[tuple[int, int]] = set()  # batch size and optimisation profile
         self._compiled = 0
         makers = {"Runtime": Runtime, "Builder": Builder, "OnnxParser": Parser}
         self._made: dict[str, Any] = {name: functools.partial(kind, self) for name, kind in makers.items()}
@@ -470,15 +607,53 @@ class DoubleTensorRt:
             self._made[name] = enum.IntEnum(name, values)
         return self._made[name]
 
+    def _has(self, owner: str, member: str) -> bool:
+        return member in names_of(owner, self._index)
+
     def _fails(self, call: str) -> bool:
         if call not in self.fail:
             return False
         self._log(self.fail[call])
         return True
 
-    def _log(self, message: str) -> None:
-        if message:
-            self._logger.log(self.ILogger.ERROR, message)
+    def _take_logger(self, logger: Any) -> None:
+        """TensorRT keeps the first logger that it is given, by a bare pointer (NVIDIA/TensorRT#1475)."""
+        if self._first is None:
+            self._first = weakref.ref(logger)
+
+    @property
+    def _logger(self) -> Any:
+        logger = self._first()
+        if logger is None:
+            raise Misuse("TensorRT reports through a logger that is gone")
+        return logger
+
+    def _log(self, message: str, severity: int = 1) -> None:
+        """What is raised in ``log`` is printed and dropped (pyCore.cpp 8.6.1 line 529, 10.3 line 666)."""
+        if not message:
+            return
+        logger = self._logger
+        try:
+            if self._interrupted:
+                self._interrupted = False
+                signal.raise_signal(signal.SIGINT)
+            logger.log(severity, message)
+        except BaseException as error:  # noqa: BLE001 - as the binding does
+            sys.stderr.write(f"[ERROR] Exception caught in log(): {error}\n")
+
+    def _report_progress(self, monitor: Any) -> bool:
+        """Build in four steps; say whether the monitor lets them all be done."""
+        if monitor is not None:
+            monitor.phase_start("Building Engine", None, 4)
+        if self._warns:
+            self._log(self._warns, self.ILogger.WARNING)
+        for step in range(4):
+            self._log(f"Step {step}", self.ILogger.VERBOSE)
+            if monitor is not None and not monitor.step_complete("Building Engine", step):
+                return False
+        if monitor is not None:
+            monitor.phase_finish("Building Engine")
+        return True
 
     def _stream(self, handle: int) -> Stream:
         found = self._cuda.by_handle.get(handle)

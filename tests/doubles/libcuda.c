@@ -33,6 +33,13 @@ R cuDeviceGetAttribute(int *v, int a, int d) {
     return 0;
 }
 R cuDevicePrimaryCtxRetain(void **c, int d) { __sync_fetch_and_add(&stub_refs, 1); *c = &primary; return 0; }
+static unsigned primary_flags;
+R cuDevicePrimaryCtxGetState(int d, unsigned *f, int *a) { *f = primary_flags; *a = stub_refs > 0; return 0; }
+R cuDevicePrimaryCtxSetFlags_v2(int d, unsigned f) {
+    if (stub_refs) return 708;
+    primary_flags = f;
+    return 0;
+}
 /* Releasing never takes the context off the stack. Source: CUDA driver API, cuDevicePrimaryCtxRelease */
 R cuDevicePrimaryCtxRelease(int d) { __sync_fetch_and_sub(&stub_refs, 1); return 0; }
 R cuDevicePrimaryCtxRelease_v2(int d) { return cuDevicePrimaryCtxRelease(d); }

@@ -12,10 +12,10 @@ import onnxruntime
 import pytest
 from msgspec.structs import replace
 
-from engines.errors import AccuracyGateError, ArtefactError, BadInputError, EnvironmentProblem
+from engines.errors import AccuracyGateError, ArtefactError, BadInputError, EnvironmentProblem, UsageError
 from engines.files import sha256_bytes
 from engines.ort import RUNTIME, OrtRunner, open_reference, open_session
-from engines.record import BatchRange, Precision
+from engines.record import BatchRange, Precision, Tuning
 from engines.runtimes import BuildOptions, RunnerOptions
 
 BATCH = BatchRange(1, 1, 8)
@@ -341,3 +341,12 @@ def test_an_engine_whose_record_describes_another_is_refused(
     other = replace(record, contract=replace(record.contract, **change))
     with pytest.raises(ArtefactError, match=r"has the inputs and outputs .*, its record says"):
         RUNTIME.open_runner(tmp_path / record.engine, other)
+
+
+def test_what_onnxruntime_cannot_be_told_is_refused_by_name(
+    tmp_path: Path, deployed_models: dict[str, Path]
+) -> None:
+    wanted = BuildOptions(precision=Precision.FP32, tuning=Tuning(optimization_level=5))
+    with pytest.raises(UsageError, match="onnxruntime has no --optimization-level") as caught:
+        RUNTIME.build(deployed_models["dsc"].read_bytes(), tmp_path / "a.engine", wanted)
+    assert caught.value.remedy == "leave it out, or choose another --backend"

@@ -163,13 +163,13 @@ def earlier(name: str, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", ["first", "int8", "gated"])
-def test_records_of_version_1_load_and_become_version_2(tmp_path: Path, name: str) -> None:
+def test_records_of_version_1_load_and_become_the_latest(tmp_path: Path, name: str) -> None:
     engine = earlier(name, tmp_path)
     record = load_record(engine)
     assert (record.engine, record.precision, record.batch) == (engine.name, "int8", BatchRange(1, 8, 32))
     assert record.contract.labels == ("covid19", "normal", "pneumonia")
     save_record(engine, record)
-    assert json.loads(record_path(engine).read_text())["schema_version"] == 2
+    assert json.loads(record_path(engine).read_text())["schema_version"] == KIND.version
     assert load_record(engine) == record
 
 
@@ -194,8 +194,8 @@ def test_an_edited_record_of_version_1_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_later_version_is_refused_by_its_number(tmp_path: Path) -> None:
-    write_record(tmp_path / "x.json", msgspec.to_builtins(RECORD), version=3)
-    with pytest.raises(ArtefactError, match="has schema version 3, this edge-dsc reads 1 and 2"):
+    write_record(tmp_path / "x.json", msgspec.to_builtins(RECORD), version=4)
+    with pytest.raises(ArtefactError, match="has schema version 4, this edge-dsc reads 1 and 2 and 3"):
         KIND.load(tmp_path / "x.json")
 
 

@@ -208,7 +208,7 @@ def test_the_first_failure_is_told_and_the_rest_dropped() -> None:
 
 @pytest.mark.parametrize("wrong", [{"slots": 0}, {"threads": 0}, {"memory": "managed"}])
 def test_options_are_checked(wrong: dict) -> None:
-    with pytest.raises(ValueError, match="no slot, no thread, or a memory"):
+    with pytest.raises(ValueError, match="no slot, no thread, no batch, or a memory"):
         RunnerOptions(**wrong)
 
 

@@ -21,7 +21,9 @@ from edge_dsc.build.gate import GateOptions
 from engines import ort
 from engines.errors import ArtefactError, EnvironmentProblem, UsageError
 from engines.files import canonical_json, sha256_bytes
-from engines.record import RECORD, BatchRange, EngineRecord, Precision, load_record, record_path
+from engines.record import RECORD, BatchRange, EngineRecord, Precision, Tuning, load_record, record_path
+from engines.runtimes import BuildOptions, BuildResult
+from engines.trt.runtime import TENSORRT_RTX
 
 FLOAT_LAYERS = ("Conv_6", "MatMul_18")
 
@@ -96,6 +98,29 @@ def test_an_engine_is_built_again_from_any_folder(
     assert load_record(again.path) == again.record
 
 
+def test_an_engine_is_built_again_as_its_builder_was_told(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    asked: list[BuildOptions] = []
+    build = TENSORRT_RTX.build
+
+    def note(runtime: object, model: bytes, out: Path, options: BuildOptions) -> BuildResult:
+        asked.append(options)
+        return build(model, out, options)
+
+    monkeypatch.setattr(type(TENSORRT_RTX), "build", note)
+    tuning = Tuning(optimization_level=1, max_aux_streams=0)
+    built = build_engine(replace(request_of(run, tuning=tuning), runtime="tensorrt-rtx"))
+    assert built.record.tuning == tuning
+    assert "--workspace 77 --optimization-level 1 --max-aux-streams 0 --out" in built.record.build_command
+    again = build_again(built.path, tmp_path / built.path.name)
+    assert again.record.tuning == tuning
+    # The first build keeps its timings, where a release has any; the second measures for itself.
+    assert [options.timing_cache for options in asked] == [run, None]
+    assert [options.tuning for options in asked] == [tuning, tuning]
+
+
 def test_images_that_chose_the_layers_do_not_judge_them(
     run: Path, textures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -136,7 +161,7 @@ def test_a_record_of_version_1_is_built_again_with_the_table_beside_its_model(
 ) -> None:
     built = build_engine(request_of(run, Precision.INT8))
     body = msgspec.to_builtins(built.record)
-    for name in ("calibration", "workspace_mib"):
+    for name in ("calibration", "workspace_mib", "tuning"):
         del body[name]
     head = {"kind": RECORD.name, "schema_version": 1}
     seal = {"record_sha256": sha256_bytes(canonical_json(body))}

@@ -124,7 +124,8 @@ RANGES = {
     "import-times": "--batch 4096",
     "train": "--seed 4294967295 --epochs 10000",
     "calibrate": "--seed 4294967295 --calib-images 1000000",
-    "build-engine": "--seed 4294967295 --calib-images 1000000 --workspace 1048576 --max-drop 100",
+    "build-engine": "--seed 4294967295 --calib-images 1000000 --workspace 1048576 --max-drop 100 "
+    "--optimization-level 5 --max-aux-streams 64",
     "debug": "--seed 4294967295 --images 1000000",
     "demo": "--seed 4294967295",
     "compare": "--margin nan --fail-if-slower inf",

@@ -159,7 +159,7 @@ def test_a_record_of_an_older_version_is_read(int8: Path) -> None:
     record = load_record(int8)
     path = record_path(int8)
     body = msgspec.to_builtins(record)
-    for name in ("layer_types", "float_layers", "validation", "calibration", "workspace_mib"):
+    for name in ("layer_types", "float_layers", "validation", "calibration", "workspace_mib", "tuning"):
         del body[name]
     head = {"kind": RECORD.name, "schema_version": 1}
     path.write_text(json.dumps({**head, **body, "record_sha256": sha256_bytes(canonical_json(body))}))

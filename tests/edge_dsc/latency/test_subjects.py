@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -27,7 +28,7 @@ class Fake:
         self.calls = 0
         self.closed = False
         self.thread_safe = False
-        self.description = {"execution": "CUDA graph"}
+        self.description = {"execution": "CUDA graph", "scratch": "1.0 MiB"}
         self.record = SimpleNamespace(
             engine="a.engine",
             batch=BatchRange(1, 2, 4),
@@ -68,7 +69,7 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> list[Fake]:
     Fake.opened.clear()
     subjects = "edge_dsc.latency.subjects"
     monkeypatch.setattr(
-        f"{subjects}.open_engine", lambda engine, threads: Fake(RunnerOptions(threads=threads))
+        f"{subjects}.open_engine", lambda engine, threads, options: Fake(replace(options, threads=threads))
     )
     monkeypatch.setattr(f"{subjects}.get_runtime", lambda name: runtime)
     return Fake.opened
@@ -78,12 +79,15 @@ def test_stages_come_from_a_runner_of_their_own(fakes: list[Fake]) -> None:
     report = measure_engines([Path("a.engine")], PLAN, BenchOptions(batch=2, threads=3))
     (subject,) = report.subjects
     assert stage_medians(subject) == {"h2d": 10.0, "execute": 80.0, "d2h": 5.0}
-    assert subject.description["runs"] == {"execution": "CUDA graph"}
+    assert subject.description["runs"] == {"execution": "CUDA graph"}  # a condition of comparisons
+    assert subject.description["found"] == {"scratch": "1.0 MiB"}  # none
     # The first two are opened to be looked at; then there are two for each opening.
     looked_at, looked_at_stages, *pairs = fakes
     assert (looked_at.calls, looked_at_stages.calls) == (0, 1)
     assert [(runner.options.time_stages, runner.calls) for runner in pairs] == [(False, 2), (True, 6)] * 5
-    assert {(runner.options.slots, runner.options.threads) for runner in pairs[1::2]} == {(1, 3)}
+    assert {(runner.options.slots, runner.options.threads, runner.options.batch) for runner in pairs} == {
+        (1, 3, 2)
+    }
     assert all(runner.closed for runner in fakes)
 
 

@@ -17,6 +17,7 @@ RELEASES = SURFACE["releases"]
 SINCE_10 = frozenset(range(1, 9))  # all but 8.6.1
 SINCE_10_13 = frozenset(range(4, 9))
 RTX_ONLY = frozenset({8})
+SINCE_10_3 = frozenset(range(2, 9))
 UNTIL_10 = frozenset(range(6))  # 8.6.1 to 10.16
 
 # Names that not every release has: where they are used, and the releases that have them.
@@ -25,6 +26,10 @@ EXCEPTIONS = {
     "NetworkDefinitionCreationFlag.EXPLICIT_BATCH": UNTIL_10,
     "BuilderFlag.FP16": UNTIL_10,
     "BuilderFlag.INT8": UNTIL_10,
+    "BuilderFlag.OBEY_PRECISION_CONSTRAINTS": UNTIL_10,
+    "BuilderFlag.REQUIRE_USER_ALLOCATION": RTX_ONLY,
+    "ILayer.precision": UNTIL_10,
+    "ILayer.precision_is_set": UNTIL_10,
     "IBuilderConfig.progress_monitor": SINCE_10,
     "ParserError.node_name": SINCE_10,
     "ParserError.node_operator": SINCE_10,
@@ -32,6 +37,14 @@ EXCEPTIONS = {
     "DynamicShapesKernelSpecializationStrategy": RTX_ONLY,
     "DynamicShapesKernelSpecializationStrategy.EAGER": RTX_ONLY,
     "ICudaEngine.create_runtime_config": SINCE_10_13,
+    "ICudaEngine.create_execution_context_without_device_memory": UNTIL_10,
+    "ICudaEngine.device_memory_size": UNTIL_10,
+    "ICudaEngine.device_memory_size_v2": SINCE_10_3,
+    "ExecutionContextAllocationStrategy": SINCE_10,
+    "ExecutionContextAllocationStrategy.USER_MANAGED": SINCE_10,
+    "IRuntimeConfig.set_execution_context_allocation_strategy": SINCE_10_13,
+    "IExecutionContext.update_device_memory_size_for_shapes": SINCE_10,
+    "IExecutionContext.set_device_memory": SINCE_10_3,
     "IRuntimeConfig.dynamic_shapes_kernel_specialization_strategy": RTX_ONLY,
     "IRuntimeConfig.create_runtime_cache": RTX_ONLY,
     "IRuntimeConfig.set_runtime_cache": RTX_ONLY,

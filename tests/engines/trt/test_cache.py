@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from msgspec.structs import replace
 
-from engines.errors import EnvironmentProblem
+from engines.errors import AccuracyGateError, EnvironmentProblem
+from engines.files import atomic_path
 from engines.trt import cache
 from engines.trt.runner import TrtRunner
 
@@ -111,6 +113,34 @@ def test_a_place_that_cannot_be_written_costs_nothing(
         runner.run(pixels(1))
 
 
+def test_a_cache_that_rtx_does_not_give(open_runner: Open, place: Path) -> None:
+    record = open_record(open_runner, place)
+    silent = cache.RuntimeCache(SimpleNamespace(serialize=lambda: None), record, place)
+    silent.save()
+    assert silent.state == "not kept: TensorRT does not give it"
+    assert not cache.cache_path(place).exists()
+
+
+def test_the_cache_of_an_engine_that_is_tried_before_it_is_shipped_goes_with_it(
+    open_runner: Open, trt: Any, place: Path, plan: bytes
+) -> None:
+    with atomic_path(place) as temporary:
+        temporary.write_bytes(plan)
+        open_runner(place=temporary).close()
+    assert sorted(path.name for path in place.parent.iterdir()) == ["dsc.engine", "dsc.engine.cache"]
+    with open_runner(place=place) as runner:
+        assert runner.description["runtime_cache"] == "read from dsc.engine.cache"
+    assert trt._compiled == 1
+
+
+def test_an_engine_that_is_not_shipped_leaves_no_cache(open_runner: Open, place: Path, plan: bytes) -> None:
+    with pytest.raises(AccuracyGateError), atomic_path(place) as temporary:
+        temporary.write_bytes(plan)
+        open_runner(place=temporary).close()
+        raise AccuracyGateError("it loses too much", remedy="")
+    assert list(place.parent.iterdir()) == []
+
+
 def test_a_cache_that_rtx_refuses_to_use(open_runner: Open, trt: Any, cuda: Any) -> None:
     trt.fail["set_runtime_cache"] = "no room"
     with pytest.raises(EnvironmentProblem, match="the runtime cache is refused; first error logged: no room"):
@@ -122,4 +152,7 @@ def test_an_engine_that_cannot_be_captured_is_enqueued(open_runner: Open, trt: A
     trt._capturable = False
     with open_runner() as runner:
         runner.run(pixels(4))
-        assert runner.description["execution"] == "enqueue (no CUDA graph: the engine cannot be captured)"
+        assert (
+            runner.description["execution"]
+            == "enqueue (no CUDA graph: the engine cannot be captured; it works in memory of its own)"
+        )

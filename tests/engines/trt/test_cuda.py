@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from double_cuda import DoubleCuda, current
+from double_cuda import DoubleCuda, DoubleDriver, current
 
 from engines.record import EngineRecord
 from engines.trt import cuda as driver
@@ -24,7 +25,12 @@ def fake_driver(*, start: int = 0, devices: int = 1, name: int = 0) -> Any:
         return name
 
     def attribute(out: Any, number: int, device: Any) -> int:
-        out._obj.value = {75: 8, 76: 7}[number]
+        out._obj.value = {75: 8, 76: 7, 16: 4}[number]
+        return 0
+
+    def total(out: Any, device: Any) -> int:
+        assert isinstance(out._obj, ctypes.c_size_t)
+        out._obj.value = 7620 << 20
         return 0
 
     return SimpleNamespace(
@@ -33,21 +39,48 @@ def fake_driver(*, start: int = 0, devices: int = 1, name: int = 0) -> Any:
         cuDeviceGet=lambda out, index: 0,
         cuDeviceGetName=get_name,
         cuDeviceGetAttribute=attribute,
+        cuDeviceTotalMem_v2=total,
     )
 
 
 @pytest.mark.parametrize(
     ("library", "expected"),
     [
-        (fake_driver(), (Gpu("Orin", "8.7"), "")),
+        (fake_driver(), (Gpu("Orin", "8.7", 4, 7620, "NVIDIA Jetson Orin Nano Developer Kit"), "")),
         (fake_driver(start=100), (None, "the CUDA driver does not start: cuInit gives error 100")),
         (fake_driver(devices=0), (None, "the CUDA driver finds no GPU")),
-        (fake_driver(name=1), (None, "the CUDA driver does not describe its GPU: errors (0, 1, 0, 0)")),
+        (fake_driver(name=1), (None, "the CUDA driver does not describe its GPU: errors (0, 1, 0, 0, 0, 0)")),
     ],
 )
-def test_what_the_driver_says(monkeypatch: pytest.MonkeyPatch, library: Any, expected: object) -> None:
+def test_what_the_driver_says(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, library: Any, expected: object
+) -> None:
+    board = tmp_path / "model"
+    board.write_bytes(b"NVIDIA Jetson Orin Nano Developer Kit\0")
+    monkeypatch.setattr(driver, "_BOARD", board)
     monkeypatch.setattr(ctypes, "CDLL", lambda name: library)
     assert find_gpu() == expected
+
+
+def test_a_machine_without_a_device_tree(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(driver, "_BOARD", tmp_path / "none")
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: fake_driver())
+    gpu, _ = find_gpu()
+    assert gpu is not None and gpu.board == ""
+
+
+@pytest.mark.parametrize("bound", [False, True])
+def test_releasing_a_context_leaves_the_stack_as_it_was(cuda: DoubleCuda, bound: bool) -> None:
+    """The CUDA runtime may have made the very same context current, as TensorRT has it do."""
+    library = DoubleDriver(cuda)
+    cuda.init()
+    context = cuda.Device(0).retain_primary_context()
+    if bound:
+        cuda.stack().append(context)
+    driver.release_context(library, context)
+    assert cuda.stack() == [context] * bound
+    assert cuda.retained == 0
+    cuda.stack().clear()
 
 
 def test_no_driver(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 from double_cuda import API, POISON, DoubleCuda, DoubleDriver, Error, Misuse
-from double_tensorrt import RELEASES, DoubleTensorRt
+from double_tensorrt import IMAGE_BYTES, RELEASES, DoubleTensorRt
 
+from engines.trt import versions
 from engines.trt.cuda import GraphError, capture_graph
 from engines.trt.faults import process_logger
 
@@ -147,6 +148,65 @@ def test_one_context_on_two_streams(device: Device, cuda: DoubleCuda) -> None:
     device.execution.execute_async_v3(device.stream.handle)
     with pytest.raises(Misuse, match="two streams at once"):
         device.execution.execute_async_v3(other.handle)
+
+
+def test_contexts_take_memory_of_the_largest_shape_unless_it_is_theirs_to_be_given(
+    device: Device, cuda: DoubleCuda, trt: DoubleTensorRt
+) -> None:
+    assert next(item.memory.nbytes for item in cuda.live if item.kind == "device") == 8 * IMAGE_BYTES
+    count = len(cuda.live)
+    bare = versions.create_execution(trt, device.engine, None)
+    assert len(cuda.live) == count
+    device.execution = bare
+    device.address()
+    assert not bare.execute_async_v3(device.stream.handle)
+    assert trt._logger.errors == ["the context has no device memory"]
+    with pytest.raises(Misuse, match="are too few"):
+        bare.set_device_memory(int(device.memory_in), IMAGE_BYTES)
+
+
+def test_two_contexts_in_one_memory_at_once(device: Device, cuda: DoubleCuda, trt: DoubleTensorRt) -> None:
+    memory, other = int(cuda.mem_alloc(2 * IMAGE_BYTES)), cuda.Stream(1)
+    for stream in (device.stream, other):
+        device.execution = versions.create_execution(trt, device.engine, None)
+        device.address()
+        device.execution.set_device_memory(memory, 2 * IMAGE_BYTES)
+        if stream is device.stream:
+            first = device.execution  # it lives on while its work waits
+            first.execute_async_v3(stream.handle)
+    with pytest.raises(Misuse, match="two contexts use one memory at once"):
+        device.execution.execute_async_v3(other.handle)
+
+
+@pytest.mark.parametrize("release", ["rtx"], indirect=True)
+def test_an_engine_for_rtx_without_the_flag_is_not_captured(
+    cuda: DoubleCuda, driver: DoubleDriver, trt: DoubleTensorRt, plan: bytes
+) -> None:
+    cuda.init()
+    cuda.Device(0).retain_primary_context().push()
+    made = Device(cuda, trt, plan.replace(b'"user_allocation": true', b'"user_allocation": false'))
+    made.address()
+    made.work()
+    made.stream.synchronize()
+    assert not made.execution.is_stream_capturable(made.stream.handle)
+    with pytest.raises(Error, match="refused"):
+        capture_graph(driver, made.stream.handle, made.work)
+
+
+def test_what_is_raised_in_the_log_is_dropped(
+    device: Device, trt: DoubleTensorRt, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trt._interrupted = True
+    trt._log("a message")
+    assert capsys.readouterr().err.startswith("[ERROR] Exception caught in log()")
+
+
+def test_a_logger_that_is_gone(cuda: DoubleCuda) -> None:
+    trt = DoubleTensorRt("10.3", cuda)
+    trt.Builder(type("Logger", (trt.ILogger,), {})())
+    trt.Builder(process_logger(trt))  # the first one stays the global one
+    with pytest.raises(Misuse, match="a logger that is gone"):
+        trt._log("a message")
 
 
 def test_a_change_under_waiting_work(device: Device) -> None:

@@ -159,7 +159,10 @@ def test_stages_are_timed(engine_of: Callable, pixels: Callable) -> None:
             ticket = runner.submit(pixels(2))
             runner.collect(ticket)
             assert list(ticket.stages_ns or {}) == ["h2d", "execute", "d2h"]
-            assert min((ticket.stages_ns or {"h2d": 0}).values()) > 0
+            assert (
+                min((ticket.stages_ns or {"h2d": -1}).values()) >= 0
+            )  # nothing is copied where memory is mapped
+            assert (ticket.stages_ns or {})["execute"] > 0
 
 
 def test_two_loops_in_two_threads(engine_of: Callable, pixels: Callable) -> None:

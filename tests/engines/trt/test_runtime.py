@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable
+from dataclasses import replace as replace_gpu
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from msgspec.structs import replace
 
 from engines import packages
 from engines.errors import ArtefactError, EnvironmentProblem
-from engines.record import BatchRange, EngineRecord, Precision
+from engines.record import BatchRange, EngineRecord, Precision, Tuning
 from engines.runtimes import Availability, BuildOptions, BuildResult, get_runtime
 from engines.trt import runtime
 from engines.trt.cuda import Gpu
@@ -118,6 +119,79 @@ def test_an_engine_from_elsewhere_names_both_sides(
     assert caught.value.what.startswith("dsc.onnx was built elsewhere: ")
     assert caught.match(words.removesuffix("$"))
     assert caught.value.remedy == "rebuild it here: edge-dsc build-engine model.onnx"
+
+
+NANO = Gpu("Orin", "8.7", 8, 7620, "NVIDIA Jetson Orin Nano Developer Kit")
+
+
+@pytest.mark.parametrize(
+    ("gpu", "words"),
+    [
+        (replace_gpu(NANO, board="NVIDIA Jetson AGX Orin Developer Kit"), "board NVIDIA Jetson Orin Nano"),
+        (replace_gpu(NANO, multiprocessors=16), "multiprocessors 8 there, 16 here"),
+        (replace_gpu(NANO, memory_mib=15530), "memory 7620 MiB there, 15530 MiB here"),
+    ],
+)
+def test_an_engine_of_another_orin_is_refused(
+    machine: Callable[..., None], record: EngineRecord, tmp_path: Path, gpu: Gpu, words: str
+) -> None:
+    """All Orin modules have one name and one compute capability (NVIDIA/TensorRT#2900)."""
+    machine(gpu)
+    there = replace(record, platform=TENSORRT._platform(NANO, Tuning()))
+    with pytest.raises(ArtefactError, match=words):
+        TENSORRT.open_runner(tmp_path / record.engine, there)
+
+
+@pytest.mark.parametrize(
+    "gpu",
+    [
+        NANO,
+        replace_gpu(NANO, memory_mib=7607, board=f"{NANO.board} Super"),  # another release of JetPack 6
+        Gpu("Orin", "8.7"),  # a driver, or a record, that says less
+    ],
+)
+def test_the_same_module_is_the_same(
+    machine: Callable[..., None], record: EngineRecord, tmp_path: Path, gpu: Gpu
+) -> None:
+    machine(gpu, pycuda=False)
+    there = replace(record, platform=TENSORRT._platform(NANO, Tuning()))
+    with pytest.raises(EnvironmentProblem):  # it comes as far as loading
+        TENSORRT.open_runner(tmp_path / record.engine, there)
+
+
+@pytest.mark.parametrize(
+    ("there", "here", "loads"),
+    [
+        ("8.6.2", "10.3.0", True),
+        ("10.3.0", "10.16.1.11", True),
+        ("10.3.0", "11.4.0", True),
+        ("8.6.2", "11.4.0", False),
+        ("10.16.1", "10.3.0", False),
+        ("11.4.0", "10.3.0", False),
+    ],
+)
+def test_a_version_compatible_engine_goes_forward(
+    machine: Callable[..., None], record: EngineRecord, tmp_path: Path, there: str, here: str, loads: bool
+) -> None:
+    machine(ORIN, here, pycuda=False)
+    plain = replace(record, runtime_version=there)
+    compatible = replace(plain, tuning=Tuning(version_compatible=True))
+    with pytest.raises(ArtefactError, match=f"version {there} there, {here} here"):
+        TENSORRT.open_runner(tmp_path / record.engine, plain)
+    with pytest.raises(EnvironmentProblem if loads else ArtefactError):  # it comes as far as loading
+        TENSORRT.open_runner(tmp_path / record.engine, compatible)
+
+
+def test_a_hardware_compatible_engine_goes_to_other_gpus(
+    machine: Callable[..., None], record: EngineRecord, tmp_path: Path
+) -> None:
+    tuning = Tuning(hardware_compatible=True)
+    facts = TENSORRT._platform(NANO, tuning)
+    assert facts["hardware_compatibility"] == "compute capability 8.0 and later"
+    assert "gpu" not in facts
+    machine(Gpu("NVIDIA RTX A4000", "8.6"), pycuda=False)
+    with pytest.raises(EnvironmentProblem):  # it comes as far as loading
+        TENSORRT.open_runner(tmp_path / record.engine, replace(record, platform=facts, tuning=tuning))
 
 
 def test_an_engine_of_another_system_is_refused(

@@ -50,14 +50,18 @@ def test_flags_are_for_weakly_typed_networks(weakly: bool, precision: str, expec
 
 
 def test_a_release_without_progress_gets_no_monitor() -> None:
-    assert versions.attach_monitor(SimpleNamespace(), Config(), lambda *step: None) is None
-    assert versions.attach_monitor(SimpleNamespace(IProgressMonitor=object), Config(), print) is None
+    assert versions.attach_monitor(SimpleNamespace(), Config(), lambda *step: None, []) is None
+    assert versions.attach_monitor(SimpleNamespace(IProgressMonitor=object), Config(), print, []) is None
 
 
-def test_nobody_who_listens_means_no_monitor() -> None:
-    config = SimpleNamespace(progress_monitor=None)
-    assert versions.attach_monitor(SimpleNamespace(IProgressMonitor=object), config, None) is None
-    assert config.progress_monitor is None
+def test_a_monitor_stops_the_build_also_where_nobody_listens() -> None:
+    config, interrupts = SimpleNamespace(progress_monitor=None), list[int]()
+    monitor = versions.attach_monitor(SimpleNamespace(IProgressMonitor=object), config, None, interrupts)
+    assert config.progress_monitor is monitor
+    monitor.phase_start("building", None, 3)
+    assert monitor.step_complete("building", 0)
+    interrupts.append(2)
+    assert not monitor.step_complete("building", 1)
 
 
 def test_the_harmless_error_of_rtx() -> None:
