@@ -128,6 +128,7 @@ def _document_readers() -> dict[str, Callable[[Path], object]]:
     from calibration.table import TABLE, load_table
     from edge_dsc.data.split import load_split
     from edge_dsc.evaluate.evaluation import EVALUATION
+    from edge_dsc.selftest import SELFTEST
     from edge_dsc.training.run_folder import METRICS, TRAINING_RECORD
 
     return {
@@ -136,6 +137,7 @@ def _document_readers() -> dict[str, Callable[[Path], object]]:
         "edge-dsc/split": load_split,
         EVALUATION.name: EVALUATION.load,
         METRICS.name: METRICS.load,
+        SELFTEST.name: SELFTEST.load,
         TABLE.name: load_table,
         TRAINING_RECORD.name: TRAINING_RECORD.load,
     }

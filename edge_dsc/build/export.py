@@ -9,18 +9,19 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from edge_dsc.build.deployed import OPSET, assemble_network, chain_of
 from edge_dsc.data.loading import load_images
 from edge_dsc.data.purposes import images_to_compare
 from edge_dsc.data.split import SPLIT_FILE, load_split
-from edge_dsc.networks import BLOCKS, fold_network, load_keras, load_network
+from edge_dsc.networks import fold_network, load_keras, load_network
 from edge_dsc.training.fit import predict
 from edge_dsc.training.run_folder import MODEL_FILE, load_training_record
 from engines.contract import ModelContract
@@ -32,10 +33,8 @@ from engines.runtimes import Progress
 
 if TYPE_CHECKING:
     from keras import Model
-    from onnx import ModelProto, NodeProto, TensorProto
+    from onnx import ModelProto, NodeProto
 
-OPSET = 18
-IR_VERSION = 9
 INPUT_NAME = "image"
 PARENTS_KEY = "edge_dsc.parents"
 PARITY_TOLERANCE = 1e-5
@@ -173,50 +172,13 @@ def convert_to_onnx(model: Model) -> ModelProto:
 
 
 def deploy_graph(converted: ModelProto, contract: ModelContract, metadata: dict[str, str]) -> ModelProto:
-    """Write the deployed graph.
-
-    Args:
-        converted: What tf2onnx made of a folded network.
-        contract: Becomes the graph's input and output, and its metadata.
-        metadata: More metadata properties.
-
-    Returns:
-        A checked model: ``uint8 [N, 224, 224, 1]`` in, ``float32 [N, classes]`` out, Cast first (TensorRT takes a
-        uint8 input only so), static Reshapes, no Transpose.
+    """Write the deployed graph of what tf2onnx made of a folded network.
 
     Raises:
         EdgeDscError: tf2onnx gave another chain of nodes than the network has.
     """
-    chain = _chain_of(contract.architecture)
-    graph = _Graph(contract.input_name)
-    graph.add("Cast", "pixels", to=onnx.TensorProto.FLOAT)
-    graph.add("Reshape", "planes", ("shape", np.array([-1, 1, contract.height, contract.width], np.int64)))
-    channels = 1
-    for (name, op), weights in zip(chain, _weights_of(converted, chain), strict=True):
-        if op == "Conv":
-            channels = int(weights[0].shape[0])
-            _add_convolution(graph, name, weights)
-        elif op == "MaxPool":
-            graph.add("MaxPool", name, kernel_shape=[2, 2], strides=[2, 2])
-        elif op == "MatMul":
-            _add_dense(graph, name, weights, channels)
-        elif op == "Relu":
-            graph.add("Relu", name)
-        else:
-            graph.add("Softmax", contract.output_name, axis=1)
-    return _finish_model(graph, contract, metadata)
-
-
-def _chain_of(architecture: str) -> list[tuple[str, str]]:
-    """Return (name, op) of the compute nodes of a deployed network, from stem to softmax."""
-    chain = [("stem", "Conv"), ("stem_relu", "Relu")]
-    for block in range(1, BLOCKS + 1):
-        convolutions = ("depthwise", "pointwise") if architecture == "dsc" else ("conv",)
-        chain.append((f"block{block}_pool", "MaxPool"))
-        chain += [(f"block{block}_{name}", "Conv") for name in convolutions]
-        chain.append((f"block{block}_relu", "Relu"))
-    chain += [("pool", "MaxPool"), ("dense", "MatMul"), ("dense_relu", "Relu"), ("logits", "MatMul")]
-    return [*chain, ("probabilities", "Softmax")]
+    weights = _weights_of(converted, chain_of(contract.architecture))
+    return assemble_network(contract, weights, metadata)
 
 
 def _weights_of(converted: ModelProto, chain: Sequence[tuple[str, str]]) -> list[list[NDArray[np.float32]]]:
@@ -235,69 +197,3 @@ def _weights_of(converted: ModelProto, chain: Sequence[tuple[str, str]]) -> list
         )
     stored = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in converted.graph.initializer}
     return [[stored[name] for node in nodes for name in node.input if name in stored] for nodes in steps]
-
-
-@dataclass
-class _Graph:
-    """A chain of nodes under construction; every node has one data output, named after it."""
-
-    tensor: str
-    nodes: list[NodeProto] = field(default_factory=list)
-    constants: list[TensorProto] = field(default_factory=list)
-
-    def add(self, op: str, name: str, *constants: tuple[str, NDArray[Any]], **attributes: Any) -> None:
-        inputs = [self.tensor]
-        for suffix, value in constants:
-            self.constants.append(onnx.numpy_helper.from_array(value, f"{name}.{suffix}"))
-            inputs.append(f"{name}.{suffix}")
-        self.nodes.append(onnx.helper.make_node(op, inputs, [name], name=name, **attributes))
-        self.tensor = name
-
-
-def _add_convolution(graph: _Graph, name: str, weights: Sequence[NDArray[np.float32]]) -> None:
-    kernel = weights[0]
-    outputs, per_group, side = kernel.shape[0], kernel.shape[1], kernel.shape[2]
-    grouped = name.endswith("depthwise")
-    constants = [("weight", kernel)]
-    if not grouped:
-        constants.append(
-            ("bias", weights[1].reshape(-1) if len(weights) > 1 else np.zeros(outputs, np.float32))
-        )
-    graph.add(
-        "Conv",
-        name,
-        *constants,
-        group=outputs // per_group if grouped else 1,
-        pads=[side // 2] * 4,
-        kernel_shape=[side, side],
-    )
-
-
-def _add_dense(graph: _Graph, name: str, weights: Sequence[NDArray[np.float32]], channels: int) -> None:
-    kernel = weights[0]
-    bias = weights[1] if len(weights) > 1 else np.zeros(kernel.shape[1], np.float32)
-    if name == "dense":
-        # Keras flattened [H, W, C]; these rows follow [C, H, W], so that no Transpose is needed.
-        side = round((kernel.shape[0] / channels) ** 0.5)
-        units = kernel.shape[1]
-        kernel = kernel.reshape(side, side, channels, units).transpose(2, 0, 1, 3).reshape(-1, units)
-        graph.add("Reshape", "flatten", ("shape", np.array([-1, kernel.shape[0]], np.int64)))
-    graph.add("MatMul", name, ("weight", np.ascontiguousarray(kernel)))
-    graph.add("Add", f"{name}_bias", ("value", bias.reshape(-1)))
-
-
-def _finish_model(graph: _Graph, contract: ModelContract, metadata: dict[str, str]) -> ModelProto:
-    helper = onnx.helper
-    image = helper.make_tensor_value_info(
-        contract.input_name, onnx.TensorProto.UINT8, ["N", *contract.input_shape]
-    )
-    answer = helper.make_tensor_value_info(
-        contract.output_name, onnx.TensorProto.FLOAT, ["N", len(contract.labels)]
-    )
-    body = helper.make_graph(graph.nodes, contract.architecture, [image], [answer], graph.constants)
-    model = helper.make_model(
-        body, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name="edge-dsc"
-    )
-    helper.set_model_props(model, {**contract.to_metadata(), **metadata})
-    onnx.checker.check_model(model, full_check=True)
-    return model

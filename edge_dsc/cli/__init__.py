@@ -43,6 +43,9 @@ COMMANDS = {
     "import-times": Command("measuring:import_times", "Turn trtexec's --exportTimes file into a report"),
     "inspect": Command("looking:inspect", "Say what a file of edge-dsc is"),
     "doctor": Command("looking:doctor", "Say what is installed and which runtimes work here"),
+    "selftest": Command(
+        "looking:selftest", "Try everything on this machine, and keep what was seen in one folder"
+    ),
     "demo": Command("looking:demo", "Walk the whole line on procedural chest phantoms"),
 }
 DESCRIPTION = """\

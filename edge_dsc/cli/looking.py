@@ -1,9 +1,9 @@
-"""Commands that look or show: inspect, doctor, demo."""
+"""Commands that look or show: inspect, doctor, selftest, demo."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Optional
 
 import typer
 
@@ -36,6 +36,39 @@ def doctor(json: Json = False) -> None:
         give_json("edge-dsc/doctor-result", found, schema_version=2)
     else:
         give(format_examination(found))
+
+
+def selftest(
+    out: Annotated[Path, typer.Option("--out", help="Folder for everything that is seen.")] = Path(
+        "runs/selftest"
+    ),
+    camera: Annotated[
+        Optional[str],
+        typer.Option(
+            "--camera", help="Also answer frames of this camera, such as csi://0.", show_default=False
+        ),
+    ] = None,
+    seed: Seed = 0,
+    json: Json = False,
+) -> None:
+    """Both networks, every precision and every switch on each runtime that works here, in some minutes.
+
+    Each line ends in pass, fail or not here. The folder holds it all as JSON and as a page: send it with a report of
+    a defect. Exit code 1 where a line failed.
+    """
+    from edge_dsc.selftest import SELFTEST, SelfTestPlan, format_selftest, run_selftest
+
+    plan = SelfTestPlan(out=out, camera=camera, seed=seed)
+    with progress_bar() as progress:
+        found = run_selftest(plan, progress=progress, say=say)
+    if json:
+        give_json(SELFTEST.name, found)
+    else:
+        give(format_selftest(found))
+    say(f"page: {out / 'selftest.html'}")
+    if found.failed:
+        say(f"error: {len(found.failed)} lines failed; send the folder {out} with a report of the defect")
+        raise typer.Exit(1)
 
 
 def demo(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from engines.errors import EnvironmentProblem
 from engines.record import EngineRecord
 
 _LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
@@ -328,6 +329,41 @@ def capture_graph(driver: Any, stream_handle: int, work: Callable[[], None]) -> 
     finally:
         driver.cuGraphDestroy(graph)
     return CudaGraph(driver, executable, stream)
+
+
+@contextlib.contextmanager
+def fill_memory(cuda: Any) -> Iterator[int]:
+    """Hold all free memory of the first GPU, to the last MiB, while the block runs; give the bytes.
+
+    Args:
+        cuda: The module ``pycuda.driver``.
+
+    Raises:
+        EnvironmentProblem: The GPU shares the host's memory: filling that would end other programs.
+    """
+    cuda.init()
+    device = cuda.Device(0)
+    if device.get_attribute(cuda.device_attribute.INTEGRATED):
+        raise EnvironmentProblem(
+            "the GPU shares the host's memory", remedy="filling that would end other programs"
+        )
+    context = device.retain_primary_context()
+    context.push()
+    held, size = [], 1 << 30
+    while size >= 1 << 20:
+        try:
+            held.append((cuda.mem_alloc(size), size))
+        except cuda.MemoryError:
+            size //= 2
+    context.pop()
+    try:
+        yield sum(size for _, size in held)
+    finally:
+        context.push()
+        for memory, _ in held:
+            memory.free()
+        context.pop()
+        release_context(load_driver(), context)
 
 
 def _call(driver: Any, name: str, *arguments: Any) -> None:

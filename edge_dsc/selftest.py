@@ -1,0 +1,675 @@
+"""``selftest``: whether all of it works on this machine, in one folder that can be sent to somebody else.
+
+Two networks are made on the spot, built for every runtime that builds here, in every precision, and run in every way
+that there is. Each line says *pass*, *fail*, or *not here* with the reason.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import json
+import shutil
+import statistics
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from bench.machine import environment, read_temperatures
+from bench.plan import choose_plan
+from bench.power import find_rails
+from bench.report import Report, save_report
+from bench.statistics import sample_median, stage_medians
+from bench.trtexec import import_trtexec
+from calibration.table import load_table
+from edge_dsc import __version__
+from edge_dsc.build.calibrate import CalibrationRequest, run_calibration
+from edge_dsc.build.deployed import fit_on_the_spot
+from edge_dsc.build.engine import BuildRequest, BuiltEngine, build_engine, graph_in_precision
+from edge_dsc.data import discover
+from edge_dsc.data.loading import load_images
+from edge_dsc.data.phantoms import CLASSES, write_phantoms
+from edge_dsc.doctor import examine
+from edge_dsc.infer.inference import InferRequest, infer_source
+from edge_dsc.latency.passes import memory_pass
+from edge_dsc.latency.subjects import BenchOptions, measure_engines
+from edge_dsc.networks import ARCHITECTURES
+from edge_dsc.page.document import Section, report_sections, save_page
+from engines.contract import ModelContract
+from engines.errors import AccuracyGateError, ArtefactError, EdgeDscError, EnvironmentProblem, UsageError
+from engines.files import ONNX_MODEL, DocumentKind, write_bytes, write_text
+from engines.graph import load_model, seal_model
+from engines.ort import open_reference, open_session
+from engines.packages import load
+from engines.record import BatchRange, Precision, record_path
+from engines.runtimes import (
+    RUNTIME_NAMES,
+    Progress,
+    Runner,
+    RunnerOptions,
+    answer_batches,
+    get_runtime,
+    open_engine,
+)
+from engines.text_table import Table, render_text
+from engines.trt.cuda import fill_memory
+
+BATCH = BatchRange(1, 4, 16)
+PRECISIONS = (Precision.FP32, Precision.FP16, Precision.INT8)
+_PER_CLASS = 50  # phantoms; all classes together are enough for a calibration
+_MARKER = ".edge-dsc-selftest"
+_TRTEXEC = Path("/usr/src/tensorrt/bin/trtexec")  # where JetPack and NVIDIA's packages put it
+# How far a probability may be from what ONNX Runtime makes of the same graph. GPUs multiply FP32 in TF32; where two
+# runtimes round an INT8 value to different sides, the rest of the network sees a whole step.
+_TOLERANCES = {Precision.FP32: 0.005, Precision.FP16: 0.03, Precision.INT8: 0.15}
+_LEAST_AGREEMENT = 0.95
+_CAMERA_FRAMES = 30
+
+
+class Outcome(str, enum.Enum):
+    """How a line of the test ended."""
+
+    PASS = "pass"
+    FAIL = "fail"
+    NOT_HERE = "not here"
+
+
+class Finding(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One line of the test.
+
+    Attributes:
+        name: What was tried, such as ``tensorrt dsc int8: answers``.
+        outcome: How it ended.
+        words: What was seen, or why it failed or cannot be tried here.
+        values: The same as JSON values.
+    """
+
+    name: str
+    outcome: Outcome
+    words: str
+    values: Mapping[str, Any] = msgspec.field(default_factory=dict)
+
+
+class SelfTest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """All lines, and where they were seen.
+
+    Attributes:
+        created: UTC time of the start, ISO 8601.
+        edge_dsc: Version.
+        seconds: How long it took.
+        environment: The machine, as in a latency report.
+        findings: The lines in the order of trying.
+    """
+
+    created: str
+    edge_dsc: str
+    seconds: float
+    environment: Mapping[str, Any]
+    findings: tuple[Finding, ...]
+
+    @property
+    def failed(self) -> tuple[Finding, ...]:
+        """The lines that failed."""
+        return tuple(finding for finding in self.findings if finding.outcome is Outcome.FAIL)
+
+
+SELFTEST = DocumentKind(name="edge-dsc/selftest", version=1, body=SelfTest, renew="edge-dsc selftest")
+
+Say = Callable[[str], None]
+Seen = tuple[str, Mapping[str, Any]]
+
+
+class _NotHereError(Exception):
+    """Something cannot be tried on this machine; the text says why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelfTestPlan:
+    """What a self-test tries and where it goes.
+
+    Attributes:
+        out: The folder of everything that it makes.
+        camera: A camera or stream, as ``infer`` takes it; None tries none.
+        seconds: Measured time of each engine. Seconds.
+        seed: Seed of the phantoms and weights.
+    """
+
+    out: Path
+    camera: str | None = None
+    seconds: float = 2.0
+    seed: int = 0
+
+
+def run_selftest(plan: SelfTestPlan, *, progress: Progress, say: Say) -> SelfTest:
+    """Try everything and write ``selftest.json``, ``selftest.html`` and what the lines are about.
+
+    Raises:
+        UsageError: The folder holds something that no self-test made.
+        EnvironmentProblem: The folder cannot be written.
+    """
+    _clear(plan.out)
+    created, started = datetime.now(timezone.utc).isoformat(timespec="seconds"), time.monotonic()
+    test = _Test(plan, progress, say)
+    test.look()
+    test.make_networks()
+    for runtime in RUNTIME_NAMES:
+        test.build(runtime)
+    for runtime in RUNTIME_NAMES:
+        test.run_in_every_way(runtime)
+    report = test.measure()
+    test.try_camera()
+    found = SelfTest(
+        created=created,
+        edge_dsc=__version__,
+        seconds=round(time.monotonic() - started, 1),
+        environment=environment(),
+        findings=tuple(test.findings),
+    )
+    SELFTEST.save(plan.out / "selftest.json", found)
+    sections = [Section("Lines", (selftest_table(found),))]
+    more = report_sections(report) if report is not None else ()
+    summary = "What was tried on this machine, and what came of it."
+    save_page(plan.out / "selftest.html", "edge-dsc selftest", [*sections, *more], summary=summary)
+    return found
+
+
+def selftest_table(found: SelfTest) -> Table:
+    """Return the lines as a table."""
+    rows = tuple((finding.outcome.value, finding.name, finding.words) for finding in found.findings)
+    counts = {outcome: sum(row[0] == outcome.value for row in rows) for outcome in Outcome}
+    words = ", ".join(f"{count} {outcome.value}" for outcome, count in counts.items())
+    return Table(
+        title=f"Self-test: {words}, in {found.seconds:.0f} s",
+        header=("outcome", "what", "seen"),
+        rows=rows,
+        numeric=False,
+    )
+
+
+def format_selftest(found: SelfTest) -> str:
+    """Return the lines as text."""
+    return render_text(selftest_table(found))
+
+
+def _clear(out: Path) -> None:
+    """Remove an earlier self-test, and nothing else."""
+    if out.exists() and not (out / _MARKER).is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(
+            f"{out} is not empty and no earlier self-test", remedy="choose another folder with --out"
+        )
+    if out.is_dir():
+        shutil.rmtree(out)
+    write_text(out / _MARKER, "edge-dsc selftest: the next one replaces this folder\n")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Network:
+    """A network that was made here."""
+
+    path: Path
+    table: Path | None
+    pixels: NDArray[np.uint8]  # [N, height, width, 1], of phantoms that nothing was fitted to
+    reference: NDArray[np.float32]  # [N, classes], by ONNX Runtime in FP32
+
+
+@dataclass
+class _Test:
+    """The lines so far, and what they go on with."""
+
+    plan: SelfTestPlan
+    progress: Progress
+    say: Say
+    findings: list[Finding] = field(default_factory=list)
+    networks: dict[str, _Network] = field(default_factory=dict)
+    engines: list[BuiltEngine] = field(default_factory=list)
+
+    def line(self, name: str, action: Callable[[], Seen]) -> bool:
+        """Try something, note how it ended, and say whether it passed."""
+        values: Mapping[str, Any] = {}
+        try:
+            words, values = action()
+            outcome = Outcome.PASS
+        except _NotHereError as reason:
+            outcome, words = Outcome.NOT_HERE, str(reason)
+        except Exception as error:  # noqa: BLE001  whatever goes wrong is what this is for
+            kind = "" if isinstance(error, EdgeDscError) else f"{type(error).__name__}: "
+            outcome, words = Outcome.FAIL, " ".join(f"{kind}{error}".split())
+        self.findings.append(Finding(name=name, outcome=outcome, words=words, values=values))
+        self.say(f"{outcome.value:8}  {name}: {words}")
+        return outcome is Outcome.PASS
+
+    def look(self) -> None:
+        """Look at the machine: packages, sensors."""
+        self.line("environment", _environment)
+        self.line("temperature sensors", _temperatures)
+        self.line("power sensors", _rails)
+
+    def make_networks(self) -> None:
+        """Draw phantoms, fit both networks to them, and calibrate."""
+        data, unseen = self.plan.out / "phantoms", self.plan.out / "unseen"
+        for root, per_class, seed in ((data, _PER_CLASS, 0), (unseen, 16, 1)):
+            write_phantoms(root, per_class, self.plan.seed + seed, self.progress)
+        for architecture in ARCHITECTURES:
+            self.line(f"{architecture}: made", lambda arch=architecture: self._make(arch, data, unseen))  # type: ignore[misc]
+
+    def _make(self, architecture: str, data: Path, unseen: Path) -> Seen:
+        contract = ModelContract(labels=CLASSES, architecture=architecture)
+        path = self.plan.out / architecture / "model.onnx"
+        training = _labelled(data, contract)
+        write_bytes(path, seal_model(fit_on_the_spot(contract, *training, seed=self.plan.seed)), ONNX_MODEL)
+        model = load_model(path)
+        session = open_session(model.proto.SerializeToString(), str(path), threads=1, remedy="see doctor")
+        pixels, answers = _labelled(unseen, contract)
+        reference: NDArray[np.float32] = session.run(None, {contract.input_name: pixels})[0]
+        self.networks[architecture] = _Network(path=path, table=None, pixels=pixels, reference=reference)
+        calibrated = run_calibration(CalibrationRequest(model=path, data=data), self.progress)
+        self.networks[architecture] = replace(self.networks[architecture], table=calibrated.path)
+        right = float((reference.argmax(axis=1) == answers).mean())
+        words = (
+            f"{right:.0%} of {len(pixels)} unseen phantoms right, calibrated on {calibrated.coverage.images}"
+        )
+        return words, {"accuracy": right, "images": len(pixels)}
+
+    def build(self, runtime: str) -> None:
+        """Build both networks in every precision."""
+        reason = get_runtime(runtime).availability().no_build
+        if reason is not None:
+            self.line(f"{runtime}: build", lambda: _refuse(reason))
+            return
+        for architecture, network in self.networks.items():
+            for precision in PRECISIONS:
+                name = f"{runtime} {architecture} {precision.value}: build"
+                self.line(name, lambda n=network, p=precision: self._build(runtime, n, p))  # type: ignore[misc]
+
+    def _build(self, runtime: str, network: _Network, precision: Precision) -> Seen:
+        table = network.table if precision is Precision.INT8 else None
+        request = BuildRequest(
+            model=network.path, precision=precision, runtime=runtime, batch=BATCH, calibration=table
+        )
+        try:
+            built = build_engine(request)
+        except AccuracyGateError as error:
+            if not get_runtime(runtime).runs_on_cpu:
+                raise
+            raise _NotHereError(f"this processor cannot: {error.what}") from error
+        self.engines.append(built)
+        record = built.record
+        layers = ", ".join(f"{count} {kind}" for kind, count in record.layers.items())
+        words = f"{layers} by the {record.layers_source}, {record.build_seconds:.1f} s"
+        return words, {"record": record_path(built.path).name, "layers": dict(record.layers)}
+
+    def run_in_every_way(self, runtime: str) -> None:
+        """Hold answers against ONNX Runtime, and try every switch and some mistakes on one engine."""
+        mine = [engine for engine in self.engines if engine.record.runtime == runtime]
+        reason = get_runtime(runtime).availability().no_run
+        if mine and reason is not None:
+            self.line(f"{runtime}: run", lambda: _refuse(reason))
+            return
+        for engine in mine:
+            name = f"{runtime} {engine.record.contract.architecture} {engine.record.precision.value}: answers"
+            self.line(name, lambda e=engine: self._answers(e))  # type: ignore[misc]
+        if mine:
+            ways = _Ways(mine[0].path, self._network_of(mine[0]).pixels, self.plan.out / "faults")
+            for name, action in ways.all().items():
+                self.line(f"{runtime}: {name}", action)
+
+    def _network_of(self, engine: BuiltEngine) -> _Network:
+        return self.networks[engine.record.contract.architecture]
+
+    def _answers(self, engine: BuiltEngine) -> Seen:
+        """Hold an engine against ONNX Runtime on the graph that it was built from; FP32 stands beside it."""
+        network, record = self._network_of(engine), engine.record
+        table = load_table(network.table) if record.precision is Precision.INT8 and network.table else None
+        model, runtime = load_model(network.path).proto, get_runtime(record.runtime)
+        with open_reference(graph_in_precision(model, record.precision, table, runtime), record) as reference:
+            expected = _answer_all(reference, network.pixels)
+        with open_engine(engine.path) as runner:
+            answers, runs = _answer_all(runner, network.pixels), dict(runner.description)
+        difference, agreement = _difference(answers, expected), _agreement(answers, expected)
+        with_fp32 = _agreement(answers, network.reference)
+        words = (
+            f"{difference:.1e} at most from ONNX Runtime's probabilities on the same graph, {agreement:.0%} of the "
+            f"answers agree; {with_fp32:.0%} with FP32"
+        )
+        if not difference <= _TOLERANCES[record.precision] or agreement < _LEAST_AGREEMENT:
+            allowed = f"{_TOLERANCES[record.precision]} and {_LEAST_AGREEMENT:.0%} are allowed"
+            raise EdgeDscError(words, remedy=allowed)
+        values = {"difference": difference, "agreement": agreement, "agreement_with_fp32": with_fp32}
+        return words, {**values, "runs": runs}
+
+    def measure(self) -> Report | None:
+        """Measure all engines that run here, and hold trtexec's times against ours."""
+        runnable = [
+            engine
+            for engine in self.engines
+            if get_runtime(engine.record.runtime).availability().no_run is None
+        ]
+        found: list[Report] = []
+        self.line("latency", lambda: self._measure(runnable, found))
+        for engine in runnable:
+            self.line(f"{engine.path.stem}: memory", lambda e=engine: _memory(e.path))  # type: ignore[misc]
+        plans = [engine for engine in runnable if not get_runtime(engine.record.runtime).runs_on_cpu]
+        if not plans:
+            self.line("trtexec", lambda: _refuse("no TensorRT engine runs here"))
+        for engine in plans:
+            self.line(f"{engine.path.stem}: trtexec", lambda e=engine: self._trtexec(e, found))  # type: ignore[misc]
+        return found[0] if found else None
+
+    def _measure(self, engines: Sequence[BuiltEngine], found: list[Report]) -> Seen:
+        if not engines:
+            raise _NotHereError("no engine runs here")
+        plan = choose_plan(seconds=self.plan.seconds, warmup_seconds=0.5, openings=5, seed=self.plan.seed)
+        report = measure_engines(
+            [engine.path for engine in engines], plan, BenchOptions(), progress=self.progress
+        )
+        save_report(self.plan.out / "report.json", report)
+        found.append(report)
+        medians = {subject.name: sample_median(subject) / 1e6 for subject in report.measured}
+        stages = {subject.name: stage_medians(subject) for subject in report.measured}
+        if report.failed:
+            failed = "; ".join(f"{subject.name}: {subject.error}" for subject in report.failed)
+            raise EdgeDscError(failed, remedy="report.json has the others")
+        words = ", ".join(f"{name} {median:.3f} ms" for name, median in medians.items())
+        return words, {"medians_ms": medians, "stages_ns": stages}
+
+    def _trtexec(self, engine: BuiltEngine, reports: Sequence[Report]) -> Seen:
+        tool = shutil.which("trtexec") or (str(_TRTEXEC) if _TRTEXEC.is_file() else None)
+        if tool is None:
+            raise _NotHereError(f"trtexec is neither on PATH nor {_TRTEXEC}")
+        if engine.record.runtime != "tensorrt":
+            raise _NotHereError(f"trtexec does not run engines of {engine.record.runtime}")
+        contract = engine.record.contract
+        times = engine.path.with_suffix(".trtexec.json")
+        shape = "x".join(map(str, (1, *contract.input_shape)))
+        command = [tool, f"--loadEngine={engine.path}", f"--shapes={contract.input_name}:{shape}"]
+        command += [f"--exportTimes={times}", "--duration=3", "--useSpinWait"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        write_text(engine.path.with_suffix(".trtexec.txt"), done.stdout + done.stderr)
+        if done.returncode != 0:
+            raise EdgeDscError(f"trtexec ended with {done.returncode}", remedy="its words are in the folder")
+        theirs = sample_median(import_trtexec(times).measured[0]) / 1e6
+        ours = {
+            subject.name: sample_median(subject) / 1e6 for report in reports for subject in report.measured
+        }
+        mine = ours.get(engine.path.stem)
+        words = f"{theirs:.3f} ms by the GPU's clock, ours from call to answer " + (
+            f"{mine:.3f} ms" if mine is not None else "was not measured"
+        )
+        return words, {"trtexec_ms": theirs, "ours_ms": mine}
+
+    def try_camera(self) -> None:
+        """Answer some frames of the camera that was named."""
+        self.line("camera", self._camera)
+
+    def _camera(self) -> Seen:
+        if self.plan.camera is None:
+            raise _NotHereError("none was named: --camera csi://0")
+        runnable = [e for e in self.engines if get_runtime(e.record.runtime).availability().no_run is None]
+        if not runnable:
+            raise _NotHereError("no engine runs here")
+        request = InferRequest(
+            engine=runnable[0].path,
+            source=self.plan.camera,
+            out=self.plan.out / "camera.jsonl",
+            limit=_CAMERA_FRAMES,
+            give_up_s=10.0,
+        )
+        summary = infer_source(request, say=self.say)
+        return summary.line(), {"answered": summary.answered, "dropped": summary.dropped, "age": summary.age}
+
+
+@dataclass(frozen=True)
+class _Ways:
+    """One engine and every way to run it, right ones and wrong ones."""
+
+    engine: Path
+    pixels: NDArray[np.uint8]
+    faults: Path
+
+    def all(self) -> dict[str, Callable[[], Seen]]:
+        return {
+            "batches": self.batches,
+            "graph and no graph": self.graphs,
+            "slots": self.slots,
+            "kinds of memory": self.memory,
+            "waiting": self.waiting,
+            "stage times": self.stages,
+            "another thread": self.another_thread,
+            "a truncated engine": self.truncated,
+            "an edited record": self.edited,
+            "no memory left": self.full_memory,
+        }
+
+    def _on_a_gpu(self, runner: Runner, what: str) -> None:
+        if get_runtime(runner.record.runtime).runs_on_cpu:
+            raise _NotHereError(f"{runner.record.runtime} runs on the processor: it has no {what}")
+
+    def batches(self) -> Seen:
+        """Every size of batch gives the answers of single pictures."""
+        with open_engine(self.engine) as runner:
+            single = _answer_all(runner, self.pixels, 1)
+            sizes = [
+                size for size in (2, 3, BATCH.best, BATCH.largest) if size <= runner.record.batch.largest
+            ]
+            differences = {
+                size: _difference(_answer_all(runner, self.pixels, size), single) for size in sizes
+            }
+        _require(max(differences.values()) <= 1e-3, f"answers differ by size of batch: {differences}")
+        words = ", ".join(f"{size}: {difference:.0e}" for size, difference in differences.items())
+        return f"differences to single pictures, {words}", {"differences": _texts(differences)}
+
+    def graphs(self) -> Seen:
+        return self._compare("graph", {"graph": RunnerOptions(), "no graph": RunnerOptions(graph=False)})
+
+    def memory(self) -> Seen:
+        return self._compare(
+            "memory of its own",
+            {kind: RunnerOptions(memory=kind) for kind in ("device", "mapped", "auto")},
+        )
+
+    def waiting(self) -> Seen:
+        return self._compare(
+            "device to wait for", {"spin": RunnerOptions(), "sleep": RunnerOptions(blocking_wait=True)}
+        )
+
+    def _compare(self, what: str, ways: Mapping[str, RunnerOptions]) -> Seen:
+        """Run in several ways, which must answer alike; say how long a batch of one takes in each."""
+        answers, medians, runs = {}, {}, {}
+        for name, options in ways.items():
+            with open_engine(self.engine, options=options) as runner:
+                self._on_a_gpu(runner, what)
+                answers[name] = _answer_all(runner, self.pixels, 1)
+                medians[name] = _median_ms(lambda r=runner: r.run(self.pixels[:1]))  # type: ignore[misc]
+                runs[name] = dict(runner.description)
+        first = next(iter(answers.values()))
+        differences = {name: _difference(found, first) for name, found in answers.items()}
+        _require(max(differences.values()) <= 1e-5, f"answers differ: {differences}")
+        words = ", ".join(f"{name} {median:.3f} ms" for name, median in medians.items())
+        return f"equal answers; {words}", {"medians_ms": medians, "runs": runs}
+
+    def slots(self) -> Seen:
+        """Several batches in flight give the same answers."""
+        rates, runs = {}, {}
+        with open_engine(self.engine) as runner:
+            expected = _answer_all(runner, self.pixels, 1)
+        for slots in (1, 2, 4):
+            with open_engine(self.engine, options=RunnerOptions(slots=slots)) as runner:
+                self._on_a_gpu(runner, "slots")
+                started = time.perf_counter()
+                found = _answer_all(runner, self.pixels, 1)
+                rates[slots] = len(found) / (time.perf_counter() - started)
+                runs[slots] = dict(runner.description)
+                _require(_difference(found, expected) <= 1e-5, f"answers differ with {slots} slots")
+        words = ", ".join(f"{slots}: {rate:.0f} images/s" for slots, rate in rates.items())
+        return f"equal answers; {words}", {"images_per_s": _texts(rates), "runs": _texts(runs)}
+
+    def stages(self) -> Seen:
+        options = RunnerOptions(slots=1, time_stages=True)
+        with open_engine(self.engine, options=options) as runner:
+            self._on_a_gpu(runner, "stages")
+            times: dict[str, list[int]] = {}
+            for _ in range(100):
+                ticket = runner.submit(self.pixels[:1])
+                runner.collect(ticket)
+                for stage, taken in (ticket.stages_ns or {}).items():
+                    times.setdefault(stage, []).append(taken)
+        _require(bool(times), "no stage was timed")
+        medians = {stage: statistics.median(taken) / 1e3 for stage, taken in times.items()}
+        return ", ".join(f"{stage} {taken:.1f} us" for stage, taken in medians.items()), {
+            "medians_us": medians
+        }
+
+    def another_thread(self) -> Seen:
+        """A thread of its own either gets the same answers, or is refused by name."""
+        with open_engine(self.engine) as runner:
+            expected, seen = runner.run(self.pixels[:1]), list[object]()
+
+            def run() -> None:
+                try:
+                    seen.append(_difference(runner.run(self.pixels[:1]), expected))
+                except RuntimeError as error:
+                    seen.append(error)
+
+            thread = threading.Thread(target=run)
+            thread.start()
+            thread.join()
+            if runner.thread_safe:
+                _require(seen == [0.0], f"another thread got {seen}")
+                return "equal answers", {}
+            _require(bool(seen) and isinstance(seen[0], RuntimeError), f"another thread got {seen}")
+            _require(_difference(runner.run(self.pixels[:1]), expected) == 0, "the runner was harmed by it")
+            return f"refused: {seen[0]}", {}
+
+    def truncated(self) -> Seen:
+        copy = self._copy("truncated")
+        copy.write_bytes(copy.read_bytes()[: copy.stat().st_size // 2])
+        return _refused(copy)
+
+    def edited(self) -> Seen:
+        copy = self._copy("edited")
+        record = record_path(copy)
+        body = json.loads(record.read_text(encoding="utf-8"))
+        body["contract"]["labels"].reverse()
+        record.write_text(json.dumps(body), encoding="utf-8")
+        return _refused(copy)
+
+    def _copy(self, name: str) -> Path:
+        copy = self.faults / name / self.engine.name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        for source in (self.engine, record_path(self.engine)):
+            shutil.copyfile(source, copy.parent / source.name)
+        return copy
+
+    def full_memory(self) -> Seen:
+        """A GPU without memory left is an error in words, and nothing is broken by it."""
+        with open_engine(self.engine) as runner:
+            self._on_a_gpu(runner, "memory of its own")
+        with _full_memory() as held:
+            try:
+                open_engine(self.engine, options=RunnerOptions(slots=4)).close()
+                words = "it opens even so"
+            except EnvironmentProblem as error:
+                words = f"refused: {error.what}"
+        with open_engine(self.engine) as runner:
+            runner.run(self.pixels[:1])
+        return f"with {held >> 20} MiB held, {words}; it runs again afterwards", {}
+
+
+@contextlib.contextmanager
+def _full_memory() -> Iterator[int]:
+    with contextlib.ExitStack() as stack:
+        try:
+            held = stack.enter_context(fill_memory(load("pycuda.driver")))
+        except EnvironmentProblem as error:
+            raise _NotHereError(f"{error.what}: {error.remedy}") from error
+        yield held
+
+
+def _environment() -> Seen:
+    found = examine()
+    return f"{found.machine}, Python {found.python}, to do: {'; '.join(found.to_do) or 'nothing'}", (
+        msgspec.to_builtins(found)
+    )
+
+
+def _temperatures() -> Seen:
+    zones = read_temperatures(Path("/"))
+    if not zones:
+        raise _NotHereError("no thermal zone can be read")
+    return ", ".join(f"{name} {value:.0f} °C" for name, value in zones), {"celsius": dict(zones)}
+
+
+def _rails() -> Seen:
+    rails = find_rails()
+    if not rails:
+        raise _NotHereError("no rail can be read (INA3221, RAPL, NVML)")
+    watts = {rail.name: rail.watts() for rail in rails}
+    return ", ".join(f"{name} {value} W" for name, value in watts.items()), {"watts": watts}
+
+
+def _labelled(root: Path, contract: ModelContract) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    dataset = discover(root)
+    loaded = load_images(root, dataset.samples, contract)
+    return loaded.pixels, np.array([contract.labels.index(sample.label) for sample in loaded.samples])
+
+
+def _answer_all(runner: Runner, pixels: NDArray[np.uint8], size: int = BATCH.best) -> NDArray[np.float32]:
+    parts = [pixels[first : first + size] for first in range(0, len(pixels) - len(pixels) % size, size)]
+    rest = len(pixels) % size
+    batches = enumerate([*parts, *([pixels[-rest:]] if rest else [])])
+    return np.concatenate([answers for _, answers in answer_batches(runner, batches)])
+
+
+def _median_ms(call: Callable[[], object], calls: int = 50) -> float:
+    times = []
+    for _ in range(calls):
+        started = time.perf_counter_ns()
+        call()
+        times.append((time.perf_counter_ns() - started) / 1e6)
+    return statistics.median(times)
+
+
+def _difference(found: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
+    return float(np.abs(found - expected).max())
+
+
+def _agreement(found: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
+    return float((found.argmax(axis=1) == expected.argmax(axis=1)).mean())
+
+
+def _memory(engine: Path) -> Seen:
+    found = memory_pass(engine, batch=1, threads=1)
+    if "error" in found:
+        raise EdgeDscError(str(found["error"]), remedy="see doctor")
+    mib = {key: None if value is None else round(value / (1 << 20), 1) for key, value in found.items()}
+    return f"host {mib['host_peak_bytes']} MiB at most, device {mib['device_bytes'] or 'unknown'}", found
+
+
+def _refused(engine: Path) -> Seen:
+    try:
+        open_engine(engine).close()
+    except ArtefactError as error:
+        return f"refused: {error.what}", {}
+    raise EdgeDscError("it was opened", remedy="such a file must be refused")
+
+
+def _refuse(reason: str) -> Seen:
+    raise _NotHereError(reason)
+
+
+def _require(fine: bool, words: str) -> None:
+    if not fine:
+        raise EdgeDscError(words, remedy="send the folder of this test with a report of the defect")
+
+
+def _texts(values: Mapping[Any, Any]) -> dict[str, Any]:
+    return {str(key): value for key, value in values.items()}

@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from double_cuda import DoubleCuda, DoubleDriver, current
+from double_tensorrt import DoubleTensorRt
+
+import edge_dsc.selftest as selftest
+from edge_dsc.build.deployed import fit_on_the_spot
+from edge_dsc.build.engine import BuildRequest, BuiltEngine, build_engine
+from edge_dsc.data.phantoms import CLASSES, draw_phantom
+from edge_dsc.inspection import inspect_path
+from edge_dsc.selftest import SELFTEST, Outcome, SelfTest, SelfTestPlan, format_selftest, run_selftest
+from engines import packages
+from engines.contract import ModelContract
+from engines.errors import UsageError
+from engines.images import prepare_pixels
+from engines.ort import open_session
+from engines.trt import cuda as cuda_driver
+from engines.trt import runtime
+from engines.trt.cuda import Gpu
+
+
+def ignore(*_: object) -> None:
+    pass
+
+
+def outcomes(found: SelfTest) -> dict[str, str]:
+    return {finding.name: finding.outcome.value for finding in found.findings}
+
+
+@pytest.fixture(scope="module")
+def tested(tmp_path_factory: pytest.TempPathFactory) -> tuple[SelfTest, Path, list[str]]:
+    """What the whole test finds on a machine without a GPU."""
+    out, said = tmp_path_factory.mktemp("selftest") / "out", list[str]()
+    plan = SelfTestPlan(out=out, seconds=0.2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runtime, "find_gpu", lambda: (None, "no CUDA driver"))
+        return run_selftest(plan, progress=ignore, say=said.append), out, said
+
+
+@pytest.mark.slow
+def test_on_a_processor_everything_passes_or_says_why_not(tested: tuple[SelfTest, Path, list[str]]) -> None:
+    found, _, said = tested
+    assert found.failed == ()
+    seen = outcomes(found)
+    for network in ("dsc", "cnn"):
+        for precision in ("fp32", "int8"):
+            assert seen[f"onnxruntime {network} {precision}: build"] == "pass"
+            assert seen[f"onnxruntime {network} {precision}: answers"] == "pass"
+            assert seen[f"{network}-{precision}.onnxruntime: memory"] == "pass"
+            assert seen[f"tensorrt-rtx {network} {precision}: build"] == "pass"
+    for line in ("batches", "another thread", "a truncated engine", "an edited record"):
+        assert seen[f"onnxruntime: {line}"] == "pass"
+    for line in (
+        "graph and no graph",
+        "slots",
+        "kinds of memory",
+        "waiting",
+        "stage times",
+        "no memory left",
+    ):
+        assert seen[f"onnxruntime: {line}"] == "not here"
+    assert seen["tensorrt-rtx: run"] == seen["camera"] == seen["trtexec"] == "not here"
+    assert seen["latency"] == seen["environment"] == "pass"
+    assert len(said) >= len(found.findings)
+
+
+@pytest.mark.slow
+def test_the_folder_holds_what_was_seen(tested: tuple[SelfTest, Path, list[str]]) -> None:
+    found, out, _ = tested
+    loaded = SELFTEST.load(out / "selftest.json")
+    assert SELFTEST.to_builtins(loaded) == SELFTEST.to_builtins(found)
+    assert inspect_path(out / "selftest.json")["what"] == "selftest"
+    page = (out / "selftest.html").read_text()
+    assert "onnxruntime dsc fp32: answers" in page and "no CUDA driver" in page
+    assert {"report.json", "dsc", "cnn"} <= {entry.name for entry in out.iterdir()}
+    text = format_selftest(found)
+    counts = {name: list(outcomes(found).values()).count(name) for name in ("pass", "fail", "not here")}
+    assert text.startswith(f"Self-test: {counts['pass']} pass, 0 fail, {counts['not here']} not here, in ")
+
+
+def test_only_an_earlier_self_test_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("keep")
+    with pytest.raises(UsageError, match="is not empty and no earlier self-test"):
+        run_selftest(SelfTestPlan(out=tmp_path), progress=ignore, say=ignore)
+    assert (tmp_path / "mine.txt").read_text() == "keep"
+
+
+def test_whatever_goes_wrong_is_a_line(tmp_path: Path) -> None:
+    said: list[str] = []
+    test = selftest._Test(SelfTestPlan(out=tmp_path), ignore, said.append)
+    assert not test.line("odd", lambda: 1 / 0)  # type: ignore[arg-type, return-value]
+    assert not test.line("gone", lambda: selftest._refuse("no camera"))
+    assert test.line("fine", lambda: ("seen", {"value": 1}))
+    assert [(finding.name, finding.outcome, finding.words) for finding in test.findings] == [
+        ("odd", Outcome.FAIL, "ZeroDivisionError: division by zero"),
+        ("gone", Outcome.NOT_HERE, "no camera"),
+        ("fine", Outcome.PASS, "seen"),
+    ]
+    assert said == [
+        "fail      odd: ZeroDivisionError: division by zero",
+        "not here  gone: no camera",
+        "pass      fine: seen",
+    ]
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], DoubleCuda]:
+    """``gpu(release)``: a machine with stand-ins of one TensorRT release and of pycuda."""
+
+    def have(release: str) -> DoubleCuda:
+        cuda = DoubleCuda()
+        driver, trt = DoubleDriver(cuda), DoubleTensorRt(release, cuda)
+        real = packages.load
+        doubles = {"tensorrt": trt, "pycuda.driver": cuda}
+        monkeypatch.setattr(cuda_driver, "load_driver", lambda: driver)
+        monkeypatch.setattr(packages, "load", lambda name: doubles[name] if name in doubles else real(name))
+        monkeypatch.setattr(selftest, "load", lambda name: doubles[name])
+        monkeypatch.setattr(
+            packages, "installed_version", lambda name, *_: trt.__version__ if name == "tensorrt" else None
+        )
+        monkeypatch.setattr(packages, "is_installed", lambda name: True)
+        board = Gpu("Double", "8.9")
+        monkeypatch.setattr(runtime, "find_gpu", lambda: (board, ""))
+        monkeypatch.setattr(selftest, "RUNTIME_NAMES", ("tensorrt",))
+
+        def build(request: BuildRequest) -> BuiltEngine:
+            with current(cuda):  # TensorRT makes one of its own where a thread has none
+                return build_engine(request)
+
+        monkeypatch.setattr(selftest, "build_engine", build)
+        monkeypatch.setattr(selftest, "memory_pass", lambda *_, **__: {"error": "a stand-in has no process"})
+        return cuda
+
+    return have
+
+
+@pytest.mark.slow
+def test_on_a_gpu_every_way_to_run_is_tried(
+    gpu: Callable[[str], DoubleCuda], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu("10.3")
+    monkeypatch.setattr(selftest, "ARCHITECTURES", ("dsc",))
+    found = run_selftest(SelfTestPlan(out=tmp_path / "out", seconds=0.2), progress=ignore, say=ignore)
+    seen = outcomes(found)
+    words = {finding.name: finding.words for finding in found.findings}
+    assert {name: words[name] for name, outcome in seen.items() if outcome == "fail"} == {}
+    ways = ("graph and no graph", "slots", "kinds of memory", "waiting", "stage times", "no memory left")
+    assert {seen[f"tensorrt: {way}"] for way in ways} == {"pass"}
+    assert words["tensorrt: another thread"].startswith(
+        "refused: the runner of dsc-fp32.tensorrt.engine belongs"
+    )
+    runs = next(finding.values["runs"] for finding in found.findings if finding.name.endswith(": slots"))
+    assert {way["execution"] for way in runs.values()} == {"CUDA graph"}
+
+
+def test_a_network_made_on_the_spot_has_learnt_and_is_the_same_every_time() -> None:
+    contract = ModelContract(labels=CLASSES, architecture="dsc")
+    answers = np.arange(48) % 3
+    drawn = [
+        prepare_pixels(draw_phantom(CLASSES[answer], seed), contract, name="phantom")
+        for seed, answer in enumerate(answers)
+    ]
+    pixels = np.stack(drawn)
+    made = [fit_on_the_spot(contract, pixels, answers, seed=0) for _ in range(2)]
+    assert made[0].SerializeToString(deterministic=True) == made[1].SerializeToString(deterministic=True)
+    session = open_session(made[0].SerializeToString(), "x", threads=1, remedy="")
+    found = session.run(None, {contract.input_name: pixels})[0]
+    assert (found.argmax(axis=1) == answers).mean() > 0.9
