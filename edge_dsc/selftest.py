@@ -317,6 +317,8 @@ class _Test:
         for engine in mine:
             name = f"{runtime} {engine.record.contract.architecture} {engine.record.precision.value}: answers"
             self.line(name, lambda e=engine: self._answers(e))  # type: ignore[misc]
+            name = f"{runtime} {engine.record.contract.architecture} {engine.record.precision.value}: layers"
+            self.line(name, lambda e=engine: _layers(e))  # type: ignore[misc]
         if mine:
             ways = _Ways(mine[0].path, self._network_of(mine[0]).pixels, self.plan.out / "faults")
             for name, action in ways.all().items():
@@ -644,6 +646,20 @@ def _difference(found: NDArray[np.float32], expected: NDArray[np.float32]) -> fl
 
 def _agreement(found: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
     return float((found.argmax(axis=1) == expected.argmax(axis=1)).mean())
+
+
+def _layers(engine: BuiltEngine) -> Seen:
+    """Keep what the runtime's own inspector says of the engine, word for word."""
+    report = get_runtime(engine.record.runtime).report_layers(engine.path, engine.record)
+    if report is None:
+        raise _NotHereError(f"{engine.record.runtime} has no inspector")
+    path = engine.path.with_suffix(".inspector.json")
+    write_text(path, report)
+    layers = json.loads(report).get("Layers", [])
+    return f"{len(layers)} by the inspector, kept in {path.name}", {
+        "layers": len(layers),
+        "report": path.name,
+    }
 
 
 def _memory(engine: Path) -> Seen:

@@ -119,6 +119,9 @@ class OnnxRuntime:
             layer_types=named,
         )
 
+    def report_layers(self, engine: Path, record: EngineRecord) -> None:
+        """Return None: the graph itself says what runs."""
+
     def open_runner(
         self, engine: Path, record: EngineRecord, options: RunnerOptions = DEFAULT_OPTIONS
     ) -> OrtRunner:

@@ -287,6 +287,15 @@ class Runtime(Protocol):
         """
         ...
 
+    def report_layers(self, engine: Path, record: EngineRecord) -> str | None:
+        """Return the runtime's own report on the layers of an engine as JSON; None where it has none.
+
+        Raises:
+            ArtefactError: Not the engine of this record.
+            EnvironmentProblem: The engine cannot be loaded on this machine.
+        """
+        ...
+
     def open_runner(
         self, engine: Path, record: EngineRecord, options: RunnerOptions = DEFAULT_OPTIONS
     ) -> Runner:

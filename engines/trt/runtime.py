@@ -14,8 +14,9 @@ from engines.record import EngineRecord, Precision, Tuning, read_engine
 from engines.runtimes import DEFAULT_OPTIONS, Availability, BuildOptions, BuildResult, RunnerOptions
 from engines.trt import versions
 from engines.trt.builder import build_plan
-from engines.trt.census import INSPECTOR
+from engines.trt.census import INSPECTOR, inspect_plan
 from engines.trt.cuda import Gpu, find_gpu
+from engines.trt.faults import process_logger
 from engines.trt.loaded import StoredEngine
 from engines.trt.runner import TrtRunner
 from engines.trt.versions import RTX_GPUS, RTX_INT8
@@ -93,6 +94,26 @@ class TensorRtRuntime:
             notes=(*plan.notes, self.int8_doubt) if doubted else plan.notes,
             layer_types=plan.layer_types,
         )
+
+    def report_layers(self, engine: Path, record: EngineRecord) -> str:
+        """Return the engine inspector's report, at the best batch.
+
+        Raises:
+            ArtefactError: Not the engine of this record.
+            EnvironmentProblem: No GPU, no driver, or TensorRT refuses the engine here.
+        """
+        gpu, reason = find_gpu()
+        if gpu is None:
+            raise EnvironmentProblem(f"{self.name} cannot load engines here: {reason}", remedy=_NO_GPU)
+        trt, contract = packages.load(self.package), record.contract
+        shapes = {contract.input_name: (record.batch.best, *contract.input_shape)}
+        found = inspect_plan(trt, process_logger(trt), read_engine(engine, record), shapes)
+        if found is None:
+            raise EnvironmentProblem(
+                f"{self.name} cannot inspect {record.engine}",
+                remedy=f"rebuild it here: {record.build_command}",
+            )
+        return found.report
 
     def open_runner(
         self, engine: Path, record: EngineRecord, options: RunnerOptions = DEFAULT_OPTIONS

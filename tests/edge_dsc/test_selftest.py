@@ -21,6 +21,7 @@ from engines.images import prepare_pixels
 from engines.ort import open_session
 from engines.trt import cuda as cuda_driver
 from engines.trt import runtime
+from engines.trt.census import inspect_plan
 from engines.trt.cuda import Gpu
 
 
@@ -132,7 +133,12 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], DoubleCuda]:
             with current(cuda):  # TensorRT makes one of its own where a thread has none
                 return build_engine(request)
 
+        def inspect(*arguments: Any) -> Any:
+            with current(cuda):
+                return inspect_plan(*arguments)
+
         monkeypatch.setattr(selftest, "build_engine", build)
+        monkeypatch.setattr(runtime, "inspect_plan", inspect)
         monkeypatch.setattr(selftest, "memory_pass", lambda *_, **__: {"error": "a stand-in has no process"})
         return cuda
 
@@ -151,6 +157,7 @@ def test_on_a_gpu_every_way_to_run_is_tried(
     assert {name: words[name] for name, outcome in seen.items() if outcome == "fail"} == {}
     ways = ("graph and no graph", "slots", "kinds of memory", "waiting", "stage times", "no memory left")
     assert {seen[f"tensorrt: {way}"] for way in ways} == {"pass"}
+    assert (tmp_path / "out/dsc/dsc-int8.tensorrt.inspector.json").read_text().startswith("{")
     assert words["tensorrt: another thread"].startswith(
         "refused: the runner of dsc-fp32.tensorrt.engine belongs"
     )
