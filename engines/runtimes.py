@@ -100,7 +100,8 @@ class RunnerOptions:
 
     Attributes:
         threads: CPU threads for one run.
-        slots: Batches in flight at once on a GPU, each with a stream, buffers and execution context of its own.
+        slots: Batches in flight at once on a GPU, each with a stream, buffers and execution context of its own; None
+            takes two, or one where a batch is answered before the next comes.
         graph: Replay a CUDA graph instead of enqueueing, where the release and the engine allow it.
         memory: ``device``: copy between page-locked and device memory; ``mapped``: let the GPU read and write
             host memory; ``auto``: whichever is faster in a short measurement where the GPU shares the host's
@@ -115,7 +116,7 @@ class RunnerOptions:
     """
 
     threads: int = 1
-    slots: int = 2
+    slots: int | None = None
     graph: bool = True
     memory: str = "auto"
     time_stages: bool = False
@@ -124,7 +125,7 @@ class RunnerOptions:
 
     def __post_init__(self) -> None:
         """Check the values."""
-        counts = (self.slots, self.threads, 1 if self.batch is None else self.batch)
+        counts = (self.threads, *(count for count in (self.slots, self.batch) if count is not None))
         if min(counts) < 1 or self.memory not in MEMORY_KINDS:
             raise ValueError(
                 f"{self} has no slot, no thread, no batch, or a memory that is none of {MEMORY_KINDS}"

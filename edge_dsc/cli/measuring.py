@@ -10,7 +10,19 @@ import typer
 
 from edge_dsc.cli import INTERRUPTED
 from edge_dsc.cli.console import give, give_json, progress_bar, say
-from edge_dsc.cli.options import MAX_THREADS, Batch, Json, Out, Seed, finite
+from edge_dsc.cli.options import (
+    MAX_THREADS,
+    Batch,
+    GpuMemory,
+    Graph,
+    Json,
+    Out,
+    Seed,
+    Slots,
+    Wait,
+    finite,
+    running_options,
+)
 from engines.errors import UsageError
 
 if TYPE_CHECKING:
@@ -79,6 +91,10 @@ def bench(
     threads: Annotated[
         int, typer.Option("--threads", min=1, max=MAX_THREADS, help="CPU threads of one request.")
     ] = 1,
+    slots: Slots = None,
+    graph: Graph = None,
+    gpu_memory: GpuMemory = None,
+    wait: Wait = None,
     control: Annotated[
         bool,
         typer.Option(
@@ -170,6 +186,7 @@ def bench(
         folder=folder,
         offline=offline,
         builds=builds,
+        running=running_options(engines, slots=slots, graph=graph, memory=gpu_memory, wait=wait),
     )
     path = out or default_report_path()
     _require_places(path, REPORT.name, html)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
 
@@ -14,6 +16,7 @@ from engines.errors import UsageError
 if TYPE_CHECKING:
     from edge_dsc.build.gate import GateOptions
     from engines.record import BatchRange, Precision
+    from engines.runtimes import RunnerOptions
 
 Json = Annotated[
     bool, typer.Option("--json", help="Print one versioned JSON object; everything else to stderr.")
@@ -37,6 +40,7 @@ MAX_SEED = 2**32 - 1  # NumPy's and Keras's
 MAX_THREADS = 256
 MAX_BATCH = 4096
 MAX_IMAGES = 1_000_000
+WAITS = ("spin", "sleep")  # while a GPU works
 Seed = Annotated[int, typer.Option("--seed", min=0, max=MAX_SEED, help="Seed of every random choice.")]
 Batch = Annotated[int, typer.Option("--batch", min=1, max=MAX_BATCH, help="Images a request.")]
 Threads = Annotated[
@@ -49,7 +53,76 @@ Threads = Annotated[
         show_default=False,
     ),
 ]
+Slots = Annotated[
+    Optional[int],
+    typer.Option(
+        "--slots",
+        min=1,
+        max=64,
+        help="GPU: batches in flight at once; default: 2, and 1 for cameras and in bench.",
+        show_default=False,
+    ),
+]
+Graph = Annotated[
+    Optional[bool],
+    typer.Option(
+        "--graph/--no-graph",
+        help="GPU: replay CUDA graphs; default: where they can be captured.",
+        show_default=False,
+    ),
+]
+GpuMemory = Annotated[
+    Optional[str],
+    typer.Option(
+        "--gpu-memory",
+        metavar="KIND",
+        help="GPU: copy to memory of the device, let it read mapped host memory, or auto: measure which is faster "
+        "where they are one; default: auto.",
+        show_default=False,
+    ),
+]
+Wait = Annotated[
+    Optional[str],
+    typer.Option(
+        "--wait", metavar="HOW", help="GPU: spin or sleep while it works; default: spin.", show_default=False
+    ),
+]
 Engine = Annotated[Path, typer.Argument(help="An engine that build-engine wrote.", show_default=False)]
+
+
+def running_options(
+    engines: Sequence[Path], *, slots: int | None, graph: bool | None, memory: str | None, wait: str | None
+) -> RunnerOptions:
+    """Return how engines of a GPU are to run, what was not asked for as it is by default.
+
+    Raises:
+        ArtefactError: An engine has no readable record.
+        UsageError: A word that is none of the choices, or an engine that runs on the processor.
+    """
+    from engines.record import peek_record
+    from engines.runtimes import DEFAULT_OPTIONS, MEMORY_KINDS, get_runtime
+
+    asked = {"--slots": slots, "--graph": graph, "--gpu-memory": memory, "--wait": wait}
+    given = [name for name, value in asked.items() if value is not None]
+    if not given:
+        return DEFAULT_OPTIONS
+    for name, value, choices in (("--gpu-memory", memory, MEMORY_KINDS), ("--wait", wait, WAITS)):
+        if value is not None and value not in choices:
+            raise UsageError(f"{name} {value!r} is no choice", remedy=f"choose one of {', '.join(choices)}")
+    for engine in engines:
+        runtime = peek_record(engine).runtime
+        if get_runtime(runtime).runs_on_cpu:
+            raise UsageError(
+                f"{engine} is of {runtime}, which runs on the processor: {given[0]} is for a GPU",
+                remedy=f"leave {' and '.join(given)} out",
+            )
+    return replace(
+        DEFAULT_OPTIONS,
+        slots=slots,
+        graph=graph is not False,
+        memory=memory or DEFAULT_OPTIONS.memory,
+        blocking_wait=wait == "sleep",
+    )
 
 
 def model_of(model: Path) -> Path:

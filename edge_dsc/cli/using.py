@@ -8,7 +8,18 @@ from typing import Annotated, Optional
 import typer
 
 from edge_dsc.cli.console import give, give_json, progress_bar, say
-from edge_dsc.cli.options import Engine, Json, Out, Threads, finite
+from edge_dsc.cli.options import (
+    Engine,
+    GpuMemory,
+    Graph,
+    Json,
+    Out,
+    Slots,
+    Threads,
+    Wait,
+    finite,
+    running_options,
+)
 
 
 def infer(
@@ -84,6 +95,10 @@ def infer(
         typer.Option("--host", help="Address for --serve; 0.0.0.0 lets the network look, without password."),
     ] = "127.0.0.1",
     threads: Threads = None,
+    slots: Slots = None,
+    graph: Graph = None,
+    gpu_memory: GpuMemory = None,
+    wait: Wait = None,
     json: Json = False,
 ) -> None:
     """One row per image or frame: the top class and all probabilities.
@@ -104,6 +119,7 @@ def infer(
         resume=resume,
         limit=limit,
         give_up_s=give_up,
+        running=running_options([engine], slots=slots, graph=graph, memory=gpu_memory, wait=wait),
         outputs=Outputs(annotate=annotate, unsure=save_unsure, show=show, serve=serve, host=host),
     )
     with progress_bar() as progress:

@@ -7,7 +7,7 @@ import functools
 import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -58,6 +58,7 @@ class InferRequest:
         limit: End after so many answers.
         give_up_s: End when a camera or stream stays away for so long; None tries for ever.
         outputs: Where pictures go.
+        running: How an engine of a GPU runs.
     """
 
     engine: Path
@@ -69,6 +70,7 @@ class InferRequest:
     limit: int | None = None
     give_up_s: float | None = None
     outputs: Outputs = field(default_factory=Outputs)
+    running: RunnerOptions = DEFAULT_OPTIONS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,9 +165,9 @@ def infer_source(
     with contextlib.ExitStack() as stack:
         source = _open_source(spec, request, say)
         stack.callback(source.close)
-        # A frame of a camera is answered before the next is taken.
-        live = spec.kind is SourceKind.LIVE
-        options = RunnerOptions(slots=1, batch=1) if live else DEFAULT_OPTIONS
+        options = request.running
+        if spec.kind is SourceKind.LIVE:  # a frame is answered before the next is taken
+            options = replace(options, slots=options.slots or 1, batch=1)
         runner = stack.enter_context(open_engine(request.engine, options=options))
         stack.enter_context(stop_on_signals(stop))
         contract = runner.record.contract

@@ -28,7 +28,15 @@ from edge_dsc.latency.passes import add_pass, limits_pass, measure_ceilings, mem
 from engines.errors import BadInputError, ImageError, UsageError
 from engines.images import read_input, read_inputs, usable_processors
 from engines.record import EngineRecord
-from engines.runtimes import FINDINGS, Progress, Runner, RunnerOptions, get_runtime, open_engine
+from engines.runtimes import (
+    DEFAULT_OPTIONS,
+    FINDINGS,
+    Progress,
+    Runner,
+    RunnerOptions,
+    get_runtime,
+    open_engine,
+)
 
 FOLDER, OFFLINE = "folder", "offline"  # scenarios
 
@@ -47,6 +55,7 @@ class BenchOptions:
         folder: Image files instead of pixels in memory: each request reads, decodes and resizes one.
         offline: Images of a pile that is there at once, instead of single requests.
         builds: Builds of each engine: itself, and others that its record's command makes.
+        running: How engines of a GPU run; in the memory pass they run as they do by default.
     """
 
     batch: int = 1
@@ -58,6 +67,7 @@ class BenchOptions:
     folder: str | None = None
     offline: int | None = None
     builds: int = 1
+    running: RunnerOptions = DEFAULT_OPTIONS
 
 
 def measure_engines(
@@ -131,7 +141,8 @@ def _builds(engine: Path, count: int, stack: ExitStack) -> list[Path]:
 
 def _open(engine: Path, options: BenchOptions) -> Runner:
     """Open an engine as it is measured: a request is one batch, waited for."""
-    one = RunnerOptions(slots=1, batch=None if options.offline else options.batch)
+    slots, batch = options.running.slots or 1, None if options.offline else options.batch
+    one = replace(options.running, slots=slots, batch=batch)
     return open_engine(engine, threads=options.threads, options=one)
 
 
@@ -150,14 +161,12 @@ def _subjects(name: str, runner: Runner, engine: Path, options: BenchOptions) ->
             remedy="give another --batch, or build the engine for it",
         )
     with ExitStack() as look:
-        staged = (
-            _stages(engine, record, input_noise(runner, options.batch), options.threads, look) is not None
-        )
+        staged = _stages(engine, record, input_noise(runner, options.batch), options, look) is not None
 
     def opened(stack: ExitStack) -> Opened:
         anew = stack.enter_context(opener())
         pixels = input_noise(anew, options.batch)
-        stages = _stages(engine, record, pixels, options.threads, stack) if staged else None
+        stages = _stages(engine, record, pixels, options, stack) if staged else None
         return Opened(lambda: anew.run(pixels), stages)
 
     return [Subject(name=name, open=opened, description=description)]
@@ -183,14 +192,18 @@ def _describe(runner: Runner, options: BenchOptions) -> dict[str, Any]:
 
 
 def _stages(
-    engine: Path, record: EngineRecord, pixels: NDArray[np.uint8], threads: int, stack: ExitStack
+    engine: Path,
+    record: EngineRecord,
+    pixels: NDArray[np.uint8],
+    options: BenchOptions,
+    stack: ExitStack,
 ) -> Callable[[], Mapping[str, int]] | None:
     """Return a request that reports its stages, through a runner of its own: timing them costs time.
 
     None where the runtime does not report any.
     """
-    options = RunnerOptions(threads=threads, slots=1, time_stages=True, batch=len(pixels))
-    timed = stack.enter_context(get_runtime(record.runtime).open_runner(engine, record, options))
+    running = replace(options.running, threads=options.threads, slots=1, time_stages=True, batch=len(pixels))
+    timed = stack.enter_context(get_runtime(record.runtime).open_runner(engine, record, running))
 
     def stages() -> Mapping[str, int]:
         ticket = timed.submit(pixels)

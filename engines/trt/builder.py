@@ -6,8 +6,9 @@ import contextlib
 import signal
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from types import FrameType
 from typing import Any
 
 from engines.errors import ArtefactError, EnvironmentProblem
@@ -57,29 +58,32 @@ def build_plan(trt: Any, model: bytes, options: BuildOptions, *, has_gpu: bool) 
         UsageError: The release knows something of ``options.tuning`` not.
     """
     check_tuning(options.tuning, versions.known_tuning(trt), _name(trt))
-    with _keep_interrupt() as interrupts:
+    with _keep_signals() as interrupts:
         return _build(trt, model, options, has_gpu=has_gpu, interrupts=interrupts)
 
 
 @contextlib.contextmanager
-def _keep_interrupt() -> Iterator[list[int]]:
-    """Keep Ctrl-C until the block is over; the list that is given fills when it comes.
+def _keep_signals() -> Iterator[list[int]]:
+    """Keep Ctrl-C and SIGTERM until the block is over; the list that is given fills when they come.
 
-    A KeyboardInterrupt that is raised while TensorRT logs, as it does all the time, would be printed and dropped by
-    its Python binding (pyCore.cpp 8.6.1 line 529, 10.3 line 666).
+    What their handlers raise while TensorRT logs, as it does all the time, would be printed and dropped by its Python
+    binding (pyCore.cpp 8.6.1 line 529, 10.3 line 666).
     """
     came: list[int] = []
-    handler = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(handler):
-        yield came  # the signal goes to another thread, or is ignored
-        return
-    signal.signal(signal.SIGINT, lambda number, frame: came.append(number))
+    kept: dict[int, Callable[[int, FrameType | None], object]] = {}
+    if threading.current_thread() is threading.main_thread():  # a signal goes to no other thread
+        for number in (signal.SIGINT, signal.SIGTERM):
+            handler = signal.getsignal(number)
+            if callable(handler):  # else it is ignored, or the system's own
+                kept[number] = handler
+                signal.signal(number, lambda number, frame: came.append(number))
     try:
         yield came
     finally:
-        signal.signal(signal.SIGINT, handler)
+        for number, handler in kept.items():
+            signal.signal(number, handler)
         if came:
-            handler(signal.SIGINT, None)
+            kept[came[0]](came[0], None)
 
 
 def _build(

@@ -20,6 +20,7 @@ from engines.trt.faults import Faults, describe_warnings, process_logger
 from engines.trt.loaded import LoadedEngine, StoredEngine
 from engines.trt.slot import Parts, Slot
 
+_SLOTS = 2  # one batch is copied while another is executed
 _ROUNDS = 20  # batches per kind of memory, where the kind is measured
 
 
@@ -205,7 +206,8 @@ class TrtRunner:
             size=size,
         )
         memory = self._words["memory"] = self._choose_memory(parts, device)
-        for index in range(self._options.slots):
+        wanted = self._options.slots or _SLOTS
+        for index in range(wanted):
             with contextlib.ExitStack() as frees:
                 try:
                     slot = Slot(parts, memory, frees)
@@ -213,7 +215,7 @@ class TrtRunner:
                 except EnvironmentProblem as error:
                     if index == 0:
                         raise
-                    self._words["slots"] = f"{index} of {self._options.slots}: {error.what}"
+                    self._words["slots"] = f"{index} of {wanted}: {error.what}"
                     break
                 self._frees.push(frees.pop_all())
             self._free.append(slot)

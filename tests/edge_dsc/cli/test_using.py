@@ -6,7 +6,13 @@ import csv
 import io
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+
+import pytest
+
+from edge_dsc.cli.options import running_options
+from engines.runtimes import DEFAULT_OPTIONS, RunnerOptions
 
 
 def test_infer_prints_csv(edge_dsc: Any, engine: Path, textures: Path) -> None:
@@ -33,3 +39,43 @@ def test_evaluate_against_itself_agrees(edge_dsc: Any, engine: Path, textures: P
     assert done.json["agreement"]["largest_difference"] == 0
     text = edge_dsc("evaluate", engine, textures, "--reference", engine).out
     assert "same class for 150 of 150 images (100.00%)" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [(["--slots", "3"], "--slots"), (["--no-graph"], "--graph"), (["--wait", "sleep"], "--wait")],
+)
+@pytest.mark.parametrize("command", ["infer", "bench"])
+def test_what_is_for_a_gpu_is_refused_for_the_processor(
+    edge_dsc: Any, engine: Path, textures: Path, command: str, words: list[str], named: str
+) -> None:
+    arguments = [engine, textures] if command == "infer" else [engine]
+    done = edge_dsc(command, *arguments, *words)
+    assert done.code == 2
+    assert f"{engine} is of onnxruntime, which runs on the processor: {named} is for a GPU" in done.err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ["--gpu-memory", "managed"],
+            "--gpu-memory 'managed' is no choice (choose one of auto, device, mapped)",
+        ),
+        (["--wait", "poll"], "--wait 'poll' is no choice (choose one of spin, sleep)"),
+    ],
+)
+def test_words_that_are_no_choice_are_refused(
+    edge_dsc: Any, engine: Path, textures: Path, words: list[str], said: str
+) -> None:
+    done = edge_dsc("infer", engine, textures, *words)
+    assert done.code == 2 and said in done.err
+
+
+def test_how_a_gpu_engine_runs_is_handed_on(engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engines.runtimes.get_runtime", lambda name: SimpleNamespace(runs_on_cpu=False))
+    nothing = dict.fromkeys(("slots", "graph", "memory", "wait"))
+    assert running_options([engine], **nothing) is DEFAULT_OPTIONS  # type: ignore[arg-type]
+    found = running_options([engine], slots=3, graph=False, memory="mapped", wait="sleep")
+    assert found == RunnerOptions(slots=3, graph=False, memory="mapped", blocking_wait=True)
+    assert running_options([engine], slots=None, graph=True, memory=None, wait=None) == RunnerOptions()

@@ -139,6 +139,32 @@ def test_ctrl_c_stops_rtx_at_its_next_step(tmp_path: Path, graph_in: Graphs) -> 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_sigterm_while_rtx_logs_is_not_lost_either(
+    tmp_path: Path, graph_in: Graphs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Terminated(type(process_logger(trt))):  # type: ignore[misc]
+        def log(self, severity: object, msg: str) -> None:
+            if not ended:
+                ended.append(msg)
+                signal.raise_signal(signal.SIGTERM)
+
+    def end(number: int, frame: object) -> None:
+        raise SystemExit(143)
+
+    ended: list[str] = []
+    logger = Terminated()
+    LOGGERS.append(logger)
+    monkeypatch.setattr(build, "process_logger", lambda module: logger)
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        with pytest.raises(SystemExit):
+            TENSORRT_RTX.build(graph_in("dsc", "fp32"), tmp_path / "a.engine", options("fp32"))
+        assert signal.getsignal(signal.SIGTERM) is end
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert ended and list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("release", RELEASES, indirect=True)
 def test_ctrl_c_in_any_release(release: str, cuda: DoubleCuda, graph_in: Graphs) -> None:
     double = DoubleTensorRt(release, cuda)
