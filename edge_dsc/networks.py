@@ -211,17 +211,22 @@ def save_network(model: Model, path: Path) -> None:
         model.save(path)
 
 
-def load_network(path: Path) -> Model:
-    """Read a ``.keras`` file, without running code from it (safe mode).
+def load_network(path: Path, architecture: str, classes: int) -> Model:
+    """Read a ``.keras`` file, without running code from it (safe mode), and hold it against what it should be.
+
+    Args:
+        path: The file.
+        architecture: What :func:`build_network` built, or :func:`fold_network` made of that.
+        classes: Number of classes.
 
     Raises:
-        ArtefactError: Keras cannot read it.
+        ArtefactError: Keras cannot read it, or it is another network.
         EnvironmentProblem: TensorFlow is missing.
     """
     keras = load_keras()
     try:
         with _keras_on_numpy_2():
-            return keras.models.load_model(path, compile=False, safe_mode=True)
+            loaded = keras.models.load_model(path, compile=False, safe_mode=True)
     # A file that asks for a layer of PyTorch ends in ImportError, a deep one in RecursionError, a RuntimeError.
     except (OSError, ValueError, TypeError, LookupError, AttributeError, ImportError, RuntimeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -229,6 +234,24 @@ def load_network(path: Path) -> Model:
             f"Keras cannot load {path}: {reason}",
             remedy="train again, or use the versions named in training.json",
         ) from error
+    trained = build_network(architecture, classes)
+    deployed = _deployed_network(architecture, classes, separable=architecture == "dsc")
+    if _form_of(loaded) not in (_form_of(trained), _form_of(deployed)):
+        raise ArtefactError(
+            f"{path} is not the {architecture} of {classes} classes that its run records",
+            remedy="train again: edge-dsc train DATA --overwrite",
+        )
+    return loaded
+
+
+def _form_of(model: Model) -> list[object]:
+    """Return what has to be equal in two networks for one to stand for the other, whatever their weights."""
+    layers = [
+        (layer.name, type(layer).__name__, [tuple(weight.shape) for weight in layer.weights])
+        for layer in model.layers
+    ]
+    ends = [getattr(model, end, None) for end in ("input_shape", "output_shape")]
+    return [model.name, type(model).__name__, ends, layers]
 
 
 @contextlib.contextmanager

@@ -111,7 +111,7 @@ def export_run(
     contract = ModelContract(labels=record.labels, architecture=record.architecture)
     pixels = load_images(root, evenly, contract).pixels
     report("loading", 0, 3)
-    trained = load_network(run / MODEL_FILE)
+    trained = load_network(run / MODEL_FILE, record.architecture, len(record.labels))
     report("converting", 1, 3)
     parents = canonical_json({MODEL_FILE: record.model_sha256}).decode()
     proto = deploy_graph(convert_to_onnx(fold_network(trained)), contract, {PARENTS_KEY: parents})

@@ -141,8 +141,9 @@ def fine_tune(
     recipe = _recipe(parent, options.epochs)
     images = _read_images(options, load_split(options.run / SPLIT_FILE), reading)
     require_writable(options.out / MODEL_FILE, KERAS_MODEL)  # said before an epoch is trained
+    trained = load_network(options.run / MODEL_FILE, parent.architecture, len(parent.labels))
     seed_everything(options.seed)
-    deployed = fold_network(load_network(options.run / MODEL_FILE))
+    deployed = fold_network(trained)
     batches = make_batches(images, recipe, options.seed)
     stride = max(1, len(batches.pixels) // _RANGE_IMAGES)
     model = quantized_network(deployed, batches.pixels[::stride][:_RANGE_IMAGES])

@@ -13,8 +13,8 @@ from edge_dsc.evaluate.metrics import classification_metrics
 from edge_dsc.networks import load_keras
 from edge_dsc.training.batches import Batches
 from edge_dsc.training.recipes import Recipe, ReportProgress, TrainProgress
-from edge_dsc.training.run_folder import TrainState, save_state
-from engines.errors import EdgeDscError
+from edge_dsc.training.run_folder import BEGIN_ANEW, TrainState, save_state
+from engines.errors import ArtefactError, UnstableError
 from engines.packages import load
 
 if TYPE_CHECKING:
@@ -180,12 +180,26 @@ class _Clock:
 
 
 def _restore(model: Model, state: TrainState) -> None:
-    for variables, values in (
-        (model.variables, state.variables),
-        (model.optimizer.variables, state.optimizer),
-    ):
-        for variable, value in zip(variables, values, strict=True):
-            variable.assign(value)
+    """Bring a model to a state.
+
+    Raises:
+        ArtefactError: The state is of another network.
+    """
+    try:
+        for variables, values in (
+            (model.variables, state.variables),
+            (model.optimizer.variables, state.optimizer),
+        ):
+            for variable, value in zip(variables, values, strict=True):
+                variable.assign(value)
+        best, now = (
+            [np.shape(weight) for weight in found] for found in (state.best_weights, model.get_weights())
+        )
+        if best != now:
+            raise ValueError(f"its best weights have the shapes {best[:3]}..., not {now[:3]}...")
+    except (ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise ArtefactError(f"{state.file} does not fit this network: {reason}", remedy=BEGIN_ANEW) from error
 
 
 def _train_epoch(
@@ -199,7 +213,7 @@ def _train_epoch(
         figures = model.train_on_batch(images, targets, sample_weight=weights, return_dict=True)
         sums = {name: value + float(figures[name]) for name, value in sums.items()}  # a step's own figures
         if not math.isfinite(sums["loss"]):
-            raise EdgeDscError(
+            raise UnstableError(
                 f"training diverged: the loss is {figures['loss']} in epoch {state.epoch + 1}, step {step}",
                 remedy="train with another --seed or --recipe; the last whole epoch is kept",
             )

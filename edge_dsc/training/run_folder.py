@@ -27,7 +27,7 @@ MODEL_FILE = "model.keras"
 METRICS_FILE = "metrics.json"
 STATE_FILE = "state.npz"
 _TRAIN_AGAIN = "edge-dsc train DATA --out RUN --overwrite"
-_BEGIN_ANEW = "begin anew: edge-dsc train DATA --overwrite"
+BEGIN_ANEW = "begin anew: edge-dsc train DATA --overwrite"
 _PACKAGES = ("tensorflow", "keras", "numpy", "opencv-python-headless", "opencv-python")
 
 
@@ -226,9 +226,9 @@ def load_state(path: Path) -> TrainState:
         RuntimeError,
         MemoryError,
     ) as error:
-        raise ArtefactError(f"{path} is no readable training state: {error}", remedy=_BEGIN_ANEW) from error
+        raise ArtefactError(f"{path} is no readable training state: {error}", remedy=BEGIN_ANEW) from error
     except (zipfile.BadZipFile, zlib.error) as error:
-        raise ArtefactError(f"{path} is damaged: {error}", remedy=_BEGIN_ANEW) from error
+        raise ArtefactError(f"{path} is damaged: {error}", remedy=BEGIN_ANEW) from error
     return TrainState(
         file=path,
         settings=header.settings,

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import json
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -13,6 +15,7 @@ from edge_dsc.networks import (
     build_network,
     feature_extractor_parameters,
     fold_batch_norm,
+    fold_network,
     fold_separable_stem,
     fold_stem,
     load_network,
@@ -79,17 +82,57 @@ def test_what_cannot_be_built_is_refused() -> None:
 def test_a_network_is_saved_and_loaded(tmp_path: Path) -> None:
     model = build_network("dsc", 3)
     save_network(model, tmp_path / "model.keras")
-    loaded = load_network(tmp_path / "model.keras")
+    loaded = load_network(tmp_path / "model.keras", "dsc", 3)
     assert loaded.name == "dsc"
     for one, other in zip(model.get_weights(), loaded.get_weights(), strict=True):
         assert np.array_equal(one, other)
+
+
+def other_networks() -> dict[str, Callable[[], Any]]:
+    """Networks that Keras reads gladly and that are not ours."""
+    import keras
+
+    layers = keras.layers
+
+    def two_outputs() -> Any:
+        made = build_network("dsc", 3)
+        return keras.Model(made.input, [made.output, made.get_layer("dense").output], name="dsc")
+
+    def of_another_side() -> Any:
+        image = layers.Input((64, 64, 1), name="image")
+        return keras.Model(image, layers.Dense(3)(layers.Flatten()(image)), name="dsc")
+
+    return {
+        "the other network": lambda: build_network("cnn", 3),
+        "of four classes": lambda: build_network("dsc", 4),
+        "a chain": lambda: keras.Sequential([layers.Input((224, 224, 1)), layers.Flatten(), layers.Dense(3)]),
+        "two outputs": two_outputs,
+        "another side": of_another_side,
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "which", ["the other network", "of four classes", "a chain", "two outputs", "another side"]
+)
+def test_another_network_is_refused(tmp_path: Path, which: str) -> None:
+    save_network(other_networks()[which](), tmp_path / "model.keras")
+    with pytest.raises(ArtefactError, match=r"model\.keras is not the dsc of 3 classes that its run records"):
+        load_network(tmp_path / "model.keras", "dsc", 3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ["dsc", "cnn"])
+def test_a_deployed_network_is_loaded_too(tmp_path: Path, architecture: str) -> None:
+    save_network(fold_network(build_network(architecture, 3)), tmp_path / "model.keras")
+    assert load_network(tmp_path / "model.keras", architecture, 3).name == architecture
 
 
 @pytest.mark.slow
 def test_a_damaged_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model.keras").write_bytes(b"PK\x03\x04 and then nothing")
     with pytest.raises(ArtefactError, match=r"Keras cannot load .*model\.keras: .*train again"):
-        load_network(tmp_path / "model.keras")
+        load_network(tmp_path / "model.keras", "dsc", 3)
 
 
 @pytest.mark.slow
@@ -100,7 +143,7 @@ def test_a_lambda_layer_is_not_run(tmp_path: Path) -> None:
     model = keras.Model(image, keras.layers.Lambda(lambda x: x * 2, output_shape=(2,))(image))
     save_network(model, tmp_path / "model.keras")
     with pytest.raises(ArtefactError, match=r"Keras cannot load"):
-        load_network(tmp_path / "model.keras")
+        load_network(tmp_path / "model.keras", "dsc", 3)
 
 
 @pytest.mark.slow
@@ -120,7 +163,7 @@ def test_a_layer_of_pytorch_is_refused_and_no_package_is_named(tmp_path: Path) -
                 data = json.dumps(config).encode()
             other.writestr(name, data)
     with pytest.raises(ArtefactError, match=r"Keras cannot load .*m\.keras: .*torch.*train again"):
-        load_network(tmp_path / "m.keras")
+        load_network(tmp_path / "m.keras", "dsc", 3)
 
 
 RNG = np.random.default_rng(0)

@@ -100,8 +100,8 @@ def test_ranges_begin_at_zero_behind_relu_only(tuned: Tuned) -> None:
 
 
 def test_weights_move_a_little(tuned: Tuned) -> None:
-    before = fold_network(load_network(tuned.options.run / "model.keras"))
-    after = load_network(tuned.options.out / "model.keras")
+    before = fold_network(load_network(tuned.options.run / "model.keras", "dsc", 3))
+    after = load_network(tuned.options.out / "model.keras", "dsc", 3)
     assert [layer.name for layer in before.layers] == [layer.name for layer in after.layers]
     moved = {}
     for old, new in zip(weighted_layers(before), weighted_layers(after), strict=True):

@@ -20,7 +20,7 @@ from edge_dsc.training.fit import (
     start_dense,
 )
 from edge_dsc.training.run_folder import TrainState, load_state
-from engines.errors import EdgeDscError
+from engines.errors import ArtefactError, UnstableError
 
 
 class StubModel:
@@ -127,6 +127,16 @@ def test_ctrl_c_keeps_the_whole_epochs_and_goes_on_from_there(tmp_path: Path) ->
     assert resumed.steps.value == 4
 
 
+@pytest.mark.parametrize("spoilt", ["variables", "optimizer", "best_weights"])
+def test_a_state_of_another_network_is_refused(tmp_path: Path, spoilt: str) -> None:
+    path = tmp_path / "state.npz"
+    assert fit_model(StubModel([0.5, 0.8]), batches(2), VALIDATION, TrainState(file=path), stop_at(2, 1))
+    state = load_state(path)
+    getattr(state, spoilt).append(np.zeros((2, 2)))
+    with pytest.raises(ArtefactError, match=r"state\.npz does not fit this network: .*begin anew"):
+        fit_model(StubModel([0.5, 0.8]), batches(2), VALIDATION, state)
+
+
 def test_ctrl_c_in_the_first_epoch_leaves_nothing(tmp_path: Path) -> None:
     state = TrainState(file=tmp_path / "state.npz")
     with pytest.raises(KeyboardInterrupt):
@@ -136,7 +146,9 @@ def test_ctrl_c_in_the_first_epoch_leaves_nothing(tmp_path: Path) -> None:
 
 def test_training_that_diverges_says_so(tmp_path: Path) -> None:
     model = StubModel([0.5, 0.5], losses=[1.0, 1.0, 1.0, float("nan")])
-    with pytest.raises(EdgeDscError, match="training diverged: the loss is nan in epoch 2, step 2") as caught:
+    with pytest.raises(
+        UnstableError, match="training diverged: the loss is nan in epoch 2, step 2"
+    ) as caught:
         fit_model(model, batches(2), VALIDATION, TrainState(file=tmp_path / "state.npz"))
     assert "--seed" in caught.value.remedy
     assert load_state(tmp_path / "state.npz").epoch == 1

@@ -26,7 +26,7 @@ slow = pytest.mark.slow
 
 
 def weights_of(run: Path) -> list[np.ndarray]:
-    return load_network(run / "model.keras").get_weights()
+    return load_network(run / "model.keras", "dsc", 3).get_weights()
 
 
 def equal(one: list[np.ndarray], other: list[np.ndarray]) -> bool:
