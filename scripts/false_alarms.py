@@ -6,8 +6,8 @@
 
 Each run is a process of its own, as each ``edge-dsc bench`` is. It copies the engine once for every number after
 ``--slower``, measures the copies against each other, batch 1, one thread, and makes the copy so many percent slower by
-spinning after each call for a share of its own time. Spinning costs more than its time, because it leaves the caches
-cooler (0.4 to 0.8 % of a call of 1 ms): that is measured first, in one session, and the spinning made so much shorter.
+spinning after each call for a share of its own time. Spinning costs a little more than its time: the next call finds
+cooler caches, and so does the code that spins (0.2 to 0.7 % of a call of 1 ms, measured within one session).
 All pairs of equals are compared with each other, and each slower copy with every equal: four equals and one slower are
 six and four comparisons. The verdict of ``edge-dsc compare`` is kept. ``--one-after-the-other`` measures the copies in
 turn and compares reports: that is what interleaving is against. Every run is appended to ``--out`` at once; the same
@@ -37,7 +37,7 @@ import numpy as np
 from turns import script_parser
 
 from bench.compare import Ratio, compare_reports, compare_subjects
-from bench.measure import Opened, Subject, always_open, measure
+from bench.measure import Opened, Subject, measure
 from bench.plan import PLANS, Plan, choose_plan
 from bench.statistics import Verdict
 from engines.runtimes import open_engine
@@ -102,32 +102,14 @@ def run(options: argparse.Namespace) -> list[dict[str, object]]:
 
 def subject_of(engine: Path, name: str, slower: float) -> Subject:
     """Return an engine as ``edge-dsc bench`` measures it, made slower by a share of its time."""
-    shares: list[float] = []
 
     def opened(stack: ExitStack) -> Opened:
         runner = stack.enter_context(open_engine(engine, threads=1))
         shape = (1, *runner.record.contract.input_shape)
         pixels = np.random.default_rng(0).integers(0, 256, shape, "uint8")
-
-        def call() -> object:
-            return runner.run(pixels)
-
-        if slower == 0:
-            return Opened(call)
-        if not shares:
-            shares.append(share_for(call, slower))
-        return Opened(slowed(call, shares[0]))
+        return Opened(slowed(lambda: runner.run(pixels), slower))
 
     return Subject(name=name, open=opened)
-
-
-def share_for(call: Callable[[], object], slower: float) -> float:
-    """Return for which share of a call's time to spin so that calls become slower by ``slower`` in all."""
-    calls = {"plain": call, "spinning": slowed(call, slower)}
-    subjects = [Subject(name=name, open=always_open(one)) for name, one in calls.items()]
-    plan = Plan(seconds=2, rounds=40, openings=1, warmup_seconds=0.5)
-    found = compare_subjects(measure(subjects, plan, read_environment=dict), "plain", "spinning")
-    return max(0.0, 2 * slower + 1 - found.ratio.value)
 
 
 def read_done(path: Path, settings: dict[str, object]) -> list[dict[str, Any]]:
@@ -139,7 +121,9 @@ def read_done(path: Path, settings: dict[str, object]) -> list[dict[str, Any]]:
 
 
 def slowed(call: Callable[[], object], share: float) -> Callable[[], object]:
-    """Return a call that spins for a share of its time after it."""
+    """Return a call that spins for a share of its time after it; the call itself where the share is 0."""
+    if share == 0:
+        return call
     clock = time.perf_counter_ns
 
     def slow() -> None:
