@@ -126,9 +126,9 @@ def _document_readers() -> dict[str, Callable[[Path], object]]:
     from bench.report import load_report
     from calibration.coverage import COVERAGE
     from calibration.table import TABLE, load_table
+    from edge_dsc.checks.selftest import SELFTEST
     from edge_dsc.data.split import load_split
     from edge_dsc.evaluate.evaluation import EVALUATION
-    from edge_dsc.selftest import SELFTEST
     from edge_dsc.training.run_folder import METRICS, TRAINING_RECORD
 
     return {

@@ -29,7 +29,7 @@ def inspect(
 
 def doctor(json: Json = False) -> None:
     """Where a runtime does not work, the reason is given."""
-    from edge_dsc.doctor import examine, format_examination
+    from edge_dsc.checks.doctor import examine, format_examination
 
     found = examine()
     if json:
@@ -56,7 +56,7 @@ def selftest(
     Each line ends in pass, fail or not here. The folder holds it all as JSON and as a page: send it with a report of
     a defect. Exit code 1 where a line failed.
     """
-    from edge_dsc.selftest import SELFTEST, SelfTestPlan, format_selftest, run_selftest
+    from edge_dsc.checks.selftest import SELFTEST, SelfTestPlan, format_selftest, run_selftest
 
     plan = SelfTestPlan(out=out, camera=camera, seed=seed)
     with progress_bar() as progress:

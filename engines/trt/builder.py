@@ -72,11 +72,11 @@ def _keep_signals() -> Iterator[list[int]]:
     came: list[int] = []
     kept: dict[int, Callable[[int, FrameType | None], object]] = {}
     if threading.current_thread() is threading.main_thread():  # a signal goes to no other thread
-        for number in (signal.SIGINT, signal.SIGTERM):
-            handler = signal.getsignal(number)
+        for kind in (signal.SIGINT, signal.SIGTERM):
+            handler = signal.getsignal(kind)
             if callable(handler):  # else it is ignored, or the system's own
-                kept[number] = handler
-                signal.signal(number, lambda number, frame: came.append(number))
+                kept[kind] = handler
+                signal.signal(kind, lambda number, frame: came.append(number))
     try:
         yield came
     finally:

@@ -8,6 +8,7 @@ import pytest
 
 from edge_dsc.data import Sample, discover
 from edge_dsc.data.loading import load_dataset, load_images
+from engines import images
 from engines.contract import ModelContract
 from engines.errors import BadInputError
 from engines.files import sha256_bytes
@@ -60,8 +61,8 @@ def test_a_dataset_and_its_pixels_come_of_one_pass(tmp_path: Path, monkeypatch: 
     (tmp_path / "b" / "copy.png").write_bytes((tmp_path / "a" / "1.png").read_bytes())
     found = discover(tmp_path)
     opened: list[Path] = []
-    read_bytes = Path.read_bytes
-    monkeypatch.setattr(Path, "read_bytes", lambda path: opened.append(path) or read_bytes(path))
+    read = images.read_regular
+    monkeypatch.setattr(images, "read_regular", lambda path, most: opened.append(path) or read(path, most))
     dataset, loaded = load_dataset(tmp_path)
     assert sorted(opened) == [tmp_path / sample.path for sample in found.samples]  # each file once
     assert dataset == found

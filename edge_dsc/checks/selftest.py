@@ -35,10 +35,10 @@ from edge_dsc import __version__
 from edge_dsc.build.calibrate import CalibrationRequest, run_calibration
 from edge_dsc.build.deployed import fit_on_the_spot
 from edge_dsc.build.engine import BuildRequest, BuiltEngine, build_engine, graph_in_precision
+from edge_dsc.checks.doctor import examine
 from edge_dsc.data import discover
 from edge_dsc.data.loading import load_images
 from edge_dsc.data.phantoms import CLASSES, write_phantoms
-from edge_dsc.doctor import examine
 from edge_dsc.infer.inference import InferRequest, infer_source
 from edge_dsc.latency.passes import memory_pass
 from edge_dsc.latency.subjects import BenchOptions, measure_engines

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from edge_dsc import doctor
-from edge_dsc.doctor import Package, examine, format_examination, probe
+from edge_dsc.checks import doctor
+from edge_dsc.checks.doctor import Package, examine, format_examination, probe
 
 NUMPY_1 = """
 import sys

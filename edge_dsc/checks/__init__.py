@@ -1,0 +1,1 @@
+"""What works on this machine: what is installed, and everything tried once."""
