@@ -21,7 +21,7 @@ from engines.ort import open_session
 OPSET = 18
 IR_VERSION = 9
 _CHANNELS, _DENSE_UNITS = 32, 64
-_RIDGE = 1e-3  # penalty on the weights of the fitted layer, of features that spread by 1
+_RIDGE = 1e-2  # penalty on the weights of the fitted layer, of features that spread by 1
 _SHARPNESS = 8.0  # of the fitted logits: the network is to be sure of most answers, as a trained one is
 
 

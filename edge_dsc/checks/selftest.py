@@ -68,10 +68,10 @@ PRECISIONS = (Precision.FP32, Precision.FP16, Precision.INT8)
 _PER_CLASS = 50  # phantoms; all classes together are enough for a calibration
 _MARKER = ".edge-dsc-selftest"
 _TRTEXEC = Path("/usr/src/tensorrt/bin/trtexec")  # where JetPack and NVIDIA's packages put it
-# How far a probability may be from what ONNX Runtime makes of the same graph. GPUs multiply FP32 in TF32; where two
-# runtimes round an INT8 value to different sides, the rest of the network sees a whole step.
-_TOLERANCES = {Precision.FP32: 0.005, Precision.FP16: 0.03, Precision.INT8: 0.15}
-_LEAST_AGREEMENT = 0.95
+# How far probabilities may be, on average, from what ONNX Runtime makes of the same graph, and how many answers must
+# agree. GPUs multiply FP32 in TF32; where two runtimes round an INT8 value to different sides, the rest of the network
+# sees a whole step, and a network that was made on the spot is less sure than a trained one.
+_TOLERANCES = {Precision.FP32: (0.001, 0.95), Precision.FP16: (0.01, 0.95), Precision.INT8: (0.05, 0.85)}
 _CAMERA_FRAMES = 30
 
 
@@ -336,16 +336,16 @@ class _Test:
             expected = _answer_all(reference, network.pixels)
         with open_engine(engine.path) as runner:
             answers, runs = _answer_all(runner, network.pixels), dict(runner.description)
-        difference, agreement = _difference(answers, expected), _agreement(answers, expected)
+        difference, agreement = float(np.abs(answers - expected).mean()), _agreement(answers, expected)
         with_fp32 = _agreement(answers, network.reference)
         words = (
-            f"{difference:.1e} at most from ONNX Runtime's probabilities on the same graph, {agreement:.0%} of the "
+            f"{difference:.1e} on average from ONNX Runtime's probabilities on the same graph, {agreement:.0%} of the "
             f"answers agree; {with_fp32:.0%} with FP32"
         )
-        if not difference <= _TOLERANCES[record.precision] or agreement < _LEAST_AGREEMENT:
-            allowed = f"{_TOLERANCES[record.precision]} and {_LEAST_AGREEMENT:.0%} are allowed"
-            raise EdgeDscError(words, remedy=allowed)
-        values = {"difference": difference, "agreement": agreement, "agreement_with_fp32": with_fp32}
+        most, least = _TOLERANCES[record.precision]
+        if not difference <= most or agreement < least:
+            raise EdgeDscError(words, remedy=f"{most} and {least:.0%} are allowed")
+        values = {"mean_difference": difference, "agreement": agreement, "agreement_with_fp32": with_fp32}
         return words, {**values, "runs": runs}
 
     def measure(self) -> Report | None:

@@ -351,6 +351,7 @@ def fill_memory(cuda: Any) -> Iterator[int]:
     context.push()
     held, size = [], 1 << 30
     while size >= 1 << 20:
+        size = min(size, max(cuda.mem_get_info()[0], 1))  # a fault must not take more than there is
         try:
             held.append((cuda.mem_alloc(size), size))
         except cuda.MemoryError:

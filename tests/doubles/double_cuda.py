@@ -37,6 +37,9 @@ class Error(Exception):
     """Stands for pycuda.driver.Error."""
 
 
+DEVICE_BYTES = 128 << 20  # of the whole device
+
+
 class MemoryError(Error):
     """Stands for pycuda.driver.MemoryError."""
 
@@ -268,7 +271,14 @@ class DoubleCuda:
             if stream.captured is not None:
                 stream.invalid = True
                 raise Error("cuMemAlloc failed: operation would make the capture invalid")
+        if size > self.mem_get_info()[0]:
+            raise MemoryError("cuMemAlloc failed: out of memory")
         return self.keep(DeviceAllocation(self, "device", size, next(self.addresses)))
+
+    def mem_get_info(self) -> tuple[int, int]:
+        self.need_context("mem_get_info")
+        held = sum(len(memory.memory) for memory in self.live if memory.kind == "device")
+        return DEVICE_BYTES - held, DEVICE_BYTES
 
     def memcpy_htod_async(self, dest: Any, src: np.ndarray, stream: Stream) -> None:
         self.need_context("memcpy_htod_async")
