@@ -81,8 +81,8 @@ def _keep_signals() -> Iterator[list[int]]:
     try:
         yield came
     finally:
-        for number, handler in kept.items():
-            signal.signal(number, handler)
+        for signum, handler in kept.items():
+            signal.signal(signum, handler)
         if came:
             kept[came[0]](came[0], None)
 
