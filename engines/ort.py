@@ -75,13 +75,13 @@ class OnnxRuntime:
         """Say no: a CPU has no FP16 layers."""
         return False
 
-    def require_calibrators(self) -> None:
+    def require_calibrators(self, method: str) -> None:
         """Refuse: it has none.
 
         Raises:
             UsageError: Always.
         """
-        raise without_calibrators(self.name)
+        raise without_calibrators(self.name, method)
 
     def build(self, model: bytes, out: Path, options: BuildOptions) -> BuildResult:
         """Optimise a model, prove the precision it will run in here, and write it.

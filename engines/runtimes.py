@@ -297,7 +297,7 @@ class Runtime(Protocol):
         """
         ...
 
-    def require_calibrators(self) -> None:
+    def require_calibrators(self, method: str) -> None:
         """Refuse what has no calibrators of its own, for INT8 without Q/DQ pairs: all but TensorRT 8.6 to 10.x.
 
         Raises:
@@ -500,11 +500,11 @@ def check_tuning(tuning: Tuning, known: Collection[str], runtime: str) -> None:
             )
 
 
-def without_calibrators(runtime: str) -> UsageError:
+def without_calibrators(runtime: str, method: str) -> UsageError:
     """Return the refusal of a runtime that cannot calibrate by itself."""
     return UsageError(
-        f"{runtime} has no calibrators of its own, TensorRT 8.6 to 10.x has",
-        remedy="choose another --calib-method, or --backend tensorrt on such a release",
+        f"{runtime} knows no ranges by {method}: TensorRT 8.6 to 10.x has such calibrators",
+        remedy="calibrate with another --calib-method, or take --backend tensorrt on such a release",
     )
 
 

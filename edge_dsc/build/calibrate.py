@@ -104,7 +104,7 @@ def run_calibration(request: CalibrationRequest, progress: Progress | None = Non
         check_cache_request(request.method, request.trt_release)
     tensorrt = choose_runtime(request.runtime)[0] if request.method in TENSORRT_METHODS else None
     if tensorrt is not None:
-        tensorrt.require_calibrators()
+        tensorrt.require_calibrators(request.method)
     path = request.out or request.model.parent / CALIBRATION_NAME
     dataset, split = discover(request.data), split_beside(request.model)
     candidates = calibration_candidates(dataset, split)

@@ -263,7 +263,7 @@ def _begin(request: BuildRequest, calibrated: CalibrationRun | None = None) -> B
     table = calibrated.table if calibrated is not None else load_table(request.calibration)
     check_table(table, model, path=request.calibration)
     if table.implicit:
-        runtime.require_calibrators()
+        runtime.require_calibrators(table.method)
         check_release(table, runtime.availability().version or "")
     return replace(build, table=table, table_sha256=sha256_file(request.calibration))
 
@@ -457,7 +457,9 @@ def _origins(build: Build) -> list[str]:
     """Say what of the engine's INT8 does not stand in its graph."""
     notes = [build.layers_origin] if build.layers_origin is not None else []
     if build.table is not None and build.table.implicit:
-        notes.append(f"implicit quantisation: TensorRT rounds an FP32 graph, by its own {build.table.method}")
+        notes.append(
+            f"implicit quantisation: TensorRT rounds an FP32 graph, by its own ranges ({build.table.method})"
+        )
     return notes
 
 

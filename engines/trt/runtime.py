@@ -79,7 +79,7 @@ class TensorRtRuntime:
         """
         return versions.is_strongly_typed(packages.load(self.package))
 
-    def require_calibrators(self) -> None:
+    def require_calibrators(self, method: str) -> None:
         """Refuse a release without calibrators: 11 and later, and all for RTX.
 
         Raises:
@@ -88,7 +88,7 @@ class TensorRtRuntime:
         """
         trt = packages.load(self.package)
         if not versions.has_calibrators(trt):
-            raise without_calibrators(f"{self.name} {trt.__version__}")
+            raise without_calibrators(f"{self.name} {trt.__version__}", method)
 
     def build(self, model: bytes, out: Path, options: BuildOptions) -> BuildResult:
         """Build an engine file from a serialised ONNX model that is already in the wanted precision.
