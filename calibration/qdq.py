@@ -90,7 +90,13 @@ def activation_ranges(model: ModelProto, table: CalibrationTable, *, signed: boo
 
     Raises:
         ArtefactError: The table has none for a layer's input.
+        UsageError: Its ranges are TensorRT's own.
     """
+    if table.implicit:
+        raise UsageError(
+            f"ranges by {table.method} are for TensorRT's own INT8, no Q/DQ graph is made of them",
+            remedy="calibrate with another --calib-method",
+        )
     ranges: dict[str, Bounds] = {}
     for layer in find_layers(model):
         if layer.input not in table.ranges and not layer.input.endswith(SUFFIX):

@@ -18,6 +18,8 @@ from engines.files import DocumentKind
 from engines.graph import OnnxModel
 
 METHODS = ("mse", "entropy", "minmax", "percentile")
+# Found by TensorRT's own calibrators, for a build without Q/DQ pairs; with the name of its algorithm in a cache.
+TENSORRT_METHODS = {"tensorrt-entropy": "EntropyCalibration2", "tensorrt-minmax": "MinMaxCalibration"}
 QAT_METHOD = "qat"  # ranges that quantisation-aware fine-tuning learnt; no calibration finds them
 DEFAULT_METHOD = "mse"
 MINIMUM_IMAGES = 128
@@ -86,8 +88,8 @@ class CalibrationTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     The same inputs give the same bytes.
 
     Attributes:
-        method: How the ranges were found: one of :data:`METHODS`, or ``qat`` where quantisation-aware fine-tuning
-            learnt them with the weights; then the images are those of the training.
+        method: How the ranges were found: one of :data:`METHODS`; one of :data:`TENSORRT_METHODS`; or ``qat`` where
+            quantisation-aware fine-tuning learnt them with the weights; then the images are those of the training.
         parameters: The method's own settings, such as ``{"percentile": 99.99, "histogram_bins": 2048}``.
         seed: The seed that chose the images.
         onnx_sha256: Hash of the FP32 model's file.
@@ -111,6 +113,11 @@ class CalibrationTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     channel_factors: Mapping[Text, tuple[_Factor, ...]] = msgspec.field(default_factory=dict)
     images: tuple[CalibrationImage, ...]
     skipped: tuple[SkippedImage, ...] = ()
+
+    @property
+    def implicit(self) -> bool:
+        """Whether TensorRT found the ranges for itself: no Q/DQ graph is made of them."""
+        return self.method in TENSORRT_METHODS
 
 
 def calibrate_command(
@@ -196,7 +203,7 @@ def check_table(table: CalibrationTable, model: OnnxModel, *, path: Path | None 
 
 def _nonsense(table: CalibrationTable) -> str | None:
     """Say what in a table cannot be true, or None."""
-    if table.method not in (*METHODS, QAT_METHOD):
+    if table.method not in (*METHODS, *TENSORRT_METHODS, QAT_METHOD):
         return f"names the unknown method {table.method!r}"
     for name, (low, high) in table.ranges.items():
         if not (math.isfinite(low) and math.isfinite(high) and low < high):
@@ -206,6 +213,8 @@ def _nonsense(table: CalibrationTable) -> str | None:
             return f"holds no channel factors for {name}"
     if not table.ranges:
         return "holds no ranges"
+    if table.implicit and "trt_version" not in table.parameters:
+        return "does not say which release's cache it holds"
     if len(table.images) < MINIMUM_IMAGES and table.method != QAT_METHOD:
         return f"was made on {len(table.images)} images, at least {MINIMUM_IMAGES} are needed"
     return None

@@ -1,12 +1,12 @@
-"""TensorRT's own calibration: its text cache made of a table, and its calibrators over the pixels that ours sees."""
+"""TensorRT's own calibration: its text cache made of a table, and its calibrators, whose cache becomes a table."""
 
 from __future__ import annotations
 
+import contextlib
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,19 +16,19 @@ from calibration.layers import find_layers
 from calibration.qdq import activation_ranges
 from calibration.rewrites import SUFFIX
 from calibration.select import CalibrationSet
-from calibration.table import CalibrationTable
+from calibration.table import TENSORRT_METHODS, CalibrationTable, calibrate_command
+from engines import packages
 from engines.contract import ModelContract
 from engines.errors import ArtefactError, EnvironmentProblem, UsageError
-from engines.files import read_regular, write_bytes
-from engines.packages import parse_version
+from engines.graph import OnnxModel
+from engines.trt.cuda import primary_context
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-ENTROPY = "EntropyCalibration2"
-MINMAX = "MinMaxCalibration"
+ENTROPY, MINMAX = TENSORRT_METHODS.values()
 ALGORITHMS = (ENTROPY, MINMAX)
-CALIBRATORS = ("entropy", "minmax")
+TENSORRT_BATCH = 8  # images that TensorRT calibrates on at a time
 _WRITE_AGAIN = "write it again from the calibration table"
 _HEADER = re.compile(r"TRT-(\d+)-(\w+)")
 _LINE = re.compile(r"(.+): ([0-9a-f]{1,8})")
@@ -84,9 +84,13 @@ def check_cache_request(method: str, version: str) -> None:
     """Refuse before the calibration what :func:`write_cache` would refuse after it.
 
     Raises:
-        UsageError: A method that scales channels, or a release that reads no cache.
+        UsageError: A method that scales channels or writes its own cache, or a release that reads no cache.
     """
     version_number(version)
+    if method in TENSORRT_METHODS:
+        raise UsageError(
+            f"{method} keeps the cache of the release that calibrates", remedy="leave --trt-cache out"
+        )
     if method == "mse":
         raise _scaled(method)
 
@@ -171,7 +175,7 @@ def version_number(version: str) -> int:
     Raises:
         UsageError: No version, or 11 and later, which have no calibrators.
     """
-    major, minor, patch = (*parse_version(version), 0, 0, 0)[:3]
+    major, minor, patch = (*packages.parse_version(version), 0, 0, 0)[:3]
     if not 8 <= major <= 10:
         raise UsageError(
             f"TensorRT {version} reads no calibration cache", remedy="name a release from 8.6 to 10.x"
@@ -189,105 +193,176 @@ def decode_scale(digits: str) -> float:
     return float(struct.unpack(">f", bytes.fromhex(digits.rjust(8, "0")))[0])
 
 
-@dataclass(frozen=True, kw_only=True)
-class CalibratorOptions:
-    """How TensorRT is to calibrate.
+class OwnCalibration:
+    """TensorRT's own calibration, while it builds: over images, or by the cache that it wrote in an earlier one.
 
     Attributes:
-        algorithm: One of :data:`CALIBRATORS`.
-        batch: Images per batch.
-        cache: Where TensorRT's text cache is kept; an existing one is offered to TensorRT instead of images.
+        cache: TensorRT's text: the one that was given, or what it has written.
     """
 
-    algorithm: str = "entropy"
-    batch: int = 8
-    cache: Path | None = None
+    def __init__(
+        self,
+        method: str,
+        contract: ModelContract,
+        images: CalibrationSet | None = None,
+        cache: bytes | None = None,
+    ) -> None:
+        """Prepare; nothing of TensorRT or the GPU is touched.
+
+        Args:
+            method: One of :data:`calibration.table.TENSORRT_METHODS`.
+            contract: The model's contract.
+            images: What :func:`calibration.select.read_set` read by that contract; whole batches of it are fed as
+                raw uint8 pixels, in the order of the draw. None where there is a cache.
+            cache: Offered to TensorRT instead of images.
+        """
+        self.cache = cache
+        self._method = method
+        self._input_name = contract.input_name
+        self._pixels = None if images is None else images.pixels[list(fed_images(images))]
+
+    @contextlib.contextmanager
+    def attach(self, trt: Any) -> Iterator[Any]:
+        """Hold an ``IInt8EntropyCalibrator2`` or ``IInt8MinMaxCalibrator`` for ``config.int8_calibrator``.
+
+        What a calibrator raises is printed and dropped by the binding (pyInt8.cpp): it is kept, TensorRT hears that
+        there are no more images, and it is raised when the block is left.
+
+        Args:
+            trt: The module ``tensorrt``, of a release that has calibrators.
+
+        Raises:
+            EnvironmentProblem: TensorRT does not take its own cache, or pycuda is missing.
+        """
+        with contextlib.ExitStack() as frees:
+            calibrator = self._make(trt, frees)
+            try:
+                yield calibrator
+            finally:
+                if calibrator.failure is not None:
+                    raise calibrator.failure
+
+    def _make(self, trt: Any, frees: contextlib.ExitStack) -> Any:
+        base = getattr(trt, f"IInt8{TENSORRT_METHODS[self._method].replace('Calibration', 'Calibrator')}")
+        load_batch = self._refuse_batch if self._pixels is None else _feed(self._pixels, frees)
+        calibration, input_name = self, self._input_name
+
+        class Calibrator(base):  # type: ignore[misc,valid-type]
+            def __init__(self) -> None:
+                base.__init__(self)
+                self.failure: BaseException | None = None
+
+            def get_batch_size(self) -> int:
+                return TENSORRT_BATCH
+
+            def get_batch(self, names: list[str]) -> list[int] | None:
+                if self.failure is not None:
+                    return None
+                try:
+                    assert names == [input_name], f"the network takes {names}"
+                    address = load_batch()
+                except BaseException as error:  # noqa: BLE001 - raised when the builder is done
+                    self.failure = error
+                    return None
+                return None if address is None else [address]
+
+            def read_calibration_cache(self) -> bytes | None:
+                return calibration.cache
+
+            def write_calibration_cache(self, cache: Any) -> None:
+                calibration.cache = bytes(cache)
+
+        return Calibrator()
+
+    def _refuse_batch(self) -> int | None:
+        raise EnvironmentProblem(
+            "TensorRT does not take the cache that it wrote, and asks for images",
+            remedy="calibrate again here: edge-dsc calibrate MODEL --calib-data DIR --calib-method "
+            + self._method,
+        )
 
 
-def make_calibrator(
-    trt: Any,
-    cuda: Any,
-    images: CalibrationSet,
-    contract: ModelContract,
-    options: CalibratorOptions = CalibratorOptions(),
-) -> Any:
-    """Return an ``IInt8EntropyCalibrator2`` or ``IInt8MinMaxCalibrator`` for ``config.int8_calibrator``.
+def _feed(pixels: NDArray[np.uint8], frees: contextlib.ExitStack) -> Callable[[], int | None]:
+    """Return what copies one batch after the other to the GPU and gives its address, and None after the last."""
+    cuda = packages.load("pycuda.driver")
+    frees.enter_context(primary_context(cuda))
+    host = cuda.pagelocked_empty((TENSORRT_BATCH, *pixels.shape[1:]), np.uint8)
+    frees.callback(host.base.free)
+    memory = cuda.mem_alloc(host.nbytes)
+    frees.callback(memory.free)
+    streams = [cuda.Stream()]
+    frees.callback(streams.clear)  # it has no other way to go before its context
+    starts = iter(range(0, len(pixels), TENSORRT_BATCH))
 
-    It feeds the network's raw uint8 pixels in whole batches, in the order of the draw; the last images that fill
-    none are left out. An exception must not cross TensorRT's C++ frames: it is kept in ``failure``, TensorRT hears
-    that there are no more images, and the caller raises it after the build.
+    def load_batch() -> int | None:
+        start = next(starts, None)
+        if start is None:
+            return None
+        host[:] = pixels[start : start + TENSORRT_BATCH]
+        cuda.memcpy_htod_async(memory, host, streams[0])
+        streams[0].synchronize()
+        return int(memory)
+
+    return load_batch
+
+
+def fed_images(images: CalibrationSet) -> tuple[int, ...]:
+    """Return the places of the images that TensorRT gets, in the order of the draw: those that fill whole batches."""
+    return images.drawn[: len(images.drawn) // TENSORRT_BATCH * TENSORRT_BATCH]
+
+
+def table_of_cache(
+    text: bytes | None, method: str, seed: int, model: OnnxModel, images: CalibrationSet, version: str
+) -> CalibrationTable:
+    """Return the table that ties what TensorRT found to model, preprocess, images and release.
 
     Args:
-        trt: The module ``tensorrt``.
-        cuda: The module ``pycuda.driver``; the calling thread owns a current context.
-        images: What :func:`calibration.select.read_set` read by the model's contract.
-        contract: The model's contract.
-        options: Which calibrator, and how.
-
-    Returns:
-        The calibrator; it owns its device memory until ``release()``.
+        text: The cache that TensorRT wrote.
+        method: One of :data:`calibration.table.TENSORRT_METHODS`.
+        seed: The seed that chose the images.
+        model: The model.
+        images: The images.
+        version: The release.
 
     Raises:
-        EnvironmentProblem: This release has no calibrators.
-        UsageError: Another algorithm, or fewer images than a batch.
+        EnvironmentProblem: TensorRT wrote no cache.
+        ArtefactError: Or one that is none.
     """
-    pixels: NDArray[np.uint8] = images.pixels[list(images.drawn)]
-    _check_calibrator(trt, len(pixels), options)
-    entropy = options.algorithm == "entropy"
-    base = trt.IInt8EntropyCalibrator2 if entropy else trt.IInt8MinMaxCalibrator
-    batches = iter(
-        [pixels[end - options.batch : end] for end in range(options.batch, len(pixels) + 1, options.batch)]
+    if text is None:
+        raise EnvironmentProblem(
+            f"TensorRT {version} wrote no calibration cache", remedy="choose another --calib-method"
+        )
+    cache = read_cache(text.decode(errors="replace"), source=f"the cache that TensorRT {version} wrote")
+    fed = {images.images[place].sha256 for place in fed_images(images)}
+    return CalibrationTable(
+        method=method,
+        parameters={"trt_version": cache.version},
+        seed=seed,
+        onnx_sha256=model.sha256,
+        preprocess_sha256=model.contract.preprocess_sha256,
+        versions={"tensorrt": version},
+        ranges={name: (-127 * scale, 127 * scale) for name, scale in cache.scales.items()},
+        images=tuple(image for image in images.images if image.sha256 in fed),
+        skipped=images.skipped,
     )
 
-    class Calibrator(base):  # type: ignore[misc,valid-type]
-        def __init__(self) -> None:
-            base.__init__(self)
-            self.failure: BaseException | None = None
-            self._memory = cuda.mem_alloc(pixels[: options.batch].nbytes)
-            self._stream = cuda.Stream()
 
-        def get_batch_size(self) -> int:
-            return options.batch
-
-        def get_batch(self, names: list[str]) -> list[int] | None:
-            try:
-                batch = next(batches, None)
-                if batch is None or names != [contract.input_name]:
-                    return None
-                cuda.memcpy_htod_async(self._memory, batch, self._stream)
-                self._stream.synchronize()
-                return [int(self._memory)]
-            except BaseException as error:  # noqa: BLE001 - raised again by whoever builds
-                self.failure = error
-                return None
-
-        def read_calibration_cache(self) -> bytes | None:
-            cache = options.cache
-            return read_regular(cache) if cache is not None and cache.is_file() else None
-
-        def write_calibration_cache(self, data: Any) -> None:
-            try:
-                if options.cache is not None:
-                    write_bytes(options.cache, bytes(data))
-            except BaseException as error:  # noqa: BLE001 - raised again by whoever builds
-                self.failure = error
-
-        def release(self) -> None:
-            self._memory.free()
-
-    return Calibrator()
+def cache_of_table(table: CalibrationTable) -> str:
+    """Return the text that TensorRT wrote, or one that gives it the same scales, from :func:`table_of_cache`."""
+    lines = [f"TRT-{table.parameters['trt_version']:.0f}-{TENSORRT_METHODS[table.method]}"]
+    lines += [f"{name}: {encode_scale(high / 127)}" for name, (_, high) in table.ranges.items()]
+    return "\n".join(lines) + "\n"
 
 
-def _check_calibrator(trt: Any, images: int, options: CalibratorOptions) -> None:
-    if options.algorithm not in CALIBRATORS:
-        raise UsageError(
-            f"TensorRT has no calibrator {options.algorithm!r} here",
-            remedy=f"choose one of {', '.join(CALIBRATORS)}",
+def check_release(table: CalibrationTable, version: str) -> None:
+    """Hold a table of TensorRT's own calibration against the release that is to build.
+
+    Raises:
+        ArtefactError: Another release.
+    """
+    there = table.versions.get("tensorrt", "")
+    if packages.parse_version(there) != packages.parse_version(version):
+        raise ArtefactError(
+            f"the calibration is of TensorRT {there}, {version} is here",
+            remedy=f"calibrate again: {calibrate_command(method=table.method)}",
         )
-    if not hasattr(trt, "IInt8EntropyCalibrator2"):
-        raise EnvironmentProblem(
-            f"TensorRT {trt.__version__} has no calibrators: they ended with 10",
-            remedy="use edge-dsc calibrate and build-engine --int8, which need none",
-        )
-    if images < options.batch:
-        raise UsageError(f"{images} images for batches of {options.batch}", remedy="give more images")

@@ -28,6 +28,7 @@ from engines.runtimes import (
     RunnerOptions,
     check_precision,
     check_tuning,
+    without_calibrators,
 )
 
 if TYPE_CHECKING:
@@ -73,6 +74,14 @@ class OnnxRuntime:
     def rest_in_half(self) -> bool:
         """Say no: a CPU has no FP16 layers."""
         return False
+
+    def require_calibrators(self, method: str) -> None:
+        """Refuse: it has none.
+
+        Raises:
+            UsageError: Always.
+        """
+        raise without_calibrators(self.name, method)
 
     def build(self, model: bytes, out: Path, options: BuildOptions) -> BuildResult:
         """Optimise a model, prove the precision it will run in here, and write it.

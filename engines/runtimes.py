@@ -6,10 +6,11 @@ import contextlib
 import importlib
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 from engines.errors import AccuracyGateError, BadInputError, EdgeDscError, UsageError
 from engines.record import BatchRange, EngineRecord, Precision, Tuning, peek_record
@@ -35,6 +36,21 @@ _Tag = TypeVar("_Tag")
 
 
 @dataclass(frozen=True, kw_only=True)
+class ImplicitInt8:
+    """INT8 without Q/DQ pairs: the builder rounds an FP32 graph, by ranges of its own calibrator.
+
+    Attributes:
+        calibrator: Given the runtime's module, holds its calibrator while the builder may call it; on leaving it raises
+            what failed there.
+        layers: Names of the layers that must run in INT8, the others with weights in FP16; none where the builder is
+            only to calibrate.
+    """
+
+    calibrator: Callable[[Any], AbstractContextManager[Any]]
+    layers: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, kw_only=True)
 class BuildOptions:
     """What a build is asked for.
 
@@ -48,6 +64,7 @@ class BuildOptions:
         timing_cache: Folder in which the builder's timings of kernels are kept for the next build; None keeps none.
         progress: Called with (phase, done, total) where the runtime reports it.
         log: Called with each line of the builder's log.
+        implicit: INT8 by the runtime's own calibration, of an FP32 graph; see :meth:`Runtime.require_calibrators`.
     """
 
     precision: Precision
@@ -58,6 +75,7 @@ class BuildOptions:
     timing_cache: Path | None = None
     progress: Progress | None = None
     log: Callable[[str], None] | None = None
+    implicit: ImplicitInt8 | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -279,6 +297,15 @@ class Runtime(Protocol):
         """
         ...
 
+    def require_calibrators(self, method: str) -> None:
+        """Refuse what has no calibrators of its own, for INT8 without Q/DQ pairs: all but TensorRT 8.6 to 10.x.
+
+        Raises:
+            EnvironmentProblem: The package is missing.
+            UsageError: It has none.
+        """
+        ...
+
     def build(self, model: bytes, out: Path, options: BuildOptions) -> BuildResult:
         """Build an engine file from a serialised ONNX model that is already in the wanted precision.
 
@@ -471,6 +498,14 @@ def check_tuning(tuning: Tuning, known: Collection[str], runtime: str) -> None:
                 f"{runtime} has no --{name.replace('_', '-')}",
                 remedy="leave it out, or choose another --backend",
             )
+
+
+def without_calibrators(runtime: str, method: str) -> UsageError:
+    """Return the refusal of a runtime that cannot calibrate by itself."""
+    return UsageError(
+        f"{runtime} knows no ranges by {method}: TensorRT 8.6 to 10.x has such calibrators",
+        remedy="calibrate with another --calib-method, or take --backend tensorrt on such a release",
+    )
 
 
 def check_precision(layers: Mapping[str, int], options: BuildOptions) -> None:

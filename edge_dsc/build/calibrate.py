@@ -2,20 +2,36 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from calibration.collect import calibrate
 from calibration.coverage import Coverage, measure_coverage, save_coverage
-from calibration.select import Candidate, read_set, select_images
-from calibration.table import DEFAULT_METHOD, TABLE, CalibrationOptions, CalibrationTable, save_table
-from calibration.tensorrt import check_cache_request, write_cache
+from calibration.select import CalibrationSet, Candidate, read_set, select_images
+from calibration.table import (
+    DEFAULT_METHOD,
+    TABLE,
+    TENSORRT_METHODS,
+    CalibrationOptions,
+    CalibrationTable,
+    save_table,
+)
+from calibration.tensorrt import (
+    TENSORRT_BATCH,
+    OwnCalibration,
+    cache_of_table,
+    check_cache_request,
+    table_of_cache,
+    write_cache,
+)
 from edge_dsc.data import Dataset, Split, discover
 from edge_dsc.data.purposes import images_to_calibrate, split_beside
 from engines.files import require_writable, write_text
 from engines.graph import OnnxModel, load_model
 from engines.packages import is_installed
-from engines.runtimes import Progress
+from engines.record import BatchRange, Precision, Tuning
+from engines.runtimes import BuildOptions, ImplicitInt8, Progress, Runtime, choose_runtime
 
 CALIBRATION_NAME = "calibration.json"  # beside the model
 
@@ -27,11 +43,13 @@ class CalibrationRequest:
     Attributes:
         model: The FP32 ONNX model.
         data: A folder of labelled images.
-        method: One of :data:`calibration.table.METHODS`.
+        method: One of :data:`calibration.table.METHODS`, or of ``TENSORRT_METHODS``: TensorRT finds the ranges while
+            it builds an engine that is thrown away.
         images: How many images to draw, stratified by class.
         seed: Seed of the draw.
         out: The table; None puts ``calibration.json`` beside the model.
         trt_release: Also write TensorRT's own text cache for this release, such as ``8.6.2``, beside the table.
+        runtime: What will build; only a TensorRT has calibrators of its own.
     """
 
     model: Path
@@ -41,6 +59,7 @@ class CalibrationRequest:
     seed: int = 0
     out: Path | None = None
     trt_release: str | None = None
+    runtime: str = "tensorrt"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +73,9 @@ class CalibrationRun:
         dataset: The folder of images, listed and hashed.
         split: The model's split, if any.
         held_out: Images left out because that split keeps them for something else.
-        coverage: What the set holds and whether its ranges have settled; written beside the table.
-        trt_cache: TensorRT's own cache, where it was asked for.
+        coverage: What the set holds and whether its ranges have settled; written beside the table. None where TensorRT
+            found the ranges: it says nothing of how.
+        trt_cache: TensorRT's own cache, where it was asked for, or was written by TensorRT.
     """
 
     path: Path
@@ -64,7 +84,7 @@ class CalibrationRun:
     dataset: Dataset
     split: Split | None
     held_out: int
-    coverage: Coverage
+    coverage: Coverage | None
     trt_cache: Path | None = None
 
 
@@ -77,10 +97,14 @@ def run_calibration(request: CalibrationRequest, progress: Progress | None = Non
     Raises:
         BadInputError: Too few usable images.
         ArtefactError: The model is not ours.
-        UsageError: A TensorRT cache that the method, or the release, cannot give.
+        EnvironmentProblem: TensorRT is to calibrate, and cannot here.
+        UsageError: A TensorRT cache that the method, or the release, cannot give; a runtime without calibrators.
     """
     if request.trt_release is not None:
         check_cache_request(request.method, request.trt_release)
+    tensorrt = choose_runtime(request.runtime)[0] if request.method in TENSORRT_METHODS else None
+    if tensorrt is not None:
+        tensorrt.require_calibrators(request.method)
     path = request.out or request.model.parent / CALIBRATION_NAME
     dataset, split = discover(request.data), split_beside(request.model)
     candidates = calibration_candidates(dataset, split)
@@ -88,19 +112,25 @@ def run_calibration(request: CalibrationRequest, progress: Progress | None = Non
     chosen = select_images(candidates, request.images, request.seed)
     model = load_model(request.model)
     images = read_set(chosen, model.contract, progress)
-    options = CalibrationOptions(method=request.method, seed=request.seed)
-    table = calibrate(model, images, options, progress)
+    if tensorrt is not None:
+        table = _calibrate_in_tensorrt(tensorrt, request, model, images, progress)
+    else:
+        options = CalibrationOptions(method=request.method, seed=request.seed)
+        table = calibrate(model, images, options, progress)
     save_table(path, table)
-    patients = {sample.sha256: sample.patient for sample in dataset.samples}
-    coverage = measure_coverage(model, table, images, patients)
-    save_coverage(path.with_name(f"{path.stem}.coverage.json"), coverage)
-    if is_installed("matplotlib"):  # a machine that only calibrates need not have it
-        from edge_dsc.page.figures import draw_coverage
+    coverage, report = None, path.with_name(f"{path.stem}.coverage.json")
+    if not table.implicit:
+        patients = {sample.sha256: sample.patient for sample in dataset.samples}
+        coverage = measure_coverage(model, table, images, patients)
+        save_coverage(report, coverage)
+        if is_installed("matplotlib"):  # a machine that only calibrates need not have it
+            from edge_dsc.page.figures import draw_coverage
 
-        draw_coverage(coverage, path.with_name(f"{path.stem}.coverage.png"))
-    cache = None
-    if request.trt_release is not None:
-        cache = path.with_name(f"{path.stem}.trt-cache.txt")
+            draw_coverage(coverage, report.with_suffix(".png"))
+    cache = path.with_name(f"{path.stem}.trt-cache.txt")
+    if table.implicit:
+        write_text(cache, cache_of_table(table))
+    elif request.trt_release is not None:
         write_text(cache, write_cache(table, model.proto, request.trt_release))
     return CalibrationRun(
         path=path,
@@ -110,8 +140,31 @@ def run_calibration(request: CalibrationRequest, progress: Progress | None = Non
         split=split,
         held_out=len(dataset.samples) - len(candidates),
         coverage=coverage,
-        trt_cache=cache,
+        trt_cache=cache if table.implicit or request.trt_release is not None else None,
     )
+
+
+def _calibrate_in_tensorrt(
+    runtime: Runtime,
+    request: CalibrationRequest,
+    model: OnnxModel,
+    images: CalibrationSet,
+    progress: Progress | None,
+) -> CalibrationTable:
+    """Let TensorRT find the ranges; an engine takes them from the table, as often as it is built."""
+    own = OwnCalibration(request.method, model.contract, images)
+    options = BuildOptions(
+        precision=Precision.INT8,
+        required_layers=0,  # what is built here is thrown away
+        batch=BatchRange(TENSORRT_BATCH, TENSORRT_BATCH, TENSORRT_BATCH),
+        tuning=Tuning(optimization_level=0),
+        progress=progress,
+        implicit=ImplicitInt8(calibrator=own.attach),
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        runtime.build(model.proto.SerializeToString(), Path(folder) / "calibration.engine", options)
+    version = runtime.availability().version or ""
+    return table_of_cache(own.cache, request.method, request.seed, model, images, version)
 
 
 def calibration_candidates(dataset: Dataset, split: Split | None) -> list[Candidate]:

@@ -23,6 +23,7 @@ import msgspec
 from calibration.layers import find_layers, quantizable_layers
 from calibration.qdq import put_rest_in_half, quantize
 from calibration.table import CalibrationTable, check_table, load_table
+from calibration.tensorrt import OwnCalibration, cache_of_table, check_release
 from edge_dsc import __version__
 from edge_dsc.build.assign import as_before, assign_layers
 from edge_dsc.build.calibrate import CALIBRATION_NAME, CalibrationRun
@@ -47,6 +48,7 @@ from engines.runtimes import (
     FLOAT,
     BuildOptions,
     BuildResult,
+    ImplicitInt8,
     Progress,
     Runtime,
     check_layers,
@@ -260,6 +262,9 @@ def _begin(request: BuildRequest, calibrated: CalibrationRun | None = None) -> B
         )
     table = calibrated.table if calibrated is not None else load_table(request.calibration)
     check_table(table, model, path=request.calibration)
+    if table.implicit:
+        runtime.require_calibrators(table.method)
+        check_release(table, runtime.availability().version or "")
     return replace(build, table=table, table_sha256=sha256_file(request.calibration))
 
 
@@ -294,6 +299,7 @@ def _finish(
         timing_cache=build.path.parent if build.request.timing_cache else None,
         progress=progress,
         log=log,
+        implicit=_implicit(build),
     )
     with atomic_path(build.path, ENGINE) as temporary:
         started = time.perf_counter()
@@ -308,6 +314,15 @@ def _finish(
     return BuiltEngine(build.path, record, build.chosen)
 
 
+def _implicit(build: Build) -> ImplicitInt8 | None:
+    """Return how TensorRT is to quantise by the ranges that it found itself, where the table holds such."""
+    if build.table is None or not build.table.implicit:
+        return None
+    own = OwnCalibration(build.table.method, build.model.contract, cache=cache_of_table(build.table).encode())
+    integer = frozenset(name for name, kind in build.wanted.items() if kind == "INT8")
+    return ImplicitInt8(calibrator=own.attach, layers=integer)
+
+
 def graph_in_precision(
     model: ModelProto,
     precision: Precision,
@@ -317,6 +332,8 @@ def graph_in_precision(
     float_layers: Collection[str] = (),
 ) -> ModelProto:
     """Return the ONNX graph that holds the precision: as it is, cast to FP16, or with Q/DQ pairs.
+
+    INT8 by ranges of TensorRT's own is not in the graph: that stays as it is.
 
     Args:
         model: The FP32 model; it is not changed.
@@ -336,6 +353,8 @@ def graph_in_precision(
     if not _integer_layers(model, float_layers):
         return cast_to_fp16(model) if runtime.float_precision is Precision.FP16 else model
     assert table is not None, "an INT8 build has a table: its second step saw to it"
+    if table.implicit and precision is Precision.INT8:
+        return model
     graph: ModelProto = quantize(
         model, table, signed_activations=runtime.signed_activations, float_layers=tuple(float_layers)
     )
@@ -430,8 +449,18 @@ def _record(build: Build, result: BuildResult, engine: Path, seconds: float) -> 
         edge_dsc=__version__,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         float_layers=build.float_layers,
-        notes=result.notes if build.layers_origin is None else (*result.notes, build.layers_origin),
+        notes=(*result.notes, *_origins(build)),
     )
+
+
+def _origins(build: Build) -> list[str]:
+    """Say what of the engine's INT8 does not stand in its graph."""
+    notes = [build.layers_origin] if build.layers_origin is not None else []
+    if build.table is not None and build.table.implicit:
+        notes.append(
+            f"implicit quantisation: TensorRT rounds an FP32 graph, by its own ranges ({build.table.method})"
+        )
+    return notes
 
 
 if __name__ == "__main__":  # the process that rebuild_engine starts

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from calibration.table import DEFAULT_METHOD
 from edge_dsc.data.purposes import images_to_judge
 from edge_dsc.evaluate.evaluation import evaluate_runner, format_validation
-from engines.errors import AccuracyGateError, UsageError
+from engines.errors import AccuracyGateError, EnvironmentProblem, UsageError
 from engines.files import canonical_json, sha256_bytes
 from engines.images import usable_processors
 from engines.ort import open_reference
@@ -61,6 +61,7 @@ def run_gate(
 
     Raises:
         AccuracyGateError: Accuracy falls beyond the budget; its details hold the table.
+        EnvironmentProblem: TensorRT quantised by itself, and the engine cannot run here.
         BadInputError: No image is left to validate on, or the folder knows other classes.
     """
     gate, dataset = build.request.gate, build.dataset
@@ -104,6 +105,11 @@ def _open_runner(build: Build, engine: Path, record: EngineRecord) -> tuple[Runn
     if reason is None:
         runner = build.runtime.open_runner(engine, record)
         return runner, f"the engine on {record.runtime} {record.runtime_version}"
+    if build.table is not None and build.table.implicit:
+        raise EnvironmentProblem(
+            f"the engine cannot run here to be judged, and no graph holds its INT8: {reason}",
+            remedy="build without --validate, or calibrate with another --calib-method",
+        )
     graph = open_reference(build.graph, record)
     return graph, f"its graph on ONNX Runtime, because the engine cannot run here: {reason}"
 

@@ -274,9 +274,7 @@ class _Test:
         calibrated = run_calibration(CalibrationRequest(model=path, data=data), self.progress)
         self.networks[architecture] = replace(self.networks[architecture], table=calibrated.path)
         right = float((reference.argmax(axis=1) == answers).mean())
-        words = (
-            f"{right:.0%} of {len(pixels)} unseen phantoms right, calibrated on {calibrated.coverage.images}"
-        )
+        words = f"{right:.0%} of {len(pixels)} unseen phantoms right, calibrated on {len(calibrated.table.images)}"
         return words, {"accuracy": right, "images": len(pixels)}
 
     def build(self, runtime: str) -> None:

@@ -15,8 +15,10 @@ from engines.errors import UsageError
 from engines.text_table import printable
 
 if TYPE_CHECKING:
+    from edge_dsc.build.gate import GateOptions
     from edge_dsc.build.qat import QatOptions
     from edge_dsc.training import TrainOptions
+    from engines.record import Precision
 
 
 class Arch(str, enum.Enum):
@@ -35,12 +37,14 @@ class RecipeName(str, enum.Enum):
 
 
 class CalibMethod(str, enum.Enum):
-    """How ranges are chosen; the names of calibration.table.METHODS."""
+    """How ranges are chosen; the names of calibration.table.METHODS and TENSORRT_METHODS."""
 
     MSE = "mse"
     ENTROPY = "entropy"
     MINMAX = "minmax"
     PERCENTILE = "percentile"
+    TENSORRT_ENTROPY = "tensorrt-entropy"
+    TENSORRT_MINMAX = "tensorrt-minmax"
 
 
 class PrecisionName(str, enum.Enum):
@@ -78,7 +82,10 @@ CalibData = Annotated[
 CalibImages = Annotated[
     int, typer.Option("--calib-images", min=1, max=MAX_IMAGES, help="Images to draw, stratified by class.")
 ]
-Method = Annotated[CalibMethod, typer.Option("--calib-method", help="How the ranges are chosen.")]
+Method = Annotated[
+    CalibMethod,
+    typer.Option("--calib-method", help="How the ranges are chosen; tensorrt-*: by TensorRT 8.6 to 10.x."),
+]
 
 
 def train(
@@ -268,7 +275,7 @@ def calibrate(
         give(
             f"{printable(made.path)}: {len(made.table.ranges)} ranges by {made.table.method}"
             f" over {len(made.table.images)} images ({made.held_out} left out as held back by the split)"
-            f"\n{made.coverage.text()}"
+            + (f"\n{made.coverage.text()}" if made.coverage else "")
             + (f"\nTensorRT's cache: {printable(made.trt_cache)}" if made.trt_cache else "")
         )
 
@@ -371,7 +378,6 @@ def build_engine(
     from edge_dsc.cli.console import give, give_json, progress_bar, say
     from edge_dsc.cli.options import parse_batch, parse_gate, parse_precision
     from edge_dsc.inspection import format_record
-    from engines.errors import UsageError
     from engines.record import Precision, Tuning
 
     path = model_of(model)
@@ -379,19 +385,17 @@ def build_engine(
     calibrated = asked in (Precision.INT8, Precision.MIXED)
     batch_range = parse_batch(batch)
     gate = parse_gate(validate, max_drop)
-    if not calibrated and (calib_data or calibration):
-        raise UsageError(f"calibration has no use in {asked.value}", remedy="add --int8")
-    if asked is not Precision.MIXED and layers:
-        raise UsageError(f"--layers has no use in {asked.value}", remedy="add --precision mixed")
-    if asked is Precision.MIXED and gate is None:
-        raise UsageError("mixed precision needs images to be judged on", remedy="add --validate DIR")
-    if calib_data and calibration:
-        raise UsageError("--calib-data and --calibration exclude each other", remedy="give one of them")
+    _refuse_contradictions(asked, calib_data, calibration, calib_method, layers, gate)
     made = None
     with progress_bar() as progress:
         if calib_data:
             request = CalibrationRequest(
-                model=path, data=calib_data, method=calib_method.value, images=calib_images, seed=seed
+                model=path,
+                data=calib_data,
+                method=calib_method.value,
+                images=calib_images,
+                seed=seed,
+                runtime=backend.value,
             )
             made = run_calibration(request, progress)
         elif calibrated and calibration is None and (path.parent / CALIBRATION_NAME).is_file():
@@ -425,6 +429,30 @@ def build_engine(
         give_json("edge-dsc/build-engine-result", {"path": str(built.path), "record": built.record})
     else:
         give(f"{printable(built.path)}\n{format_record(built.record)}")
+
+
+def _refuse_contradictions(
+    asked: Precision,
+    data: Path | None,
+    table: Path | None,
+    method: CalibMethod,
+    layers: Path | None,
+    gate: GateOptions | None,
+) -> None:
+    """Refuse options of build-engine that have no use beside each other."""
+    if asked.value not in ("int8", "mixed") and (data or table):
+        raise UsageError(f"calibration has no use in {asked.value}", remedy="add --int8")
+    if asked.value != "mixed" and layers:
+        raise UsageError(f"--layers has no use in {asked.value}", remedy="add --precision mixed")
+    if asked.value == "mixed" and gate is None:
+        raise UsageError("mixed precision needs images to be judged on", remedy="add --validate DIR")
+    if data and table:
+        raise UsageError("--calib-data and --calibration exclude each other", remedy="give one of them")
+    if method.value.startswith("tensorrt-") and not (asked.value == "int8" and data):
+        raise UsageError(
+            f"--calib-method {method.value} is for --int8 over images",
+            remedy="add --int8 --calib-data DIR, or choose another method",
+        )
 
 
 def debug(

@@ -18,6 +18,7 @@ from engines.trt import census, versions
 from engines.trt.cache import TimingCache
 from engines.trt.faults import describe_warnings, first_error, process_logger
 
+_UNKNOWN = "unknown precision"
 _TF32_NOTE = "TF32 is off: FP32 layers keep all 23 bits of their mantissa"
 
 
@@ -80,8 +81,8 @@ def _keep_signals() -> Iterator[list[int]]:
     try:
         yield came
     finally:
-        for number, handler in kept.items():
-            signal.signal(number, handler)
+        for signum, handler in kept.items():
+            signal.signal(signum, handler)
         if came:
             kept[came[0]](came[0], None)
 
@@ -105,10 +106,13 @@ def _make_plan(
         builder = trt.Builder(logger)
     except (RuntimeError, TypeError) as error:  # pybind11's answer to a null pointer
         raise _cannot_build(trt, logger, str(error)) from error
-    network = builder.create_network(versions.network_flags(trt))
+    implicit = options.implicit
+    network = builder.create_network(versions.network_flags(trt, implicit=implicit is not None))
     if network is None:
         raise _cannot_build(trt, logger, "no network")
     parser = _parse(trt, logger, network, model)
+    if implicit is not None and implicit.layers:
+        versions.insist_on_int8(trt, census.weighted_layers(trt, network), implicit.layers)
     if options.precision is Precision.FP16:
         versions.insist_on_half(trt, census.weighted_layers(trt, network))
     types = census.network_layer_types(trt, network)
@@ -119,11 +123,13 @@ def _make_plan(
     if options.precision is Precision.FP32:
         notes = (_TF32_NOTE, *notes)
     plan = Plan(data, Counter(types.values()), census.NETWORK, notes, types)
-    if not has_gpu:
-        return plan
     shape = (options.batch.best, *tuple(tensor.shape)[1:])
-    found = census.inspect_plan(trt, logger, data, {tensor.name: shape})
-    return plan if found is None else _prove(plan, found, options)
+    found = census.inspect_plan(trt, logger, data, {tensor.name: shape}) if has_gpu else None
+    if found is not None:
+        return _prove(plan, found, options)
+    if implicit is not None:
+        check_precision({_UNKNOWN: len(types)}, options)
+    return plan
 
 
 def _parse(trt: Any, logger: Any, network: Any, model: bytes) -> Any:
@@ -143,55 +149,68 @@ def _serialize(
     trt: Any, logger: Any, builder: Any, network: Any, options: BuildOptions, interrupts: Sequence[int]
 ) -> tuple[Any, tuple[str, ...]]:
     """Build; returns the serialised engine and what is to be said of it."""
-    config = builder.create_builder_config()
-    if config is None:
-        raise _cannot_build(trt, logger, "no builder config")
-    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mib << 20)
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # the inspector reports nothing without it
-    versions.set_precision(trt, config, options.precision)
-    versions.share_profile(trt, config)
-    versions.allow_capture(trt, config)
-    versions.tune(trt, config, options.tuning)
-    timings = None
-    if options.timing_cache is not None and versions.keeps_timings(trt):
-        timings = TimingCache(trt, config, options.timing_cache)
-    _add_profiles(trt, logger, builder, config, network.get_input(0), options.batch)
-    monitor = versions.attach_monitor(trt, config, options.progress, interrupts)
-    data = builder.build_serialized_network(network, config)
-    failure = monitor.failure if monitor is not None else None
-    notes = () if data is None or timings is None else timings.save(config)
-    del config  # it holds the monitor by a bare pointer, so it goes first
-    if failure is not None:
-        raise failure
-    if data is None:
-        raise _cannot_build(trt, logger, "no engine")
-    return data, notes
+    implicit = options.implicit
+    with contextlib.nullcontext() if implicit is None else implicit.calibrator(trt) as calibrator:
+        config = builder.create_builder_config()
+        if config is None:
+            raise _cannot_build(trt, logger, "no builder config")
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mib << 20)
+        # The inspector reports nothing without it.
+        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+        versions.set_precision(trt, config, options.precision, implicit=implicit is not None)
+        versions.share_profile(trt, config)
+        versions.allow_capture(trt, config)
+        versions.tune(trt, config, options.tuning)
+        timings = None
+        if options.timing_cache is not None and versions.keeps_timings(trt):
+            timings = TimingCache(trt, config, options.timing_cache)
+        tensor = network.get_input(0)
+        _add_profiles(trt, logger, builder, config, tensor, options.batch)
+        if calibrator is not None:
+            size = calibrator.get_batch_size()
+            profile = _make_profile(trt, logger, builder, tensor, BatchRange(size, size, size))
+            versions.calibrate(trt, config, calibrator, profile)
+        monitor = versions.attach_monitor(trt, config, options.progress, interrupts)
+        data = builder.build_serialized_network(network, config)
+        failure = monitor.failure if monitor is not None else None
+        notes = () if data is None or timings is None else timings.save(config)
+        del config  # it holds monitor and calibrator by bare pointers, so it goes first
+        if failure is not None:
+            raise failure
+        if data is None:
+            raise _cannot_build(trt, logger, "no engine")
+        return data, notes
 
 
 def _add_profiles(trt: Any, logger: Any, builder: Any, config: Any, tensor: Any, batch: BatchRange) -> None:
     """Give the engine its range of batches; a single image, of a camera say, gets kernels chosen for it alone."""
     ranges = [batch, BatchRange()] if batch.smallest == 1 < batch.largest else [batch]
     for sizes in ranges:
-        profile = builder.create_optimization_profile()
-        if profile is None:
-            raise _cannot_build(trt, logger, "no optimization profile")
-        image = tuple(tensor.shape)[1:]
-        shapes = [(size, *image) for size in (sizes.smallest, sizes.best, sizes.largest)]
-        profile.set_shape(tensor.name, *shapes)
-        if config.add_optimization_profile(profile) < 0:
+        if config.add_optimization_profile(_make_profile(trt, logger, builder, tensor, sizes)) < 0:
             raise _cannot_build(
                 trt, logger, f"batch {sizes} is refused for {tensor.name} {tuple(tensor.shape)}"
             )
+
+
+def _make_profile(trt: Any, logger: Any, builder: Any, tensor: Any, sizes: BatchRange) -> Any:
+    profile = builder.create_optimization_profile()
+    if profile is None:
+        raise _cannot_build(trt, logger, "no optimization profile")
+    image = tuple(tensor.shape)[1:]
+    profile.set_shape(tensor.name, *[(size, *image) for size in (sizes.smallest, sizes.best, sizes.largest)])
+    return profile
 
 
 def _prove(plan: Plan, found: census.Inspection, options: BuildOptions) -> Plan:
     """Hold the built engine against the precision asked for.
 
     The types of the parsed network bind the builder: strongly typed networks by their nature, weakly typed ones by
-    the precision that was set for each layer. The inspector's word replaces them wherever it has one.
+    the precision that was set for each layer. The inspector's word replaces them wherever it has one. Of implicit INT8
+    it alone is believed: no tensor of that network is INT8.
     """
     seen = census.engine_layer_types(found.report, plan.layer_types)
-    types = {**plan.layer_types, **seen}
+    parsed = plan.layer_types if options.implicit is None else dict.fromkeys(plan.layer_types, _UNKNOWN)
+    types = {**parsed, **seen}
     check_precision(Counter(types.values()), options)
     source = census.INSPECTOR
     notes = (

@@ -46,7 +46,7 @@ def network_layer_types(trt: Any, network: Any) -> dict[str, str]:
     Returns:
         Type by name, such as ``{"stem": "INT8"}``, in the order of the network.
     """
-    names = {trt.DataType.FLOAT: "FP32", trt.DataType.HALF: "FP16"}
+    names = {trt.DataType.FLOAT: "FP32", trt.DataType.HALF: "FP16", trt.DataType.INT8: "INT8"}
     layers = [network.get_layer(index) for index in range(network.num_layers)]
     dequantized = {layer.get_output(0).name for layer in layers if layer.type == trt.LayerType.DEQUANTIZE}
     found: dict[str, str] = {}

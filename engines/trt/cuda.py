@@ -332,6 +332,23 @@ def capture_graph(driver: Any, stream_handle: int, work: Callable[[], None]) -> 
 
 
 @contextlib.contextmanager
+def primary_context(cuda: Any) -> Iterator[None]:
+    """Make the primary context of the first GPU, which TensorRT works in, current in this thread for the block.
+
+    Args:
+        cuda: The module ``pycuda.driver``.
+    """
+    cuda.init()
+    context = cuda.Device(0).retain_primary_context()
+    context.push()
+    try:
+        yield
+    finally:
+        context.pop()
+        release_context(load_driver(), context)
+
+
+@contextlib.contextmanager
 def fill_memory(cuda: Any) -> Iterator[int]:
     """Hold all free memory of the first GPU, to the last MiB, while the block runs; give the bytes.
 

@@ -11,7 +11,14 @@ from engines import packages
 from engines.errors import ArtefactError, EnvironmentProblem
 from engines.files import write_bytes
 from engines.record import EngineRecord, Precision, Tuning, read_engine
-from engines.runtimes import DEFAULT_OPTIONS, Availability, BuildOptions, BuildResult, RunnerOptions
+from engines.runtimes import (
+    DEFAULT_OPTIONS,
+    Availability,
+    BuildOptions,
+    BuildResult,
+    RunnerOptions,
+    without_calibrators,
+)
 from engines.trt import versions
 from engines.trt.builder import build_plan
 from engines.trt.census import INSPECTOR, inspect_plan
@@ -71,6 +78,17 @@ class TensorRtRuntime:
             EnvironmentProblem: The package is missing.
         """
         return versions.is_strongly_typed(packages.load(self.package))
+
+    def require_calibrators(self, method: str) -> None:
+        """Refuse a release without calibrators: 11 and later, and all for RTX.
+
+        Raises:
+            EnvironmentProblem: The package is missing.
+            UsageError: It has none.
+        """
+        trt = packages.load(self.package)
+        if not versions.has_calibrators(trt):
+            raise without_calibrators(f"{self.name} {trt.__version__}", method)
 
     def build(self, model: bytes, out: Path, options: BuildOptions) -> BuildResult:
         """Build an engine file from a serialised ONNX model that is already in the wanted precision.

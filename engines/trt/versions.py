@@ -1,14 +1,14 @@
 """How the TensorRT releases differ: the one module that asks. Everything else is in all of them.
 
 8.6          weakly typed: explicit batch and the FP16/INT8 flags; no progress monitor
-10.x         strongly typed networks; the old flags still exist and are not used
+10.x         strongly typed networks; the old flags still exist, for calibrators alone
 11.x, RTX    strongly typed only
 RTX          compiles kernels when it first runs, and can keep them in a runtime cache
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 from engines.record import Precision, Tuning
@@ -30,15 +30,20 @@ def is_strongly_typed(trt: Any) -> bool:
     return hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
 
 
-def network_flags(trt: Any) -> int:
-    """Return the flags that a network is created with."""
+def has_calibrators(trt: Any) -> bool:
+    """Whether this release can find the ranges of a weakly typed INT8 network itself: until 10.x."""
+    return hasattr(trt, "IInt8EntropyCalibrator2")
+
+
+def network_flags(trt: Any, *, implicit: bool = False) -> int:
+    """Return the flags that a network is created with; implicit INT8 needs a weakly typed one."""
     kinds = trt.NetworkDefinitionCreationFlag
-    if hasattr(kinds, "STRONGLY_TYPED"):
+    if hasattr(kinds, "STRONGLY_TYPED") and not implicit:
         return 1 << int(kinds.STRONGLY_TYPED)
     return 1 << int(kinds.EXPLICIT_BATCH)
 
 
-def set_precision(trt: Any, config: Any, precision: Precision) -> None:
+def set_precision(trt: Any, config: Any, precision: Precision, *, implicit: bool = False) -> None:
     """Tell the builder the precision, where the network's types do not.
 
     FP32 switches TF32 off everywhere: with it, an "FP32" convolution keeps 10 of its 23 mantissa bits. The rest
@@ -46,13 +51,14 @@ def set_precision(trt: Any, config: Any, precision: Precision) -> None:
     """
     if precision is Precision.FP32:
         config.clear_flag(trt.BuilderFlag.TF32)
-    if is_strongly_typed(trt):
+    if is_strongly_typed(trt) and not implicit:
         return
     if precision is not Precision.FP32 and hasattr(trt.BuilderFlag, "FP16"):
         config.set_flag(trt.BuilderFlag.FP16)
     if precision is Precision.INT8 and hasattr(trt.BuilderFlag, "INT8"):
         config.set_flag(trt.BuilderFlag.INT8)
-    if precision is Precision.FP16 and hasattr(trt.BuilderFlag, "OBEY_PRECISION_CONSTRAINTS"):
+    bound = implicit or precision is Precision.FP16
+    if bound and hasattr(trt.BuilderFlag, "OBEY_PRECISION_CONSTRAINTS"):
         config.set_flag(trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
 
 
@@ -64,6 +70,24 @@ def insist_on_half(trt: Any, layers: Iterable[Any]) -> None:
     for layer in layers:
         if not is_strongly_typed(trt) and hasattr(layer, "precision"):
             layer.precision = trt.DataType.HALF
+
+
+def insist_on_int8(trt: Any, layers: Iterable[Any], names: Collection[str]) -> None:
+    """Bind layers of a weakly typed network to INT8 by their names, and the others to FP16: the flag only allows it."""
+    for layer in layers:
+        if hasattr(layer, "precision"):
+            layer.precision = trt.DataType.INT8 if str(layer.name) in names else trt.DataType.HALF
+
+
+def calibrate(trt: Any, config: Any, calibrator: Any, profile: Any) -> None:
+    """Have the builder take ranges from a calibrator, over batches of the size of a profile that no engine has.
+
+    Source: docstring of set_calibration_profile: it "must be set" for a network with runtime dimensions, "MIN and MAX
+    values will be overwritten by kOPT".
+    """
+    if has_calibrators(trt) and hasattr(config, "int8_calibrator"):
+        config.int8_calibrator = calibrator
+        config.set_calibration_profile(profile)
 
 
 def computation_type(layer: Any, tensor: Any) -> Any:

@@ -200,3 +200,13 @@ def test_a_number_beyond_reason_is_refused_by_its_field(
     path = write_sealed(tmp_path, {**to_builtins(small_table), field: value}, version=2)
     with pytest.raises(ArtefactError, match=r"is no readable edge-dsc/calibration-table: "):
         load_table(path)
+
+
+def test_tensorrts_own_ranges_name_the_cache_that_they_are_of(
+    small_table: CalibrationTable, tmp_path: Path
+) -> None:
+    body = {**to_builtins(small_table), "method": "tensorrt-entropy"}
+    with pytest.raises(ArtefactError, match="does not say which release's cache it holds"):
+        load_table(write_sealed(tmp_path, body, version=2))
+    body["parameters"] = {"trt_version": 8601}
+    assert load_table(write_sealed(tmp_path, body, version=2)).implicit

@@ -3,33 +3,39 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+from double_cuda import DoubleCuda, DoubleDriver, Error
+from double_tensorrt import DoubleTensorRt
 from msgspec import structs
 
 from calibration.layers import find_layers
+from calibration.qdq import activation_ranges
 from calibration.select import CalibrationSet
 from calibration.table import CalibrationTable
 from calibration.tensorrt import (
-    CalibratorOptions,
+    OwnCalibration,
     TrtCache,
+    cache_of_table,
     check_cache,
+    check_release,
     decode_scale,
     encode_scale,
-    make_calibrator,
     read_cache,
+    table_of_cache,
     version_number,
     write_cache,
 )
+from engines import packages
 from engines.contract import ModelContract
 from engines.errors import ArtefactError, EnvironmentProblem, UsageError
 from engines.graph import load_model
+from engines.trt import cuda as cuda_driver
 
 SURFACE = json.loads((Path(__file__).parents[1] / "engines" / "tensorrt_api.json").read_text())
 UNTIL_10 = list(range(6))  # 8.6.1 to 10.16
@@ -117,58 +123,18 @@ def test_scaled_channels_cannot_be_told(small_model: Path, small_table: Calibrat
         write_cache(small_table, onnx.load(small_model), "8.6.1", algorithm="Legacy")
 
 
-class Base:
-    started = False
-
-    def __init__(self) -> None:
-        self.started = True
-
-
-class Cuda:
-    """Device memory that is an array; a copy waits for its stream."""
-
-    def __init__(self) -> None:
-        self.memory = np.zeros(0, np.uint8)
-        self.freed = 0
-
-    def mem_alloc(self, size: int) -> Any:
-        self.memory = np.zeros(size, np.uint8)
-
-        class Allocation:
-            def __int__(self) -> int:
-                return 4096
-
-            def free(allocation) -> None:
-                self.freed += 1
-
-        return Allocation()
-
-    def Stream(self) -> Any:
-        self.work: list[Callable[[], None]] = []
-
-        def synchronize() -> None:
-            for step in self.work:
-                step()
-            self.work.clear()
-
-        return SimpleNamespace(synchronize=synchronize)
-
-    def memcpy_htod_async(self, target: Any, source: np.ndarray, stream: Any) -> None:
-        def copy() -> None:
-            self.memory[:] = source.reshape(-1)
-
-        self.work.append(copy)
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[DoubleCuda]:
+    double = DoubleCuda()
+    monkeypatch.setattr(packages, "load", lambda name: {"pycuda.driver": double}[name])
+    monkeypatch.setattr(cuda_driver, "load_driver", lambda: DoubleDriver(double))
+    yield double
+    assert double.idle
 
 
-class Entropy(Base):
-    pass
-
-
-class MinMax(Base):
-    pass
-
-
-TRT = SimpleNamespace(IInt8EntropyCalibrator2=Entropy, IInt8MinMaxCalibrator=MinMax, __version__="8.6.1")
+@pytest.fixture
+def trt(cuda: DoubleCuda) -> DoubleTensorRt:
+    return DoubleTensorRt("8.6", cuda)
 
 
 @pytest.fixture
@@ -182,60 +148,78 @@ def test_the_names_are_those_of_the_releases_until_10(name: str) -> None:
     assert {member: members[member] for member in ("", *METHODS)} == dict.fromkeys(("", *METHODS), UNTIL_10)
 
 
-@pytest.mark.parametrize(("algorithm", "base"), [("entropy", Entropy), ("minmax", MinMax)])
+@pytest.mark.parametrize(
+    ("method", "base"),
+    [("tensorrt-entropy", "IInt8EntropyCalibrator2"), ("tensorrt-minmax", "IInt8MinMaxCalibrator")],
+)
 def test_whole_batches_are_fed_in_the_order_of_the_draw(
-    small_set: CalibrationSet, contract: ModelContract, algorithm: str, base: type
+    small_set: CalibrationSet,
+    contract: ModelContract,
+    trt: DoubleTensorRt,
+    cuda: DoubleCuda,
+    method: str,
+    base: str,
 ) -> None:
-    cuda = Cuda()
-    options = CalibratorOptions(algorithm=algorithm, batch=50)
-    made = make_calibrator(TRT, cuda, small_set, contract, options)
-    assert isinstance(made, base)
-    assert made.started
-    assert made.get_batch_size() == 50
-    for start in (0, 50):
-        assert made.get_batch(["image"]) == [4096]
-        expected = small_set.pixels[list(small_set.drawn[start : start + 50])]
-        np.testing.assert_array_equal(cuda.memory.reshape(expected.shape), expected)
-    assert made.get_batch(["image"]) is None  # 28 are left, no whole batch
-    assert made.failure is None
-    made.release()
-    assert cuda.freed == 1
-    assert {name for name in vars(type(made)) if not name.startswith("_")} == {*METHODS, "release"}
+    images = replace(small_set, drawn=small_set.drawn[:20])
+    with OwnCalibration(method, contract, images).attach(trt) as made:
+        assert isinstance(made, getattr(trt, base))
+        assert made.started
+        assert made.get_batch_size() == 8
+        for start in (0, 8):
+            (address,) = made.get_batch(["image"])
+            expected = small_set.pixels[list(small_set.drawn[start : start + 8])]
+            np.testing.assert_array_equal(
+                cuda.need_memory(address, expected.size).reshape(expected.shape), expected
+            )
+        assert made.get_batch(["image"]) is None  # 4 are left, no whole batch
+        assert {name for name in vars(type(made)) if not name.startswith("_")} == set(METHODS)
 
 
 def test_a_cache_is_written_and_offered_again(
-    small_set: CalibrationSet, contract: ModelContract, tmp_path: Path
+    small_set: CalibrationSet, contract: ModelContract, trt: DoubleTensorRt
 ) -> None:
-    options = CalibratorOptions(cache=tmp_path / "cache.txt")
-    made = make_calibrator(TRT, Cuda(), small_set, contract, options)
-    assert made.read_calibration_cache() is None
-    made.write_calibration_cache(memoryview(b"TRT-8601-EntropyCalibration2\n"))
-    assert made.read_calibration_cache() == b"TRT-8601-EntropyCalibration2\n"
+    own = OwnCalibration("tensorrt-entropy", contract, small_set)
+    with own.attach(trt) as made:
+        assert made.read_calibration_cache() is None
+        made.write_calibration_cache(memoryview(b"TRT-8601-EntropyCalibration2\n"))
+    with OwnCalibration("tensorrt-entropy", contract, cache=own.cache).attach(trt) as again:
+        assert again.read_calibration_cache() == b"TRT-8601-EntropyCalibration2\n"
 
 
-def test_failures_are_kept_for_the_builder(
-    small_set: CalibrationSet, contract: ModelContract, tmp_path: Path
+def test_failures_are_raised_when_the_builder_is_done(
+    small_set: CalibrationSet, contract: ModelContract, trt: DoubleTensorRt, cuda: DoubleCuda
 ) -> None:
-    (tmp_path / "file").write_text("")
-    cuda = Cuda()
-    made = make_calibrator(
-        TRT, cuda, small_set, contract, CalibratorOptions(cache=tmp_path / "file" / "cache.txt")
-    )
-    made.write_calibration_cache(b"x")
-    assert str(made.failure).startswith("cannot write ")
+    own = OwnCalibration("tensorrt-entropy", contract, small_set)
+    with pytest.raises(Error, match="memcpy_htod_async failed"), own.attach(trt) as made:
+        cuda.fail["memcpy_htod_async"] = 0
+        assert made.get_batch(["image"]) is None
+        cuda.fail.clear()
+        assert made.get_batch(["image"]) is None
+        raise EnvironmentProblem("cannot build", remedy="that is not why")
+    with (
+        pytest.raises(EnvironmentProblem, match="TensorRT does not take the cache that it wrote") as caught,
+        OwnCalibration("tensorrt-minmax", contract, cache=b"").attach(trt) as made,
+    ):
+        assert made.get_batch(["image"]) is None
+    assert caught.value.remedy.endswith("--calib-method tensorrt-minmax")
 
-    def fail(*_: object) -> None:
-        raise RuntimeError("out of memory")
 
-    cuda.memcpy_htod_async = fail  # type: ignore[method-assign]
-    assert made.get_batch(["image"]) is None
-    assert str(made.failure) == "out of memory"
-
-
-def test_what_cannot_calibrate_is_refused(small_set: CalibrationSet, contract: ModelContract) -> None:
-    with pytest.raises(EnvironmentProblem, match=r"TensorRT 11\.0\.0 has no calibrators"):
-        make_calibrator(SimpleNamespace(__version__="11.0.0"), Cuda(), small_set, contract)
-    with pytest.raises(UsageError, match="no calibrator 'legacy'"):
-        make_calibrator(TRT, Cuda(), small_set, contract, CalibratorOptions(algorithm="legacy"))
-    with pytest.raises(UsageError, match="128 images for batches of 129"):
-        make_calibrator(TRT, Cuda(), small_set, contract, CalibratorOptions(batch=129))
+def test_a_table_holds_the_cache_that_it_was_made_of(small_set: CalibrationSet, small_model: Path) -> None:
+    text = b"TRT-8601-MinMaxCalibration\nimage: 3c010204\n(Unnamed Layer* 3) [Constant]_output: 1\n"
+    images = replace(small_set, drawn=small_set.drawn[:20])
+    table = table_of_cache(text, "tensorrt-minmax", 7, load_model(small_model), images, "8.6.1")
+    assert (table.method, table.seed, table.implicit) == ("tensorrt-minmax", 7, True)
+    assert table.ranges["image"] == pytest.approx((-1, 1))
+    assert {image.sha256 for image in table.images} == {
+        small_set.images[place].sha256 for place in small_set.drawn[:16]
+    }
+    held, written = (read_cache(cache, source="c") for cache in (text.decode(), cache_of_table(table)))
+    assert held == written
+    check_release(table, "8.6.1.post1")
+    with pytest.raises(ArtefactError, match=r"is of TensorRT 8\.6\.1, 10\.3\.0 is here") as caught:
+        check_release(table, "10.3.0")
+    assert "--calib-method tensorrt-minmax" in caught.value.remedy
+    with pytest.raises(UsageError, match="no Q/DQ graph is made of them"):
+        activation_ranges(onnx.load(small_model), table, signed=True)
+    with pytest.raises(EnvironmentProblem, match=r"TensorRT 8\.6\.1 wrote no calibration cache"):
+        table_of_cache(None, "tensorrt-minmax", 7, load_model(small_model), images, "8.6.1")

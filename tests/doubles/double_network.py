@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from types import SimpleNamespace
 from typing import Any
 
@@ -103,11 +104,14 @@ class Layer:
         object.__setattr__(self, name, value)
 
 
-def describe_layers(network: SimpleNamespace, flags: set[str], *, strong: bool) -> list[tuple[str, str, str]]:
+def describe_layers(
+    network: SimpleNamespace, flags: set[str], *, strong: bool, ranged: Collection[str] = ()
+) -> list[tuple[str, str, str]]:
     """Return (kind, name, element type) of the layers with weights, as the builder would choose them.
 
     kFP16 allows FP32: the first layer is faster so here. Only a layer that is bound to its precision, where
-    constraints are obeyed, stays (NvInfer.h 8.6.1 line 8772).
+    constraints are obeyed, stays (NvInfer.h 8.6.1 line 8772). kINT8 allows as much, for layers whose input is in
+    ``ranged``: a calibrator gave it a range.
     """
     dequantized = {layer._output.name for layer in network.layers if layer._kind == "DEQUANTIZE"}
     found: list[tuple[str, str, str]] = []
@@ -120,7 +124,11 @@ def describe_layers(network: SimpleNamespace, flags: set[str], *, strong: bool) 
             element = "Int8"
         elif not strong:
             bound = "OBEY_PRECISION_CONSTRAINTS" in flags and getattr(layer, "precision_is_set", False)
-            element = "Half" if "FP16" in flags and (bound or found) else "Float"
+            free = bound or found
+            element = "Half" if "FP16" in flags and free else "Float"
+            asked = not bound or layer.precision.name == "INT8"
+            if "INT8" in flags and free and asked and layer._inputs[0].name in ranged:
+                element = "Int8"
         found.append((layer._kind, layer.name, element))
     return found
 

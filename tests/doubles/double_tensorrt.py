@@ -12,6 +12,7 @@ import enum
 import functools
 import json
 import signal
+import struct
 import sys
 import weakref
 from pathlib import Path
@@ -19,6 +20,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 from double_cuda import DoubleCuda, Misuse, Stream, Work
 from double_network import describe_layers, inspect_layer, read_network
@@ -434,8 +436,81 @@ class TimingCache(Guarded):
         return HostMemory("\n".join([self._head, *sorted(set(self._layers))]).encode())
 
 
+class Calibrator:
+    """The base of a calibrator; the builder asks it in :func:`calibrate`."""
+
+    started = False
+
+    def __init__(self) -> None:
+        self.started = True
+
+
+class IInt8EntropyCalibrator2(Calibrator):
+    _algorithm = "EntropyCalibration2"
+
+
+class IInt8MinMaxCalibrator(Calibrator):
+    _algorithm = "MinMaxCalibration"
+
+
+def calibrate(trt: DoubleTensorRt, network: Any, config: Config) -> dict[str, float]:
+    """Ask a calibrator for its cache, else for images until none is left; then hand it the cache.
+
+    Source: pyInt8.cpp of the binding (a list of names, a list of addresses or None, bytes or None, a memoryview that
+    lasts for the call; what is raised is printed and dropped, so here it fails the test); NvInfer.h, IInt8Calibrator:
+    a cache "will not be used" where it does not match the calibrator; set_calibration_profile's docstring: "must be
+    set" for runtime dimensions, "MIN and MAX values will be overwritten by kOPT".
+    """
+    calibrator: Any = config.int8_calibrator
+    if calibrator is None:
+        return {}
+    trt._cuda.need_context("calibrate")
+    size, profile = calibrator.get_batch_size(), config._calibration_profile
+    if not calibrator.started or profile is None:
+        raise Misuse("a calibrator without its base's __init__, or without a calibration profile")
+    major, minor, patch = (int(part) for part in trt.__version__.split(".")[:3])
+    number = major * (10_000 if major >= 10 else 1000) + minor * 100 + patch
+    header = f"TRT-{number}-{calibrator._algorithm}"
+    first, *lines = (calibrator.read_calibration_cache() or b"").decode().splitlines() or [""]
+    if first == header:
+        return {name: trt_scale(text) for name, _, text in (line.rpartition(": ") for line in lines)}
+    if profile._sizes[1] != size:
+        raise Misuse(f"batches of {size} images for a calibration profile of {profile._sizes}")
+    image, names = (size, *network.shapes[0][1:]), [layer._output.name for layer in network.layers]
+    graph = onnx.load_model_from_string(network.model)
+    known = {value.name for value in graph.graph.output}
+    kinds = {layer._output.name: layer._output._kind for layer in network.layers}
+    wanted = [name for name in names if kinds[name] == "FLOAT"]
+    for name in wanted:
+        if name not in known:
+            graph.graph.output.append(onnx.helper.make_empty_tensor_value_info(name))
+    scales: dict[str, float] = {}
+    while (addresses := calibrator.get_batch(network.names[:1])) is not None:
+        pixels = trt._cuda.need_memory(addresses[0], int(np.prod(image))).reshape(image)
+        answers = session_of(graph.SerializeToString()).run(wanted, {network.names[0]: pixels})
+        for name, values in zip(wanted, answers, strict=True):
+            scales[name] = max(scales.get(name, 0.0), float(np.abs(values).max()) / 127)
+    if not scales:
+        trt._log("Calibration failure occurred with no scaling factors detected.")
+        return {}
+    text = "\n".join([header, *(f"{name}: {trt_hex(scale)}" for name, scale in scales.items())]) + "\n"
+    with memoryview(text.encode()) as lent:
+        calibrator.write_calibration_cache(lent)
+    return scales
+
+
+def trt_hex(scale: float) -> str:
+    return f"{struct.unpack('>I', struct.pack('>f', scale))[0]:x}"
+
+
+def trt_scale(digits: str) -> float:
+    return float(struct.unpack(">f", struct.pack(">I", int(digits, 16)))[0])
+
+
 class Config(Guarded):
     _class = "IBuilderConfig"
+    int8_calibrator: Any = None
+    _calibration_profile: Profile | None = None
     profiling_verbosity: Any = None
     progress_monitor: Any = None
     builder_optimization_level = 3
@@ -463,6 +538,10 @@ class Config(Guarded):
 
     def get_timing_cache(self) -> TimingCache | None:
         return self._timings
+
+    def set_calibration_profile(self, profile: Profile) -> bool:
+        self._calibration_profile = profile
+        return True
 
     def set_memory_pool_limit(self, pool: Any, pool_size: int) -> None:
         assert pool_size > 0
@@ -552,6 +631,11 @@ class Builder(Guarded):
         if not self._trt._report_progress(config.progress_monitor if self._trt._index else None):
             return None
         read = network._read
+        ranged: dict[str, float] = {}
+        if "INT8" in config._flags and config.int8_calibrator is not None:
+            ranged = calibrate(self._trt, read, config)
+            if not ranged:
+                return None
         if config._timings is not None:
             config._timings._layers += [layer.name for layer in read.layers]
         level = config.hardware_compatibility_level
@@ -565,7 +649,7 @@ class Builder(Guarded):
             "profiles": [profile._sizes for profile in config._profiles],
             "shared": "PROFILE_SHARING_0806" in config._features,
             "user_allocation": "REQUIRE_USER_ALLOCATION" in config._flags,
-            "layers": describe_layers(read, config._flags, strong=network._strong),
+            "layers": describe_layers(read, config._flags, strong=network._strong, ranged=ranged),
         }
         return HostMemory(_MAGIC + json.dumps(head).encode() + b"\n" + read.model)
 
@@ -594,6 +678,7 @@ class DoubleTensorRt:
         makers = {"Runtime": Runtime, "Builder": Builder, "OnnxParser": Parser}
         self._made: dict[str, Any] = {name: functools.partial(kind, self) for name, kind in makers.items()}
         self._made["IRuntimeCache"] = RuntimeCache
+        self._made |= {kind.__name__: kind for kind in (IInt8EntropyCalibrator2, IInt8MinMaxCalibrator)}
         severities = SimpleNamespace(INTERNAL_ERROR=0, ERROR=1, WARNING=2, INFO=3, VERBOSE=4)
         self._made["ILogger"] = type("ILogger", (), {**vars(severities), "Severity": severities})
         self._made["IProgressMonitor"] = type("IProgressMonitor", (), {})

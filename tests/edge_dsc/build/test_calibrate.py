@@ -40,6 +40,7 @@ def test_a_table_comes_with_its_coverage_its_picture_and_tensorrts_cache(
 @pytest.mark.parametrize(
     ("method", "release", "text"),
     [
+        ("tensorrt-minmax", "8.6.2", "tensorrt-minmax keeps the cache of the release that calibrates"),
         ("mse", "8.6.2", "ranges by mse are of a network with scaled channels"),
         ("entropy", "11.4.0", r"TensorRT 11\.4\.0 reads no calibration cache"),
     ],

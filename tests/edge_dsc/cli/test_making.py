@@ -14,7 +14,7 @@ from engines.errors import UsageError
 
 
 def test_choices_are_those_of_the_library() -> None:
-    from calibration.table import METHODS
+    from calibration.table import METHODS, TENSORRT_METHODS
     from edge_dsc.networks import ARCHITECTURES
     from edge_dsc.training import RECIPES
     from engines.record import Precision
@@ -23,9 +23,18 @@ def test_choices_are_those_of_the_library() -> None:
     assert [choice.value for choice in PrecisionName] == [precision.value for precision in Precision]
     assert [choice.value for choice in Backend] == ["auto", *RUNTIME_NAMES]
     assert [choice.value for choice in Int8Backend] == list(RUNTIME_NAMES)
-    assert [choice.value for choice in CalibMethod] == list(METHODS)
+    assert [choice.value for choice in CalibMethod] == [*METHODS, *TENSORRT_METHODS]
     assert [choice.value for choice in Arch] == list(ARCHITECTURES)
     assert [choice.value for choice in RecipeName] == list(RECIPES)
+
+
+@pytest.mark.parametrize(
+    "words", [("--int8",), ("--precision", "mixed", "--calib-data", "x", "--validate", "x")]
+)
+def test_tensorrts_own_calibration_is_of_int8_and_of_images(edge_dsc: Any, words: tuple[str, ...]) -> None:
+    found = edge_dsc("build-engine", "none.onnx", "--calib-method", "tensorrt-minmax", *words)
+    assert found.code == 2
+    assert "--calib-method tensorrt-minmax is for --int8 over images" in found.err
 
 
 @pytest.fixture

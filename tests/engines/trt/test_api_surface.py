@@ -31,6 +31,8 @@ EXCEPTIONS = {
     "ILayer.precision": UNTIL_10,
     "ILayer.precision_is_set": UNTIL_10,
     "IBuilderConfig.progress_monitor": SINCE_10,
+    "IBuilderConfig.int8_calibrator": UNTIL_10,
+    "IBuilderConfig.set_calibration_profile": UNTIL_10,
     "ParserError.node_name": SINCE_10,
     "ParserError.node_operator": SINCE_10,
     "PreviewFeature.PROFILE_SHARING_0806": UNTIL_10,

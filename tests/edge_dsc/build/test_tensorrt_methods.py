@@ -1,0 +1,213 @@
+"""INT8 by TensorRT's own calibrators, from images to the engine and again, on stand-ins of its releases."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from double_cuda import DoubleCuda, DoubleDriver, current
+from double_tensorrt import DoubleTensorRt
+from msgspec import structs
+
+from calibration.table import load_table, save_table
+from calibration.tensorrt import read_cache
+from edge_dsc.build.calibrate import CalibrationRequest, CalibrationRun, run_calibration
+from edge_dsc.build.engine import BuildRequest, build_again, build_engine
+from edge_dsc.build.gate import GateOptions
+from engines import packages
+from engines.errors import AccuracyGateError, ArtefactError, EnvironmentProblem, UsageError
+from engines.record import BatchRange, Precision
+from engines.trt import cuda as cuda_driver
+from engines.trt import runtime, versions
+from engines.trt.census import INSPECTOR
+from engines.trt.cuda import Gpu
+
+LAYERS = ("Conv_2", "Conv_5", "Conv_6", "Conv_9", "Conv_10", "Conv_13", "Conv_14", "MatMul_18")
+Machine = Callable[[str], DoubleTensorRt]
+
+
+@pytest.fixture
+def cuda() -> Iterator[DoubleCuda]:
+    double = DoubleCuda()
+    yield double
+    assert double.idle
+
+
+@pytest.fixture
+def machine(cuda: DoubleCuda, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
+    """``machine(release)``: this machine has a GPU, pycuda and that release of TensorRT from now on."""
+    real = packages.load
+    monkeypatch.setattr(cuda_driver, "load_driver", lambda: DoubleDriver(cuda))
+    monkeypatch.setattr(packages, "is_installed", lambda name: True)
+    monkeypatch.setattr(runtime, "find_gpu", lambda: (Gpu("Double", "8.9"), ""))
+
+    def have(release: str) -> DoubleTensorRt:
+        trt = DoubleTensorRt(release, cuda)
+        doubles = {trt.__name__: trt, "pycuda.driver": cuda}
+        monkeypatch.setattr(packages, "load", lambda name: doubles[name] if name in doubles else real(name))
+        monkeypatch.setattr(packages, "installed_version", lambda *_: trt.__version__)
+        return trt
+
+    with current(cuda):  # TensorRT makes one of its own where a thread has none
+        yield have
+
+
+@pytest.fixture(scope="module")
+def calibrated(
+    tmp_path_factory: pytest.TempPathFactory, deployed_models: dict[str, Path], textures: Path
+) -> Callable[..., CalibrationRun]:
+    """``calibrated(release, method)``: what that release found, made once."""
+    made: dict[tuple[str, str], CalibrationRun] = {}
+
+    def calibrate(release: str, method: str = "tensorrt-entropy") -> CalibrationRun:
+        if (release, method) not in made:
+            folder = tmp_path_factory.mktemp("calibrated")
+            model = Path(shutil.copy(deployed_models["dsc"], folder / "model.onnx"))
+            request = CalibrationRequest(model=model, data=textures, method=method, images=128)
+            made[release, method] = run_calibration(request)
+        return made[release, method]
+
+    return calibrate
+
+
+def request_of(run: CalibrationRun, out: Path, **more: object) -> BuildRequest:
+    return BuildRequest(
+        model=run.model.path,
+        precision=Precision.INT8,
+        runtime="tensorrt",
+        batch=BatchRange(1, 4, 8),
+        calibration=run.path,
+        out=out / "dsc.engine",
+        **more,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("release", "method", "header"),
+    [
+        ("8.6", "tensorrt-entropy", "TRT-8601-EntropyCalibration2"),
+        ("10.3", "tensorrt-entropy", "TRT-100300-EntropyCalibration2"),
+        ("10.3", "tensorrt-minmax", "TRT-100300-MinMaxCalibration"),
+    ],
+)
+def test_what_tensorrt_found_is_kept_and_built_from(
+    machine: Machine,
+    calibrated: Callable[..., CalibrationRun],
+    calibrated_run: Path,
+    tmp_path: Path,
+    release: str,
+    method: str,
+    header: str,
+) -> None:
+    trt = machine(release)
+    run = calibrated(release, method)
+    table = load_table(run.path)
+    assert (table.method, table.versions) == (method, {"tensorrt": trt.__version__})
+    assert len(table.images) == 128
+    assert {image.sha256 for image in table.images} <= {sample.sha256 for sample in run.dataset.samples}
+    assert run.coverage is None
+    assert run.trt_cache is not None and run.trt_cache.read_text().splitlines()[0] == header
+    # The stand-in takes the extremes of the images that it gets: those of our minmax over the same ones.
+    scales = read_cache(run.trt_cache.read_text(), source="c").scales
+    ours = load_table(calibrated_run / "calibration.json").ranges
+    assert len(ours) == 9
+    for name, (low, high) in ours.items():
+        assert scales[name] * 127 == pytest.approx(max(-low, high), rel=1e-5)
+
+    for built in (
+        build_engine(request_of(run, tmp_path), calibrated=run),
+        build_engine(request_of(run, tmp_path)),
+    ):
+        record = built.record
+        assert {name: kind for name, kind in record.layer_types.items() if kind == "INT8"} == dict.fromkeys(
+            LAYERS, "INT8"
+        )
+        assert record.layers == {"INT8": 8, "FP16": 1}
+        assert record.layers_source == INSPECTOR
+        assert record.notes[-1].startswith("implicit quantisation: TensorRT rounds an FP32 graph")
+        assert f"--calibration {run.path}" in record.build_command
+    again = build_again(built.path, tmp_path / "again.engine")
+    assert again.path.read_bytes() == built.path.read_bytes()
+    assert again.record.calibration_sha256 == record.calibration_sha256
+
+
+@pytest.mark.parametrize(
+    ("backend", "release", "name"),
+    [
+        ("tensorrt", "11.4", "tensorrt 11\\.4\\.0\\.106"),
+        ("tensorrt-rtx", "rtx", "tensorrt-rtx 1\\.7\\.1"),
+        ("onnxruntime", "10.3", "onnxruntime"),
+    ],
+)
+def test_what_has_no_calibrators_is_refused_before_the_work(
+    machine: Machine, tmp_path: Path, backend: str, release: str, name: str
+) -> None:
+    machine(release)
+    request = CalibrationRequest(
+        model=tmp_path / "none.onnx", data=tmp_path, method="tensorrt-minmax", runtime=backend
+    )
+    with pytest.raises(UsageError, match=f"^{name} knows no ranges by tensorrt-minmax: TensorRT 8.6 to 10.x"):
+        run_calibration(request)
+
+
+@pytest.mark.slow  # the calibration that it builds from
+class TestBuilding:
+    """From a table of 8.6, on 8.6 unless said otherwise."""
+
+    @pytest.fixture
+    def trt(self, machine: Machine) -> DoubleTensorRt:
+        return machine("8.6")
+
+    @pytest.fixture
+    def run(self, trt: DoubleTensorRt, calibrated: Callable[..., CalibrationRun]) -> CalibrationRun:
+        return calibrated("8.6")
+
+    @pytest.mark.parametrize("backend", ["onnxruntime", "tensorrt-rtx"])
+    def test_another_runtime_is_refused(
+        self, run: CalibrationRun, machine: Machine, tmp_path: Path, backend: str
+    ) -> None:
+        machine("rtx")
+        with pytest.raises(UsageError, match=f"^{backend}.* knows no ranges by tensorrt-entropy"):
+            build_engine(replace(request_of(run, tmp_path), runtime=backend))
+
+    def test_another_release_is_stale(self, run: CalibrationRun, machine: Machine, tmp_path: Path) -> None:
+        machine("10.3")
+        with pytest.raises(ArtefactError, match=r"is of TensorRT 8\.6\.1, 10\.3\.0 is here"):
+            build_engine(request_of(run, tmp_path))
+
+    def test_a_cache_that_tensorrt_does_not_take(self, run: CalibrationRun, tmp_path: Path) -> None:
+        table = structs.replace(run.table, parameters={"trt_version": 8602})
+        save_table(tmp_path / "calibration.json", table)
+        with pytest.raises(EnvironmentProblem, match="TensorRT does not take the cache that it wrote"):
+            build_engine(replace(request_of(run, tmp_path), calibration=tmp_path / "calibration.json"))
+        assert [path.name for path in tmp_path.iterdir() if path.suffix == ".engine"] == []
+
+    def test_the_network_is_no_proof(self, run: CalibrationRun, trt: DoubleTensorRt, tmp_path: Path) -> None:
+        trt._silent = True
+        with pytest.raises(AccuracyGateError, match=r"a layer in INT8, .* would have 9 in unknown precision"):
+            build_engine(request_of(run, tmp_path))
+        trt._silent = False
+        trt.fail["deserialize_cuda_engine"] = ""
+        with pytest.raises(AccuracyGateError, match=r"a layer in INT8, .* would have 9 in unknown precision"):
+            build_engine(request_of(run, tmp_path))
+        assert list(tmp_path.glob("*.engine*")) == []
+
+    def test_a_layer_that_left_int8_is_named(
+        self, run: CalibrationRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        insist = versions.insist_on_int8
+        monkeypatch.setattr(versions, "insist_on_int8", lambda *asked: insist(*asked[:2], LAYERS[1:]))
+        with pytest.raises(AccuracyGateError, match="would run Conv_2 in FP16, not INT8"):
+            build_engine(request_of(run, tmp_path))
+
+    def test_no_graph_answers_for_the_engine(
+        self, run: CalibrationRun, textures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(packages, "is_installed", lambda name: name != "pycuda")
+        gate = GateOptions(data=textures)
+        with pytest.raises(EnvironmentProblem, match="no graph holds its INT8: pycuda is not installed"):
+            build_engine(request_of(run, tmp_path, gate=gate))
