@@ -24,6 +24,7 @@ import numpy as np
 
 API = json.loads(Path(__file__).with_name("pycuda_api.json").read_text())["names"]
 POISON, FREED = 0xAB, 0xDD
+DEVICE_BYTES = 256 << 20  # of memory that the device has
 COST_NS = {"h2d": 100_000, "execute": 1_000_000, "d2h": 50_000}  # of the virtual clock that events read
 CAPTURE_INVALIDATED, NOT_PERMITTED, OUT_OF_MEMORY, INVALID_CONTEXT = 901, 800, 2, 201
 NOT_INITIALIZED, PRIMARY_CONTEXT_ACTIVE = 3, 708
@@ -264,6 +265,8 @@ class DoubleCuda:
 
     def mem_alloc(self, size: int) -> DeviceAllocation:
         self.need_context("mem_alloc", MemoryError)
+        if size + sum(item.memory.nbytes for item in self.live if item.kind == "device") > DEVICE_BYTES:
+            raise MemoryError("cuMemAlloc failed: out of memory")
         for stream in self.streams():
             if stream.captured is not None:
                 stream.invalid = True
