@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import statistics
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
@@ -16,20 +13,15 @@ import numpy as np
 from calibration.chain import Chain, Floats, Grid, Pixels, chunks, map_in_threads, quantized_chain
 from calibration.mixed import squared_error
 from calibration.table import CalibrationTable
-from engines.errors import BadInputError, EnvironmentProblem
-from engines.ort import SILENT
-from engines.packages import load
+from engines.errors import BadInputError
+from engines.graph import EXPORT_AGAIN, WEIGHTED_OPERATORS
+from engines.ort import profile_nodes
 from engines.runtimes import Progress
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
 RUNS = 30  # of one image, for the time of each layer
-# What layers with weights are called once ONNX Runtime has optimised a graph.
-_WEIGHTED = frozenset(
-    {"Conv", "FusedConv", "NhwcFusedConv", "QLinearConv", "MatMul", "FusedMatMul", "Gemm", "FusedGemm"}
-    | {"QGemm", "QLinearMatMul", "MatMulInteger", "ConvInteger"}
-)
 
 
 class LayerSensitivity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -219,47 +211,21 @@ def time_layers(model: ModelProto, layers: Sequence[str], pixels: Pixels) -> dic
         ``{layer: ms}``; empty where ONNX Runtime fused layers with one another, so that they cannot be told apart.
 
     Raises:
-        EnvironmentProblem: No place for the profile.
+        ArtefactError: ONNX Runtime cannot run the graph.
+        EnvironmentProblem: ``onnxruntime``, memory or a place for the profile is missing.
     """
-    ort = load("onnxruntime")
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            options = ort.SessionOptions()
-            options.enable_profiling = True
-            options.profile_file_prefix = str(Path(folder) / "profile")
-            options.intra_op_num_threads = 1
-            options.log_severity_level = SILENT
-            session = ort.InferenceSession(
-                model.SerializeToString(),
-                options,
-                providers=["CPUExecutionProvider"],
-                # It would turn float layers between two pairs back into INT8.
-                disabled_optimizers=["WeightBiasQuantization"],
-            )
-            for _ in range(RUNS + 1):
-                session.run(None, {model.graph.input[0].name: pixels[:1]})
-            events = json.loads(Path(session.end_profiling()).read_text())
-    except OSError as error:
-        raise EnvironmentProblem(
-            f"cannot write a profile: {error}", remedy="set TMPDIR to a place with some space"
-        ) from error
-    return _by_layer(events, layers)
-
-
-def _by_layer(events: list[dict[str, Any]], layers: Sequence[str]) -> dict[str, float]:
-    kernels = [
-        event
-        for event in events
-        if event.get("cat") == "Node"
-        and event["name"].endswith("_kernel_time")
-        and event["args"].get("op_name") in _WEIGHTED
-    ]
-    kernels.sort(key=lambda event: event["ts"])
+    events = profile_nodes(
+        model.SerializeToString(),
+        {model.graph.input[0].name: pixels[:1]},
+        runs=RUNS,
+        source=f"the graph {model.graph.name}",
+        remedy=EXPORT_AGAIN,
+    )
+    kernels = [event for event in events if event["args"].get("op_name") in WEIGHTED_OPERATORS]
     count = len(layers)
-    if len(kernels) != count * (RUNS + 1):
+    if len(kernels) != count * RUNS:
         return {}
-    warm = kernels[count:]
     return {
-        name: statistics.median(event["dur"] for event in warm[index::count]) / 1000
+        name: statistics.median(event["dur"] for event in kernels[index::count]) / 1000
         for index, name in enumerate(layers)
     }

@@ -13,10 +13,11 @@ import msgspec
 
 from calibration.table import CalibrationTable
 from edge_dsc.evaluate.evaluation import format_validation
-from engines.errors import ArtefactError, BadInputError
+from engines.errors import ArtefactError, BadInputError, EnvironmentProblem, UsageError
 from engines.files import read_regular, sha256_file
 from engines.record import RECORD, EngineRecord, load_record, record_path
-from engines.text_table import printable
+from engines.runtimes import LAYER_RUNS, EngineLayer, get_runtime
+from engines.text_table import align_rows, printable
 
 _OUR_KIND = re.compile("edge-dsc/[a-z-]{1,64}")
 _LONG = 12  # entries of a list or mapping that are still printed whole
@@ -53,6 +54,77 @@ def inspect_path(path: Path) -> dict[str, Any]:
         f"{path} is no file that edge-dsc wrote",
         remedy="name an .engine, .onnx, .json or .keras file, or a run folder",
     )
+
+
+def inspect_layers(path: Path) -> dict[str, Any]:
+    """Run an engine's smallest batch and say which layers it has, how each is computed and how long it takes.
+
+    Args:
+        path: The engine; where it cannot run, its record gives the names and precisions of its layers.
+
+    Returns:
+        JSON-ready values: ``layers``, and in ``not_timed`` why they have no times.
+
+    Raises:
+        BadInputError: Nothing is there, or it is no file of ours.
+        ArtefactError: The engine is not what its record says.
+        UsageError: It is no engine.
+    """
+    if not (path.is_file() and record_path(path).is_file()):
+        what = inspect_path(path)["what"]
+        raise UsageError(f"--layers wants an engine; {path} is: {what}", remedy="name an .engine file")
+    record, why = load_record(path), None
+    try:
+        layers, _ = get_runtime(record.runtime).inspect_layers(path, record)
+    except (ArtefactError, EnvironmentProblem) as error:  # the engine is sound, but not for this machine
+        layers = tuple(EngineLayer(name=name, precision=kind) for name, kind in record.layer_types.items())
+        why = f"they are those of its record, because {error.what}"
+    total = sum(layer.microseconds or 0.0 for layer in layers)
+    if not total and why is None:
+        why = f"{record.runtime} reported no times"
+    rows = [
+        {
+            **msgspec.to_builtins(layer),
+            "share": layer.microseconds / total if total and layer.microseconds is not None else None,
+        }
+        for layer in layers
+    ]
+    return {
+        "what": "layers of an engine",
+        "path": str(path),
+        "runtime": record.runtime,
+        "batch": record.batch.smallest,
+        "runs": LAYER_RUNS,
+        "not_timed": why,
+        "layers": rows,
+    }
+
+
+def format_layers(found: Mapping[str, Any]) -> str:
+    """Return what :func:`inspect_layers` found as a table; a column that says nothing is left out."""
+    rows = [
+        {
+            "layer": layer["name"],
+            f"{'us':>9}": "" if layer["microseconds"] is None else f"{layer['microseconds']:9.1f}",
+            f"{'share':>6}": "" if layer["share"] is None else f"{layer['share']:6.1%}",
+            "precision": layer["precision"],
+            "kind": layer["kind"],
+            "kernel": layer["kernel"],
+            "ONNX layers": ", ".join(layer["onnx"]),
+        }
+        for layer in found["layers"]
+    ]
+    header = [name for name in (rows[0] if rows else ()) if any(row[name] for row in rows)]
+    total = sum(layer["microseconds"] or 0.0 for layer in found["layers"])
+    if found["not_timed"] is None:
+        images = "one image" if found["batch"] == 1 else f"{found['batch']} images"
+        how = f"medians of {found['runs']} runs with {images}, {total:.1f} us together"
+    else:
+        how = f"without times: {found['not_timed']}"
+    title = printable(f"{found['path']}, {len(rows)} layers on {found['runtime']}: {how}")
+    if not rows:
+        return title
+    return f"{title}\n\n{align_rows(header, [[row[name] for name in header] for row in rows], numeric=False)}"
 
 
 def _inspect_run(folder: Path) -> dict[str, Any]:

@@ -35,6 +35,8 @@ _WEIGHT_INPUT = {
     "FusedGemm": 1,
 }
 _INTEGER_LAYERS = frozenset({"QLinearConv", "QLinearMatMul", "QGemm", "ConvInteger", "MatMulInteger"})
+# What layers with weights are called, also once ONNX Runtime has optimised a graph.
+WEIGHTED_OPERATORS = _INTEGER_LAYERS.union(_WEIGHT_INPUT)
 # What does not change the numbers on the way from a stored tensor to the layer that uses it.
 _PASS_THROUGH = frozenset({"Cast", "Identity", "Transpose", "Reshape", "QuantizeLinear", "DequantizeLinear"})
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import platform
 import re
+import statistics
 import tempfile
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType, TracebackType
@@ -20,11 +23,13 @@ from engines.files import write_bytes
 from engines.record import EngineRecord, Precision, read_engine
 from engines.runtimes import (
     DEFAULT_OPTIONS,
+    LAYER_RUNS,
     Availability,
     BatchCheck,
     BuildOptions,
     BuildResult,
     DirectSubmission,
+    EngineLayer,
     RunnerOptions,
     check_precision,
     check_tuning,
@@ -36,11 +41,14 @@ if TYPE_CHECKING:
 
 # The same import package comes in several distributions.
 _DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml")
+_KERNEL_TIME = "_kernel_time"  # how its profiler names what a node took
 _LAYERS_SOURCE = "graph as ONNX Runtime runs it on this machine"
 SILENT = 4  # log severity: what fails is raised, too, and told in one line
 # It quantises the weights of a float layer that stands between two Q/DQ pairs, a tensor at a time, so a layer left in
 # floating point on purpose would run in INT8; and it quantises biases that the graph keeps in float (1.23 to 1.32).
 _DISABLED = ("WeightBiasQuantization",)
+# As its profiler names types.
+_PRECISIONS = {"float": "FP32", "float16": "FP16", "int8": "INT8", "uint8": "INT8"}
 _INT8_NOTE = "INT8 may be slower than FP32 on a CPU: measure both with edge-dsc bench"
 _DEPTHWISE_NOTE = (
     "INT8 depthwise convolutions are slower than FP32 ones on a CPU (1.5 to 3 times, measured on x86-64): "
@@ -128,8 +136,36 @@ class OnnxRuntime:
             layer_types=named,
         )
 
-    def report_layers(self, engine: Path, record: EngineRecord) -> None:
-        """Return None: the graph itself says what runs."""
+    def inspect_layers(self, engine: Path, record: EngineRecord) -> tuple[tuple[EngineLayer, ...], None]:
+        """Return the nodes that run on this machine with ONNX Runtime's own times of them, on one thread.
+
+        A node's precision is the type of what it gives. The layers with weights keep their order through all
+        optimisations, so the n-th of them is the n-th that the record names.
+
+        Raises:
+            ArtefactError: Not the engine of this record, built by another version of ONNX Runtime, or damaged.
+            EnvironmentProblem: ``onnxruntime``, memory or a place for temporary files is missing.
+        """
+        from engines.graph import WEIGHTED_OPERATORS  # here, because it imports onnx
+
+        _check_origin(record, str(packages.load("onnxruntime").__version__))
+        contract = record.contract
+        batch = np.zeros((record.batch.smallest, *contract.input_shape), np.uint8)
+        rebuild = f"rebuild it: {record.build_command}"
+        events = profile_nodes(
+            read_engine(engine, record),
+            {contract.input_name: batch},
+            runs=LAYER_RUNS,
+            source=str(engine),
+            remedy=rebuild,
+        )
+        nodes = defaultdict[str, list[dict[str, Any]]](list)
+        for event in events:
+            nodes[event["args"]["node_index"]].append(event)
+        weighted = [key for key, runs in nodes.items() if runs[0]["args"]["op_name"] in WEIGHTED_OPERATORS]
+        known = len(weighted) == len(record.layer_types)
+        names = dict(zip(weighted, record.layer_types, strict=True)) if known else {}
+        return tuple(_layer(runs, names.get(key)) for key, runs in nodes.items()), None
 
     def open_runner(
         self, engine: Path, record: EngineRecord, options: RunnerOptions = DEFAULT_OPTIONS
@@ -254,7 +290,57 @@ def open_reference(graph: ModelProto, record: EngineRecord, *, threads: int = 1)
     return OrtRunner(open_session(graph.SerializeToString(), source, threads=threads, remedy=rebuild), record)
 
 
-def open_session(model: bytes, source: str, *, threads: int, remedy: str) -> Any:
+def profile_nodes(
+    model: bytes, feed: Mapping[str, NDArray[np.uint8]], *, runs: int, source: str, remedy: str
+) -> list[dict[str, Any]]:
+    """Run a model on one thread, as :func:`open_session` opens it, with ONNX Runtime's profiler.
+
+    Args:
+        model: A serialised ``ModelProto``.
+        feed: Its input by name.
+        runs: How often, after a first run that is left out.
+        source: Named in errors.
+        remedy: What to do when the model cannot be loaded or run.
+
+    Returns:
+        An event for each node and run, in the order of execution: ``name``, ``dur`` in whole microseconds, and
+        ``args`` with ``op_name``, ``node_index`` and the types of inputs and outputs.
+
+    Raises:
+        ArtefactError: ONNX Runtime cannot load or run the model.
+        EnvironmentProblem: ``onnxruntime``, memory or a place for the profile is missing.
+    """
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            profile = Path(folder) / "profile"
+            session = open_session(model, source, threads=1, remedy=remedy, profile=profile)
+            with failures_of(source, remedy=remedy):
+                for _ in range(runs + 1):
+                    session.run(None, feed)
+            events = json.loads(Path(session.end_profiling()).read_text())
+    except OSError as error:
+        raise EnvironmentProblem(
+            f"cannot write a profile: {error}", remedy="set TMPDIR to a place with some space"
+        ) from error
+    nodes = [event for event in events if event.get("cat") == "Node" and event["name"].endswith(_KERNEL_TIME)]
+    nodes.sort(key=lambda event: int(event["ts"]))
+    return nodes[len(nodes) // (runs + 1) :]
+
+
+def _layer(runs: list[dict[str, Any]], source: str | None) -> EngineLayer:
+    """Join the events of a node; ``source`` is the ONNX layer with weights in it."""
+    first = runs[0]
+    types = [name for value in first["args"].get("output_type_shape", ()) for name in value]
+    return EngineLayer(
+        name=str(first["name"]).removesuffix(_KERNEL_TIME),
+        onnx=() if source is None else (source,),
+        kind=str(first["args"]["op_name"]),
+        precision=_PRECISIONS.get(types[0], types[0].upper()) if types else "",
+        microseconds=float(statistics.median(event["dur"] for event in runs)),
+    )
+
+
+def open_session(model: bytes, source: str, *, threads: int, remedy: str, profile: Path | None = None) -> Any:
     """Open a model for single requests on a CPU.
 
     Args:
@@ -262,6 +348,7 @@ def open_session(model: bytes, source: str, *, threads: int, remedy: str) -> Any
         source: Named in errors.
         threads: CPU threads for one run.
         remedy: What to do when the model cannot be loaded.
+        profile: Where its profiler writes, a prefix of the file's name; None measures nothing.
 
     Returns:
         The ``onnxruntime.InferenceSession``.
@@ -279,6 +366,9 @@ def open_session(model: bytes, source: str, *, threads: int, remedy: str) -> Any
     # With more than one thread the workers would spin between and after runs, and take the cores from the
     # threads that decode the next image: twice the CPU time on two busy cores, for a run that gains a tenth.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if profile is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile)
     try:
         return _make_session(ort, model, options)
     except _failure_types() as error:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # the help of the command line gets by without numpy
 
 Progress = Callable[[str, int, int], None]  # phase, steps done, steps in all
 MEMORY_KINDS = ("auto", "device", "mapped")
+LAYER_RUNS = 100  # of the smallest batch, for the time of each layer
 # What a runner's description says beside how it runs: reports are comparable all the same.
 FINDINGS = ("memory_choice", "scratch", "warnings", "runtime_cache")
 FLOAT = "float"  # FP32 or FP16, as check_layers takes it
@@ -95,6 +96,27 @@ class BuildResult:
     platform: Mapping[str, str]
     notes: tuple[str, ...] = ()
     layer_types: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineLayer:
+    """A layer as its runtime runs it; texts are empty where the runtime does not say.
+
+    Attributes:
+        name: What the runtime calls it.
+        onnx: The ONNX layers that went into it, where the runtime names them beside its own name.
+        kind: Its operator or kind, such as ``QLinearConv`` or ``CaskConvolution``.
+        precision: Such as ``INT8``; types joined by ``+`` where its inputs differ and nothing else tells.
+        kernel: The kernel (tactic) that was chosen for it.
+        microseconds: Median time; None where it was not timed.
+    """
+
+    name: str
+    onnx: tuple[str, ...] = ()
+    kind: str = ""
+    precision: str = ""
+    kernel: str = ""
+    microseconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -315,12 +337,17 @@ class Runtime(Protocol):
         """
         ...
 
-    def report_layers(self, engine: Path, record: EngineRecord) -> str | None:
-        """Return the runtime's own report on the layers of an engine as JSON; None where it has none.
+    def inspect_layers(
+        self, engine: Path, record: EngineRecord
+    ) -> tuple[tuple[EngineLayer, ...], str | None]:
+        """Run the engine's smallest batch :data:`LAYER_RUNS` times, each layer timed.
+
+        Returns:
+            The layers in their order, and the runtime's own report on them as JSON; None where it has none.
 
         Raises:
-            ArtefactError: Not the engine of this record.
-            EnvironmentProblem: The engine cannot be loaded on this machine.
+            ArtefactError: Not the engine of this record, built by another version or for another device.
+            EnvironmentProblem: The engine cannot run on this machine.
         """
         ...
 

@@ -243,7 +243,8 @@ class _Test:
         except Exception as error:  # noqa: BLE001  whatever goes wrong is what this is for
             kind = "" if isinstance(error, EdgeDscError) else f"{type(error).__name__}: "
             outcome, words = Outcome.FAIL, " ".join(f"{kind}{error}".split())
-        self.findings.append(Finding(name=name, outcome=outcome, words=words, values=values))
+        seen = msgspec.json.decode(msgspec.json.encode(values))  # as it is once the document is loaded
+        self.findings.append(Finding(name=name, outcome=outcome, words=words, values=seen))
         self.say(f"{outcome.value:8}  {name}: {words}")
         return outcome is Outcome.PASS
 
@@ -647,17 +648,16 @@ def _agreement(found: NDArray[np.float32], expected: NDArray[np.float32]) -> flo
 
 
 def _layers(engine: BuiltEngine) -> Seen:
-    """Keep what the runtime's own inspector says of the engine, word for word."""
-    report = get_runtime(engine.record.runtime).report_layers(engine.path, engine.record)
-    if report is None:
-        raise _NotHereError(f"{engine.record.runtime} has no inspector")
+    """Time the layers, and keep what the runtime's own inspector says of them, word for word."""
+    layers, report = get_runtime(engine.record.runtime).inspect_layers(engine.path, engine.record)
     path = engine.path.with_suffix(".inspector.json")
-    write_text(path, report)
-    layers = json.loads(report).get("Layers", [])
-    return f"{len(layers)} by the inspector, kept in {path.name}", {
-        "layers": len(layers),
-        "report": path.name,
-    }
+    if report is not None:
+        write_text(path, report)
+    times = {layer.name: layer.microseconds for layer in layers if layer.microseconds is not None}
+    _require(bool(times), f"none of {len(layers)} layers has a time")
+    slowest = max(times, key=times.__getitem__)
+    words = f"{len(layers)} in {sum(times.values()):.0f} us, {slowest} in {times[slowest]:.0f} us"
+    return words, {"layers": layers, "report": path.name if report is not None else None}
 
 
 def _memory(engine: Path) -> Seen:

@@ -15,16 +15,23 @@ def inspect(
     path: Annotated[
         Path, typer.Argument(help="Any file that edge-dsc wrote, or a run folder.", show_default=False)
     ],
+    layers: Annotated[
+        bool, typer.Option("--layers", help="Run an engine and show its layers: kernel, precision, time.")
+    ] = False,
     json: Json = False,
 ) -> None:
-    """A damaged or renamed file is refused; of a sound one everything that it records is shown."""
-    from edge_dsc.inspection import format_inspection, inspect_path
+    """A damaged or renamed file is refused; of a sound one everything that it records is shown.
 
-    found = inspect_path(path)
+    Layers are timed one by one, which costs the engine its overlap and its CUDA graph: their sum is not its latency.
+    Where the engine cannot run, its record names them.
+    """
+    from edge_dsc.inspection import format_inspection, format_layers, inspect_layers, inspect_path
+
+    found = inspect_layers(path) if layers else inspect_path(path)
     if json:
         give_json("edge-dsc/inspect-result", found)
     else:
-        give(format_inspection(found))
+        give(format_layers(found) if layers else format_inspection(found))
 
 
 def doctor(json: Json = False) -> None:

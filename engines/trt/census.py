@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from engines.runtimes import EngineLayer
 from engines.trt import versions
 
 NETWORK = "parsed network (types of the layers' inputs)"
@@ -100,6 +102,40 @@ def engine_layer_types(report: str, parsed: Mapping[str, str]) -> dict[str, str]
     return found
 
 
+def describe_layers(
+    report: str | None, profile: int, times: Mapping[str, Sequence[float]]
+) -> tuple[EngineLayer, ...]:
+    """Join what the engine inspector and the profiler say of the layers of one optimisation profile, by their names.
+
+    Args:
+        report: Of :func:`read_report`; None where there is no inspector.
+        profile: The optimisation profile that ran: every one has layers of its own.
+        times: Milliseconds of every run, by the layer's name.
+
+    Returns:
+        The layers in the inspector's order, then those that only the profiler names.
+    """
+    mark = f"[profile {profile}]" if profile else ""
+    entries = _entries(report or "")
+    medians = {name: 1000 * statistics.median(values) for name, values in times.items()}
+    found = []
+    for entry in [entry for entry in entries if _profile(entry) == mark] or entries:
+        name = str(entry.get("Name", ""))
+        timed = name if name in medians else name.removesuffix(mark).rstrip()
+        formats = sorted(set(map(_format, _inputs(entry))) - {""})
+        found.append(
+            EngineLayer(
+                name=name,
+                onnx=tuple(re.findall(r"\[ONNX Layer: (.*?)(?: \||\])", str(entry.get("Metadata", "")))),
+                kind=str(entry.get("LayerType", "")),
+                precision=_proven_type(entry) or "+".join(formats),
+                kernel=str(entry.get("TacticName", "")),
+                microseconds=medians.pop(timed, None),
+            )
+        )
+    return (*found, *(EngineLayer(name=name, microseconds=value) for name, value in medians.items()))
+
+
 def _profile(entry: dict[str, Any]) -> str:
     """Return which optimisation profile a layer is of; names of all but the first end so: ``stem [profile 1]``."""
     match = re.search(r"\[profile \d+\]", str([entry.get("Name"), *_inputs(entry)]))
@@ -178,11 +214,23 @@ def inspect_plan(
     engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
         return None
+    execution = versions.create_execution(trt, engine, None)  # it only holds shapes: it gets no memory
+    shaped = execution is not None and all(execution.set_input_shape(*item) for item in shapes.items())
+    report = read_report(trt, engine, execution if shaped else None)
+    return None if report is None else Inspection(report, versions.memory_limit(engine))
+
+
+def read_report(trt: Any, engine: Any, execution: Any) -> str | None:
+    """Return the engine inspector's JSON report; None where there is no inspector.
+
+    Args:
+        trt: The module ``tensorrt`` or ``tensorrt_rtx``.
+        engine: The loaded engine.
+        execution: A context whose shapes are set, or None: the formats of tensors are known only with one.
+    """
     inspector = engine.create_engine_inspector()
     if inspector is None:
         return None
-    execution = versions.create_execution(trt, engine, None)  # it only holds shapes: it gets no memory
-    if execution is not None and all(execution.set_input_shape(*item) for item in shapes.items()):
+    if execution is not None:
         inspector.execution_context = execution
-    report = str(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
-    return Inspection(report, versions.memory_limit(engine))
+    return str(inspector.get_engine_information(trt.LayerInformationFormat.JSON))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 from engines.record import EngineRecord
 from engines.trt import versions
 from engines.trt.cache import RuntimeCache
+from engines.trt.census import read_report
 from engines.trt.faults import Faults
 
 
@@ -92,6 +95,30 @@ class LoadedEngine:
     def memory_needed(self, execution: Any) -> int:
         """Return the device memory that a context needs for the shape that is set, bytes."""
         return versions.memory_needed(self._engine, execution)
+
+    def time_layers(self, execution: Any) -> Mapping[str, Sequence[float]]:
+        """Have a context's layers timed from now on, which makes every run wait for its end.
+
+        The launch of a graph is not timed. Source: NvInferRuntime.h, setEnqueueEmitsProfile (true by default) and
+        reportToProfiler.
+
+        Returns:
+            Milliseconds by the layer's name; every run adds one to each.
+        """
+        trt: Any = self._trt
+        times = defaultdict[str, list[float]](list)
+
+        class Profiler(trt.IProfiler):  # type: ignore[misc]
+            def report_layer_time(self, layer_name: str, ms: float) -> None:
+                times[layer_name].append(ms)
+
+        # The binding has the context keep it alive (pyCore.cpp 8.5 and 10, keep_alive<1, 2>).
+        execution.profiler = Profiler()
+        return times
+
+    def report_layers(self, execution: Any) -> str | None:
+        """Return the engine inspector's JSON report, with the formats that a context has for the shape that is set."""
+        return read_report(self._trt, self._engine, execution)
 
 
 def _own_profiles(engine: Any, name: str) -> dict[int, int]:

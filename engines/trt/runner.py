@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.errors import EnvironmentProblem
-from engines.runtimes import DEFAULT_OPTIONS, BatchCheck, RunnerOptions, Ticket
+from engines.runtimes import DEFAULT_OPTIONS, BatchCheck, EngineLayer, RunnerOptions, Ticket
 from engines.trt import cuda as cuda_driver
 from engines.trt.faults import Faults, describe_warnings, process_logger
 from engines.trt.loaded import LoadedEngine, StoredEngine
@@ -153,6 +153,22 @@ class TrtRunner:
             if self._options.time_stages:
                 ticket.stages_ns = slot.stages_ns()
         return answers
+
+    def inspect_layers(self, runs: int) -> tuple[tuple[EngineLayer, ...], str | None]:
+        """Answer black batches of the usual size, each layer timed; a runner with graphs gets no times.
+
+        Returns:
+            The layers, and the engine inspector's JSON report.
+
+        Raises:
+            EnvironmentProblem: CUDA or TensorRT failed.
+            RuntimeError: Called from another thread than the one that opened the runner, or no slot is free.
+            ValueError: The runner is closed.
+        """
+        self._check_usable()
+        slot = self._free_slot()
+        with self._running:
+            return slot.inspect_layers(runs)
 
     def close(self) -> None:
         """Free everything, buffers before the engine's context; a second call does nothing. Open tickets are lost.

@@ -13,17 +13,18 @@ from engines.files import write_bytes
 from engines.record import EngineRecord, Precision, Tuning, read_engine
 from engines.runtimes import (
     DEFAULT_OPTIONS,
+    LAYER_RUNS,
     Availability,
     BuildOptions,
     BuildResult,
+    EngineLayer,
     RunnerOptions,
     without_calibrators,
 )
 from engines.trt import versions
 from engines.trt.builder import build_plan
-from engines.trt.census import INSPECTOR, inspect_plan
+from engines.trt.census import INSPECTOR
 from engines.trt.cuda import Gpu, find_gpu
-from engines.trt.faults import process_logger
 from engines.trt.loaded import StoredEngine
 from engines.trt.runner import TrtRunner
 from engines.trt.versions import RTX_GPUS, RTX_INT8
@@ -113,25 +114,19 @@ class TensorRtRuntime:
             layer_types=plan.layer_types,
         )
 
-    def report_layers(self, engine: Path, record: EngineRecord) -> str:
-        """Return the engine inspector's report, at the best batch.
+    def inspect_layers(
+        self, engine: Path, record: EngineRecord
+    ) -> tuple[tuple[EngineLayer, ...], str | None]:
+        """Return the layers with TensorRT's own times of them, and the engine inspector's report.
 
         Raises:
-            ArtefactError: Not the engine of this record.
-            EnvironmentProblem: No GPU, no driver, or TensorRT refuses the engine here.
+            ArtefactError: Not the engine of this record, built by another version or for another device.
+            EnvironmentProblem: No GPU, no driver, a missing package.
         """
-        gpu, reason = find_gpu()
-        if gpu is None:
-            raise EnvironmentProblem(f"{self.name} cannot load engines here: {reason}", remedy=_NO_GPU)
-        trt, contract = packages.load(self.package), record.contract
-        shapes = {contract.input_name: (record.batch.best, *contract.input_shape)}
-        found = inspect_plan(trt, process_logger(trt), read_engine(engine, record), shapes)
-        if found is None:
-            raise EnvironmentProblem(
-                f"{self.name} cannot inspect {record.engine}",
-                remedy=f"rebuild it here: {record.build_command}",
-            )
-        return found.report
+        # Without a graph, which would tell no times.
+        plain = RunnerOptions(slots=1, graph=False, memory="device", batch=record.batch.smallest)
+        with self.open_runner(engine, record, plain) as runner:
+            return runner.inspect_layers(LAYER_RUNS)
 
     def open_runner(
         self, engine: Path, record: EngineRecord, options: RunnerOptions = DEFAULT_OPTIONS

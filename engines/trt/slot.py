@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from engines.errors import EnvironmentProblem
 from engines.record import EngineRecord
-from engines.runtimes import RunnerOptions
+from engines.runtimes import EngineLayer, RunnerOptions
 from engines.trt import versions
+from engines.trt.census import describe_layers
 from engines.trt.cuda import BUFFERS, CudaGraph, GraphError, capture_graph
 from engines.trt.faults import Faults
 from engines.trt.loaded import LoadedEngine
@@ -94,12 +95,21 @@ class Slot:
         frees.callback(self._release)
         self._spare.append(self._new_execution(parts.size))
 
-    def warm(self, size: int) -> None:
-        """Answer a black batch twice: lazy initialisation happens here, and the graph is captured."""
+    def warm(self, size: int, runs: int = 2) -> None:
+        """Answer a black batch; at the second time lazy initialisation is over, and the graph is captured."""
         batch = np.zeros((size, *self._parts.record.contract.input_shape), np.uint8)
-        for _ in range(2):
+        for _ in range(runs):
             self.enqueue(batch)
             self.wait(size)
+
+    def inspect_layers(self, runs: int) -> tuple[tuple[EngineLayer, ...], str | None]:
+        """Return the layers that run for the usual batch size, timed, and the engine inspector's report on them."""
+        size, loaded = self._parts.size, self._parts.engine
+        execution = self._prepare(size).execution
+        times = loaded.time_layers(execution)
+        self.warm(size, runs)
+        report = loaded.report_layers(execution)
+        return describe_layers(report, execution.active_optimization_profile, times), report
 
     def enqueue(self, batch: NDArray[np.uint8]) -> None:
         """Copy a batch into the slot's own memory and enqueue all of its work.

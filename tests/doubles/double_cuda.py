@@ -24,6 +24,7 @@ import numpy as np
 
 API = json.loads(Path(__file__).with_name("pycuda_api.json").read_text())["names"]
 POISON, FREED = 0xAB, 0xDD
+DEVICE_BYTES = 128 << 20  # of memory that the device has
 COST_NS = {"h2d": 100_000, "execute": 1_000_000, "d2h": 50_000}  # of the virtual clock that events read
 CAPTURE_INVALIDATED, NOT_PERMITTED, OUT_OF_MEMORY, INVALID_CONTEXT = 901, 800, 2, 201
 NOT_INITIALIZED, PRIMARY_CONTEXT_ACTIVE = 3, 708
@@ -35,9 +36,6 @@ class Misuse(AssertionError):
 
 class Error(Exception):
     """Stands for pycuda.driver.Error."""
-
-
-DEVICE_BYTES = 128 << 20  # of the whole device
 
 
 class MemoryError(Error):

@@ -134,7 +134,7 @@ def describe_layers(
 
 
 def inspect_layer(
-    kind: str, name: str, element: str, *, fused: bool, silent: bool, shaped: bool, profile: int
+    kind: str, name: str, element: str, *, index: int, fused: bool, silent: bool, shaped: bool, profile: int
 ) -> dict[str, Any]:
     """Return a layer as the engine inspector describes it in JSON.
 
@@ -142,6 +142,7 @@ def inspect_layer(
         kind: The parsed layer's kind.
         name: Its name.
         element: What it runs in.
+        index: Its place.
         fused: By Myelin, as in TensorRT 10 and 11: the ONNX names stand in the metadata alone, separated by the
             ASCII unit separator, and there are no weights (NVIDIA/TensorRT#4397).
         silent: Say nothing of the precision.
@@ -156,7 +157,7 @@ def inspect_layer(
         "TacticName": "" if silent else _KERNELS[element],
     }
     if fused:
-        entry |= {"Name": "__myl_CastMulConvMaxRe_myl0_3", "LayerType": "kgen"}
+        entry |= {"Name": f"__myl_CastMulConvMaxRe_myl0_{index}", "LayerType": "kgen"}
         entry["TacticName"] = "__myl_CastMulConvMaxRe_0x7ad83d0a9d0c93c5"
         entry["Inputs"].insert(0, {"Name": "y", "Format/Datatype": "Float" if shaped else _NO_FORMAT})
     elif kind == "CONVOLUTION" and not silent:

@@ -29,6 +29,7 @@ SURFACE = json.loads((Path(__file__).parents[1] / "engines" / "tensorrt_api.json
 RELEASES = {"8.6": 0, "10.3": 2, "11.4": 7, "rtx": 8}
 _MAGIC = b"double of a TensorRT plan\n"
 _ENUM_VALUES = {"EXPLICIT_BATCH": 0, "STRONGLY_TYPED": 1}
+LAYER_MS = 0.25  # of the first layer; the second takes twice as long, and so on
 IMAGE_BYTES = 4096  # of activations for each image of a batch
 
 
@@ -118,6 +119,8 @@ class Execution(Guarded):
     """Left to itself it takes memory for the largest shape of all profiles (NvInferRuntime.h, kSTATIC)."""
 
     _class = "IExecutionContext"
+    profiler: Any = None  # kept alive by its context: pyCore.cpp 8.5 and 10, keep_alive<1, 2>
+    enqueue_emits_profile = True
 
     def __init__(
         self, trt: DoubleTensorRt, engine: Engine, config: RuntimeConfig | None, managed: bool
@@ -231,7 +234,22 @@ class Execution(Guarded):
         self._compile(self._shape[0])
         self._flushed = self._version
         stream.enqueue(self._work())
+        if stream.captured is None and self.profiler is not None and self.enqueue_emits_profile:
+            self._report_times(stream)
         return True
+
+    def _report_times(self, stream: Stream) -> None:
+        """Enqueueing waits for its end and reports each layer, which the launch of a graph does not.
+
+        Source: NvInferRuntime.h, IProfiler, setEnqueueEmitsProfile (true by default), reportToProfiler. What a
+        profiler raises is printed and dropped (pyCore.cpp 8.5 and 10, PyProfiler).
+        """
+        stream.finish()
+        for index, entry in enumerate(self._engine._inspected(self._profile, shaped=False)):
+            try:
+                self.profiler.report_layer_time(entry["Name"], LAYER_MS * (index + 1))
+            except BaseException as error:  # noqa: BLE001 - as the binding does
+                sys.stderr.write(f"[ERROR] Exception caught in report_layer_time(): {error}\n")
 
     def _compile(self, size: int) -> None:
         known = self._config._cache._sizes if self._config and self._config._cache else set()
@@ -293,18 +311,12 @@ class Inspector(Guarded):
         self._engine = engine
 
     def get_engine_information(self, format: Any) -> str:
-        context, index = self.execution_context, self._trt._index
-        shaped = index > 0 and context is not None and context._shape is not None
+        context = self.execution_context
+        shaped = self._trt._index > 0 and context is not None and context._shape is not None
         entries = [
-            inspect_layer(
-                *layer,
-                fused=index > RELEASES["10.3"] or (index > 0 and layer[0] == "MATRIX_MULTIPLY"),
-                silent=self._trt._silent,
-                shaped=shaped and profile == context._profile,
-                profile=profile,
-            )
+            entry
             for profile in range(len(self._engine._profiles))
-            for layer in self._engine._layers
+            for entry in self._engine._inspected(profile, shaped=shaped and profile == context._profile)
         ]
         return json.dumps({"Layers": entries, "Bindings": list(self._engine._names)})
 
@@ -382,6 +394,20 @@ class Engine(Guarded):
         if self._trt._fails("create_execution_context"):
             return None
         return Execution(self._trt, self, config, managed)
+
+    def _inspected(self, profile: int, *, shaped: bool) -> list[dict[str, Any]]:
+        release = self._trt._index
+        return [
+            inspect_layer(
+                *layer,
+                index=index,
+                fused=release > RELEASES["10.3"] or (release > 0 and layer[0] == "MATRIX_MULTIPLY"),
+                silent=self._trt._silent,
+                shaped=shaped,
+                profile=profile,
+            )
+            for index, layer in enumerate(self._layers)
+        ]
 
     def _memory_limit(self) -> int:
         return max(sizes[-1] for sizes in self._profiles) * IMAGE_BYTES
@@ -682,6 +708,7 @@ class DoubleTensorRt:
         severities = SimpleNamespace(INTERNAL_ERROR=0, ERROR=1, WARNING=2, INFO=3, VERBOSE=4)
         self._made["ILogger"] = type("ILogger", (), {**vars(severities), "Severity": severities})
         self._made["IProgressMonitor"] = type("IProgressMonitor", (), {})
+        self._made["IProfiler"] = type("IProfiler", (), {})
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_") or "" not in names_of(name, self._index):

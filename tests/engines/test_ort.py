@@ -83,6 +83,61 @@ def test_int8_is_fused_and_comes_with_a_warning(
     assert "Conv" not in stored
 
 
+ONNX_LAYERS = [
+    "Conv_2",
+    "Conv_5",
+    "Conv_6",
+    "Conv_9",
+    "Conv_10",
+    "Conv_13",
+    "Conv_14",
+    "MatMul_18",
+    "MatMul_21",
+]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_layers_are_the_nodes_that_run_and_have_times(
+    tmp_path: Path, graph_in: Callable, record_of: Callable, precision: str
+) -> None:
+    engine = tmp_path / "a.engine"
+    model = graph_in("dsc", precision, signed=False)
+    built = RUNTIME.build(model, engine, options(precision, LAYERS["dsc"] - 1))
+    record = replace(record_of(engine, "dsc", precision, built, BATCH), layer_types=built.layer_types)
+    layers, report = RUNTIME.inspect_layers(engine, record)
+    assert report is None
+    settings = onnxruntime.SessionOptions()
+    settings.optimized_model_filepath = str(tmp_path / "running.onnx")
+    onnxruntime.InferenceSession(
+        engine.read_bytes(),
+        settings,
+        ["CPUExecutionProvider"],
+        disabled_optimizers=["WeightBiasQuantization"],
+    )
+    running = onnx.load(tmp_path / "running.onnx").graph.node
+    assert [(layer.name, layer.kind) for layer in layers] == [(node.name, node.op_type) for node in running]
+    named = {layer.onnx[0]: layer.precision for layer in layers if layer.onnx}
+    assert named == {**dict.fromkeys(ONNX_LAYERS, precision.upper()), "MatMul_21": "FP32"}
+    assert list(named) == ONNX_LAYERS
+    assert (layers[0].name, layers[0].precision, layers[-1].name) == ("Cast_0", "FP32", "softmax")
+    times = [layer.microseconds or 0.0 for layer in layers]
+    assert min(times) >= 0 and all(time > 0 for time, layer in zip(times, layers, strict=True) if layer.onnx)
+
+
+def test_layers_of_an_engine_that_onnxruntime_cannot_load(
+    tmp_path: Path, graph_in: Callable, record_of: Callable
+) -> None:
+    engine = tmp_path / "a.engine"
+    built = RUNTIME.build(graph_in("dsc", "fp32"), engine, options("fp32", LAYERS["dsc"]))
+    record = record_of(engine, "dsc", "fp32", built, BATCH)
+    with pytest.raises(ArtefactError, match=r"was built by onnxruntime 0\.1, here is"):
+        RUNTIME.inspect_layers(engine, replace(record, runtime_version="0.1"))
+    engine.write_bytes(b"nonsense")
+    record = record_of(engine, "dsc", "fp32", built, BATCH)
+    with pytest.raises(ArtefactError, match=r"onnxruntime cannot load .*a\.engine"):
+        RUNTIME.inspect_layers(engine, record)
+
+
 def test_the_stored_graph_is_not_tied_to_this_cpu(tmp_path: Path, graph_in: Callable) -> None:
     RUNTIME.build(graph_in("cnn", "fp32"), tmp_path / "a.engine", options("fp32", 6))
     domains = {node.domain for node in onnx.load(tmp_path / "a.engine").graph.node}

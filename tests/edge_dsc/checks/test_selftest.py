@@ -1,9 +1,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +23,6 @@ from engines.images import prepare_pixels
 from engines.ort import open_session
 from engines.trt import cuda as cuda_driver
 from engines.trt import runtime
-from engines.trt.census import inspect_plan
 from engines.trt.cuda import Gpu
 
 MEMORY = ("host_peak_bytes", "host_before_bytes", "device_bytes")
@@ -58,6 +57,9 @@ def test_on_a_processor_everything_passes_or_says_why_not(tested: tuple[SelfTest
             assert seen[f"onnxruntime {network} {precision}: answers"] == "pass"
             assert seen[f"{network}-{precision}.onnxruntime: memory"] == "pass"
             assert seen[f"tensorrt-rtx {network} {precision}: build"] == "pass"
+            line = f"onnxruntime {network} {precision}: layers"
+            words = next(each.words for each in found.findings if each.name == line)
+            assert re.fullmatch(r"\d+ in \d+ us, .+ in \d+ us", words)
     for line in ("batches", "another thread", "a truncated engine", "an edited record"):
         assert seen[f"onnxruntime: {line}"] == "pass"
     for line in (
@@ -137,12 +139,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], DoubleCuda]:
             with current(cuda):  # TensorRT makes one of its own where a thread has none
                 return build_engine(request)
 
-        def inspect(*arguments: Any) -> Any:
-            with current(cuda):
-                return inspect_plan(*arguments)
-
         monkeypatch.setattr(selftest, "build_engine", build)
-        monkeypatch.setattr(runtime, "inspect_plan", inspect)
         monkeypatch.setattr(selftest, "memory_pass", lambda *_, **__: dict.fromkeys(MEMORY, 1 << 20))
         return cuda
 
@@ -158,6 +155,9 @@ def test_on_a_gpu_every_way_to_run_is_tried(
     found = run_selftest(SelfTestPlan(out=tmp_path / "out", seconds=0.2), progress=ignore, say=ignore)
     seen = outcomes(found)
     words = {finding.name: finding.words for finding in found.findings}
+    assert words["tensorrt dsc int8: layers"] == (
+        "9 in 11250 us, __myl_CastMulConvMaxRe_myl0_8 [profile 1] in 2250 us"
+    )
     assert {name: words[name] for name, outcome in seen.items() if outcome == "fail"} == {}
     ways = ("graph and no graph", "slots", "kinds of memory", "waiting", "stage times", "no memory left")
     assert {seen[f"tensorrt: {way}"] for way in ways} == {"pass"}

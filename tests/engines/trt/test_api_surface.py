@@ -187,6 +187,8 @@ def test_the_walk_sees_what_the_code_uses() -> None:
         "IExecutionContext.set_tensor_address",
         "ICudaEngine.get_tensor_dtype",
         "ILogger.log",
+        "IProfiler.report_layer_time",
+        "IExecutionContext.profiler",
     }
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from engines.trt.census import engine_layer_types
+from engines.runtimes import EngineLayer
+from engines.trt.census import describe_layers, engine_layer_types
 
 DYNAMIC = "N/A due to dynamic shapes"
 
@@ -130,3 +131,48 @@ def test_a_report_without_details_tells_nothing(text: str) -> None:
 
 def test_a_layer_without_inputs_tells_nothing() -> None:
     assert type_of({"Name": "stem", "LayerType": "CaskConvolution", "Inputs": []}) is None
+
+
+def test_layers_are_described_in_the_inspectors_order_and_timed_by_the_profiler() -> None:
+    kernel = "sm80_xmma_fprop_implicit_gemm_interleaved_i8i8_i8i32_f32_nchw"
+    text = report(
+        layer("Reformat", "Float", Name="copy"),
+        layer(
+            "CaskConvolution", "Int8", TacticName=kernel, Metadata="[ONNX Layer: stem]\x1f[ONNX Layer: relu]"
+        ),
+        fused("Float", "Half"),
+        layer("CaskConvolution", "Half", Name="stem + stem_relu [profile 1]"),
+    )
+    times = {"stem + stem_relu": [0.5, 0.25, 0.125], "copy": [0.001, 0.002], "of its own": [1.0]}
+    assert describe_layers(text, 0, times) == (
+        EngineLayer(name="copy", kind="Reformat", precision="FP32", microseconds=1.5),
+        EngineLayer(
+            name="stem + stem_relu",
+            onnx=("stem", "relu"),
+            kind="CaskConvolution",
+            precision="INT8",
+            kernel=kernel,
+            microseconds=250.0,
+        ),
+        EngineLayer(
+            name="__myl_CastMulInt8ConvMaxRe_myl0_3",
+            onnx=("cast", "stem", "stem_relu"),
+            kind="kgen",
+            precision="FP16+FP32",
+            kernel="__myl_CastMulInt8ConvMaxRe_0x7ad83d0a9d0c93c5",
+        ),
+        EngineLayer(name="of its own", microseconds=1000.0),
+    )
+
+
+@pytest.mark.parametrize("timed", ["stem + stem_relu", "stem + stem_relu [profile 1]"])
+def test_layers_of_another_profile_are_left_out(timed: str) -> None:
+    name = "stem + stem_relu [profile 1]"
+    text = report(layer("CaskConvolution", "Int8"), layer("CaskConvolution", "Half", Name=name))
+    expected = EngineLayer(name=name, kind="CaskConvolution", precision="FP16", microseconds=500.0)
+    assert describe_layers(text, 1, {timed: [0.5]}) == (expected,)
+
+
+def test_without_an_inspector_the_profiler_names_the_layers() -> None:
+    assert describe_layers(None, 1, {"stem": [0.5]}) == (EngineLayer(name="stem", microseconds=500.0),)
+    assert describe_layers(report("only a name"), 0, {}) == ()

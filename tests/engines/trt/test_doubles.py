@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from double_cuda import API, POISON, DoubleCuda, DoubleDriver, Error, Misuse
-from double_tensorrt import IMAGE_BYTES, RELEASES, DoubleTensorRt
+from double_tensorrt import IMAGE_BYTES, LAYER_MS, RELEASES, DoubleTensorRt
 
 from engines.trt import versions
 from engines.trt.cuda import GraphError, capture_graph
@@ -214,6 +214,51 @@ def test_a_change_under_waiting_work(device: Device) -> None:
     device.execution.set_input_shape("image", (1, 224, 224, 1))
     with pytest.raises(Misuse, match="the context of this work was changed"):
         device.stream.synchronize()
+
+
+class TestProfiler:
+    @pytest.fixture
+    def seen(self, device: Device, trt: DoubleTensorRt) -> list[tuple[str, float]]:
+        found: list[tuple[str, float]] = []
+
+        class Profiler(trt.IProfiler):  # type: ignore[misc, name-defined]
+            def report_layer_time(self, layer_name: str, ms: float) -> None:
+                found.append((layer_name, ms))
+
+        device.execution.profiler = Profiler()
+        return found
+
+    @pytest.mark.parametrize("release", RELEASES, indirect=True)
+    def test_a_run_waits_for_its_end_and_reports_each_layer(self, device: Device, seen: list[Any]) -> None:
+        device.cuda.memcpy_htod_async(device.memory_in, device.host_in, device.stream)
+        assert device.execution.execute_async_v3(device.stream.handle)
+        assert device.stream.is_done()
+        assert [ms for _, ms in seen] == [LAYER_MS]
+
+    def test_a_capture_and_the_launch_of_its_graph_report_nothing(
+        self, device: Device, driver: DoubleDriver, seen: list[Any]
+    ) -> None:
+        device.work()
+        device.stream.synchronize()
+        graph = capture_graph(driver, device.stream.handle, device.work)
+        graph.launch()
+        device.stream.synchronize()
+        assert len(seen) == 1
+        graph.destroy()
+
+    def test_nothing_is_reported_where_that_was_put_off(self, device: Device, seen: list[Any]) -> None:
+        device.execution.enqueue_emits_profile = False
+        device.work()
+        assert not device.stream.is_done()
+        device.stream.synchronize()
+        assert seen == []
+
+    def test_what_a_profiler_raises_is_dropped(
+        self, device: Device, trt: DoubleTensorRt, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        device.execution.profiler = trt.IProfiler()  # without the method
+        device.work()
+        assert capsys.readouterr().err.startswith("[ERROR] Exception caught in report_layer_time()")
 
 
 class TestGraphs:

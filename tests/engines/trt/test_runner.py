@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -7,14 +8,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from double_tensorrt import IMAGE_BYTES, RELEASES, session_of
+from double_tensorrt import IMAGE_BYTES, LAYER_MS, RELEASES, session_of
 from msgspec.structs import replace
 
+from engines import packages
 from engines.errors import ArtefactError, BadInputError, EnvironmentProblem
 from engines.files import sha256_bytes
 from engines.record import Tuning
-from engines.runtimes import RunnerOptions, answer_batches
+from engines.runtimes import EngineLayer, RunnerOptions, answer_batches, get_runtime
 from engines.trt import cuda as cuda_driver
+from engines.trt import runtime
+from engines.trt.cuda import Gpu
 from engines.trt.loaded import StoredEngine
 from engines.trt.runner import TrtRunner
 
@@ -661,6 +665,69 @@ def test_the_batch_range_of_the_record_is_what_counts(
     with TrtRunner(trt, cuda, StoredEngine(plan, narrow)) as runner:
         with pytest.raises(BadInputError, match="N from 1 to 4"):
             runner.run(pixels(5))
+
+
+FUSED = EngineLayer(
+    name="__myl_CastMulConvMaxRe_myl0_0 [profile 1]",
+    onnx=("e", "e_relu"),
+    kind="kgen",
+    precision="FP32",  # its inputs' formats, which are known for the shape that was set
+    kernel="__myl_CastMulConvMaxRe_0x7ad83d0a9d0c93c5",
+    microseconds=1000 * LAYER_MS,
+)
+CASK = EngineLayer(
+    name="e + e_relu [profile 1]",
+    onnx=("e", "e_relu"),
+    kind="CaskGemmMatrixMultiply",
+    precision="FP32",
+    kernel="sm80_xmma_fprop_implicit_gemm_f32f32_f32f32_f32_nhwckrsc_nhwc",
+    microseconds=1000 * LAYER_MS,
+)
+
+
+@pytest.mark.parametrize(
+    ("release", "expected"),
+    [("8.6", CASK), ("10.3", FUSED), ("11.4", FUSED), ("rtx", FUSED)],
+    indirect=["release"],
+)
+def test_layers_are_those_of_a_single_image_and_have_times(
+    trt: Any,
+    cuda: Any,
+    driver: Any,
+    plan: bytes,
+    record: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    expected: EngineLayer,
+) -> None:
+    engine = tmp_path / record.engine
+    engine.write_bytes(plan)
+    modules = {"tensorrt": trt, "tensorrt_rtx": trt, "pycuda.driver": cuda}
+    monkeypatch.setattr(packages, "load", modules.__getitem__)
+    monkeypatch.setattr(packages, "installed_version", lambda *names: record.runtime_version)
+    monkeypatch.setattr(runtime, "find_gpu", lambda: (Gpu("Double", "8.9"), ""))
+    layers, report = get_runtime(record.runtime).inspect_layers(engine, record)
+    assert layers == (expected,)
+    names = [entry["Name"] for entry in json.loads(report or "")["Layers"]]
+    assert names == [expected.name.removesuffix(" [profile 1]"), expected.name]
+    assert trt._ran == {(1, 1)}  # size and profile
+    assert cuda.idle
+
+
+@pytest.mark.parametrize("release", RELEASES, indirect=True)
+def test_other_sizes_have_the_layers_of_their_profile(open_runner: Open) -> None:
+    with open_runner(graph=False, slots=1, batch=4) as runner:
+        (layer,), _ = runner.inspect_layers(3)
+    assert not layer.name.endswith("]")
+    assert layer.microseconds == 1000 * LAYER_MS
+
+
+def test_the_launch_of_a_graph_times_no_layer(open_runner: Open) -> None:
+    with open_runner(slots=1) as runner:
+        (layer,), report = runner.inspect_layers(3)
+        assert runner.description["execution"] == "CUDA graph"
+    assert (layer.name, layer.microseconds) == (FUSED.name.removesuffix(" [profile 1]"), None)
+    assert report is not None
 
 
 # Profiles that contexts do not share: an engine of TensorRT 8.6 that another tool built.
