@@ -159,7 +159,8 @@ def _interval_words(summary: Summary) -> str:
 def _plan_words(report: Report) -> str:
     plan = report.plan
     length = f"{plan.seconds:g} s" if plan.iterations is None else f"{plan.iterations:,} calls"
-    return f"{plan.scenario}, {plan.name} plan, {length} each, interleaved in rounds"
+    often = "once" if plan.openings == 1 else f"{min(plan.openings, plan.rounds)} times"
+    return f"{plan.scenario}, {plan.name} plan, {length} each, opened {often}, interleaved"
 
 
 def _cautions(report: Report) -> tuple[str, ...]:
