@@ -97,11 +97,13 @@ class Control:
         subject: Name of the subject.
         ratio: Second / first with its 95 % interval, taken within rounds.
         verdict: What that shows; faster or slower means that the machine was not steady.
+        openings: In how many openings; with 1 it was the same session, as older reports have it.
     """
 
     subject: str
     ratio: Interval
     verdict: Verdict
+    openings: int
 
     @property
     def differs(self) -> bool:
@@ -117,7 +119,8 @@ class Control:
             end = self.verdict.value
         else:
             end = f"{self.verdict.value} than itself: other differences as small may be the machine's, too"
-        return f"control: {self.subject} opened and measured twice, ratio {numbers}: {end}"
+        what = "opened and measured twice" if self.openings > 1 else "measured twice"
+        return f"control: {self.subject} {what}, ratio {numbers}: {end}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -314,7 +317,9 @@ def find_controls(report: Report, rules: Rules = DEFAULT_RULES) -> tuple[Control
         if subject is not None and has_interval(subject, control):
             pair = paired_ratio(subject, control)
             verdict = judge(pair.interval, rules.margin, _chance(pair))
-            found.append(Control(subject=subject.name, ratio=pair.interval, verdict=verdict))
+            found.append(
+                Control(subject=subject.name, ratio=pair.interval, verdict=verdict, openings=pair.openings)
+            )
     return tuple(found)
 
 

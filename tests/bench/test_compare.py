@@ -286,6 +286,12 @@ def test_a_control_that_equals_its_subject(controlled: Callable[..., Report]) ->
     assert [control.words() for control in compare_within(controlled(1000)).controls] == [line]
 
 
+def test_a_control_of_one_session_is_not_called_an_opening(subject: Make, report: Make) -> None:
+    control = replace(subject("a (control)", [[1000] * 3] * 10, openings=1), control_of="a")
+    (found,) = find_controls(report(subject("a", [[1000] * 3] * 10, openings=1), control))
+    assert found.words().startswith("control: a measured twice, ratio 1.000")
+
+
 def test_the_margin_of_the_comparison_judges_its_control(controlled: Callable[..., Report]) -> None:
     assert find_controls(controlled(1010), Rules(margin=0.005))[0].differs
     assert compare_within(controlled(1010), rules=Rules(margin=0.005)).controls[0].differs
