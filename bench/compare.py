@@ -29,12 +29,8 @@ if TYPE_CHECKING:
 
 ENVIRONMENT_KEYS = ("machine", "architecture", "cpu", "cores", "cpu_limit", "gpu", "power_mode")
 SUBJECT_KEYS = ("batch", "threads", "switches")
-CONDITIONS = (
-    *ENVIRONMENT_KEYS,
-    "scenario",
-    *SUBJECT_KEYS,
-    "runs",
-)  # all that a comparison can be allowed to ignore
+# All that a comparison can be allowed to ignore.
+CONDITIONS = (*ENVIRONMENT_KEYS, "scenario", *SUBJECT_KEYS, "runs")
 OPENED_ONCE = (
     "each engine was opened once: what two openings of one file differ by, often 1 %, is in no interval here"
 )

@@ -29,9 +29,8 @@ Clock = Callable[[], int]  # monotonic, nanoseconds
 _JUMPS_PER_BLOCK = 10  # a clock that jumps more often than this ends the block
 _WARMUP_BLOCKS = 8  # blocks in the shortest warm-up
 _SHORT_WARMUPS = 20  # warm-ups of a later opening in one of the first: packages and clocks are warm already
-_TURN_CALLS = (
-    20  # in the shortest turn: with fewer, what the turn before left in the caches would be measured
-)
+# In the shortest turn: with fewer, what the turn before left in the caches would be measured.
+_TURN_CALLS = 20
 _STAGE_CALLS = 5  # after each block
 _SPIN_NS = 2_000_000  # the last stretch before a frame is not slept away: sleeping ends late
 _NEVER = sys.maxsize

@@ -395,7 +395,6 @@ def _spread(name: str, subjects: Sequence[SubjectReport]) -> BuildSpread | None:
         Montgomery, Design and Analysis of Experiments, the randomized complete block design; the component
         between is (MS builds - MS error) / openings (Searle, Casella and McCulloch, Variance Components, 1992).
     """
-    stats = load("scipy.stats")
     if not has_interval(*subjects):
         return None
     logs = np.array([opening.mean(axis=1) for opening in log_medians(*subjects)]).T
@@ -405,7 +404,8 @@ def _spread(name: str, subjects: Sequence[SubjectReport]) -> BuildSpread | None:
     freedom = (builds - 1) * (count - 1)
     error = float((rest**2).sum()) / freedom
     between = count * float(((means - means.mean()) ** 2).sum()) / (builds - 1)
-    chance = float(stats.f.sf(between / error, builds - 1, freedom)) if error > 0 else float(between <= 0)
+    beyond = load("scipy.special").fdtrc  # of the F distribution
+    chance = float(beyond(builds - 1, freedom, between / error)) if error > 0 else float(between <= 0)
     return BuildSpread(
         engine=name,
         builds=builds,

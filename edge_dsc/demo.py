@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +25,8 @@ from edge_dsc.networks import ARCHITECTURES
 from edge_dsc.page.document import Picture, Section, report_sections, save_page
 from edge_dsc.training import TrainOptions, TrainResult, train
 from edge_dsc.training.train import step_progress
-from engines.errors import AccuracyGateError, UsageError
-from engines.files import write_text
+from engines.errors import AccuracyGateError
+from engines.files import clear_folder
 from engines.graph import OnnxModel, count_multiply_adds, load_model
 from engines.images import decode_grey, read_bytes, resize_to, usable_processors
 from engines.ort import open_reference
@@ -232,11 +231,11 @@ def run_demo(plan: DemoPlan, *, progress: Progress, say: Say) -> DemoResult:
     Raises:
         EdgeDscError: As the steps do.
     """
-    _clear(plan.out)
+    clear_folder(plan.out, _MARKER, _MADE, "demo")
     say(f"1/8 drawing {len(CLASSES) * plan.per_class} chest phantoms: {plan.data}")
     write_phantoms(plan.data, plan.per_class, plan.seed, progress)
     networks = [_make_network(architecture, plan, progress, say) for architecture in ARCHITECTURES]
-    runnable = [engine.path for network in networks for engine in network.engines if _runs_here(engine)]
+    runnable = [engine.path for network in networks for engine in network.engines if engine.runs_here]
     _classify(runnable[0], plan, progress, say)
     say(f"7/8 $ edge-dsc evaluate ENGINE {plan.data} --split evaluation --split test")
     accuracies = {
@@ -258,19 +257,6 @@ def run_demo(plan: DemoPlan, *, progress: Progress, say: Say) -> DemoResult:
     trained = {network.model.contract.architecture: network.trained for network in networks}
     save_demo_page(result, report, trained, plan.data)
     return result
-
-
-def _clear(out: Path) -> None:
-    """Remove what an earlier demo made, and nothing else."""
-    marker = out / _MARKER
-    if out.exists() and not marker.is_file() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"{out} is not empty and no earlier demo", remedy="choose another folder with --out")
-    for made in (out / name for name in _MADE):
-        if made.is_dir() and not made.is_symlink():
-            shutil.rmtree(made)
-        else:
-            made.unlink(missing_ok=True)
-    write_text(marker, f"edge-dsc demo: the next one replaces {', '.join(_MADE)}\n")
 
 
 def _make_network(architecture: str, plan: DemoPlan, progress: Progress, say: Say) -> _Network:
@@ -329,10 +315,6 @@ def _build_engines(model: Path, table: Path) -> tuple[list[BuiltEngine], list[st
     return engines, notes
 
 
-def _runs_here(engine: BuiltEngine) -> bool:
-    return get_runtime(engine.record.runtime).availability().no_run is None
-
-
 def _classify(engine: Path, plan: DemoPlan, progress: Progress, say: Say) -> None:
     results = plan.out / "results.csv"
     say(f"6/8 $ edge-dsc infer {engine} {plan.data} --out {results}")
@@ -343,7 +325,7 @@ def _classify(engine: Path, plan: DemoPlan, progress: Progress, say: Say) -> Non
 def _measure_accuracy(engine: BuiltEngine, network: _Network, plan: DemoPlan) -> float:
     """Return the accuracy of an engine on phantoms that were held back, or of its graph where it cannot run here."""
     record, split = engine.record, network.trained.split
-    if _runs_here(engine):
+    if engine.runs_here:
         runner = open_engine(engine.path)
     else:
         table = network.table if record.precision is Precision.INT8 else None
@@ -379,7 +361,7 @@ def _row(engine: BuiltEngine, network: _Network, accuracy: float, report: Report
         multiply_adds=count_multiply_adds(network.model.proto),
         engine_bytes=engine.record.engine_bytes,
         accuracy=accuracy,
-        accuracy_of="engine" if _runs_here(engine) else "graph",
+        accuracy_of="engine" if engine.runs_here else "graph",
         median_ms=interval.value / 1e6 if interval else None,
         low_ms=interval.low / 1e6 if interval else None,
         high_ms=interval.high / 1e6 if interval else None,

@@ -11,9 +11,10 @@ import json
 import math
 import os
 import re
+import shutil
 import stat
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
@@ -255,6 +256,32 @@ def _give_mode(temporary: Path, found: os.stat_result | None) -> None:
     with contextlib.suppress(PermissionError):
         os.chown(temporary, found.st_uid, found.st_gid)
     temporary.chmod(stat.S_IMODE(found.st_mode))
+
+
+def clear_folder(folder: Path, marker: str, made: Sequence[str], what: str) -> None:
+    """Remove what an earlier run of ours made in a folder, and nothing else; mark the folder as ours.
+
+    Args:
+        folder: New, empty, or with the marker in it.
+        marker: Name of the file that says so.
+        made: Names of the files and folders that a run makes.
+        what: What runs, such as ``demo``.
+
+    Raises:
+        UsageError: The folder holds something and no marker.
+        EnvironmentProblem: The place cannot be written.
+    """
+    ours = (folder / marker).is_file()
+    if folder.exists() and not ours and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError(
+            f"{folder} is not empty and no earlier {what}", remedy="choose another folder with --out"
+        )
+    for place in (folder / name for name in made):
+        if place.is_dir() and not place.is_symlink():
+            shutil.rmtree(place)
+        else:
+            place.unlink(missing_ok=True)
+    write_text(folder / marker, f"edge-dsc {what}: the next one replaces {', '.join(made)}\n")
 
 
 def require_writable(target: Path, kind: str | None = None) -> None:

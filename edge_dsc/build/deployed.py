@@ -160,15 +160,10 @@ def fit_on_the_spot(
     drawn.graph.output.append(
         onnx.helper.make_tensor_value_info("dense_relu", TensorProto.FLOAT, ["N", _DENSE_UNITS])
     )
-    session = open_session(
-        drawn.SerializeToString(), "a network of random weights", threads=1, remedy="see doctor"
-    )
-    features = np.concatenate(
-        [
-            session.run(["dense_relu"], {contract.input_name: part})[0]
-            for part in np.array_split(pixels, len(pixels))
-        ]
-    ).astype(np.float64)
+    model = drawn.SerializeToString()
+    session = open_session(model, "a network of random weights", threads=1, remedy="see doctor")
+    runs = [session.run(["dense_relu"], {contract.input_name: image[None]})[0] for image in pixels]
+    features = np.concatenate(runs).astype(np.float64)
     spread = features.std() or 1.0
     design = np.column_stack([features / spread, np.ones(len(features))])
     wanted = np.eye(len(contract.labels))[answers] - 1 / len(contract.labels)
@@ -184,8 +179,7 @@ def _draw_weights(contract: ModelContract, rng: np.random.Generator) -> list[lis
         scaled: NDArray[np.float32] = (drawn * scale * (2 / fan_in) ** 0.5).astype(np.float32)
         return scaled
 
-    side = contract.height >> (BLOCKS + 1)
-    flat = side * side * _CHANNELS
+    flat = (contract.height >> (BLOCKS + 1)) ** 2 * _CHANNELS
     weights: list[list[NDArray[np.float32]]] = []
     for name, op in chain_of(contract.architecture):
         if name == "stem":

@@ -53,6 +53,7 @@ from engines.runtimes import (
     Runtime,
     check_layers,
     choose_runtime,
+    get_runtime,
 )
 
 if TYPE_CHECKING:
@@ -143,6 +144,11 @@ class BuiltEngine:
     path: Path
     record: EngineRecord
     chosen: str
+
+    @property
+    def runs_here(self) -> bool:
+        """Whether its runtime runs engines on this machine."""
+        return get_runtime(self.record.runtime).availability().no_run is None
 
 
 def build_engine(

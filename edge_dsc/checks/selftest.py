@@ -14,9 +14,10 @@ import statistics
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,8 @@ from edge_dsc.latency.subjects import BenchOptions, measure_engines
 from edge_dsc.networks import ARCHITECTURES
 from edge_dsc.page.document import Section, report_sections, save_page
 from engines.contract import ModelContract
-from engines.errors import AccuracyGateError, ArtefactError, EdgeDscError, EnvironmentProblem, UsageError
-from engines.files import ONNX_MODEL, DocumentKind, write_bytes, write_text
+from engines.errors import AccuracyGateError, ArtefactError, EdgeDscError, EnvironmentProblem
+from engines.files import ONNX_MODEL, DocumentKind, clear_folder, write_bytes, write_text
 from engines.graph import load_model, seal_model
 from engines.ort import open_reference, open_session
 from engines.packages import load
@@ -67,12 +68,17 @@ BATCH = BatchRange(1, 4, 16)
 PRECISIONS = (Precision.FP32, Precision.FP16, Precision.INT8)
 _PER_CLASS = 50  # phantoms; all classes together are enough for a calibration
 _MARKER = ".edge-dsc-selftest"
+_MADE = (
+    *("phantoms", "unseen", *ARCHITECTURES, "faults"),
+    *("report.json", "camera.jsonl", "selftest.json", "selftest.html"),
+)
 _TRTEXEC = Path("/usr/src/tensorrt/bin/trtexec")  # where JetPack and NVIDIA's packages put it
 # How far probabilities may be, on average, from what ONNX Runtime makes of the same graph, and how many answers must
 # agree. GPUs multiply FP32 in TF32; where two runtimes round an INT8 value to different sides, the rest of the network
 # sees a whole step, and a network that was made on the spot is less sure than a trained one.
 _TOLERANCES = {Precision.FP32: (0.001, 0.95), Precision.FP16: (0.01, 0.95), Precision.INT8: (0.05, 0.85)}
 _CAMERA_FRAMES = 30
+_TRTEXEC_S = 120  # it measures for 3
 
 
 class Outcome(str, enum.Enum):
@@ -155,30 +161,26 @@ def run_selftest(plan: SelfTestPlan, *, progress: Progress, say: Say) -> SelfTes
     Raises:
         UsageError: The folder holds something that no self-test made.
         EnvironmentProblem: The folder cannot be written.
+        KeyboardInterrupt: Ctrl-C; the lines until then are written.
     """
-    _clear(plan.out)
+    clear_folder(plan.out, _MARKER, _MADE, "self-test")
     created, started = datetime.now(timezone.utc).isoformat(timespec="seconds"), time.monotonic()
     test = _Test(plan, progress, say)
-    test.look()
-    test.make_networks()
-    for runtime in RUNTIME_NAMES:
-        test.build(runtime)
-    for runtime in RUNTIME_NAMES:
-        test.run_in_every_way(runtime)
-    report = test.measure()
-    test.try_camera()
-    found = SelfTest(
-        created=created,
-        edge_dsc=__version__,
-        seconds=round(time.monotonic() - started, 1),
-        environment=environment(),
-        findings=tuple(test.findings),
-    )
-    SELFTEST.save(plan.out / "selftest.json", found)
-    sections = [Section("Lines", (selftest_table(found),))]
-    more = report_sections(report) if report is not None else ()
-    summary = "What was tried on this machine, and what came of it."
-    save_page(plan.out / "selftest.html", "edge-dsc selftest", [*sections, *more], summary=summary)
+    try:
+        test.run()
+    finally:  # what was seen until Ctrl-C is worth keeping
+        found = SelfTest(
+            created=created,
+            edge_dsc=__version__,
+            seconds=round(time.monotonic() - started, 1),
+            environment=environment(),
+            findings=tuple(test.findings),
+        )
+        SELFTEST.save(plan.out / "selftest.json", found)
+        latency = report_sections(test.report) if test.report is not None else ()
+        sections = [Section("Lines", (selftest_table(found),)), *latency]
+        summary = "What was tried on this machine, and what came of it."
+        save_page(plan.out / "selftest.html", "edge-dsc selftest", sections, summary=summary)
     return found
 
 
@@ -198,17 +200,6 @@ def selftest_table(found: SelfTest) -> Table:
 def format_selftest(found: SelfTest) -> str:
     """Return the lines as text."""
     return render_text(selftest_table(found))
-
-
-def _clear(out: Path) -> None:
-    """Remove an earlier self-test, and nothing else."""
-    if out.exists() and not (out / _MARKER).is_file() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(
-            f"{out} is not empty and no earlier self-test", remedy="choose another folder with --out"
-        )
-    if out.is_dir():
-        shutil.rmtree(out)
-    write_text(out / _MARKER, "edge-dsc selftest: the next one replaces this folder\n")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,6 +222,23 @@ class _Test:
     findings: list[Finding] = field(default_factory=list)
     networks: dict[str, _Network] = field(default_factory=dict)
     engines: list[BuiltEngine] = field(default_factory=list)
+    report: Report | None = None
+
+    @property
+    def runnable(self) -> list[BuiltEngine]:
+        """The engines that run here."""
+        return [engine for engine in self.engines if engine.runs_here]
+
+    def run(self) -> None:
+        """Try everything."""
+        self.look()
+        self.make_networks()
+        for runtime in RUNTIME_NAMES:
+            self.build(runtime)
+        for runtime in RUNTIME_NAMES:
+            self.run_in_every_way(runtime)
+        self.measure()
+        self.line("camera", self._camera)
 
     def line(self, name: str, action: Callable[[], Seen]) -> bool:
         """Try something, note how it ended, and say whether it passed."""
@@ -260,7 +268,7 @@ class _Test:
         for root, per_class, seed in ((data, _PER_CLASS, 0), (unseen, 16, 1)):
             write_phantoms(root, per_class, self.plan.seed + seed, self.progress)
         for architecture in ARCHITECTURES:
-            self.line(f"{architecture}: made", lambda arch=architecture: self._make(arch, data, unseen))  # type: ignore[misc]
+            self.line(f"{architecture}: made", partial(self._make, architecture, data, unseen))
 
     def _make(self, architecture: str, data: Path, unseen: Path) -> Seen:
         contract = ModelContract(labels=CLASSES, architecture=architecture)
@@ -282,12 +290,12 @@ class _Test:
         """Build both networks in every precision."""
         reason = get_runtime(runtime).availability().no_build
         if reason is not None:
-            self.line(f"{runtime}: build", lambda: _refuse(reason))
+            self.line(f"{runtime}: build", partial(_refuse, reason))
             return
         for architecture, network in self.networks.items():
             for precision in PRECISIONS:
                 name = f"{runtime} {architecture} {precision.value}: build"
-                self.line(name, lambda n=network, p=precision: self._build(runtime, n, p))  # type: ignore[misc]
+                self.line(name, partial(self._build, runtime, network, precision))
 
     def _build(self, runtime: str, network: _Network, precision: Precision) -> Seen:
         table = network.table if precision is Precision.INT8 else None
@@ -311,13 +319,12 @@ class _Test:
         mine = [engine for engine in self.engines if engine.record.runtime == runtime]
         reason = get_runtime(runtime).availability().no_run
         if mine and reason is not None:
-            self.line(f"{runtime}: run", lambda: _refuse(reason))
+            self.line(f"{runtime}: run", partial(_refuse, reason))
             return
         for engine in mine:
-            name = f"{runtime} {engine.record.contract.architecture} {engine.record.precision.value}: answers"
-            self.line(name, lambda e=engine: self._answers(e))  # type: ignore[misc]
-            name = f"{runtime} {engine.record.contract.architecture} {engine.record.precision.value}: layers"
-            self.line(name, lambda e=engine: _layers(e))  # type: ignore[misc]
+            name = f"{runtime} {engine.record.contract.architecture} {engine.record.precision.value}"
+            self.line(f"{name}: answers", partial(self._answers, engine))
+            self.line(f"{name}: layers", partial(_layers, engine))
         if mine:
             ways = _Ways(mine[0].path, self._network_of(mine[0]).pixels, self.plan.out / "faults")
             for name, action in ways.all().items():
@@ -347,33 +354,25 @@ class _Test:
         values = {"mean_difference": difference, "agreement": agreement, "agreement_with_fp32": with_fp32}
         return words, {**values, "runs": runs}
 
-    def measure(self) -> Report | None:
+    def measure(self) -> None:
         """Measure all engines that run here, and hold trtexec's times against ours."""
-        runnable = [
-            engine
-            for engine in self.engines
-            if get_runtime(engine.record.runtime).availability().no_run is None
-        ]
-        found: list[Report] = []
-        self.line("latency", lambda: self._measure(runnable, found))
-        for engine in runnable:
-            self.line(f"{engine.path.stem}: memory", lambda e=engine: _memory(e.path))  # type: ignore[misc]
-        plans = [engine for engine in runnable if not get_runtime(engine.record.runtime).runs_on_cpu]
+        self.line("latency", self._measure)
+        for engine in self.runnable:
+            self.line(f"{engine.path.stem}: memory", partial(_memory, engine.path))
+        plans = [engine for engine in self.runnable if not get_runtime(engine.record.runtime).runs_on_cpu]
         if not plans:
-            self.line("trtexec", lambda: _refuse("no TensorRT engine runs here"))
+            self.line("trtexec", partial(_refuse, "no TensorRT engine runs here"))
         for engine in plans:
-            self.line(f"{engine.path.stem}: trtexec", lambda e=engine: self._trtexec(e, found))  # type: ignore[misc]
-        return found[0] if found else None
+            self.line(f"{engine.path.stem}: trtexec", partial(self._trtexec, engine))
 
-    def _measure(self, engines: Sequence[BuiltEngine], found: list[Report]) -> Seen:
-        if not engines:
+    def _measure(self) -> Seen:
+        if not self.runnable:
             raise _NotHereError("no engine runs here")
         plan = choose_plan(seconds=self.plan.seconds, warmup_seconds=0.5, openings=5, seed=self.plan.seed)
-        report = measure_engines(
-            [engine.path for engine in engines], plan, BenchOptions(), progress=self.progress
-        )
+        engines = [engine.path for engine in self.runnable]
+        report = measure_engines(engines, plan, BenchOptions(), progress=self.progress)
+        self.report = report
         save_report(self.plan.out / "report.json", report)
-        found.append(report)
         medians = {subject.name: sample_median(subject) / 1e6 for subject in report.measured}
         stages = {subject.name: stage_medians(subject) for subject in report.measured}
         if report.failed:
@@ -382,7 +381,7 @@ class _Test:
         words = ", ".join(f"{name} {median:.3f} ms" for name, median in medians.items())
         return words, {"medians_ms": medians, "stages_ns": stages}
 
-    def _trtexec(self, engine: BuiltEngine, reports: Sequence[Report]) -> Seen:
+    def _trtexec(self, engine: BuiltEngine) -> Seen:
         tool = shutil.which("trtexec") or (str(_TRTEXEC) if _TRTEXEC.is_file() else None)
         if tool is None:
             raise _NotHereError(f"trtexec is neither on PATH nor {_TRTEXEC}")
@@ -393,32 +392,25 @@ class _Test:
         shape = "x".join(map(str, (1, *contract.input_shape)))
         command = [tool, f"--loadEngine={engine.path}", f"--shapes={contract.input_name}:{shape}"]
         command += [f"--exportTimes={times}", "--duration=3", "--useSpinWait"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_TRTEXEC_S, check=False)
         write_text(engine.path.with_suffix(".trtexec.txt"), done.stdout + done.stderr)
         if done.returncode != 0:
             raise EdgeDscError(f"trtexec ended with {done.returncode}", remedy="its words are in the folder")
         theirs = sample_median(import_trtexec(times).measured[0]) / 1e6
-        ours = {
-            subject.name: sample_median(subject) / 1e6 for report in reports for subject in report.measured
-        }
-        mine = ours.get(engine.path.stem)
-        words = f"{theirs:.3f} ms by the GPU's clock, ours from call to answer " + (
-            f"{mine:.3f} ms" if mine is not None else "was not measured"
-        )
-        return words, {"trtexec_ms": theirs, "ours_ms": mine}
-
-    def try_camera(self) -> None:
-        """Answer some frames of the camera that was named."""
-        self.line("camera", self._camera)
+        measured = self.report.measured if self.report is not None else ()
+        ours = {subject.name: sample_median(subject) / 1e6 for subject in measured}.get(engine.path.stem)
+        words = "was not measured" if ours is None else f"{ours:.3f} ms"
+        seen = f"{theirs:.3f} ms by the GPU's clock, ours from call to answer {words}"
+        return seen, {"trtexec_ms": theirs, "ours_ms": ours}
 
     def _camera(self) -> Seen:
+        """Answer some frames of the camera that was named."""
         if self.plan.camera is None:
             raise _NotHereError("none was named: --camera csi://0")
-        runnable = [e for e in self.engines if get_runtime(e.record.runtime).availability().no_run is None]
-        if not runnable:
+        if not self.runnable:
             raise _NotHereError("no engine runs here")
         request = InferRequest(
-            engine=runnable[0].path,
+            engine=self.runnable[0].path,
             source=self.plan.camera,
             out=self.plan.out / "camera.jsonl",
             limit=_CAMERA_FRAMES,
@@ -489,7 +481,7 @@ class _Ways:
             with open_engine(self.engine, options=options) as runner:
                 self._on_a_gpu(runner, what)
                 answers[name] = _answer_all(runner, self.pixels, 1)
-                medians[name] = _median_ms(lambda r=runner: r.run(self.pixels[:1]))  # type: ignore[misc]
+                medians[name] = _median_ms(partial(runner.run, self.pixels[:1]))
                 runs[name] = dict(runner.description)
         first = next(iter(answers.values()))
         differences = {name: _difference(found, first) for name, found in answers.items()}

@@ -89,9 +89,8 @@ def parse_source(source: str) -> SourceSpec:
     if source == "-":
         return SourceSpec(kind=SourceKind.LIST, name="-", target="-")
     scheme = source.partition(":")[0].lower()
-    if scheme in _STREAMS and not source[len(scheme) :].startswith(
-        "://"
-    ):  # it may hold a password: not quoted
+    # It may hold a password: not quoted.
+    if scheme in _STREAMS and not source[len(scheme) :].startswith("://"):
         raise UsageError(f"a {scheme} address begins with {scheme}://", remedy=f"a source is {_SCHEMES}")
     scheme, marker, rest = source.partition("://")
     scheme = scheme.lower()

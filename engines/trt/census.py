@@ -26,9 +26,8 @@ _KERNELS = (
     ("FP16", r"f16f16|fp16|hmma"),
     ("FP32", r"f32f32|fp32|sgemm"),
 )
-_MYELIN = (
-    "__myl_"  # what TensorRT 10 and 11 call a fused layer, and its kernel; its letters tell no arithmetic
-)
+# What TensorRT 10 and 11 call a fused layer, and its kernel; its letters tell no arithmetic.
+_MYELIN = "__myl_"
 
 
 def weighted_layers(trt: Any, network: Any) -> list[Any]:
@@ -208,9 +207,8 @@ def inspect_plan(
         What was found, or None where the engine cannot be loaded on this machine.
     """
     runtime = trt.Runtime(logger)
-    runtime.engine_host_code_allowed = (
-        True  # a version-compatible engine brings its runtime: it was built just now
-    )
+    # A version-compatible engine brings its runtime: it was built just now.
+    runtime.engine_host_code_allowed = True
     engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
         return None

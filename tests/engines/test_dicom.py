@@ -225,6 +225,16 @@ def test_a_deflated_file_is_refused_before_it_is_inflated(monkeypatch: pytest.Mo
         decode_dicom(data, name="a.dcm")
 
 
+def encapsulated(codestream: bytes, syntax: Any) -> bytes:
+    """A DICOM file whose picture is these bytes in a compressed transfer syntax."""
+    dataset = pydicom.dcmread(io.BytesIO(dicom(RAMP)))
+    dataset.file_meta.TransferSyntaxUID = syntax
+    dataset.PixelData = encapsulate([codestream])
+    dataset["PixelData"].VR = "OB"
+    dataset["PixelData"].is_undefined_length = True
+    return save(dataset)
+
+
 @pytest.mark.parametrize(
     ("syntax", "codestream"),
     [
@@ -236,24 +246,14 @@ def test_a_deflated_file_is_refused_before_it_is_inflated(monkeypatch: pytest.Mo
 def test_the_size_inside_a_compressed_picture_is_held_to_the_limit_too(
     syntax: Any, codestream: bytes
 ) -> None:
-    dataset = pydicom.dcmread(io.BytesIO(dicom(RAMP)))
-    dataset.file_meta.TransferSyntaxUID = syntax
-    dataset.PixelData = encapsulate([codestream])
-    dataset["PixelData"].VR = "OB"
-    dataset["PixelData"].is_undefined_length = True
     with pytest.raises(ImageError, match="is 30000x40000 = 1200 megapixels"):
-        decode_dicom(save(dataset))
+        decode_dicom(encapsulated(codestream, syntax))
 
 
 def test_a_jpeg_of_very_many_scans_is_refused_in_dicom_too() -> None:
     jpeg = b"\xff\xd8\xff\xc2\0\x0b\x08\0\x40\0\x60\1\0\0\0" + b"\xff\xda" * 101
-    dataset = pydicom.dcmread(io.BytesIO(dicom(RAMP)))
-    dataset.file_meta.TransferSyntaxUID = JPEGBaseline8Bit
-    dataset.PixelData = encapsulate([jpeg])
-    dataset["PixelData"].VR = "OB"
-    dataset["PixelData"].is_undefined_length = True
     with pytest.raises(ImageError, match="is a JPEG of 101 scans"):
-        decode_dicom(save(dataset))
+        decode_dicom(encapsulated(jpeg, JPEGBaseline8Bit))
 
 
 def test_a_syntax_that_nobody_decodes_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

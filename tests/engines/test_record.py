@@ -216,21 +216,23 @@ def change(reference: float, candidate: float) -> Change:
     return Change(reference=reference, candidate=candidate, low=-1.0, high=1.0)
 
 
+def an_agreement(**figures: Any) -> Agreement:
+    others: dict[str, Any] = {
+        "reference": "FP32",
+        "won": 1,
+        "mcnemar_p": 1.0,
+        "reference_calibration_error": 0.0,
+        "candidate_calibration_error": 0.0,
+        "largest_difference": 0.1,
+        "flipped": (),
+    }
+    return Agreement(**{**others, **figures})
+
+
 @pytest.mark.parametrize(("right", "passed"), [(98, True), (97, False), (101, True)])
 def test_a_drop_up_to_the_budget_passes(right: int, passed: bool) -> None:
-    agreement = Agreement(
-        reference="FP32",
-        images=200,
-        same_top1=190,
-        accuracy=change(100 / 200, right / 200),
-        macro_f1=change(0.5, 0.5),
-        lost=3,
-        won=1,
-        mcnemar_p=1.0,
-        reference_calibration_error=0.0,
-        candidate_calibration_error=0.0,
-        largest_difference=0.1,
-        flipped=(),
+    agreement = an_agreement(
+        images=200, same_top1=190, accuracy=change(100 / 200, right / 200), macro_f1=change(0.5, 0.5), lost=3
     )
     validation = Validation(
         images="test", images_sha256="", answered_by="", max_drop=1.0, skipped=0, agreement=agreement
@@ -311,19 +313,8 @@ HOSTILE = (
 @pytest.mark.slow
 def test_a_record_with_any_field_of_a_stranger_is_read_or_refused(engine: Path) -> None:
     share = Change(reference=0.9, candidate=0.8, low=-0.2, high=0.1)
-    agreement = Agreement(
-        reference="FP32",
-        images=10,
-        same_top1=9,
-        accuracy=share,
-        macro_f1=share,
-        lost=1,
-        won=0,
-        mcnemar_p=1.0,
-        reference_calibration_error=0.0,
-        candidate_calibration_error=0.0,
-        largest_difference=0.1,
-        flipped=(Flip("a", "b", "b", "a"),),
+    agreement = an_agreement(
+        images=10, same_top1=9, accuracy=share, macro_f1=share, lost=1, flipped=(Flip("a", "b", "b", "a"),)
     )
     validation = Validation(
         images="test", images_sha256="", answered_by="", max_drop=1.0, skipped=0, agreement=agreement

@@ -97,6 +97,34 @@ def test_only_an_earlier_self_test_is_replaced(tmp_path: Path) -> None:
     assert (tmp_path / "mine.txt").read_text() == "keep"
 
 
+def test_ctrl_c_keeps_the_lines_until_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(_test: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(selftest._Test, "make_networks", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_selftest(SelfTestPlan(out=tmp_path / "out"), progress=ignore, say=ignore)
+    found = SELFTEST.load(tmp_path / "out/selftest.json")
+    assert [finding.name for finding in found.findings] == [
+        "environment",
+        "temperature sensors",
+        "power sensors",
+    ]
+    assert "temperature sensors" in (tmp_path / "out/selftest.html").read_text()
+
+
+def test_what_lies_beside_an_earlier_self_test_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selftest._Test, "run", ignore)
+    plan = SelfTestPlan(out=tmp_path / "out")
+    run_selftest(plan, progress=ignore, say=ignore)
+    (plan.out / "mine.txt").write_text("keep")
+    (plan.out / "dsc").mkdir()
+    (plan.out / "dsc" / "old.engine").write_text("goes")
+    run_selftest(plan, progress=ignore, say=ignore)
+    assert (plan.out / "mine.txt").read_text() == "keep"
+    assert not (plan.out / "dsc").exists()
+
+
 def test_whatever_goes_wrong_is_a_line(tmp_path: Path) -> None:
     said: list[str] = []
     test = selftest._Test(SelfTestPlan(out=tmp_path), ignore, said.append)
