@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import warnings
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from engines.contract import LARGEST_MODEL
 from engines.errors import ArtefactError, UsageError
 from engines.packages import load
 
@@ -220,10 +222,16 @@ def load_network(path: Path, architecture: str, classes: int) -> Model:
         classes: Number of classes.
 
     Raises:
-        ArtefactError: Keras cannot read it, or it is another network.
+        ArtefactError: Keras cannot read it, it unpacks to more than any network here needs, or it is another one.
         EnvironmentProblem: TensorFlow is missing.
     """
     keras = load_keras()
+    unpacked = _unpacked_bytes(path)
+    if unpacked > LARGEST_MODEL:
+        raise ArtefactError(
+            f"{path} unpacks to {unpacked} bytes, the limit is {LARGEST_MODEL}",
+            remedy="train again: edge-dsc train DATA --overwrite",
+        )
     try:
         with _keras_on_numpy_2():
             loaded = keras.models.load_model(path, compile=False, safe_mode=True)
@@ -242,6 +250,15 @@ def load_network(path: Path, architecture: str, classes: int) -> Model:
             remedy="train again: edge-dsc train DATA --overwrite",
         )
     return loaded
+
+
+def _unpacked_bytes(path: Path) -> int:
+    """Return what an archive says that it unpacks to, and no reader takes more; 0 of what Keras will refuse as none."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return sum(member.file_size for member in archive.infolist())
+    except (OSError, ValueError, zipfile.BadZipFile):
+        return 0
 
 
 def _form_of(model: Model) -> list[object]:

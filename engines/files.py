@@ -29,6 +29,7 @@ LARGEST_TEXT = 256 << 20
 
 # What a file is: said by whoever writes it, and seen again in the file that it would replace.
 ANNOTATED = "an annotated picture"
+ANNOTATED_VIDEO = "an annotated video"
 CHART = "a chart"
 DOCUMENT = "a JSON document"
 ENGINE = "an engine"
@@ -40,6 +41,7 @@ ROWS = "rows of results"
 VIDEO = "a video"
 _OTHER = "a file of another program"
 ANNOTATED_MARK = b"\xff\xfe\x00\x0aedge-dsc"  # a comment of JPEG, before all else
+VIDEO_MARK = b"annotated by edge-dsc"  # at the end of a video, in what its container calls empty
 _OUR_DOCUMENT = re.compile(rb'\s*\{\s*"kind": ?"(edge-dsc/[a-z-]+)"')
 _HEADS = (
     (ROWS, re.compile(rb'path,(frame,)?(seconds,|captured,)?label,|\{"path": ')),
@@ -138,12 +140,20 @@ def kind_of_file(path: Path) -> str | None:
     if path.suffix.lower() == ".engine" or (document and document[1] == b"edge-dsc/engine-record"):
         return ENGINE
     seen = next((kind for kind, pattern in _HEADS if pattern.match(head)), None)
+    if seen == VIDEO and _tail(path, len(VIDEO_MARK)) == VIDEO_MARK:
+        return ANNOTATED_VIDEO
     return seen or _SUFFIXES.get(path.suffix.lower(), _OTHER)
 
 
 def _head(path: Path) -> bytes:
     with io.FileIO(path) as stream:  # without a buffer: no more is read
         return stream.read(1 << 10)
+
+
+def _tail(path: Path, count: int) -> bytes:
+    with io.FileIO(path) as stream:
+        stream.seek(-min(count, os.fstat(stream.fileno()).st_size), os.SEEK_END)
+        return stream.read(count)
 
 
 def require_kind(target: Path, kind: str | None) -> os.stat_result | None:

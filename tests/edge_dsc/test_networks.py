@@ -21,6 +21,7 @@ from edge_dsc.networks import (
     load_network,
     save_network,
 )
+from engines.contract import LARGEST_MODEL
 from engines.errors import ArtefactError, UsageError
 
 DSC_LAYERS = {
@@ -132,6 +133,20 @@ def test_a_deployed_network_is_loaded_too(tmp_path: Path, architecture: str) -> 
 def test_a_damaged_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model.keras").write_bytes(b"PK\x03\x04 and then nothing")
     with pytest.raises(ArtefactError, match=r"Keras cannot load .*model\.keras: .*train again"):
+        load_network(tmp_path / "model.keras", "dsc", 3)
+
+
+@pytest.mark.slow
+def test_an_archive_that_unpacks_without_end_is_not_unpacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_network(build_network("dsc", 3), tmp_path / "model.keras")
+    with zipfile.ZipFile(tmp_path / "model.keras", "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("assets/zeros", bytes(LARGEST_MODEL // 64))
+    assert (tmp_path / "model.keras").stat().st_size < LARGEST_MODEL // 64
+    load_network(tmp_path / "model.keras", "dsc", 3)
+    monkeypatch.setattr("edge_dsc.networks.LARGEST_MODEL", LARGEST_MODEL // 64)
+    with pytest.raises(ArtefactError, match=r"model\.keras unpacks to \d+ bytes, the limit is 8388608 "):
         load_network(tmp_path / "model.keras", "dsc", 3)
 
 
