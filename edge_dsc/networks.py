@@ -7,17 +7,18 @@ import logging
 import os
 import sys
 import warnings
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engines.contract import LARGEST_MODEL
 from engines.errors import ArtefactError, UsageError
+from engines.files import require_unpacked
 from engines.packages import load
 
 if TYPE_CHECKING:
@@ -226,17 +227,21 @@ def load_network(path: Path, architecture: str, classes: int) -> Model:
         EnvironmentProblem: TensorFlow is missing.
     """
     keras = load_keras()
-    unpacked = _unpacked_bytes(path)
-    if unpacked > LARGEST_MODEL:
-        raise ArtefactError(
-            f"{path} unpacks to {unpacked} bytes, the limit is {LARGEST_MODEL}",
-            remedy="train again: edge-dsc train DATA --overwrite",
-        )
     try:
+        require_unpacked(path, LARGEST_MODEL)
         with _keras_on_numpy_2():
             loaded = keras.models.load_model(path, compile=False, safe_mode=True)
     # A file that asks for a layer of PyTorch ends in ImportError, a deep one in RecursionError, a RuntimeError.
-    except (OSError, ValueError, TypeError, LookupError, AttributeError, ImportError, RuntimeError) as error:
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        ImportError,
+        RuntimeError,
+        BadZipFile,
+    ) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ArtefactError(
             f"Keras cannot load {path}: {reason}",
@@ -250,15 +255,6 @@ def load_network(path: Path, architecture: str, classes: int) -> Model:
             remedy="train again: edge-dsc train DATA --overwrite",
         )
     return loaded
-
-
-def _unpacked_bytes(path: Path) -> int:
-    """Return what an archive says that it unpacks to, and no reader takes more; 0 of what Keras will refuse as none."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return sum(member.file_size for member in archive.infolist())
-    except (OSError, ValueError, zipfile.BadZipFile):
-        return 0
 
 
 def _form_of(model: Model) -> list[object]:

@@ -14,6 +14,7 @@ import re
 import shutil
 import stat
 import tempfile
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -108,6 +109,21 @@ def read_regular(path: Path, limit: int = LARGEST_TEXT) -> bytes:
         raise OSError(errno.EFBIG, f"it has {size} bytes, the limit is {limit}")
     with path.open("rb") as stream:
         return stream.read(limit)
+
+
+def require_unpacked(path: Path, limit: int) -> None:
+    """Refuse a ZIP archive that says it unpacks to more than ``limit`` bytes; readers take no more than it says.
+
+    Raises:
+        ValueError: It does.
+        OSError: It cannot be read, or is no regular file.
+        zipfile.BadZipFile: It is no archive.
+    """
+    _require_regular(path)
+    with zipfile.ZipFile(path) as archive:
+        size = sum(member.file_size for member in archive.infolist())
+    if size > limit:
+        raise ValueError(f"it unpacks to {size} bytes, the limit is {limit}")
 
 
 def canonical_json(value: object) -> bytes:

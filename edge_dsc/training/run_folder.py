@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_dsc.evaluate.metrics import Metrics
-from engines.contract import Count, Labels, PathName, Seconds, Seed, Sha256, Text
+from engines.contract import LARGEST_MODEL, Count, Labels, PathName, Seconds, Seed, Sha256, Text
 from engines.errors import ArtefactError
-from engines.files import DocumentKind, sha256_file, write_bytes
+from engines.files import DocumentKind, read_regular, require_unpacked, sha256_file, write_bytes
 
 RECORD_FILE = "training.json"
 MODEL_FILE = "model.keras"
@@ -209,7 +209,8 @@ def load_state(path: Path) -> TrainState:
         ArtefactError: Missing, damaged, or of another schema version.
     """
     try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:
+        require_unpacked(path, LARGEST_MODEL)
+        with np.load(io.BytesIO(read_regular(path, LARGEST_MODEL)), allow_pickle=False) as stored:
             header = msgspec.convert(json.loads(stored["header"].tobytes()), _StateHeader, strict=True)
             if header.schema_version != _STATE_SCHEMA_VERSION:
                 raise ValueError(f"schema version {header.schema_version}")

@@ -146,7 +146,9 @@ def test_an_archive_that_unpacks_without_end_is_not_unpacked(
     assert (tmp_path / "model.keras").stat().st_size < LARGEST_MODEL // 64
     load_network(tmp_path / "model.keras", "dsc", 3)
     monkeypatch.setattr("edge_dsc.networks.LARGEST_MODEL", LARGEST_MODEL // 64)
-    with pytest.raises(ArtefactError, match=r"model\.keras unpacks to \d+ bytes, the limit is 8388608 "):
+    with pytest.raises(
+        ArtefactError, match=r"load .*model\.keras: it unpacks to \d+ bytes, the limit is 8388608 "
+    ):
         load_network(tmp_path / "model.keras", "dsc", 3)
 
 
