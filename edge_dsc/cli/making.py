@@ -65,6 +65,21 @@ class Backend(str, enum.Enum):
     TENSORRT_RTX = "tensorrt-rtx"
 
 
+class InputType(str, enum.Enum):
+    """What an engine takes; the values of a contract's dtype."""
+
+    UINT8 = "uint8"
+    INT8 = "int8"
+    FLOAT16 = "float16"
+
+
+class DecoderName(str, enum.Enum):
+    """The names of engines.contract.DECODERS."""
+
+    OPENCV = "opencv"
+    NVJPEG = "nvjpeg"
+
+
 class Int8Backend(str, enum.Enum):
     """The runtimes that run INT8 graphs."""
 
@@ -345,6 +360,32 @@ def build_engine(
             "--hardware-compatible", help="TensorRT: it runs on all GPUs from 8.0 on; not on Jetson."
         ),
     ] = False,
+    dla: Annotated[
+        Optional[int],
+        typer.Option(
+            "--dla",
+            min=0,
+            max=15,
+            help="TensorRT on a Jetson: run on this core of the Deep Learning Accelerator what it can; one batch size.",
+            show_default=False,
+        ),
+    ] = None,
+    input_type: Annotated[
+        Optional[InputType],
+        typer.Option(
+            "--input",
+            help="What the engine takes: int8 for --int8, float16 for --fp16: nothing in front of the first layer.",
+            show_default=False,
+        ),
+    ] = None,
+    decode: Annotated[
+        Optional[DecoderName],
+        typer.Option(
+            "--decode",
+            help="nvjpeg: JPEGs are decoded on the GPU, with pixels of its own.",
+            show_default=False,
+        ),
+    ] = None,
     verbose: Annotated[bool, typer.Option("--verbose", help="TensorRT: print its log.")] = False,
     timing_cache: Annotated[
         bool, typer.Option(help="TensorRT: keep the timings of kernels beside the engine for the next build.")
@@ -378,6 +419,7 @@ def build_engine(
     from edge_dsc.cli.console import give, give_json, progress_bar, say
     from edge_dsc.cli.options import parse_batch, parse_gate, parse_precision
     from edge_dsc.inspection import format_record
+    from engines.contract import DECODERS
     from engines.record import Precision, Tuning
 
     path = model_of(model)
@@ -417,8 +459,11 @@ def build_engine(
                     max_aux_streams=max_aux_streams,
                     version_compatible=version_compatible,
                     hardware_compatible=hardware_compatible,
+                    dla=dla,
                 ),
                 timing_cache=timing_cache,
+                input=input_type and input_type.value,
+                decode=decode and DECODERS[decode.value],
             ),
             progress,
             calibrated=made,

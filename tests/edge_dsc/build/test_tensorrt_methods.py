@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from double_cuda import DoubleCuda, DoubleDriver, current
 from double_tensorrt import DoubleTensorRt
 from msgspec import structs
 
@@ -20,57 +18,11 @@ from edge_dsc.build.gate import GateOptions
 from engines import packages
 from engines.errors import AccuracyGateError, ArtefactError, EnvironmentProblem, UsageError
 from engines.record import BatchRange, Precision
-from engines.trt import cuda as cuda_driver
-from engines.trt import runtime, versions
+from engines.trt import versions
 from engines.trt.census import INSPECTOR
-from engines.trt.cuda import Gpu
 
 LAYERS = ("Conv_2", "Conv_5", "Conv_6", "Conv_9", "Conv_10", "Conv_13", "Conv_14", "MatMul_18")
 Machine = Callable[[str], DoubleTensorRt]
-
-
-@pytest.fixture
-def cuda() -> Iterator[DoubleCuda]:
-    double = DoubleCuda()
-    yield double
-    assert double.idle
-
-
-@pytest.fixture
-def machine(cuda: DoubleCuda, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
-    """``machine(release)``: this machine has a GPU, pycuda and that release of TensorRT from now on."""
-    real = packages.load
-    monkeypatch.setattr(cuda_driver, "load_driver", lambda: DoubleDriver(cuda))
-    monkeypatch.setattr(packages, "is_installed", lambda name: True)
-    monkeypatch.setattr(runtime, "find_gpu", lambda: (Gpu("Double", "8.9"), ""))
-
-    def have(release: str) -> DoubleTensorRt:
-        trt = DoubleTensorRt(release, cuda)
-        doubles = {trt.__name__: trt, "pycuda.driver": cuda}
-        monkeypatch.setattr(packages, "load", lambda name: doubles[name] if name in doubles else real(name))
-        monkeypatch.setattr(packages, "installed_version", lambda *_: trt.__version__)
-        return trt
-
-    with current(cuda):  # TensorRT makes one of its own where a thread has none
-        yield have
-
-
-@pytest.fixture(scope="module")
-def calibrated(
-    tmp_path_factory: pytest.TempPathFactory, deployed_models: dict[str, Path], textures: Path
-) -> Callable[..., CalibrationRun]:
-    """``calibrated(release, method)``: what that release found, made once."""
-    made: dict[tuple[str, str], CalibrationRun] = {}
-
-    def calibrate(release: str, method: str = "tensorrt-entropy") -> CalibrationRun:
-        if (release, method) not in made:
-            folder = tmp_path_factory.mktemp("calibrated")
-            model = Path(shutil.copy(deployed_models["dsc"], folder / "model.onnx"))
-            request = CalibrationRequest(model=model, data=textures, method=method, images=128)
-            made[release, method] = run_calibration(request)
-        return made[release, method]
-
-    return calibrate
 
 
 def request_of(run: CalibrationRun, out: Path, **more: object) -> BuildRequest:
