@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -128,9 +128,12 @@ def take_int8_pixels(model: ModelProto, contract: ModelContract) -> ModelProto:
         before = producers.get(front.input[0])
         graph.node.remove(front)
         front = before
-    shape = ["N", *contract.input_shape]
-    graph.input[0].CopyFrom(onnx.helper.make_tensor_value_info(image, onnx.TensorProto.INT8, shape))
-    grid = {f"{image}.scale": np.array(1, np.float32), f"{image}.zero": np.array(0, np.int8)}
+    ends = onnx.helper.make_tensor_value_info(image, onnx.TensorProto.INT8, ("N", *contract.input_shape))
+    graph.input[0].CopyFrom(ends)
+    grid: dict[str, NDArray[Any]] = {
+        f"{image}.scale": np.array(1, np.float32),
+        f"{image}.zero": np.array(0, np.int8),
+    }
     graph.initializer.extend(onnx.numpy_helper.from_array(value, key) for key, value in grid.items())
     made_float = onnx.helper.make_node("DequantizeLinear", [image, *grid], [centred], f"{image}.dequantize")
     graph.node.insert(0, made_float)

@@ -88,7 +88,7 @@ class ModelContract(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
-        """Shape of one input without the batch, the border included: ``(height, width, channels)``; NCHW: channels first."""
+        """Shape of one input without the batch, with its border: ``(height, width, channels)``, or channels first."""
         sides = (self.height + 2 * self.border, self.width + 2 * self.border)
         return (*sides, self.channels) if self.layout == "NHWC" else (self.channels, *sides)
 

@@ -435,7 +435,7 @@ def cast_to_fp16(model: ModelProto) -> ModelProto:
 
 
 def take_half_pixels(model: ModelProto, contract: ModelContract) -> ModelProto:
-    """Return an FP16 graph whose first layer takes the pixels as float16, without Cast and Reshape in front.
+    """Return an FP16 graph whose first layer takes the pixels as float16, with nothing in front.
 
     Args:
         model: What :func:`cast_to_fp16` made; it is not changed.
@@ -444,14 +444,14 @@ def take_half_pixels(model: ModelProto, contract: ModelContract) -> ModelProto:
     made = replace_contract(model, contract)
     graph, image = made.graph, contract.input_name
     name, takers = image, [node for node in graph.node if image in node.input]
-    while len(takers) == 1 and takers[0].op_type in ("Cast", "Reshape"):
+    while len(takers) == 1 and takers[0].op_type in ("Cast", "Reshape", "Transpose"):
         name = takers[0].output[0]
         graph.node.remove(takers[0])
         takers = [node for node in graph.node if name in node.input]
     for node in takers:
         node.input[:] = [image if given == name else given for given in node.input]
-    shape = ["N", *contract.input_shape]
-    graph.input[0].CopyFrom(onnx.helper.make_tensor_value_info(image, TensorProto.FLOAT16, shape))
+    ends = onnx.helper.make_tensor_value_info(image, TensorProto.FLOAT16, ("N", *contract.input_shape))
+    graph.input[0].CopyFrom(ends)
     used = {name for node in graph.node for name in node.input}
     kept = [tensor for tensor in graph.initializer if tensor.name in used]
     del graph.initializer[:]

@@ -322,8 +322,8 @@ def prepare_pixels(pixels: NDArray[np.uint8], contract: ModelContract, *, name: 
         name: Named in errors.
 
     Returns:
-        The input, of the contract's type and shape, such as ``uint8 [height, width, channels]``; three channels are red,
-        green and blue.
+        The input, of the contract's type and shape, such as ``uint8 [height, width, channels]``; three channels are
+        red, green and blue.
 
     Raises:
         ImageError: A side shorter than 32 pixels.
@@ -360,10 +360,12 @@ def shape_input(pixels: NDArray[np.uint8], contract: ModelContract) -> InputPixe
 
 
 def _subtract_middle(pixels: NDArray[np.uint8], border: int) -> NDArray[np.int8]:
-    """Return pixels minus 128 with a black border: two's complement is the same byte with its highest bit turned over."""
+    """Return pixels minus 128 with a black border: in two's complement the same byte with its highest bit turned."""
     *stack, rows, columns, channels = pixels.shape
     made = np.full((*stack, rows + 2 * border, columns + 2 * border, channels), 0x80, np.uint8)
-    np.bitwise_xor(pixels, np.uint8(0x80), out=made[..., border : border + rows, border : border + columns, :])
+    np.bitwise_xor(
+        pixels, np.uint8(0x80), out=made[..., border : border + rows, border : border + columns, :]
+    )
     return made.view(np.int8)
 
 

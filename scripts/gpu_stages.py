@@ -40,7 +40,7 @@ from engines.trt.cuda import capture_graph
 from engines.trt.faults import process_logger
 
 KIND, SCHEMA_VERSION = "edge-dsc/gpu-stages", 1
-Pixels = NDArray[np.uint8 | np.int8]
+Pixels = images.InputPixels
 Call = Callable[[Pixels], NDArray[np.float32]]
 
 
@@ -50,7 +50,9 @@ def main() -> None:
     record = load_record(options.engine)
     size = options.batch or record.batch.best
     contract = record.contract
-    noise = np.random.default_rng(0).integers(0, 256, (size, contract.height, contract.width, contract.channels), np.uint8)
+    noise = np.random.default_rng(0).integers(
+        0, 256, (size, contract.height, contract.width, contract.channels), np.uint8
+    )
     pixels = images.shape_input(noise, contract)
     body: dict[str, Any] = {
         "engine": msgspec.to_builtins(record),

@@ -332,7 +332,7 @@ def _engine_contract(request: BuildRequest, model: OnnxModel) -> ModelContract:
     border = pixel_border(model.proto)
     if border is None:
         raise UsageError(
-            f"the first layer of {request.model} is no convolution of grey pixels with a padding of 0 or 1 all round",
+            f"the first layer of {request.model} is no convolution of raw pixels with a padding of 0 or 1 all round",
             remedy="leave --input out",
         )
     return contract.with_input(wanted, border)

@@ -14,7 +14,7 @@ import pytest
 from engines import packages
 from engines.contract import NVJPEG_RULE, ModelContract
 from engines.errors import EnvironmentProblem, ImageError
-from engines.images import decode_as, decode_grey, read_input, read_inputs, require_decoder
+from engines.images import decode_grey, decode_image, read_input, read_inputs, require_decoder
 from engines.trt import nvjpeg
 from engines.trt.cuda import Gpu
 
@@ -45,14 +45,14 @@ def codec(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
 def test_jpegs_are_decoded_by_nvjpeg_and_nothing_else_is(codec: ModuleType) -> None:
     jpeg = encode(".jpg")
     whole = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_GRAYSCALE)
-    np.testing.assert_array_equal(decode_as(CONTRACT, jpeg), np.minimum(whole, 254) + 1)
+    np.testing.assert_array_equal(decode_image(jpeg, CONTRACT), np.minimum(whole, 254) + 1)
     colour = encode(".jpg", cv2.cvtColor(PICTURE, cv2.COLOR_GRAY2BGR))
-    assert decode_as(CONTRACT, colour).shape == PICTURE.shape
+    assert decode_image(colour, CONTRACT).shape == PICTURE.shape
     for suffix in (".png", ".bmp", ".tiff", ".webp"):
         data = encode(suffix)
-        np.testing.assert_array_equal(decode_as(CONTRACT, data), decode_grey(data))
+        np.testing.assert_array_equal(decode_image(data, CONTRACT), decode_grey(data))
     ordinary = ModelContract(labels=("a", "b"), architecture="dsc")
-    np.testing.assert_array_equal(decode_as(ordinary, jpeg), decode_grey(jpeg))
+    np.testing.assert_array_equal(decode_image(jpeg, ordinary), decode_grey(jpeg))
     assert len(codec.Decoder.made) == 1
 
 
@@ -69,15 +69,13 @@ def test_every_thread_has_its_own_decoder(codec: ModuleType, tmp_path: Path) -> 
 def test_bad_jpegs_are_rows(codec: ModuleType, tmp_path: Path) -> None:
     jpeg = encode(".jpg")
     with pytest.raises(ImageError, match="is a truncated JPEG"):
-        decode_as(CONTRACT, jpeg[:-400], name="x")
+        decode_image(jpeg[:-400], CONTRACT, name="x")
     refused = jpeg[:2] + b"\xff\xfe\x00\x0fnvjpeg cannot" + jpeg[2:]  # a comment
     with pytest.raises(ImageError, match="x is a JPEG that nvJPEG does not decode") as seen:
-        decode_as(CONTRACT, refused, name="x")
+        decode_image(refused, CONTRACT, name="x")
     assert seen.value.remedy == "copy the file again, or save it as PNG"
     with pytest.raises(ImageError, match=r"pixels"):
-        decode_as(
-            CONTRACT, jpeg.replace((720).to_bytes(2, "big") + (900).to_bytes(2, "big"), b"\xff\xff" * 2)
-        )
+        decode_image(jpeg.replace(b"\x02\xd0\x03\x84", b"\xff\xff" * 2), CONTRACT)  # 720 rows, 900 columns
 
 
 def test_what_is_missing_is_named(codec: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -107,4 +105,4 @@ def test_a_gpu_that_fails_later_ends_the_job(codec: ModuleType, monkeypatch: pyt
 
     monkeypatch.setattr(codec.Decoder, "decode", fail)
     with pytest.raises(EnvironmentProblem, match="nvJPEG: CUDA Runtime failure: '#2' at here"):
-        decode_as(CONTRACT, encode(".jpg"))
+        decode_image(encode(".jpg"), CONTRACT)
