@@ -416,7 +416,6 @@ def build_engine(
     from edge_dsc.build.calibrate import CALIBRATION_NAME, CalibrationRequest, run_calibration
     from edge_dsc.build.engine import BuildRequest
     from edge_dsc.build.engine import build_engine as build
-    from edge_dsc.cli.console import give, give_json, progress_bar, say
     from edge_dsc.cli.options import parse_batch, parse_gate, parse_precision
     from edge_dsc.inspection import format_record
     from engines.contract import DECODERS

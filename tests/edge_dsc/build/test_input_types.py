@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import cv2
 import numpy as np
 import onnx
 import pytest
@@ -14,13 +17,17 @@ from double_tensorrt import RELEASES, DoubleTensorRt
 
 from edge_dsc.build.engine import BuildRequest, build_again, build_engine
 from edge_dsc.build.gate import GateOptions
+from edge_dsc.evaluate.evaluation import EvaluationRequest, evaluate
 from edge_dsc.infer.classify import classify_files
+from edge_dsc.infer.inference import InferRequest, infer_source
 from edge_dsc.inspection import format_record
-from engines.contract import ModelContract
-from engines.errors import UsageError
+from engines.contract import NVJPEG_RULE, ModelContract
+from engines.errors import EnvironmentProblem, UsageError
+from engines.graph import contract_of
 from engines.images import shape_input
 from engines.record import BatchRange, Precision, load_record
 from engines.runtimes import open_engine
+from engines.trt import nvjpeg
 
 Machine = Callable[[str], DoubleTensorRt]
 PIXELS = np.random.default_rng(4).integers(0, 256, (4, 224, 224, 1), dtype=np.uint8)
@@ -164,3 +171,67 @@ def test_what_has_no_place_for_it_is_refused(
 ) -> None:
     with pytest.raises(UsageError, match=message):
         build_engine(request_of(calibrated_run, tmp_path / "a.engine", precision, "onnxruntime", input=kind))
+
+
+@pytest.fixture
+def no_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine without a GPU, whose threads have no decoder open."""
+    monkeypatch.setattr(nvjpeg, "find_gpu", lambda: (None, "no CUDA driver"))
+    monkeypatch.setattr(nvjpeg, "_OF_THREAD", threading.local())
+
+
+@pytest.mark.usefixtures("no_decoder")
+def test_an_engine_of_nvjpeg_is_refused_where_there_is_none(
+    calibrated_run: Path, textures: Path, tmp_path: Path
+) -> None:
+    """It is built anywhere, judged and used only where its pixels can be had; the record says which they are."""
+    request = request_of(
+        calibrated_run, tmp_path / "a.engine", Precision.FP32, "onnxruntime", decode=NVJPEG_RULE
+    )
+    built = build_engine(request)
+    assert built.record.contract.decode == NVJPEG_RULE
+    assert "--decode nvjpeg" in built.record.build_command
+    assert f"\n  JPEGs decoded by nvJPEG ({NVJPEG_RULE})" in format_record(built.record)
+    assert contract_of(onnx.load(built.path), "engine") == built.record.contract
+    rows = tmp_path / "rows.csv"
+    rows.write_text("path\nkept\n")
+    with pytest.raises(EnvironmentProblem, match="decoded by nvJPEG: no CUDA driver") as seen:
+        infer_source(InferRequest(engine=built.path, source=str(textures), out=rows))
+    assert seen.value.exit_code == 3 and "build an engine without --decode nvjpeg" in seen.value.remedy
+    assert rows.read_text() == "path\nkept\n"
+    with pytest.raises(EnvironmentProblem, match="decoded by nvJPEG"):
+        evaluate(EvaluationRequest(engine=built.path, data=textures))
+    with pytest.raises(EnvironmentProblem, match="decoded by nvJPEG"):
+        build_engine(replace(request, gate=GateOptions(data=textures), out=tmp_path / "b.engine"))
+    assert not (tmp_path / "b.engine").exists()
+    again = build_again(built.path, tmp_path / "again.engine")
+    assert (again.path.read_bytes(), again.record.contract) == (
+        built.path.read_bytes(),
+        built.record.contract,
+    )
+
+
+def test_the_gate_judges_with_the_engines_own_pixels(
+    calibrated_run: Path, textures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FP32 sees what it was trained on, the engine what nvJPEG makes of the same files."""
+    jpegs = tmp_path / "jpegs"
+    for path in sorted(textures.glob("*/00*.png")):
+        (jpegs / path.parent.name).mkdir(parents=True, exist_ok=True)
+        picture = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+        cv2.imwrite(str(jpegs / path.parent.name / f"{path.stem}.jpg"), picture)
+    monkeypatch.setattr(nvjpeg, "decode_jpeg", lambda data, name: np.full((64, 64), 200, np.uint8))
+    monkeypatch.setattr(nvjpeg, "require_nvjpeg", lambda: None)
+    request = request_of(
+        calibrated_run,
+        tmp_path / "a.engine",
+        Precision.FP32,
+        "onnxruntime",
+        decode=NVJPEG_RULE,
+        gate=GateOptions(data=jpegs, max_drop=100),
+    )
+    agreement = build_engine(request).record.validation
+    assert agreement is not None
+    assert agreement.agreement.largest_difference > 0.01  # the same graph, other pixels
+    plain = build_engine(replace(request, decode=None, out=tmp_path / "b.engine")).record.validation
+    assert plain is not None and plain.agreement.largest_difference == 0
