@@ -409,6 +409,8 @@ class _Test:
         shape = "x".join(map(str, (1, *contract.input_shape)))
         command = [tool, f"--loadEngine={engine.path}", f"--shapes={contract.input_name}:{shape}"]
         command += [f"--exportTimes={times}", "--duration=3", "--useSpinWait"]
+        if engine.record.tuning.dla is not None:
+            command.append(f"--useDLACore={engine.record.tuning.dla}")
         done = subprocess.run(command, capture_output=True, text=True, timeout=_TRTEXEC_S, check=False)
         write_text(engine.path.with_suffix(".trtexec.txt"), done.stdout + done.stderr)
         if done.returncode != 0:

@@ -71,6 +71,10 @@ def test_on_a_processor_everything_passes_or_says_why_not(tested: tuple[SelfTest
         "no memory left",
     ):
         assert seen[f"onnxruntime: {line}"] == "not here"
+    special = ("int8, int8 pixels", "fp16, float16 pixels", "fp16 on DLA core 0")
+    assert [seen[f"tensorrt-rtx dsc {kind}: build"] for kind in special] == ["pass", "pass", "not here"]
+    assert seen["onnxruntime dsc int8, int8 pixels: answers"] == "pass"
+    assert seen["onnxruntime dsc fp16 on DLA core 0: build"] == seen["nvJPEG"] == "not here"
     assert seen["tensorrt-rtx: run"] == seen["camera"] == seen["trtexec"] == "not here"
     assert seen["latency"] == seen["environment"] == "pass"
     assert len(said) >= len(found.findings)
@@ -189,6 +193,9 @@ def test_on_a_gpu_every_way_to_run_is_tried(
     assert {name: words[name] for name, outcome in seen.items() if outcome == "fail"} == {}
     ways = ("graph and no graph", "slots", "kinds of memory", "waiting", "stage times", "no memory left")
     assert {seen[f"tensorrt: {way}"] for way in ways} == {"pass"}
+    for kind in ("int8, int8 pixels", "fp16, float16 pixels", "fp16 on DLA core 0"):
+        assert seen[f"tensorrt dsc {kind}: build"] == seen[f"tensorrt dsc {kind}: answers"] == "pass"
+    assert "; on the GPU: flatten, dense, " in words["tensorrt dsc fp16 on DLA core 0: build"]
     assert (tmp_path / "out/dsc/dsc-int8.tensorrt.inspector.json").read_text().startswith("{")
     assert words["tensorrt: another thread"].startswith(
         "refused: the runner of dsc-fp32.tensorrt.engine belongs"
