@@ -587,6 +587,8 @@ class Config(Guarded):
         return True
 
     def can_run_on_DLA(self, layer: Any) -> bool:
+        if self.default_device_type is None:
+            raise Misuse("asked before the configuration is complete")
         return runs_on_dla(layer, self._flags, strong="precision" not in names_of("ILayer", self._trt._index))
 
     def set_memory_pool_limit(self, pool: Any, pool_size: int) -> None:
@@ -604,6 +606,21 @@ class Config(Guarded):
     def add_optimization_profile(self, profile: Profile) -> int:
         self._profiles.append(profile)
         return len(self._profiles) - 1
+
+
+class Input:
+    """A network's input, whose shape can be set (pyGraph.cpp, ``ITensor.shape``)."""
+
+    def __init__(self, read: SimpleNamespace) -> None:
+        self._read, self.name = read, read.names[0]
+
+    @property
+    def shape(self) -> list[int]:
+        return self._read.shapes[0]
+
+    @shape.setter
+    def shape(self, shape: tuple[int, ...]) -> None:
+        self._read.shapes[0] = list(shape)
 
 
 class Network(Guarded):
@@ -624,7 +641,7 @@ class Network(Guarded):
         return self._read.layers[index]
 
     def get_input(self, index: int) -> Any:
-        return SimpleNamespace(name=self._read.names[0], shape=self._read.shapes[0])
+        return Input(self._read)
 
 
 class Parser(Guarded):
@@ -722,7 +739,9 @@ class Builder(Guarded):
             raise Misuse("DLA wants the builder's flags of this release, not a network with types")
         placed = [layer.name for layer in layers if runs_on_dla(layer, config._flags, strong=strong)]
         calibrator = config.int8_calibrator if not strong else None
-        dynamic = any(len(set(profile._sizes)) > 1 for profile in config._profiles)
+        dynamic = network._read.shapes[0][0] < 1 or any(
+            len(set(profile._sizes)) > 1 for profile in config._profiles
+        )
         if dynamic or len(config._profiles) > 1 or not 0 <= config.DLA_core < self._trt._dla_cores:
             self._trt._log("DLA does not support dynamic shapes, or there is no such core")
             return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -59,6 +60,8 @@ def test_fp16_on_a_core(
     assert not any("Cast_0" in name or name == "pixels" for name in record.gpu_layers)
     assert f"  DLA core 1, on the GPU: {', '.join(record.gpu_layers)}\n" in format_record(record) + "\n"
     assert "--dla 1 --input float16" in record.build_command
+    placed = json.loads(built.path.read_bytes().split(b"\n", 2)[1])  # the stand-in's own words
+    assert placed["dla"] == 1 and set(placed["on_dla"]) >= set(CONVOLUTIONS)
     with open_engine(built.path) as runner:
         assert runner.run(np.zeros((2, 1, 224, 224), np.float16)).shape == (2, 3)
     again = build_again(built.path, tmp_path / "again.engine")
