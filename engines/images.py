@@ -209,6 +209,7 @@ def decode_image(data: bytes, contract: ModelContract, *, name: str = "image") -
     if contract.decode == NVJPEG_RULE and data.startswith(_JPEG):
         from engines.trt.nvjpeg import decode_jpeg  # engines of this rule are few
 
+        require_decoder(contract)  # what is missing is no fault of this picture
         with _as_image_error(name):
             _check_encoded(data, name)
             return decode_jpeg(data, name=name)

@@ -676,6 +676,7 @@ def _labelled(root: Path, contract: ModelContract) -> tuple[NDArray[np.uint8], N
 
 
 def _answer_all(runner: Runner, pixels: InputPixels, size: int = BATCH.best) -> NDArray[np.float32]:
+    size = min(size, runner.record.batch.largest)
     parts = [pixels[first : first + size] for first in range(0, len(pixels) - len(pixels) % size, size)]
     rest = len(pixels) % size
     batches = enumerate([*parts, *([pixels[-rest:]] if rest else [])])

@@ -30,26 +30,32 @@ class _Decoder:
             raise _missing(reason)
         # Its own messages go to the terminal, past us; each bad picture already gets one line of ours.
         os.environ.setdefault("PYNVIMGCODEC_VERBOSITY", "0")
-        codec: Any = load(_PACKAGE)
-        backends = [codec.Backend(getattr(codec.BackendKind, name)) for name in _BACKENDS]
+        self._codec: Any = load(_PACKAGE)
         try:
-            self._decoder = codec.Decoder(max_num_cpu_threads=1, backends=backends)
+            self._open()
+        except AttributeError as error:
+            raise _missing(f"nvImageCodec has no {error.name} here: update it") from error
         except RuntimeError as error:  # what its binding raises for every CUDA error
             raise _missing(" ".join(str(error).split())) from error
-        self._codec = codec
-        # The luma of the file, as OpenCV's decoder gives it.
-        self._grey = codec.DecodeParams(
-            apply_exif_orientation=True, color_spec=codec.ColorSpec.GRAY, allow_any_depth=False
-        )
         _, sample = cv2.imencode(".jpg", np.full((_SIDE, _SIDE), 128, np.uint8))
         # Without the library nvJPEG there is a decoder all the same, and it decodes nothing.
         if self.decode(sample.tobytes()) is None:
             raise _missing("nvImageCodec decodes no JPEG on this GPU: nvJPEG is not installed, or too old")
 
+    def _open(self) -> None:
+        codec = self._codec
+        backends = [codec.Backend(getattr(codec.BackendKind, name)) for name in _BACKENDS]
+        self._decoder = codec.Decoder(max_num_cpu_threads=1, backends=backends)
+        self._stream = codec.CodeStream
+        # The luma of the file, as OpenCV's decoder gives it.
+        self._grey = codec.DecodeParams(
+            apply_exif_orientation=True, color_spec=codec.ColorSpec.GRAY, allow_any_depth=False
+        )
+
     def decode(self, data: bytes) -> NDArray[np.uint8] | None:
         """Return ``uint8 [H, W]``, or None where nvJPEG does not decode this file."""
         try:
-            image = self._decoder.decode(self._codec.CodeStream(data), params=self._grey)
+            image = self._decoder.decode(self._stream(data), params=self._grey)
             host = None if image is None else image.cpu()
         except RuntimeError as error:
             raise _missing(" ".join(str(error).split())) from error
@@ -78,7 +84,7 @@ def decode_jpeg(data: bytes, *, name: str) -> NDArray[np.uint8]:
     """Decode a JPEG to its luma on the GPU, whole and with its EXIF orientation.
 
     Args:
-        data: The file's bytes, whose header and end were checked.
+        data: The file's bytes, whose header and end were checked; :func:`require_nvjpeg` was called in this thread.
         name: Named in errors.
 
     Returns:
@@ -86,10 +92,9 @@ def decode_jpeg(data: bytes, *, name: str) -> NDArray[np.uint8]:
         rounded otherwise, and because a large picture is not reduced while it is decoded.
 
     Raises:
-        EnvironmentProblem: No GPU, no nvImageCodec, no nvJPEG, or the GPU fails.
+        EnvironmentProblem: The GPU fails.
         ImageError: nvJPEG does not decode this file: it is damaged, or lossless.
     """
-    require_nvjpeg()
     pixels: NDArray[np.uint8] | None = _OF_THREAD.decoder.decode(data)
     if pixels is None:
         raise ImageError(

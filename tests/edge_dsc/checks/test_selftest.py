@@ -22,7 +22,7 @@ from engines.errors import UsageError
 from engines.images import prepare_pixels
 from engines.ort import open_session
 from engines.trt import cuda as cuda_driver
-from engines.trt import runtime
+from engines.trt import nvjpeg, runtime
 from engines.trt.cuda import Gpu
 
 MEMORY = ("host_peak_bytes", "host_before_bytes", "device_bytes")
@@ -165,6 +165,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], DoubleCuda]:
         monkeypatch.setattr(packages, "is_installed", lambda name: True)
         board = Gpu("Double", "8.9")
         monkeypatch.setattr(runtime, "find_gpu", lambda: (board, ""))
+        monkeypatch.setattr(nvjpeg, "find_gpu", lambda: (None, "no CUDA driver"))
         monkeypatch.setattr(selftest, "RUNTIME_NAMES", ("tensorrt",))
 
         def build(request: BuildRequest) -> BuiltEngine:

@@ -86,6 +86,10 @@ def test_what_is_missing_is_named(codec: ModuleType, monkeypatch: pytest.MonkeyP
     codec.Decoder.fails = "CUDA Runtime failure: '#35'"
     with pytest.raises(EnvironmentProblem, match="decoded by nvJPEG: CUDA Runtime failure: '#35'"):
         require_decoder(CONTRACT)
+    codec.Decoder.fails = ""
+    monkeypatch.delattr(codec, "CodeStream")
+    with pytest.raises(EnvironmentProblem, match="nvImageCodec has no CodeStream here: update it"):
+        decode_image(encode(".jpg"), CONTRACT)
     monkeypatch.setattr(nvjpeg, "load", packages.load)
     with pytest.raises(EnvironmentProblem, match=r"cannot import nvidia\.nvimgcodec") as seen:
         require_decoder(CONTRACT)
