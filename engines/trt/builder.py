@@ -122,9 +122,8 @@ def _make_plan(
     types = census.network_layer_types(trt, network)
     check_precision(Counter(types.values()), options)
     tensor = network.get_input(0)
-    if (
-        dla is not None
-    ):  # it has no dynamic dimensions, and is asked about each layer before there is a profile
+    if dla is not None:
+        # It has no dynamic dimensions, and is asked about each layer before there is a profile.
         tensor.shape = (options.batch.best, *tuple(tensor.shape)[1:])
     data, notes, gpu_layers = _serialize(trt, logger, builder, network, options, interrupts)
     del parser  # it owns the weights until the builder has run
