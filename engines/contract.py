@@ -20,6 +20,7 @@ NVJPEG_RULE = "grey8-nvjpeg-v1"  # grey8-v1 but for JPEGs, which engines.trt.nvj
 DECODERS = {"opencv": DECODE_RULE, "nvjpeg": NVJPEG_RULE}  # by their names on the command line
 RESIZE_RULE = "halve-area-v1"  # engines.images.resize_to
 BORDERED_RULE = "halve-area-bordered-v1"  # the same with a black border, one pixel wide, around it
+INPUT_TYPES = ("uint8", "int8", "float16")  # engines.images.shape_input
 
 LARGEST_MODEL = 512 << 20  # bytes; ours have a few MB, and protobuf itself ends at 2 GiB
 _LARGEST_CONTRACT = 1 << 20  # characters
@@ -150,7 +151,7 @@ class ModelContract(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             "schema_version": (SCHEMA_VERSION,),
             "decode": (DECODE_RULE, COLOUR_RULE, NVJPEG_RULE),
             "resize": (RESIZE_RULE, BORDERED_RULE),
-            "dtype": ("uint8", "int8", "float16"),
+            "dtype": INPUT_TYPES,
             "layout": ("NHWC", "NCHW"),
         }
         for name, values in known.items():

@@ -21,7 +21,7 @@ from edge_dsc.evaluate.evaluation import EvaluationRequest, evaluate
 from edge_dsc.infer.classify import classify_files
 from edge_dsc.infer.inference import InferRequest, infer_source
 from edge_dsc.inspection import format_record
-from engines.contract import NVJPEG_RULE, ModelContract
+from engines.contract import COLOUR_RULE, NVJPEG_RULE, ModelContract
 from engines.errors import EnvironmentProblem, UsageError
 from engines.graph import contract_of
 from engines.images import shape_input
@@ -61,7 +61,14 @@ def test_int8_pixels_are_grey_minus_128_with_a_black_border() -> None:
     assert shape_input(grey, contract.with_input("int8")).tolist() == [[[-128, -127, -1], [0, 126, 127]]]
     half = shape_input(np.stack([grey, grey]), contract.with_input("float16"))
     assert (half.dtype, half.shape, half[1].tolist()) == (np.float16, (2, 1, 2, 3), [grey[:, :, 0].tolist()])
-    assert shape_input(grey, contract) is not None and np.shares_memory(shape_input(grey, contract), grey)
+    assert np.shares_memory(shape_input(grey, contract), grey)
+    colour = ModelContract(labels=("a", "b"), architecture="x", height=2, width=3, decode=COLOUR_RULE)
+    planes = shape_input(
+        np.stack([grey[:, :, 0], grey[:, :, 0] * 0, grey[:, :, 0]], axis=2), colour.with_input("int8", 1)
+    )
+    assert (planes.shape, planes.flags.c_contiguous) == ((3, 4, 5), True)
+    assert planes[0].tolist() == planes[2].tolist() == signed[0].tolist()
+    assert (planes[1] == -128).all()
 
 
 @pytest.mark.slow
