@@ -24,7 +24,7 @@ Progress = Callable[[str, int, int], None]  # phase, steps done, steps in all
 MEMORY_KINDS = ("auto", "device", "mapped")
 LAYER_RUNS = 100  # of the smallest batch, for the time of each layer
 # What a runner's description says beside how it runs: reports are comparable all the same.
-FINDINGS = ("memory_choice", "scratch", "warnings", "runtime_cache")
+FINDINGS = ("device", "memory_choice", "scratch", "warnings", "runtime_cache")
 FLOAT = "float"  # FP32 or FP16, as check_layers takes it
 _TABLE = {
     "onnxruntime": "engines.ort:RUNTIME",

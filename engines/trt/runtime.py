@@ -146,7 +146,7 @@ class TensorRtRuntime:
             packages.load(self.package)
         gpu, reason = find_gpu(options.device)
         here = {"version": version or "unknown", **self._platform(gpu, record.tuning)}
-        _check_origin(record, {"version": record.runtime_version, **record.platform}, here)
+        _check_origin(record, {"version": record.runtime_version, **record.platform}, here, options.device)
         if gpu is None:
             raise EnvironmentProblem(f"{self.name} cannot run here: {reason}", remedy=_NO_GPU)
         trt, cuda = packages.load(self.package), packages.load("pycuda.driver")
@@ -182,7 +182,9 @@ TENSORRT_RTX = TensorRtRuntime(
 )
 
 
-def _check_origin(record: EngineRecord, there: Mapping[str, str], here: Mapping[str, str]) -> None:
+def _check_origin(
+    record: EngineRecord, there: Mapping[str, str], here: Mapping[str, str], device: int
+) -> None:
     """Hold where an engine was built against this machine, in what both sides name.
 
     What an engine is portable to is no such fact: it says which of the others count.
@@ -196,9 +198,10 @@ def _check_origin(record: EngineRecord, there: Mapping[str, str], here: Mapping[
         and not (key == "version" and record.tuning.version_compatible and _loads(there[key], here[key]))
     ]
     if differences:
+        choice = f" --device {device}" if device else ""
         raise ArtefactError(
             f"{record.engine} was built elsewhere: {'; '.join(differences)}",
-            remedy=f"rebuild it here: {record.build_command}",
+            remedy=f"rebuild it here: {record.build_command.removesuffix(choice)}{choice}",
         )
 
 

@@ -70,6 +70,7 @@ def main() -> None:
         log=[],
         fail_on_device={},
         sick="",
+        here=0,
         need_context=need_context,
         need_healthy=lambda: None,
         streams=lambda: [],

@@ -42,7 +42,7 @@ def tested(tmp_path_factory: pytest.TempPathFactory) -> tuple[SelfTest, Path, li
     out, said = tmp_path_factory.mktemp("selftest") / "out", list[str]()
     plan = SelfTestPlan(out=out, seconds=0.2)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runtime, "find_gpu", lambda: (None, "no CUDA driver"))
+        patch.setattr(runtime, "find_gpu", lambda *_: (None, "no CUDA driver"))
         return run_selftest(plan, progress=ignore, say=said.append), out, said
 
 
@@ -160,7 +160,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], DoubleCuda]:
         )
         monkeypatch.setattr(packages, "is_installed", lambda name: True)
         board = Gpu("Double", "8.9")
-        monkeypatch.setattr(runtime, "find_gpu", lambda: (board, ""))
+        monkeypatch.setattr(runtime, "find_gpu", lambda *_: (board, ""))
         monkeypatch.setattr(selftest, "RUNTIME_NAMES", ("tensorrt",))
 
         def build(request: BuildRequest) -> BuiltEngine:
