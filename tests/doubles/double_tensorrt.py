@@ -448,6 +448,11 @@ class Runtime(Guarded):
         if values["release"] != self._trt.__version__ and not values["compatible"]:
             self._trt._log(f"version tag {values['release']} does not match {self._trt.__version__}")
             return None
+        portable = self._trt._index == RELEASES["rtx"] or values["told"][2]
+        if values["gpu"] != self._trt._cuda.here and not portable:
+            # It warns and loads (NVIDIA/TensorRT#2900): between Orin modules that is all that happens.
+            words = "Using an engine plan file across different models of devices is not recommended"
+            self._trt._log(words, self._trt.ILogger.WARNING)
         return Engine(self._trt, values, model)
 
 
