@@ -486,8 +486,7 @@ class DoubleDriver:
         active._obj.value = int(self.cuda.references[device.value] > 0)
         return 0
 
-    # Flags of a primary context that is there stay. Source: CUDA driver API, cuDevicePrimaryCtxSetFlags: "If the primary
-    # context has been created ... CUDA_ERROR_PRIMARY_CONTEXT_ACTIVE"
+    # Source: cuda.h, CUDA_ERROR_PRIMARY_CONTEXT_ACTIVE: it "has already been initialized"
     def cuDevicePrimaryCtxSetFlags_v2(self, device: ctypes.c_int, flags: ctypes.c_uint) -> int:
         if not self.cuda.initialised:
             return NOT_INITIALIZED
