@@ -387,6 +387,7 @@ def bound_device(device: int) -> Iterator[None]:
     try:
         _call(driver, "cuInit", 0)
         _call(driver, "cuDeviceGet", ctypes.byref(handle), device)
+        set_wait(driver, device, sleep=False)  # the CUDA runtime keeps this context, and later runners get it
         _call(driver, "cuDevicePrimaryCtxRetain", ctypes.byref(context), handle)
     except GraphError as error:
         raise EnvironmentProblem(f"GPU {device} cannot be used: {error}", remedy=_DOCTOR) from error

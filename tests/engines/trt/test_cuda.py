@@ -125,7 +125,7 @@ def test_a_bound_device_is_current_for_the_block_alone(
     cuda: DoubleCuda, driver: DoubleDriver, fails: bool
 ) -> None:
     with contextlib.suppress(KeyboardInterrupt), bound_device(1):
-        assert (cuda.here, cuda.references) == (1, [0, 1])
+        assert (cuda.here, cuda.references, driver.flags_of) == (1, [0, 1], [0, 1])
         with primary_context(cuda):  # a calibrator's batches go where the builder works
             assert int(cuda.mem_alloc(4)) == cuda.live[0].address
             assert (cuda.live[0].device, cuda.references) == (1, [0, 2])
