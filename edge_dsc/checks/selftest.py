@@ -25,6 +25,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.machine import Gpu as Board
 from bench.machine import environment, read_temperatures
 from bench.plan import Plan, choose_plan
 from bench.power import find_rails
@@ -42,7 +43,7 @@ from edge_dsc.data.loading import load_images
 from edge_dsc.data.phantoms import CLASSES, write_phantoms
 from edge_dsc.infer.inference import InferRequest, infer_source
 from edge_dsc.latency.passes import memory_pass
-from edge_dsc.latency.subjects import BenchOptions, measure_engines
+from edge_dsc.latency.subjects import BenchOptions, measure_engines, measured_board
 from edge_dsc.networks import ARCHITECTURES
 from edge_dsc.page.document import Section, report_sections, save_page
 from engines.contract import ModelContract
@@ -63,7 +64,7 @@ from engines.runtimes import (
 )
 from engines.text_table import Table, render_text
 from engines.trt.cache import memory_path
-from engines.trt.cuda import fill_memory, find_gpu
+from engines.trt.cuda import fill_memory
 
 BATCH = BatchRange(1, 4, 16)
 PRECISIONS = (Precision.FP32, Precision.FP16, Precision.INT8)
@@ -167,10 +168,10 @@ def run_selftest(plan: SelfTestPlan, *, progress: Progress, say: Say) -> SelfTes
         EnvironmentProblem: The folder cannot be written, or there are GPUs, but not so many.
         KeyboardInterrupt: Ctrl-C; the lines until then are written.
     """
-    find_gpu(plan.device)
+    board = measured_board(RUNTIME_NAMES, plan.device)
     clear_folder(plan.out, _MARKER, _MADE, "self-test")
     created, started = datetime.now(timezone.utc).isoformat(timespec="seconds"), time.monotonic()
-    test = _Test(plan, progress, say)
+    test = _Test(plan, progress, say, board)
     try:
         test.run()
     finally:  # what was seen until Ctrl-C is worth keeping
@@ -178,7 +179,7 @@ def run_selftest(plan: SelfTestPlan, *, progress: Progress, say: Say) -> SelfTes
             created=created,
             edge_dsc=__version__,
             seconds=round(time.monotonic() - started, 1),
-            environment=environment(),
+            environment=environment(gpu=board),
             findings=tuple(test.findings),
         )
         SELFTEST.save(plan.out / "selftest.json", found)
@@ -224,6 +225,7 @@ class _Test:
     plan: SelfTestPlan
     progress: Progress
     say: Say
+    board: Board | None = None  # the GPU as NVML knows it
     findings: list[Finding] = field(default_factory=list)
     networks: dict[str, _Network] = field(default_factory=dict)
     engines: list[BuiltEngine] = field(default_factory=list)
@@ -270,7 +272,7 @@ class _Test:
         """Look at the machine: packages, sensors."""
         self.line("environment", _environment)
         self.line("temperature sensors", _temperatures)
-        self.line("power sensors", _rails)
+        self.line("power sensors", partial(_rails, self.board))
 
     def make_networks(self) -> None:
         """Draw phantoms, fit both networks to them, and calibrate."""
@@ -678,8 +680,8 @@ def _temperatures() -> Seen:
     return ", ".join(f"{name} {value:.0f} °C" for name, value in zones), {"celsius": dict(zones)}
 
 
-def _rails() -> Seen:
-    rails = find_rails()
+def _rails(board: Board | None) -> Seen:
+    rails = find_rails(gpu=board)
     if not rails:
         raise _NotHereError("no rail can be read (INA3221, RAPL, NVML)")
     watts = {rail.name: rail.watts() for rail in rails}
