@@ -158,11 +158,6 @@ class MemoryChoice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         times = ", ".join(f"{kind} {taken:.0f} us" for kind, taken in self.medians_us.items())
         return f"measured in turns at batch {self.batch}, {times}"
 
-    def serves(self, other: MemoryChoice) -> bool:
-        """Whether both are of the same GPU, version and batch size."""
-        mine, others = ((each.gpu, each.runtime_version, each.batch) for each in (self, other))
-        return mine == others
-
 
 class MemoryChoices(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The choices that were made for one engine.
@@ -210,37 +205,39 @@ class MemoryFile:
 
     def find(self, batch: int) -> MemoryChoice | None:
         """Return the choice that was made here for a batch size, or None."""
-        here = self._choice(batch, "", {})
-        return next((choice for choice in self._load() if choice.serves(here)), None)
+        return next((choice for choice in self._load() if self._is_of(choice, batch)), None)
 
     def keep(self, batch: int, medians_us: Mapping[str, float]) -> tuple[MemoryChoice, str]:
-        """Choose the faster kind, and add the choice to the file.
+        """Choose the faster kind for a batch size, and add the choice to the file.
 
         Returns:
             The choice, and what became of the file; one that cannot be written costs nothing else.
         """
-        choice = self._choice(batch, min(medians_us, key=medians_us.__getitem__), medians_us)
+        choice = MemoryChoice(
+            gpu=self._facts,
+            runtime_version=self.version,
+            batch=batch,
+            kind=min(medians_us, key=medians_us.__getitem__),
+            medians_us={name: round(taken, 3) for name, taken in medians_us.items()},
+            created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        )
         if self._path is None:
             return choice, "not kept"
-        others = [other for other in self._load() if not other.serves(choice)]
-        body = MemoryChoices(
-            engine_sha256=self.record.engine_sha256, choices=(*others[1 - _MOST_CHOICES :], choice)
-        )
+        others = [other for other in self._load() if not self._is_of(other, batch)]
+        choices = (*others[1 - _MOST_CHOICES :], choice)
         try:
-            MEMORY.save(self._path, body)
+            MEMORY.save(self._path, MemoryChoices(engine_sha256=self.record.engine_sha256, choices=choices))
         except (EnvironmentProblem, UsageError) as error:  # such as a folder that is read only
             return choice, f"not kept: {error.what}"
         return choice, f"kept in {self._path.name}"
 
-    def _choice(self, batch: int, kind: str, medians_us: Mapping[str, float]) -> MemoryChoice:
-        return MemoryChoice(
-            gpu=self.gpu.facts() if self.gpu is not None else {},
-            runtime_version=self.version,
-            batch=batch,
-            kind=kind,
-            medians_us={name: round(taken, 3) for name, taken in medians_us.items()},
-            created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        )
+    def _is_of(self, choice: MemoryChoice, batch: int) -> bool:
+        known = (choice.gpu, choice.runtime_version, choice.batch)
+        return known == (self._facts, self.version, batch)
+
+    @property
+    def _facts(self) -> dict[str, str]:
+        return self.gpu.facts() if self.gpu is not None else {}
 
     @property
     def _path(self) -> Path | None:

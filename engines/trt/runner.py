@@ -267,9 +267,10 @@ class TrtRunner:
             return known.kind
         medians_us, refused = _try_kinds(parts, self._clock)
         if refused:  # perhaps for now alone: there is nothing to keep
+            left = next(iter(medians_us), "device")
             reasons = "; ".join(f"{kind} memory failed: {why}" for kind, why in refused.items())
-            words["memory_choice"] = f"what is left, {reasons}"
-            return next(iter(medians_us), "device")
+            words["memory_choice"] = f"{left} is left, {reasons}"
+            return left
         choice, place = kept.keep(parts.size, medians_us)
         words["memory_choice"] = f"{choice.words}, {place}"
         return choice.kind

@@ -360,7 +360,7 @@ def test_a_trial_that_fails_leaves_the_other_kind(
         words = runner.description
         assert words["memory"] == left
         assert words["memory_choice"].startswith(
-            f"what is left, {gone} memory failed: tensorrt cannot open dsc"
+            f"{left} is left, {gone} memory failed: tensorrt cannot open dsc"
         )
         assert call in words["memory_choice"]
         np.testing.assert_array_equal(runner.run(pixels(4)), expected(pixels(4)))
