@@ -298,7 +298,7 @@ def _host_arrays(
 
 
 class GraphError(Exception):
-    """The driver refused a step of capturing or launching a graph."""
+    """The driver refused a call, such as a step of capturing or launching a graph."""
 
 
 class CudaGraph:
@@ -384,21 +384,20 @@ def bound_device(device: int) -> Iterator[None]:
     """
     driver = load_driver()
     handle, context = ctypes.c_int(0), ctypes.c_void_p()
-    try:
-        _call(driver, "cuInit", 0)
-        _call(driver, "cuDeviceGet", ctypes.byref(handle), device)
-        set_wait(driver, device, sleep=False)  # the CUDA runtime keeps this context, and later runners get it
-        _call(driver, "cuDevicePrimaryCtxRetain", ctypes.byref(context), handle)
-    except GraphError as error:
-        raise EnvironmentProblem(f"GPU {device} cannot be used: {error}", remedy=_DOCTOR) from error
-    try:
-        driver.cuCtxPushCurrent_v2(context)
+    with contextlib.ExitStack() as frees:
         try:
-            yield
-        finally:
-            driver.cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))
-    finally:
-        driver.cuDevicePrimaryCtxRelease_v2(handle)
+            _call(driver, "cuInit", 0)
+            _call(driver, "cuDeviceGet", ctypes.byref(handle), device)
+            set_wait(
+                driver, device, sleep=False
+            )  # the CUDA runtime keeps this context, and later runners get it
+            _call(driver, "cuDevicePrimaryCtxRetain", ctypes.byref(context), handle)
+            frees.callback(driver.cuDevicePrimaryCtxRelease_v2, handle)
+            _call(driver, "cuCtxPushCurrent_v2", context)
+            frees.callback(driver.cuCtxPopCurrent_v2, ctypes.byref(ctypes.c_void_p()))
+        except GraphError as error:
+            raise EnvironmentProblem(f"GPU {device} cannot be used: {error}", remedy=_DOCTOR) from error
+        yield
 
 
 @contextlib.contextmanager

@@ -504,6 +504,8 @@ class DoubleDriver:
         return 0
 
     def cuCtxPushCurrent_v2(self, context: ctypes.c_void_p) -> int:
+        if "cuCtxPushCurrent_v2" in self.refuse:
+            return self.refuse["cuCtxPushCurrent_v2"]
         self.cuda.stack().append(self.contexts[context.value or 0])
         return 0
 

@@ -135,11 +135,12 @@ def test_a_bound_device_is_current_for_the_block_alone(
     assert cuda.idle
 
 
-def test_a_device_that_the_driver_does_not_give(cuda: DoubleCuda, driver: DoubleDriver) -> None:
-    driver.refuse["cuDevicePrimaryCtxRetain"] = 2
-    words = "GPU 1 cannot be used: cuDevicePrimaryCtxRetain failed: CUDA_ERROR_OUT_OF_MEMORY"
+@pytest.mark.parametrize("call", ["cuDevicePrimaryCtxRetain", "cuCtxPushCurrent_v2"])
+def test_a_device_that_the_driver_does_not_give(cuda: DoubleCuda, driver: DoubleDriver, call: str) -> None:
+    driver.refuse[call] = 2
+    words = f"GPU 1 cannot be used: {call} failed: CUDA_ERROR_OUT_OF_MEMORY"
     with pytest.raises(EnvironmentProblem, match=words), bound_device(1):
-        pytest.fail("it was bound")
+        pytest.fail("it was bound")  # TensorRT would build on the first GPU
     assert cuda.idle
 
 
