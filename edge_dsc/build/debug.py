@@ -259,7 +259,10 @@ def _time_on_device(
     available = runtime.availability()
     reason = available.no_build or available.no_run
     if reason is not None:
-        return {}, f"{runtime.name} does not work here: {reason}"
+        why = f"{runtime.name} does not work here: {reason}"
+        if device is not None:
+            raise EnvironmentProblem(why, remedy="leave --device out: the table needs no GPU, its times do")
+        return {}, why
     names = [layer.name for layer in find_layers(calibrated.model.proto)]
     times: dict[str, dict[str, float]] = {name: {} for name in names}
     notes = []

@@ -212,6 +212,13 @@ def test_without_a_gpu_a_line_says_why_there_are_no_times(
     monkeypatch.setattr("edge_dsc.page.figures.draw_sensitivity", lambda *_, **__: None)
     found = debug(DebugRequest(target=calibrated_run / "model.onnx", data=textures, out=tmp_path / "s.png"))
     assert found.not_timed == "tensorrt does not work here: no CUDA driver"
+    with pytest.raises(EnvironmentProblem, match="tensorrt does not work here: no CUDA driver") as caught:
+        debug(
+            DebugRequest(
+                target=calibrated_run / "model.onnx", data=textures, device=0, out=tmp_path / "s.png"
+            )
+        )
+    assert "leave --device out" in caught.value.remedy
 
 
 def test_without_matplotlib_the_table_stands_and_a_note_says_why_there_is_no_picture(
