@@ -536,7 +536,7 @@ class _Ways:
         with open_engine(self.engine, options=self.running) as runner:
             self._on_a_gpu(runner, "batches in flight")
         plan = Plan(iterations=20, rounds=5, openings=1, warmup_seconds=0.2)
-        rates = {}
+        rates: dict[int, dict[int, float]] = {}
         for slots in (1, 2):
             options = BenchOptions(
                 offline=len(self.pixels), control=False, running=replace(self.running, slots=slots)
