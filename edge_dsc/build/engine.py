@@ -57,6 +57,7 @@ from engines.runtimes import (
     check_layers,
     choose_runtime,
     get_runtime,
+    refuse_on_processor,
 )
 
 if TYPE_CHECKING:
@@ -87,6 +88,7 @@ class BuildRequest:
             grey minus 128 and with the border of the first convolution, both made by the host; or ``float16``, for
             FP16: grey. None takes ``float16`` for FP16 on the Deep Learning Accelerator, else ``uint8``.
         decode: The rule by which the engine's pictures are decoded; None takes the model's.
+        device: Which GPU builds, and runs the engine for its gate; None takes the first where one is needed.
     """
 
     model: Path
@@ -102,6 +104,7 @@ class BuildRequest:
     timing_cache: bool = True
     input: str | None = None
     decode: str | None = None
+    device: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,7 +183,8 @@ def build_engine(
         log: Called with each line of the builder's log.
 
     Raises:
-        UsageError: INT8 without a calibration table, or a search for layers without a gate.
+        UsageError: INT8 without a calibration table, a search for layers without a gate, or a GPU that is named for a
+            runtime on the processor.
         ArtefactError: A model that is not ours, or a table of another model.
         AccuracyGateError: The engine would not run in the precision asked for, or it loses more accuracy than its
             gate allows; nothing is written, and an older engine stays as it is.
@@ -193,7 +197,7 @@ def build_engine(
     return _finish(build, progress, log)
 
 
-def rebuild_engine(engine: Path, folder: Path) -> Path:
+def rebuild_engine(engine: Path, folder: Path, device: int = 0) -> Path:
     """Build an engine again, as its record says and without its gate, into another folder.
 
     The build runs in a process of its own, because that is how the first one came about: with no engine open, no
@@ -204,6 +208,7 @@ def rebuild_engine(engine: Path, folder: Path) -> Path:
     Args:
         engine: The engine; its record names model, calibration table, layers, runtime, batch and workspace.
         folder: Where the new engine goes, under the same name.
+        device: Which GPU builds, where one does.
 
     Returns:
         The new engine file.
@@ -213,7 +218,7 @@ def rebuild_engine(engine: Path, folder: Path) -> Path:
         EnvironmentProblem: The build fails, such as for a model that is gone.
     """
     out = folder.absolute() / engine.name
-    command = [sys.executable, "-m", "edge_dsc.build.engine", str(engine.absolute()), str(out)]
+    command = [sys.executable, "-m", "edge_dsc.build.engine", str(engine.absolute()), str(out), str(device)]
     done = subprocess.run(command, cwd=_PACKAGES, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or ["no word"])[-1]
@@ -225,7 +230,7 @@ def rebuild_engine(engine: Path, folder: Path) -> Path:
     return out
 
 
-def build_again(engine: Path, out: Path) -> BuiltEngine:
+def build_again(engine: Path, out: Path, device: int = 0) -> BuiltEngine:
     """Do what :func:`rebuild_engine` does, in this process.
 
     Raises:
@@ -249,6 +254,7 @@ def build_again(engine: Path, out: Path) -> BuiltEngine:
         input=record.contract.dtype,
         decode=NVJPEG_RULE if record.contract.decode == NVJPEG_RULE else None,
         timing_cache=False,  # builds differ by what their builder measured: each measures for itself
+        device=device or None,
     )
     build = _begin(request)
     if build.table_sha256 != record.calibration_sha256:
@@ -267,6 +273,7 @@ def _begin(request: BuildRequest, calibrated: CalibrationRun | None = None) -> B
         request = replace(request, calibration=calibrated.path)
     model = calibrated.model if calibrated is not None else load_model(request.model)
     runtime, chosen = choose_runtime(request.runtime)
+    refuse_on_processor(runtime, ["--device"] if request.device is not None else [])
     path = request.out or default_engine_path(
         request.model, model.contract.architecture, request.precision, runtime
     )
@@ -405,6 +412,7 @@ def _finish(
         progress=progress,
         log=log,
         implicit=_implicit(build),
+        device=build.request.device or 0,
     )
     with atomic_path(build.path, ENGINE) as temporary:
         started = time.perf_counter()
@@ -528,6 +536,7 @@ def build_command(build: Build) -> str:
     words += [
         word for name, rule in DECODERS.items() if rule == request.decode for word in ("--decode", name)
     ]
+    words += ["--device", str(request.device)] if request.device else []
     return shlex.join([*words, "--out", str(build.path)])
 
 
@@ -586,6 +595,6 @@ def _origins(build: Build) -> list[str]:
 
 if __name__ == "__main__":  # the process that rebuild_engine starts
     try:
-        build_again(Path(sys.argv[1]), Path(sys.argv[2]))
+        build_again(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))
     except EdgeDscError as error:
         sys.exit(str(error))

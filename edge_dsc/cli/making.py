@@ -10,7 +10,7 @@ import typer
 
 from edge_dsc.cli import INTERRUPTED
 from edge_dsc.cli.console import give, give_json, progress_bar, say
-from edge_dsc.cli.options import MAX_IMAGES, MAX_SEED, Json, Out, Seed, finite, model_of
+from edge_dsc.cli.options import MAX_IMAGES, MAX_SEED, Device, Json, Out, Seed, finite, model_of
 from engines.errors import UsageError
 from engines.text_table import printable
 
@@ -257,6 +257,7 @@ def calibrate(
             show_default=False,
         ),
     ] = None,
+    device: Device = None,
     out: Out = None,
     json: Json = False,
 ) -> None:
@@ -270,6 +271,11 @@ def calibrate(
 
     if calib_data is None:
         raise UsageError("calibration needs real images", remedy="add --calib-data DIR")
+    if device is not None and not calib_method.value.startswith("tensorrt-"):
+        raise UsageError(
+            f"ranges by {calib_method.value} are found on the processor: --device is for a GPU",
+            remedy="leave --device out",
+        )
     request = CalibrationRequest(
         model=model_of(model),
         data=calib_data,
@@ -278,6 +284,7 @@ def calibrate(
         seed=seed,
         out=out,
         trt_release=trt_cache,
+        device=device or 0,
     )
     with progress_bar() as progress:
         made = run_calibration(request, progress)
@@ -409,6 +416,7 @@ def build_engine(
             show_default=False,
         ),
     ] = None,
+    device: Device = None,
     out: Out = None,
     json: Json = False,
 ) -> None:
@@ -437,6 +445,7 @@ def build_engine(
                 images=calib_images,
                 seed=seed,
                 runtime=backend.value,
+                device=device or 0,
             )
             made = run_calibration(request, progress)
         elif calibrated and calibration is None and (path.parent / CALIBRATION_NAME).is_file():
@@ -463,6 +472,7 @@ def build_engine(
                 timing_cache=timing_cache,
                 input=input_type and input_type.value,
                 decode=decode and DECODERS[decode.value],
+                device=device,
             ),
             progress,
             calibrated=made,
@@ -519,6 +529,7 @@ def debug(
         int, typer.Option("--images", min=1, max=MAX_IMAGES, help="Images to look at, equal by class.")
     ] = 128,
     seed: Annotated[int, typer.Option("--seed", min=0, max=MAX_SEED, help="Seed of the images' draw.")] = 1,
+    device: Device = None,
     out: Out = None,
     json: Json = False,
 ) -> None:
@@ -535,10 +546,11 @@ def debug(
         images=images,
         seed=seed,
         out=out,
+        device=device,
     )
     with progress_bar() as progress:
         found = examine(request, progress)
     if json:
-        give_json("edge-dsc/debug-result", found.to_dict(), schema_version=2)
+        give_json("edge-dsc/debug-result", found.to_dict(), schema_version=3)
     else:
         give(format_debugged(found))

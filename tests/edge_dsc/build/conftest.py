@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from double_cuda import DoubleCuda, DoubleDriver, current
+from double_cuda import DoubleCuda, DoubleDriver
 from double_tensorrt import DoubleTensorRt
 
 from calibration.collect import calibrate
@@ -25,8 +26,6 @@ from edge_dsc.data import discover
 from engines import packages
 from engines.graph import load_model
 from engines.trt import cuda as cuda_driver
-from engines.trt import runtime
-from engines.trt.cuda import Gpu
 
 Machine = Callable[[str], DoubleTensorRt]
 
@@ -67,12 +66,11 @@ def cuda() -> Iterator[DoubleCuda]:
 
 
 @pytest.fixture
-def machine(cuda: DoubleCuda, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
-    """``machine(release)``: this machine has a GPU, pycuda and that release of TensorRT from now on."""
-    real = packages.load
-    monkeypatch.setattr(cuda_driver, "load_driver", lambda: DoubleDriver(cuda))
+def machine(cuda: DoubleCuda, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], DoubleTensorRt]]:
+    """``machine(release)``: this machine has two GPUs, pycuda and that release of TensorRT from now on."""
+    real, driver = packages.load, DoubleDriver(cuda)
+    monkeypatch.setattr(cuda_driver, "load_driver", lambda: driver)
     monkeypatch.setattr(packages, "is_installed", lambda name: True)
-    monkeypatch.setattr(runtime, "find_gpu", lambda: (Gpu("Double", "8.9"), ""))
 
     def have(release: str) -> DoubleTensorRt:
         trt = DoubleTensorRt(release, cuda)
@@ -81,8 +79,8 @@ def machine(cuda: DoubleCuda, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machi
         monkeypatch.setattr(packages, "installed_version", lambda *_: trt.__version__)
         return trt
 
-    with current(cuda):  # TensorRT makes one of its own where a thread has none
-        yield have
+    yield have
+    gc.collect()  # what an error kept alive goes while the driver is there
 
 
 @pytest.fixture(scope="session")
