@@ -15,6 +15,7 @@ from engines.errors import UsageError
 from engines.text_table import printable
 
 if TYPE_CHECKING:
+    from edge_dsc.build.engine import BuiltEngine
     from edge_dsc.build.gate import GateOptions
     from edge_dsc.build.qat import QatOptions
     from edge_dsc.training import TrainOptions
@@ -425,7 +426,6 @@ def build_engine(
     from edge_dsc.build.engine import BuildRequest
     from edge_dsc.build.engine import build_engine as build
     from edge_dsc.cli.options import parse_batch, parse_gate, parse_precision
-    from edge_dsc.inspection import format_record
     from engines.contract import DECODERS
     from engines.record import Precision, Tuning
 
@@ -478,6 +478,12 @@ def build_engine(
             calibrated=made,
             log=say if verbose else None,
         )
+    _give_engine(built, json=json)
+
+
+def _give_engine(built: BuiltEngine, *, json: bool) -> None:
+    from edge_dsc.inspection import format_record
+
     say(f"runtime: {built.chosen}")
     if json:
         give_json("edge-dsc/build-engine-result", {"path": str(built.path), "record": built.record})
