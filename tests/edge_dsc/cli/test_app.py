@@ -125,7 +125,7 @@ RANGES = {
     "train": "--seed 4294967295 --epochs 10000",
     "calibrate": "--seed 4294967295 --calib-images 1000000 --device 255",
     "build-engine": "--seed 4294967295 --calib-images 1000000 --workspace 1048576 --max-drop 100 "
-    "--optimization-level 5 --max-aux-streams 64 --device 255",
+    "--optimization-level 5 --max-aux-streams 64 --dla 15 --device 255",
     "debug": "--seed 4294967295 --images 1000000 --device 255",
     "inspect": "--device 255",
     "demo": "--seed 4294967295",
