@@ -182,22 +182,20 @@ def fold_front(model: ModelProto) -> tuple[ModelProto, Front]:
     plans = [] if kept else [_plan(trace, node) for node in trace.takers]
     if kept or None in plans:
         return folded, Front(kept=kept or "it pads the picture twice, with different values")
-    layout = "planes" if channels == 1 else "channels_first"
-    source = fresh_name(folded, layout)
+    gone = {node.output[0] for node in (*trace.passed, cast)}
+    kinds = tuple(dict.fromkeys(node.op_type for node in trace.passed if node.op_type != "Identity"))
+    for node in reversed(folded.graph.node):
+        if node.output[0] in gone:
+            folded.graph.node.remove(node)
+    source = fresh_name(folded, "planes" if channels == 1 else "channels_first")
     nodes = [cast, _to_channels_first(folded, cast.output[0], source, picture)]
-    border = []
     for node, plan in zip(trace.takers, plans, strict=True):
         assert plan is not None
         nodes += _apply(folded, node, plan, source)
-        border += [plan.word] if plan.word else []
-    gone = {node.output[0] for node in (*trace.passed, cast)}
-    kinds = tuple(dict.fromkeys(node.op_type for node in trace.passed if node.op_type != "Identity"))
-    nodes += [node for node in folded.graph.node if node.output[0] not in gone]
-    kept_nodes = [NodeProto.FromString(node.SerializeToString()) for node in nodes]
-    del folded.graph.node[:]
-    folded.graph.node.extend(kept_nodes)
+    for place, node in enumerate(nodes):
+        folded.graph.node.insert(place, node)
     drop_unused(folded)
-    return folded, Front(folded=kinds, border=tuple(border))
+    return folded, Front(folded=kinds, border=tuple(plan.word for plan in plans if plan and plan.word))
 
 
 def _obstacle(model: ModelProto, trace: _Trace) -> str | None:
