@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import os
-import sys
-import warnings
-from collections.abc import Iterator
-from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.errors import ArtefactError, UsageError
-from engines.packages import load
+from edge_dsc.networks.keras_files import load_keras
+from engines.errors import UsageError
 
 if TYPE_CHECKING:
     from keras import KerasTensor, Model
@@ -34,51 +27,6 @@ BATCH_NORM_MOMENTUM = 0.9
 _Float32 = NDArray[np.float32]
 _Float64 = NDArray[np.float64]
 _Weights = dict[str, list[NDArray[np.floating]]]  # of each layer, in Keras' order
-
-
-def load_keras() -> ModuleType:
-    """Import Keras on TensorFlow, with TensorFlow's start-up messages off the terminal.
-
-    All of edge-dsc gets Keras here, and not before it trains or exports: TensorFlow takes seconds to import, and a
-    machine that only runs engines has none.
-
-    Raises:
-        EnvironmentProblem: TensorFlow or Keras is missing.
-    """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ["KERAS_BACKEND"] = "tensorflow"
-    with _silenced_stderr():
-        tensorflow = load("tensorflow")
-        # Two operations at once finish in any order, and with oneDNN that changes the last bits of a sum,
-        # whatever enable_op_determinism says (TensorFlow 2.21; seen in the second step). One operation still
-        # uses every core. Must come before TensorFlow's first operation; a host program's choice stands.
-        with contextlib.suppress(RuntimeError):
-            tensorflow.config.threading.set_inter_op_parallelism_threads(1)
-        # It warns of retracing whenever several models predict in one process, as they do here.
-        logging.getLogger("tensorflow").setLevel(logging.ERROR)
-        return load("keras")
-
-
-@contextlib.contextmanager
-def _silenced_stderr() -> Iterator[None]:
-    """Send file descriptor 2 to nowhere while TensorFlow is imported.
-
-    TensorFlow 2.21 writes six lines about oneDNN and missing CUDA drivers from C++ then, whatever its log level; they
-    would stand before every message of ours. A failed import still comes as an exception.
-    """
-    if "tensorflow" in sys.modules:
-        yield
-        return
-    sys.stderr.flush()
-    kept = os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
 
 
 def build_network(architecture: str, classes: int) -> Model:
@@ -154,14 +102,33 @@ def fold_network(trained: Model) -> Model:
     """
     if "scale" not in {layer.name for layer in trained.layers}:
         return trained
-    separable = trained.name == "dsc"
-    deployed = _deployed_network(trained.name, int(trained.output_shape[-1]), separable=separable)
-    weights = _folded_dsc(trained) if separable else _folded_cnn(trained)
+    deployed = deployed_network(trained.name, int(trained.output_shape[-1]))
+    weights = _folded_dsc(trained) if trained.name == "dsc" else _folded_cnn(trained)
     for name in ("dense", "probabilities"):
         weights[name] = trained.get_layer(name).get_weights()
     for name, values in weights.items():
         deployed.get_layer(name).set_weights([value.astype(np.float32) for value in values])
     return deployed
+
+
+def deployed_network(architecture: str, classes: int) -> Model:
+    """Build the deployed form of a network without a trained one's weights; see :func:`fold_network`."""
+    keras = load_keras()
+    layers = keras.layers
+    image = layers.Input((INPUT_SIDE, INPUT_SIDE, 1), name="image")
+    x = layers.Conv2D(FILTERS, 3, padding="same", activation="relu", name="stem")(image)
+    for block in range(1, BLOCKS + 1):
+        x = layers.MaxPooling2D(2, name=f"block{block}_pool")(x)
+        if architecture == "dsc":
+            x = layers.DepthwiseConv2D(3, padding="same", use_bias=False, name=f"block{block}_depthwise")(x)
+            x = layers.Conv2D(FILTERS, 1, activation="relu", name=f"block{block}_pointwise")(x)
+        else:
+            x = layers.Conv2D(FILTERS, 3, padding="same", activation="relu", name=f"block{block}_conv")(x)
+    x = layers.MaxPooling2D(2, name="pool")(x)
+    x = layers.Flatten(name="flatten")(x)
+    x = layers.Dense(DENSE_UNITS, activation="relu", name="dense")(x)
+    x = layers.Dense(classes, activation="softmax", name="probabilities")(x)
+    return keras.Model(image, x, name=architecture)
 
 
 def fold_stem(kernel: _Float32, scale: float) -> _Float64:
@@ -205,65 +172,6 @@ def fold_batch_norm(
     return kernel.astype(np.float64) * factor, (bias.astype(np.float64) - mean) * factor + beta
 
 
-def save_network(model: Model, path: Path) -> None:
-    """Write a network as a ``.keras`` file."""
-    with _keras_on_numpy_2():
-        model.save(path)
-
-
-def load_network(path: Path, architecture: str, classes: int) -> Model:
-    """Read a ``.keras`` file, without running code from it (safe mode), and hold it against what it should be.
-
-    Args:
-        path: The file.
-        architecture: What :func:`build_network` built, or :func:`fold_network` made of that.
-        classes: Number of classes.
-
-    Raises:
-        ArtefactError: Keras cannot read it, or it is another network.
-        EnvironmentProblem: TensorFlow is missing.
-    """
-    keras = load_keras()
-    try:
-        with _keras_on_numpy_2():
-            loaded = keras.models.load_model(path, compile=False, safe_mode=True)
-    # A file that asks for a layer of PyTorch ends in ImportError, a deep one in RecursionError, a RuntimeError.
-    except (OSError, ValueError, TypeError, LookupError, AttributeError, ImportError, RuntimeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ArtefactError(
-            f"Keras cannot load {path}: {reason}",
-            remedy="train again, or use the versions named in training.json",
-        ) from error
-    trained = build_network(architecture, classes)
-    deployed = _deployed_network(architecture, classes, separable=architecture == "dsc")
-    if _form_of(loaded) not in (_form_of(trained), _form_of(deployed)):
-        raise ArtefactError(
-            f"{path} is not the {architecture} of {classes} classes that its run records",
-            remedy="train again: edge-dsc train DATA --overwrite",
-        )
-    return loaded
-
-
-def _form_of(model: Model) -> list[object]:
-    """Return what has to be equal in two networks for one to stand for the other, whatever their weights."""
-    layers = [
-        (layer.name, type(layer).__name__, [tuple(weight.shape) for weight in layer.weights])
-        for layer in model.layers
-    ]
-    ends = [getattr(model, end, None) for end in ("input_shape", "output_shape")]
-    return [model.name, type(model).__name__, ends, layers]
-
-
-@contextlib.contextmanager
-def _keras_on_numpy_2() -> Iterator[None]:
-    """Quieten numpy 2 about Keras 3.15's variables, which take no ``copy`` keyword in ``__array__``."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", message="__array__ implementation doesn't accept", category=DeprecationWarning
-        )
-        yield
-
-
 def _cnn_features(layers: ModuleType, x: KerasTensor) -> KerasTensor:
     x = layers.Conv2D(FILTERS, 3, padding="same", activation="relu", name="stem")(x)
     for block in range(1, BLOCKS + 1):
@@ -281,25 +189,6 @@ def _dsc_features(layers: ModuleType, x: KerasTensor) -> KerasTensor:
         x = layers.BatchNormalization(momentum=BATCH_NORM_MOMENTUM, name=f"block{block}_norm")(x)
         x = layers.ReLU(name=f"block{block}_relu")(x)
     return x
-
-
-def _deployed_network(name: str, classes: int, *, separable: bool) -> Model:
-    keras = load_keras()
-    layers = keras.layers
-    image = layers.Input((INPUT_SIDE, INPUT_SIDE, 1), name="image")
-    x = layers.Conv2D(FILTERS, 3, padding="same", activation="relu", name="stem")(image)
-    for block in range(1, BLOCKS + 1):
-        x = layers.MaxPooling2D(2, name=f"block{block}_pool")(x)
-        if separable:
-            x = layers.DepthwiseConv2D(3, padding="same", use_bias=False, name=f"block{block}_depthwise")(x)
-            x = layers.Conv2D(FILTERS, 1, activation="relu", name=f"block{block}_pointwise")(x)
-        else:
-            x = layers.Conv2D(FILTERS, 3, padding="same", activation="relu", name=f"block{block}_conv")(x)
-    x = layers.MaxPooling2D(2, name="pool")(x)
-    x = layers.Flatten(name="flatten")(x)
-    x = layers.Dense(DENSE_UNITS, activation="relu", name="dense")(x)
-    x = layers.Dense(classes, activation="softmax", name="probabilities")(x)
-    return keras.Model(image, x, name=name)
 
 
 def _folded_cnn(trained: Model) -> _Weights:
