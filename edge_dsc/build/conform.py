@@ -174,7 +174,7 @@ def _gives(model: ModelProto) -> str | None:
 def deploy_any(
     model: ModelProto,
     contract: ModelContract,
-    normalisation: Normalisation = Normalisation(),
+    normalisation: Normalisation | None = None,
     metadata: Mapping[str, str] | None = None,
     *,
     gives: str | None = None,
@@ -186,7 +186,7 @@ def deploy_any(
             changed.
         contract: Of the graph to be made; its size is the network's, its colour what the network will be fed with. A
             network of three channels under a grey contract sees the grey picture in all three.
-        normalisation: What the network wants beyond what its own graph does.
+        normalisation: What the network wants beyond what its own graph does; None feeds it pixels 0..255.
         metadata: More metadata properties.
         gives: :data:`LOGITS` or :data:`PROBABILITIES`; None looks at the last operator.
 
@@ -207,7 +207,7 @@ def deploy_any(
     work = _simplified(work)
     _rename_clashes(work, contract)
     source = describe_source(work)
-    _attach_pixels(work, source, contract, normalisation)
+    _attach_pixels(work, source, contract, normalisation or Normalisation())
     _attach_probabilities(work, source, contract, gives or source.gives or LOGITS)
     work, front = fold_front(work)
     _finish(work, contract, dict(metadata or {}))
