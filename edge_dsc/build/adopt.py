@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import numpy as np
 import onnx
+import onnx.inliner
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from msgspec import Meta
 from numpy.typing import NDArray
@@ -71,6 +72,7 @@ MODEL_NAME, ADOPTION_FILE = "model.onnx", "adoption.json"
 TOLERANCE = 1e-4  # of a probability: what float32 leaves of hundreds of layers, in another order of sums
 COMPARED_IMAGES = 32
 JUDGED_IMAGES = 256
+_PHANTOMS = 8
 SMALLEST_SIDE = 32  # as of a picture
 _ONNX = ("", "ai.onnx")
 _CHANGING = frozenset({"Add", "BatchNormalization", "Div", "Mul", "Sub"})  # what scales or shifts pixels
@@ -503,13 +505,15 @@ def _read_images(request: AdoptRequest, contract: ModelContract) -> _Images:
     """Read images evenly from the folder that was named, or draw phantoms."""
     if request.images is None:
         grey = msgspec.structs.replace(contract, decode=DECODE_RULE)
-        count = COMPARED_IMAGES // 2
         drawn = [
-            prepare_pixels(draw_phantom(CLASSES[n % 3], n), grey) for n in range(count * contract.channels)
+            prepare_pixels(draw_phantom(CLASSES[seed % 3], seed), grey)
+            for seed in range(_PHANTOMS + contract.channels - 1)
         ]
         # For a network of colour three phantoms are one picture's red, green and blue.
-        pixels = np.stack(drawn).reshape(count, contract.channels, *drawn[0].shape[:2]).transpose(0, 2, 3, 1)
-        return _Images(pixels=np.ascontiguousarray(pixels), classes=(None,) * count, origin="phantoms")
+        pixels = [
+            np.concatenate(drawn[place : place + contract.channels], axis=2) for place in range(_PHANTOMS)
+        ]
+        return _Images(pixels=np.stack(pixels), classes=(None,) * _PHANTOMS, origin="phantoms")
     quiet_decoder()
     files = expand_source(str(request.images))
     chosen = [

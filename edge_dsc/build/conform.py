@@ -50,7 +50,8 @@ class Normalisation:
     def apply(self, pixels: NDArray[np.uint8], channels: int) -> NDArray[np.float32]:
         """Return ``float32 [N, H, W, channels]`` for ``uint8 [N, H, W, 1]``, repeated, or ``[N, H, W, channels]``."""
         wide = np.broadcast_to(pixels, (*pixels.shape[:3], channels)).astype(np.float64)
-        return ((wide * self.scale - np.array(self.mean)) / np.array(self.std)).astype(np.float32)
+        found: NDArray[np.float64] = (wide * self.scale - np.array(self.mean)) / np.array(self.std)
+        return found.astype(np.float32)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,8 +156,8 @@ def _shown(shape: list[int | None]) -> str:
 
 def _inferred_output(model: ModelProto) -> ValueInfoProto:
     """Return the output as shape inference sees it: some exporters leave its shape out."""
-    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
-    return inferred.graph.output[0]
+    inferred: ValueInfoProto = onnx.shape_inference.infer_shapes(model, data_prop=True).graph.output[0]
+    return inferred
 
 
 def _gives(model: ModelProto) -> str | None:
@@ -349,7 +350,7 @@ def _attach_pixels(
     del model.graph.node[:]
     model.graph.node.extend(nodes)
     del model.graph.input[:]
-    pixels = ["N", *contract.input_shape]
+    pixels: list[str | int | None] = ["N", *contract.input_shape]
     model.graph.input.append(
         onnx.helper.make_tensor_value_info(contract.input_name, TensorProto.UINT8, pixels)
     )
@@ -371,7 +372,7 @@ def _attach_probabilities(
     else:
         _rename(model, tensor, contract.output_name)
     del model.graph.output[:]
-    answers = ["N", len(contract.labels)]
+    answers: list[str | int | None] = ["N", len(contract.labels)]
     model.graph.output.append(
         onnx.helper.make_tensor_value_info(contract.output_name, TensorProto.FLOAT, answers)
     )
