@@ -76,6 +76,7 @@ _PHANTOMS = 8
 SMALLEST_SIDE = 32  # as of a picture
 _ONNX = ("", "ai.onnx")
 _CHANGING = frozenset({"Add", "BatchNormalization", "Div", "Mul", "Sub"})  # what scales or shifts pixels
+_KERAS_REASON = re.compile(r"Exception encountered: ([^.\n]+\.)")
 _EXPORT_ELSE = "export it again, with ONNX's own operators, opset 13 to 20"
 
 _Answer = Callable[
@@ -478,8 +479,11 @@ def _read_keras(path: Path, size: tuple[int, int] | None) -> _Original:
     try:
         model = read_network(path)
     except ArtefactError as error:
+        # Keras says first which model and last which layer.
+        inner = _KERAS_REASON.findall(str(error.__cause__))
+        what = f"Keras cannot load {path}: {inner[-1]}" if inner else error.what
         raise BadInputError(
-            f"{error.what} (Lambda layers and custom objects are code, which is not run from a file)",
+            f"{what} Lambda layers and custom objects are code, which is not run from a file",
             remedy="export it to ONNX where its code is, and adopt that",
         ) from error
     shape = getattr(model, "input_shape", None)

@@ -334,8 +334,8 @@ def _apply(model: ModelProto, node: NodeProto, plan: _Plan, source: str) -> list
 
     def pad(suffix: str, widths: Sequence[int], value: float) -> str:
         made = fresh_name(model, f"{name}.{suffix}")
-        frame = store_constant(model, f"{made}.pads", np.array(widths, np.int64))
-        level = store_constant(model, f"{made}.value", np.array(value, np.float32))
+        frame = store_constant(model, f"{made}.widths", np.array(widths, np.int64))
+        level = store_constant(model, f"{made}.level", np.array(value, np.float32))
         before.append(onnx.helper.make_node("Pad", [source, frame, level], [made], name=made))
         return made
 

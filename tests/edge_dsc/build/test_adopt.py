@@ -23,6 +23,7 @@ from edge_dsc.build.conform import Normalisation
 from edge_dsc.build.engine import BuildRequest, build_engine
 from edge_dsc.infer.inference import InferRequest, infer_source
 from edge_dsc.inspection import inspect_path
+from edge_dsc.networks import load_keras, save_network
 from engines.errors import AccuracyGateError, BadInputError, UsageError
 from engines.files import sha256_file
 from engines.graph import load_model
@@ -329,3 +330,79 @@ def test_a_folder_of_another_model_is_left_alone(there: str, tmp_path: Path) -> 
     with pytest.raises(UsageError, match=f"holds {there}, which adopt did not write"):
         adopt_model(request(written(tmp_path, MODELS["residual"]()), tmp_path / "out"))
     assert (tmp_path / "out" / there).read_text() == "{}"
+
+
+@pytest.fixture(scope="module")
+def keras_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Small networks as their authors save them: one of grey, one of any size, one with a Lambda, one with a class."""
+    keras = load_keras()
+    layers = keras.layers
+    folder = tmp_path_factory.mktemp("keras")
+
+    class Doubled(layers.Layer):  # type: ignore[name-defined, misc]
+        def call(self, inputs: Any) -> Any:
+            return 2 * inputs
+
+    def network(first: list[Any], shape: tuple[int | None, ...]) -> Any:
+        body = [
+            layers.Conv2D(6, 5, strides=2, padding="same", name="stem"),
+            layers.BatchNormalization(name="norm"),
+            layers.ReLU(name="relu"),
+            layers.GlobalAveragePooling2D(name="pool"),
+            layers.Dense(3, activation="softmax", name="answers"),
+        ]
+        return keras.Sequential([keras.Input(shape), *first, *body])
+
+    keras.utils.set_random_seed(0)
+    made = {
+        "open": network(
+            [layers.Normalization(mean=[110, 120, 130.0], variance=[9, 16, 25.0])], (None, None, 3)
+        ),
+        "lambda": network([layers.Lambda(lambda x: x / 255)], (40, 48, 1)),
+        "custom": network([Doubled()], (40, 48, 1)),
+    }
+    image = keras.Input((40, 48, 1))
+    three = layers.Concatenate()([layers.Rescaling(1 / 127.5, offset=-1)(image)] * 3)
+    made["grey"] = keras.Model(image, network([], (40, 48, 3))(three))
+    for name, model in made.items():
+        for layer in model.layers:
+            layer.set_weights(
+                [value + 0.05 * np.random.default_rng(1).random(value.shape) for value in layer.get_weights()]
+            )
+        save_network(model, folder / f"{name}.keras")
+    return {name: folder / f"{name}.keras" for name in made}
+
+
+@pytest.mark.slow  # TensorFlow alone takes seconds to start
+@pytest.mark.parametrize(
+    ("name", "size", "shape", "border"),
+    [
+        ("grey", None, (40, 48, 1), "padded with grey 127.5"),
+        ("open", (64, 32), (64, 32, 1), "a constant plane"),
+    ],
+)
+def test_a_keras_file_is_adopted_and_folded(
+    name: str,
+    size: tuple[int, int] | None,
+    shape: tuple[int, ...],
+    border: str,
+    keras_files: dict[str, Path],
+    tmp_path: Path,
+) -> None:
+    made = adopt_model(request(keras_files[name], tmp_path / "out", normalisation=Normalisation(), size=size))
+    assert made.model.contract.input_shape == shape
+    assert (made.record.kept, made.record.border, made.record.gives) == (None, (border,), "probabilities")
+    assert made.record.parity <= 1e-6
+    kinds = [node.op_type for node in made.model.proto.graph.node]
+    assert kinds[:5] == ["Cast", "Reshape", "Pad", "Conv", "Relu"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "reason"), [("lambda", "Lambda"), ("custom", "Doubled")])
+def test_code_inside_a_keras_file_is_not_run(
+    name: str, reason: str, keras_files: dict[str, Path], tmp_path: Path
+) -> None:
+    with pytest.raises(BadInputError, match=rf"Keras cannot load .*{name}\.keras: .*{reason}") as caught:
+        adopt_model(request(keras_files[name], tmp_path / "out"))
+    assert caught.value.remedy == "export it to ONNX where its code is, and adopt that"
+    assert not (tmp_path / "out" / "model.onnx").exists()
