@@ -7,6 +7,7 @@ step for one of these differences, and :mod:`edge_dsc.build.front` folds the pre
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -283,6 +284,7 @@ def _simplified(model: ModelProto) -> ModelProto:
     if any(node.domain not in _ONNX for node in found.graph.node):
         found = model
     _make_reshapes_static(found)
+    _turn_flattened_weights(found)
     drop_unused(found)
     return found
 
@@ -298,6 +300,40 @@ def _make_reshapes_static(model: ModelProto) -> None:
             if batch is None and None not in rest:
                 static = np.array([-1, *(length or 0 for length in rest)], np.int64)
                 node.input[1] = store_constant(model, f"{node.output[0]}.shape", static)
+
+
+def _turn_flattened_weights(model: ModelProto) -> None:
+    """Leave out, in place, the Transpose to channels last before Flatten: the dense layer's rows take its order."""
+    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+    shapes = {value.name: _dims(value) for value in (*inferred.value_info, *inferred.input)}
+    stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    makers = {name: node for node in model.graph.node for name in node.output}
+    takers = Counter(name for node in model.graph.node for name in node.input)
+    for dense in model.graph.node:
+        flat = makers.get(dense.input[0])
+        turned = makers.get(flat.input[0]) if flat is not None and flat.op_type == "Reshape" else None
+        if flat is None or turned is None or dense.op_type not in ("Gemm", "MatMul"):
+            continue
+        options = {
+            entry.name: onnx.helper.get_attribute_value(entry)
+            for entry in (*dense.attribute, *turned.attribute)
+        }
+        sides = (shapes.get(turned.input[0]) or [None])[1:]
+        alone = takers[flat.output[0]] == takers[turned.output[0]] == 1
+        if turned.op_type != "Transpose" or options.get("perm") != [0, 2, 3, 1] or options.get("transA"):
+            continue
+        if not alone or len(sides) != 3 or None in sides or dense.input[1] not in stored:
+            continue
+        weight = onnx.numpy_helper.to_array(stored[dense.input[1]])
+        rows = weight.T if options.get("transB") else weight
+        channels, height, width = (length or 0 for length in sides)
+        if rows.shape[0] != channels * height * width:
+            continue
+        rows = rows.reshape(height, width, channels, -1).transpose(2, 0, 1, 3).reshape(rows.shape)
+        dense.input[1] = store_constant(
+            model, f"{dense.input[1]}.turned", rows.T if options.get("transB") else rows
+        )
+        flat.input[0] = turned.input[0]
 
 
 def _rename_clashes(model: ModelProto, contract: ModelContract) -> None:

@@ -145,7 +145,7 @@ def measure_parity(trained: Model, proto: ModelProto, pixels: NDArray[np.uint8])
 
 
 def convert_to_onnx(model: Model) -> ModelProto:
-    """Convert a Keras model with one input ``float32 [N, H, W, 1]``.
+    """Convert a Keras model with one input ``float32 [N, H, W, C]``.
 
     Returns:
         The model as tf2onnx writes it, with a channels-first input.
@@ -153,8 +153,13 @@ def convert_to_onnx(model: Model) -> ModelProto:
     Raises:
         EnvironmentProblem: tf2onnx is missing.
     """
-    load_keras()
+    keras = load_keras()
     tensorflow = load("tensorflow")
+    if isinstance(
+        model, keras.Sequential
+    ):  # tf2onnx looks for its outputs by names that only functional models keep
+        image = keras.Input(model.input_shape[1:])
+        model = keras.Model(image, model(image), name=model.name)
     with warnings.catch_warnings():
         # tf2onnx 1.17 and TensorFlow call each other's and numpy's deprecated names; nothing a user can act on.
         warnings.simplefilter("ignore")

@@ -95,6 +95,17 @@ def test_the_same_file_gives_the_same_bytes_and_may_be_adopted_again(tmp_path: P
     assert (out / "model.onnx").read_bytes() == first
 
 
+def test_a_fixed_batch_of_several_is_filled_and_freed(tmp_path: Path) -> None:
+    model = MODELS["residual"]()
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 3
+    shape = next(tensor for tensor in model.graph.initializer if "Reshape" in tensor.name)
+    shape.CopyFrom(numpy_helper.from_array(np.array([3, -1]), shape.name))
+    made = adopt_model(request(written(tmp_path, model), tmp_path / "out"))
+    assert made.record.images == 8  # three batches, and the last has one more than there are images
+    assert 0 < made.record.parity <= 1e-6
+
+
 def test_an_engine_of_it_answers_like_the_original(tmp_path: Path) -> None:
     source, out = written(tmp_path, MODELS["residual"]()), tmp_path / "out"
     adopt_model(request(source, out))
@@ -355,6 +366,15 @@ def keras_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
     keras.utils.set_random_seed(0)
     made = {
+        "plain": keras.Sequential(
+            [
+                keras.Input((40, 48, 1)),
+                layers.Rescaling(1 / 255),
+                layers.Conv2D(4, 3, activation="relu"),
+                layers.Flatten(),
+                layers.Dense(3, activation="softmax"),
+            ]
+        ),
         "open": network(
             [layers.Normalization(mean=[110, 120, 130.0], variance=[9, 16, 25.0])], (None, None, 3)
         ),
@@ -395,6 +415,15 @@ def test_a_keras_file_is_adopted_and_folded(
     assert made.record.parity <= 1e-6
     kinds = [node.op_type for node in made.model.proto.graph.node]
     assert kinds[:5] == ["Cast", "Reshape", "Pad", "Conv", "Relu"]
+
+
+@pytest.mark.slow
+def test_layers_in_a_row_and_a_flatten_are_adopted(keras_files: dict[str, Path], tmp_path: Path) -> None:
+    made = adopt_model(request(keras_files["plain"], tmp_path / "out", normalisation=Normalisation()))
+    kinds = [node.op_type for node in made.model.proto.graph.node]
+    assert kinds[:5] == ["Cast", "Reshape", "Conv", "Relu", "Reshape"]
+    assert kinds[5] in ("MatMul", "Gemm") and kinds[-1] == "Softmax"
+    assert 0 < made.record.parity <= 1e-5  # sums of thousands of products
 
 
 @pytest.mark.slow

@@ -115,6 +115,38 @@ def test_ends_of_other_forms(finish: Callable[[Exporter, str], str], square: boo
     np.testing.assert_allclose(run(deploy_any(original, wanted).proto, pixels), expected, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("op", ["MatMul", "Gemm"])
+def test_flatten_as_tensorflow_has_it_is_one_static_reshape(op: str) -> None:
+    """tf2onnx computes its shape from the batch, and turns to channels last before it."""
+    net = Exporter(0)
+    x = net.add("MaxPool", "pool", net.conv("input", "conv", 3, 4, 3), kernel_shape=[8, 8], strides=[8, 16])
+    turned = net.add("Transpose", "turn", x, perm=[0, 2, 3, 1])
+    size = net.add("Shape", "shape", x)
+    size = net.add("Gather", "order", size, net.constant("order", np.array([0, 2, 3, 1])))
+    size = net.add("Cast", "small", size, to=TensorProto.INT32)
+    size = net.add("Slice", "batch", size, *(net.constant(f"s{n}", np.array([n])) for n in (0, 1)), "s0")
+    size = net.add("Concat", "both", size, net.constant("rest", np.array([4 * 8 * 4], np.int32)), axis=0)
+    flat = net.add("Reshape", "flatten", turned, net.add("Cast", "large", size, to=TensorProto.INT64))
+    shape = (4 * 8 * 4, CLASSES) if op == "MatMul" else (CLASSES, 4 * 8 * 4)
+    x = net.add(
+        op, "dense", flat, net.weight("dense.weight", *shape), **({} if op == "MatMul" else {"transB": 1})
+    )
+    original = net.model(x, ["N", 3, SIDE, SIDE], ["N", CLASSES])
+    deployed = deploy_any(original, contract(), Normalisation(scale=1 / 255)).proto
+    assert [node.op_type for node in deployed.graph.node] == [
+        "Cast",
+        "Reshape",
+        "Conv",
+        "MaxPool",
+        "Reshape",
+        op,
+        "Softmax",
+    ]
+    pixels = pixels_for(contract())
+    planes = Normalisation(scale=1 / 255).apply(pixels, 3).transpose(0, 3, 1, 2)
+    np.testing.assert_allclose(run(deployed, pixels), softmax(run(original, planes)), rtol=0, atol=1e-6)
+
+
 def test_names_of_the_original_that_are_ours() -> None:
     original = MODELS["mobile"]()
     for node in original.graph.node:

@@ -243,6 +243,12 @@ def test_every_convolution_that_takes_the_pixels_is_folded() -> None:
             id="another factor at every place",
         ),
         pytest.param(
+            [PLANES, ("Mul", {}, [np.ones((1, 1, 1, WIDTH), np.float32)]), THREE],
+            {},
+            "Mul takes it",
+            id="another factor in every column of one channel",
+        ),
+        pytest.param(
             [PLANES, THREE, *TORCH, ("Pad", {}, [np.array([0, 0, 1, 1, 0, 0, 1, 1]), np.float32(0.5)])],
             PADS,
             "it pads the picture twice, with different values",
