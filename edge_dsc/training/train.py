@@ -336,8 +336,8 @@ def _begin(options: TrainOptions, recipe: Recipe, network: Network, split: Split
         ) from error
     if {**begun, "split_sha256": split.sha256} == settings:
         raise ArtefactError(
-            f"the images in {options.data} changed since {options.out} was begun, or how they are split",
-            remedy="restore them and give the same --fold, --keep-split and --kinds, or begin anew with --overwrite",
+            f"the images in {options.data}, or their split, changed since {options.out} was begun",
+            remedy="restore them, and give the same --fold, --keep-split and --kinds; or begin anew with --overwrite",
         )
     if words == _words(settings):
         raise ArtefactError(
