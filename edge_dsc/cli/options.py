@@ -152,6 +152,20 @@ def parse_batch(text: str) -> BatchRange:
         raise UsageError(f"--batch {text!r} is no batch range", remedy=remedy) from error
 
 
+def parse_fold(text: str | None) -> tuple[int, int] | None:
+    """Read ``K/N``, such as ``2/5``.
+
+    Raises:
+        UsageError: Anything else.
+    """
+    if text is None:
+        return None
+    if not re.fullmatch("[0-9]{1,3}/[0-9]{1,3}", text):
+        raise UsageError(f"--fold {text!r} is no fold", remedy="write K/N, such as --fold 2/5")
+    number, _, folds = text.partition("/")
+    return int(number), int(folds)
+
+
 def parse_numbers(option: str, text: str) -> tuple[float, ...]:
     """Read ``0.485,0.456,0.406``, or ``1/255``.
 
