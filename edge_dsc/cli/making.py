@@ -309,6 +309,15 @@ def export(
             "--data", help="Images for the parity check; default: those of training.", show_default=False
         ),
     ] = None,
+    arch: Annotated[
+        Optional[str],
+        typer.Option(
+            "--arch",
+            metavar="FUNCTION",
+            help="For a network with code of its own: the function that built it, as train got it.",
+            show_default=False,
+        ),
+    ] = None,
     out: Out = None,
     json: Json = False,
 ) -> None:
@@ -316,7 +325,7 @@ def export(
     from edge_dsc.build.export import export_run
 
     with progress_bar() as progress:
-        result = export_run(run, out=out, data=data, progress=progress)
+        result = export_run(run, out=out, data=data, architecture=arch, progress=progress)
     if json:
         body = {"path": str(result.path), "parity": result.parity, "images": result.images}
         give_json("edge-dsc/export-result", {**body, "contract": result.contract})
