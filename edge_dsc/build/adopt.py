@@ -175,15 +175,14 @@ class Adopted:
         record: Its record, beside it.
         front: What became of the preparation of the pixels: one sentence.
         skipped: Images that could not be read.
-        certain: Whether every answer is 0 or 1 to four digits: then the comparison says little, and the pixels may be
-            on another scale than the network was trained on.
+        doubt: Why comparing these answers says little; None where it says much.
     """
 
     model: OnnxModel
     record: AdoptionRecord
     front: str
     skipped: int
-    certain: bool
+    doubt: str | None
 
     def text(self) -> str:
         """Return what a person should know."""
@@ -201,10 +200,8 @@ class Adopted:
             lines.append(
                 "  it is fed pixels 0..255: name --scale, --mean and --std if it was trained on others"
             )
-        if self.certain:
-            lines.append(
-                "  every answer is 0 or 1 to four digits, as of pixels on another scale than it was trained on"
-            )
+        if self.doubt is not None:
+            lines.append(f"  {self.doubt}: is --scale right?")
         return "\n".join(map(printable, lines))
 
 
@@ -309,7 +306,7 @@ def adopt_model(request: AdoptRequest, progress: Progress | None = None) -> Adop
         record=record,
         front=str(deployed.front),
         skipped=images.skipped,
-        certain=bool(answers.max(axis=1).min() > 1 - TOLERANCE),
+        doubt=_doubt(answers),
     )
 
 
@@ -608,6 +605,15 @@ def _answers_of(model: OnnxModel) -> Callable[[NDArray[np.uint8]], NDArray[np.fl
         return answers
 
     return run
+
+
+def _doubt(answers: NDArray[np.float32]) -> str | None:
+    """Say why answers like these would hide a difference: of pixels on another scale most networks give such."""
+    if answers.max(axis=1).min() > 1 - TOLERANCE:
+        return "every answer is 0 or 1 to four digits, so that comparing them says little"
+    if np.ptp(answers, axis=0).max() <= TOLERANCE:
+        return "the answers are the same for all images to four digits, so that comparing them says little"
+    return None
 
 
 def _right(answers: NDArray[np.float32], images: _Images) -> list[bool]:

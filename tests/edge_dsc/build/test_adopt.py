@@ -161,13 +161,23 @@ def test_labelled_images_judge_it(tmp_path: Path, textures: Path) -> None:
 
 def test_pixels_on_another_scale_are_pointed_out(tmp_path: Path) -> None:
     source, out = written(tmp_path, MODELS["grey"]()), tmp_path / "out"
-    text = adopt_model(request(source, out, normalisation=Normalisation(), size=(64, 64))).text()
-    assert "it is fed pixels 0..255: name --scale, --mean and --std if it was trained on others" in text
+
+    def text(scale: float) -> str:
+        normalisation = Normalisation(scale=scale)
+        return adopt_model(request(source, out, normalisation=normalisation, size=(64, 64))).text()
+
+    bare = text(1)
+    assert "it is fed pixels 0..255: name --scale, --mean and --std if it was trained on others" in bare
     assert (
-        "every answer is 0 or 1 to four digits, as of pixels on another scale than it was trained on" in text
+        "  every answer is 0 or 1 to four digits, so that comparing them says little: is --scale right?"
+        in bare
     )
-    again = adopt_model(request(source, out, normalisation=INSIDE, size=(64, 64))).text()
-    assert "0..255" not in again and "four digits" not in again
+    dark = text(1e-6)
+    assert (
+        "the answers are the same for all images to four digits, so that comparing them says little" in dark
+    )
+    right = text(1 / 255)
+    assert "0..255" not in right and "four digits" not in right
 
 
 def test_a_model_that_answers_differently_is_not_written(
