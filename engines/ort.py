@@ -136,7 +136,9 @@ class OnnxRuntime:
             layer_types=named,
         )
 
-    def inspect_layers(self, engine: Path, record: EngineRecord) -> tuple[tuple[EngineLayer, ...], None]:
+    def inspect_layers(
+        self, engine: Path, record: EngineRecord, device: int = 0
+    ) -> tuple[tuple[EngineLayer, ...], None]:
         """Return the nodes that run on this machine with ONNX Runtime's own times of them, on one thread.
 
         A node's precision is the type of what it gives. The layers with weights keep their order through all

@@ -13,6 +13,7 @@ from edge_dsc.cli.console import give, give_json, progress_bar, say
 from edge_dsc.cli.options import (
     MAX_IMAGES,
     MAX_SEED,
+    Device,
     Json,
     Out,
     Seed,
@@ -427,6 +428,7 @@ def calibrate(
             show_default=False,
         ),
     ] = None,
+    device: Device = None,
     out: Out = None,
     json: Json = False,
 ) -> None:
@@ -440,6 +442,11 @@ def calibrate(
 
     if calib_data is None:
         raise UsageError("calibration needs real images", remedy="add --calib-data DIR")
+    if device is not None and not calib_method.value.startswith("tensorrt-"):
+        raise UsageError(
+            f"ranges by {calib_method.value} are found on the processor: --device is for a GPU",
+            remedy="leave --device out",
+        )
     request = CalibrationRequest(
         model=model_of(model),
         data=calib_data,
@@ -448,6 +455,7 @@ def calibrate(
         seed=seed,
         out=out,
         trt_release=trt_cache,
+        device=device or 0,
     )
     with progress_bar() as progress:
         made = run_calibration(request, progress)
@@ -553,6 +561,7 @@ def build_engine(
             show_default=False,
         ),
     ] = None,
+    device: Device = None,
     out: Out = None,
     json: Json = False,
 ) -> None:
@@ -581,6 +590,7 @@ def build_engine(
                 images=calib_images,
                 seed=seed,
                 runtime=backend.value,
+                device=device or 0,
             )
             made = run_calibration(request, progress)
         elif calibrated and calibration is None and (path.parent / CALIBRATION_NAME).is_file():
@@ -604,6 +614,7 @@ def build_engine(
                     hardware_compatible=hardware_compatible,
                 ),
                 timing_cache=timing_cache,
+                device=device,
             ),
             progress,
             calibrated=made,
@@ -660,6 +671,7 @@ def debug(
         int, typer.Option("--images", min=1, max=MAX_IMAGES, help="Images to look at, equal by class.")
     ] = 128,
     seed: Annotated[int, typer.Option("--seed", min=0, max=MAX_SEED, help="Seed of the images' draw.")] = 1,
+    device: Device = None,
     out: Out = None,
     json: Json = False,
 ) -> None:
@@ -676,10 +688,11 @@ def debug(
         images=images,
         seed=seed,
         out=out,
+        device=device,
     )
     with progress_bar() as progress:
         found = examine(request, progress)
     if json:
-        give_json("edge-dsc/debug-result", found.to_dict(), schema_version=2)
+        give_json("edge-dsc/debug-result", found.to_dict(), schema_version=3)
     else:
         give(format_debugged(found))

@@ -21,7 +21,7 @@ from edge_dsc.infer.classify import Answer, classify_files
 from engines.errors import BadInputError, NotComparableError, UsageError
 from engines.files import DocumentKind
 from engines.record import Agreement, Change, Validation, peek_record
-from engines.runtimes import Progress, Runner, open_engine
+from engines.runtimes import DEFAULT_OPTIONS, Progress, Runner, RunnerOptions, open_engine
 from engines.text_table import align_rows, printable
 
 SHOWN_FLIPS = 20
@@ -38,6 +38,7 @@ class EvaluationRequest:
         parts: Parts of the split that stands beside the engine (``evaluation``, ``test``, ...); empty
             takes every image.
         threads: Decoding threads.
+        running: How engines of a GPU run, both of them.
     """
 
     engine: Path
@@ -45,6 +46,7 @@ class EvaluationRequest:
     reference: Path | None = None
     parts: Sequence[str] = ()
     threads: int = 1
+    running: RunnerOptions = DEFAULT_OPTIONS
 
 
 class Evaluation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -80,10 +82,10 @@ def evaluate(request: EvaluationRequest, progress: Progress | None = None) -> Ev
     labels = peek_record(request.engine).contract.labels
     samples = labelled_samples(request.data, request.engine.parent / SPLIT_FILE, request.parts, labels=labels)
     with contextlib.ExitStack() as stack:
-        runner = stack.enter_context(open_engine(request.engine))
+        runner = stack.enter_context(open_engine(request.engine, options=request.running))
         other = None
         if request.reference is not None:
-            other = stack.enter_context(open_engine(request.reference))
+            other = stack.enter_context(open_engine(request.reference, options=request.running))
         return evaluate_runner(
             runner, request.data, samples, reference=other, threads=request.threads, progress=progress
         )
