@@ -48,6 +48,24 @@ class Gives(str, enum.Enum):
     PROBABILITIES = "probabilities"
 
 
+# Those of edge_dsc.networks.NAMES, for the shell to complete; any other network is a file or a function.
+NETWORKS = (
+    "dsc",
+    "cnn",
+    "resnet50v2",
+    "inceptionv3",
+    "inceptionresnetv2",
+    "xception",
+    "mobilenetv2",
+    "vgg19",
+    "densenet121",
+)
+
+
+def _complete_network(incomplete: str) -> list[str]:
+    return [name for name in NETWORKS if name.startswith(incomplete)]
+
+
 class RecipeName(str, enum.Enum):
     """The names of edge_dsc.training.RECIPES."""
 
@@ -131,6 +149,7 @@ def train(
         typer.Option(
             "--arch",
             metavar="NETWORK",
+            autocompletion=_complete_network,
             help="A name that edge-dsc networks lists, FILE.keras, or a function: module:function, FILE.py:function.",
         ),
     ] = "dsc",

@@ -12,6 +12,7 @@ import foreign_models
 import pytest
 
 from edge_dsc.cli.making import (
+    NETWORKS,
     Backend,
     CalibMethod,
     Colour,
@@ -29,6 +30,7 @@ from engines.errors import UsageError
 def test_choices_are_those_of_the_library() -> None:
     from calibration.table import METHODS, TENSORRT_METHODS
     from edge_dsc.build.conform import LOGITS, PROBABILITIES
+    from edge_dsc.networks import NAMES
     from edge_dsc.training import RECIPES
     from engines.contract import DECODERS, INPUT_TYPES
     from engines.record import Precision
@@ -43,6 +45,7 @@ def test_choices_are_those_of_the_library() -> None:
     assert [choice.value for choice in Gives] == [LOGITS, PROBABILITIES]
     assert [choice.value for choice in Colour] == ["grey", "rgb"]
     assert [choice.value for choice in RecipeName] == list(RECIPES)
+    assert NETWORKS == NAMES
 
 
 @pytest.mark.parametrize(
