@@ -1,4 +1,4 @@
-"""``inspect``: what any file of ours is and says."""
+"""``inspect`` and ``networks``: what any file of ours is and says, and which networks there are."""
 
 from __future__ import annotations
 
@@ -13,13 +13,22 @@ import msgspec
 
 from calibration.table import CalibrationTable
 from edge_dsc.evaluate.evaluation import format_validation
+from engines.contract import NVJPEG_RULE
 from engines.errors import ArtefactError, BadInputError, EnvironmentProblem, UsageError
 from engines.files import read_regular, sha256_file
-from engines.record import RECORD, EngineRecord, load_record, record_path
-from engines.runtimes import LAYER_RUNS, EngineLayer, get_runtime
+from engines.record import RECORD, EngineRecord, Precision, load_record, record_path
+from engines.runtimes import (
+    LAYER_RUNS,
+    RUNTIME_NAMES,
+    EngineLayer,
+    Progress,
+    get_runtime,
+    refuse_on_processor,
+)
 from engines.text_table import align_rows, printable
 
 _OUR_KIND = re.compile("edge-dsc/[a-z-]{1,64}")
+_LISTED_CLASSES = 3
 _LONG = 12  # entries of a list or mapping that are still printed whole
 
 
@@ -56,11 +65,85 @@ def inspect_path(path: Path) -> dict[str, Any]:
     )
 
 
-def inspect_layers(path: Path) -> dict[str, Any]:
+def list_networks(*, progress: Progress | None = None) -> dict[str, Any]:
+    """Build every network that has a name, for three classes, and count what is in it.
+
+    Args:
+        progress: Called before each network.
+
+    Returns:
+        JSON-ready values: ``networks`` with parameters, multiply-adds for one grey image as it is deployed, and sizes
+        of input; ``runtimes`` with the precisions that each builds, and why it does not work on this machine.
+
+    Raises:
+        EnvironmentProblem: TensorFlow is missing.
+    """
+    from edge_dsc.networks import (
+        ARCHITECTURES,
+        INPUT_SIDE,
+        NAMES,
+        build_network,
+        count_parameters,
+        fold_network,
+        multiply_adds,
+        smallest_size,
+    )
+
+    networks = {}
+    for done, name in enumerate(NAMES):
+        if progress:
+            progress(f"building {name}", done, len(NAMES))
+        model = build_network(name, _LISTED_CLASSES)
+        smallest = smallest_size(name)
+        networks[name] = {
+            "parameters": count_parameters(model),
+            "multiply_adds": multiply_adds(fold_network(model) if name in ARCHITECTURES else model),
+            "size": INPUT_SIDE,
+            "smallest_size": smallest,
+            "imagenet": name not in ARCHITECTURES,
+        }
+    runtimes = {}
+    for name in RUNTIME_NAMES:
+        runtime = get_runtime(name)
+        found = runtime.availability()
+        half = runtime.float_precision is Precision.FP16
+        runtimes[name] = {
+            "precisions": [one.value for one in Precision if half or one is not Precision.FP16],
+            "version": found.version,
+            "no_build": found.no_build,
+            "no_run": found.no_run,
+        }
+    return {"classes": _LISTED_CLASSES, "networks": networks, "runtimes": runtimes}
+
+
+def format_networks(found: Mapping[str, Any]) -> str:
+    """Set the networks and the runtimes as tables."""
+    rows = []
+    for name, network in found["networks"].items():
+        parameters, size, smallest = network["parameters"], network["size"], network["smallest_size"]
+        sizes = f"{size}" if smallest == size else f"{size}, {smallest} or more"
+        counts = (parameters["feature_extractor"], parameters["total"], network["multiply_adds"])
+        rows.append((name, *(f"{count:,}" for count in counts), sizes))
+    header = ("network", "features", "parameters", "multiply-adds", "input")
+    lines = [align_rows(header, rows), ""]
+    runtimes = [
+        (name, " ".join(one["precisions"]), one["no_build"] or "yes", one["no_run"] or "yes")
+        for name, one in found["runtimes"].items()
+    ]
+    lines.append(align_rows(("runtime", "precisions", "builds here", "runs here"), runtimes, numeric=False))
+    lines.append(
+        f"\nfeatures: trainable parameters before the dense layers; parameters: all, for {found['classes']} classes;"
+        "\nmultiply-adds: of one grey image in the deployed graph"
+    )
+    return "\n".join(lines)
+
+
+def inspect_layers(path: Path, device: int | None = None) -> dict[str, Any]:
     """Run an engine's smallest batch and say which layers it has, how each is computed and how long it takes.
 
     Args:
         path: The engine; where it cannot run, its record gives the names and precisions of its layers.
+        device: Which GPU; None takes the first. Where one is named, an engine that cannot run there is refused.
 
     Returns:
         JSON-ready values: ``layers``, and in ``not_timed`` why they have no times.
@@ -68,15 +151,20 @@ def inspect_layers(path: Path) -> dict[str, Any]:
     Raises:
         BadInputError: Nothing is there, or it is no file of ours.
         ArtefactError: The engine is not what its record says.
-        UsageError: It is no engine.
+        EnvironmentProblem: A GPU is named, and the engine cannot run on it.
+        UsageError: It is no engine, or a GPU is named for one that runs on the processor.
     """
     if not (path.is_file() and record_path(path).is_file()):
         what = inspect_path(path)["what"]
         raise UsageError(f"--layers wants an engine; {path} is: {what}", remedy="name an .engine file")
     record, why = load_record(path), None
+    runtime = get_runtime(record.runtime)
+    refuse_on_processor(runtime, ["--device"] if device is not None else [], path)
     try:
-        layers, _ = get_runtime(record.runtime).inspect_layers(path, record)
+        layers, _ = runtime.inspect_layers(path, record, device or 0)
     except (ArtefactError, EnvironmentProblem) as error:  # the engine is sound, but not for this machine
+        if device is not None:
+            raise
         layers = tuple(EngineLayer(name=name, precision=kind) for name, kind in record.layer_types.items())
         why = f"they are those of its record, because {error.what}"
     total = sum(layer.microseconds or 0.0 for layer in layers)
@@ -198,16 +286,20 @@ def _document_readers() -> dict[str, Callable[[Path], object]]:
     from bench.report import load_report
     from calibration.coverage import COVERAGE
     from calibration.table import TABLE, load_table
+    from edge_dsc.build.adopt import ADOPTION
     from edge_dsc.checks.selftest import SELFTEST
     from edge_dsc.data.split import load_split
     from edge_dsc.evaluate.evaluation import EVALUATION
     from edge_dsc.training.run_folder import METRICS, TRAINING_RECORD
+    from engines.trt.cache import MEMORY
 
     return {
+        ADOPTION.name: ADOPTION.load,
         COVERAGE.name: COVERAGE.load,
         "edge-dsc/latency-report": load_report,
         "edge-dsc/split": load_split,
         EVALUATION.name: EVALUATION.load,
+        MEMORY.name: MEMORY.load,
         METRICS.name: METRICS.load,
         SELFTEST.name: SELFTEST.load,
         TABLE.name: load_table,
@@ -235,12 +327,25 @@ def format_record(record: EngineRecord) -> str:
         f" {record.runtime} {record.runtime_version}, batch {record.batch}, built in {record.build_seconds:.2f} s",
         f"  layers with weights: {layers} ({record.layers_source})",
         *_layer_lines(record),
+        *_place_lines(record),
         *(f"  note: {note}" for note in record.notes),
     ]
     if record.validation is not None:
         text = format_validation(record.validation, precision=record.precision.value)
         lines += [f"  {line}" for line in text.splitlines()]
     return "\n".join(map(printable, lines))
+
+
+def _place_lines(record: EngineRecord) -> list[str]:
+    """Say what goes into an engine where that is not grey uint8, and what runs on the Deep Learning Accelerator."""
+    contract, core = record.contract, record.tuning.dla
+    sides = ", ".join(map(str, contract.input_shape))
+    lines = [f"  takes {contract.dtype} [N, {sides}]"] if contract.dtype != "uint8" else []
+    if contract.decode == NVJPEG_RULE:
+        lines.append(f"  JPEGs decoded by nvJPEG ({contract.decode})")
+    if core is not None:
+        lines.append(f"  DLA core {core}, on the GPU: {', '.join(record.gpu_layers) or 'nothing'}")
+    return lines
 
 
 def _layer_lines(record: EngineRecord) -> list[str]:

@@ -1,4 +1,4 @@
-"""Commands that make things: train, export, calibrate, build-engine, debug."""
+"""Commands that make things: train, export, adopt, calibrate, build-engine, debug."""
 
 from __future__ import annotations
 
@@ -10,22 +10,60 @@ import typer
 
 from edge_dsc.cli import INTERRUPTED
 from edge_dsc.cli.console import give, give_json, progress_bar, say
-from edge_dsc.cli.options import MAX_IMAGES, MAX_SEED, Json, Out, Seed, finite, model_of
+from edge_dsc.cli.options import (
+    MAX_IMAGES,
+    MAX_SEED,
+    Device,
+    Json,
+    Out,
+    Seed,
+    finite,
+    model_of,
+    parse_fold,
+    parse_numbers,
+    parse_size,
+)
 from engines.errors import UsageError
 from engines.text_table import printable
 
 if TYPE_CHECKING:
+    from edge_dsc.build.engine import BuiltEngine
     from edge_dsc.build.gate import GateOptions
     from edge_dsc.build.qat import QatOptions
     from edge_dsc.training import TrainOptions
     from engines.record import Precision
 
 
-class Arch(str, enum.Enum):
-    """The names of edge_dsc.networks.ARCHITECTURES."""
+class Colour(str, enum.Enum):
+    """What a network is fed with; the decode rules of engines.contract."""
 
-    DSC = "dsc"
-    CNN = "cnn"
+    GREY = "grey"
+    RGB = "rgb"
+
+
+class Gives(str, enum.Enum):
+    """What a foreign classifier gives; the names of edge_dsc.build.conform."""
+
+    LOGITS = "logits"
+    PROBABILITIES = "probabilities"
+
+
+# Those of edge_dsc.networks.NAMES, for the shell to complete; any other network is a file or a function.
+NETWORKS = (
+    "dsc",
+    "cnn",
+    "resnet50v2",
+    "inceptionv3",
+    "inceptionresnetv2",
+    "xception",
+    "mobilenetv2",
+    "vgg19",
+    "densenet121",
+)
+
+
+def _complete_network(incomplete: str) -> list[str]:
+    return [name for name in NETWORKS if name.startswith(incomplete)]
 
 
 class RecipeName(str, enum.Enum):
@@ -34,6 +72,7 @@ class RecipeName(str, enum.Enum):
     DEFAULT = "default"
     QUICK = "quick"
     PAPER = "paper"
+    PAPER_TEXT = "paper-text"
 
 
 class CalibMethod(str, enum.Enum):
@@ -65,6 +104,21 @@ class Backend(str, enum.Enum):
     TENSORRT_RTX = "tensorrt-rtx"
 
 
+class InputType(str, enum.Enum):
+    """What an engine takes; the values of a contract's dtype."""
+
+    UINT8 = "uint8"
+    INT8 = "int8"
+    FLOAT16 = "float16"
+
+
+class DecoderName(str, enum.Enum):
+    """The names of engines.contract.DECODERS."""
+
+    OPENCV = "opencv"
+    NVJPEG = "nvjpeg"
+
+
 class Int8Backend(str, enum.Enum):
     """The runtimes that run INT8 graphs."""
 
@@ -90,13 +144,76 @@ Method = Annotated[
 
 def train(
     data: Annotated[Path, typer.Argument(help="Folder of X-rays: DIR/class/file, or the Kaggle layout.")],
-    arch: Annotated[Arch, typer.Option("--arch", help="Which network.")] = Arch.DSC,
+    arch: Annotated[
+        str,
+        typer.Option(
+            "--arch",
+            metavar="NETWORK",
+            autocompletion=_complete_network,
+            help="A name that edge-dsc networks lists, FILE.keras, or a function: module:function, FILE.py:function.",
+        ),
+    ] = "dsc",
+    size: Annotated[
+        Optional[int],
+        typer.Option(
+            "--size",
+            min=1,
+            max=1024,
+            help="Height and width of the images; default: 224, or what FILE.keras takes.",
+            show_default=False,
+        ),
+    ] = None,
+    weights: Annotated[
+        Optional[str],
+        typer.Option(
+            "--weights",
+            metavar="none|imagenet|FILE",
+            help="Where it starts; imagenet is Keras' own loader, which downloads. Default: none, or the file's own.",
+            show_default=False,
+        ),
+    ] = None,
+    unfreeze: Annotated[
+        Optional[int],
+        typer.Option(
+            "--unfreeze",
+            min=0,
+            max=10_000,
+            help="With weights: train the last N layers of the features too; default: the head alone.",
+            show_default=False,
+        ),
+    ] = None,
     recipe: Annotated[RecipeName, typer.Option("--recipe", help="How to train.")] = RecipeName.DEFAULT,
     epochs: Annotated[
         Optional[int],
         typer.Option("--epochs", min=1, max=10_000, help="Instead of the recipe's.", show_default=False),
     ] = None,
+    augmentation: Annotated[
+        bool, typer.Option(help="Change the images as the recipe says, or show them as they are.")
+    ] = True,
     seed: Seed = 0,
+    fold: Annotated[
+        Optional[str],
+        typer.Option(
+            "--fold",
+            metavar="K/N",
+            help="Hold out fold K of N, whole patients; over all K every image is held out once.",
+            show_default=False,
+        ),
+    ] = None,
+    keep_split: Annotated[
+        bool,
+        typer.Option(
+            "--keep-split", help="Keep the split of a folder with train|validation|evaluation|test."
+        ),
+    ] = False,
+    kinds: Annotated[
+        Optional[bool],
+        typer.Option(
+            "--kinds/--no-kinds",
+            help="NORMAL and PNEUMONIA as normal, bacteria and virus, by file name; default: where the names say.",
+            show_default=False,
+        ),
+    ] = None,
     qat: Annotated[
         Optional[Path],
         typer.Option(
@@ -121,15 +238,23 @@ def train(
 ) -> None:
     """The network is then measured on the images held back from training."""
     if qat is None:
+        from edge_dsc.networks import default_name
         from edge_dsc.training import TrainOptions
 
         options = TrainOptions(
             data=data,
-            out=out or Path("runs") / arch.value,
-            architecture=arch.value,
+            out=out or Path("runs") / default_name(arch),
+            architecture=arch,
+            size=size,
+            weights=weights,
+            unfreeze=unfreeze,
             recipe=recipe.value,
             epochs=epochs,
+            augmentation=augmentation,
             seed=seed,
+            fold=parse_fold(fold),
+            keep_split=keep_split,
+            kinds=kinds,
             resume=resume,
             overwrite=overwrite,
         )
@@ -140,6 +265,15 @@ def train(
     if resume:
         raise UsageError(
             "--resume has no use with --qat", remedy="a fine-tuning run takes minutes: start it again"
+        )
+    if (
+        not augmentation
+        or keep_split
+        or any(value is not None for value in (size, weights, unfreeze, fold, kinds))
+    ):
+        raise UsageError(
+            "--qat takes the network, the images and the split of its run",
+            remedy="leave out --size, --weights, --unfreeze, --no-augmentation, --fold, --keep-split and --kinds",
         )
     fine_tuning = QatOptions(
         data=data,
@@ -159,12 +293,12 @@ def _train(options: TrainOptions, *, json: bool) -> None:
 
     with progress_bar() as progress:
         result = run_training(
-            options, progress=step_progress(options.architecture, progress), reading=progress
+            options, progress=step_progress(options.architecture, progress), reading=progress, say=say
         )
     for path, reason in result.record.skipped:
         say(f"skipped {path}: {reason}")
     if result.record.skipped:
-        say(f"{len(result.record.skipped)} images could not be read and were left out")
+        say(f"{len(result.record.skipped)} images were left out")
     for note in result.notes:
         say(note)
     if json:
@@ -211,6 +345,15 @@ def export(
             "--data", help="Images for the parity check; default: those of training.", show_default=False
         ),
     ] = None,
+    arch: Annotated[
+        Optional[str],
+        typer.Option(
+            "--arch",
+            metavar="FUNCTION",
+            help="For a network with code of its own: the function that built it, as train got it.",
+            show_default=False,
+        ),
+    ] = None,
     out: Out = None,
     json: Json = False,
 ) -> None:
@@ -218,7 +361,7 @@ def export(
     from edge_dsc.build.export import export_run
 
     with progress_bar() as progress:
-        result = export_run(run, out=out, data=data, progress=progress)
+        result = export_run(run, out=out, data=data, architecture=arch, progress=progress)
     if json:
         body = {"path": str(result.path), "parity": result.parity, "images": result.images}
         give_json("edge-dsc/export-result", {**body, "contract": result.contract})
@@ -226,6 +369,84 @@ def export(
         give(
             f"{printable(result.path)}: equal to Keras within {result.parity:.1e} on {result.images} real images"
         )
+
+
+def adopt(
+    model: Annotated[
+        Path, typer.Argument(help="The classifier: MODEL.onnx or MODEL.keras.", show_default=False)
+    ],
+    labels: Annotated[
+        str,
+        typer.Option("--labels", help="Class names in the order of its outputs: A,B,C.", show_default=False),
+    ],
+    scale: Annotated[
+        str,
+        typer.Option("--scale", help="Factor on the pixels 0..255 that it was trained with, such as 1/255."),
+    ] = "1",
+    mean: Annotated[
+        str, typer.Option("--mean", help="Subtracted after the scale: one number, or one for each channel.")
+    ] = "0",
+    std: Annotated[str, typer.Option("--std", help="Divided by after that; likewise.")] = "1",
+    colour: Annotated[
+        Colour, typer.Option("--colour", help="What it will see; grey makes three equal channels one.")
+    ] = Colour.GREY,
+    size: Annotated[
+        Optional[str],
+        typer.Option(
+            "--size", help="SIDE or HEIGHTxWIDTH, where the file leaves it open.", show_default=False
+        ),
+    ] = None,
+    output: Annotated[
+        Optional[Gives],
+        typer.Option("--output", help="What it gives; default: by its last operator.", show_default=False),
+    ] = None,
+    check_on: Annotated[
+        Optional[Path],
+        typer.Option(
+            "--check-on",
+            help="Images to hold it against the original on; folders named as labels judge it. Default: phantoms.",
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[
+        Optional[Path],
+        typer.Option(
+            "--out", help="The model's folder; default: runs/ and the file's name.", show_default=False
+        ),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """It becomes a model that takes raw pixels, proven equal to the original, and goes the way of any other from there.
+
+    No code from the file is run.
+    """
+    from edge_dsc.build.adopt import AdoptRequest, adopt_model
+    from edge_dsc.build.conform import Normalisation
+
+    (factor, *more), deviations = parse_numbers("--scale", scale), parse_numbers("--std", std)
+    if more or factor <= 0 or 0 in deviations:
+        raise UsageError(
+            f"--scale {scale} --std {std}: nothing is left of a pixel", remedy="such as --scale 1/255"
+        )
+    request = AdoptRequest(
+        source=model,
+        labels=tuple(label.strip() for label in labels.split(",")),
+        normalisation=Normalisation(scale=factor, mean=parse_numbers("--mean", mean), std=deviations),
+        colour=colour is Colour.RGB,
+        size=parse_size(size) if size else None,
+        gives=output.value if output else None,
+        out=out,
+        images=check_on,
+    )
+    with progress_bar() as progress:
+        made = adopt_model(request, progress)
+    if made.skipped:
+        say(f"{made.skipped} images could not be read and were left out")
+    if json:
+        give_json("edge-dsc/adopt-result", {"path": str(made.model.path), "record": made.record})
+    else:
+        give(made.text())
+    say(f"next: edge-dsc build-engine {printable(made.model.path.parent)}")
 
 
 def calibrate(
@@ -242,6 +463,7 @@ def calibrate(
             show_default=False,
         ),
     ] = None,
+    device: Device = None,
     out: Out = None,
     json: Json = False,
 ) -> None:
@@ -255,6 +477,11 @@ def calibrate(
 
     if calib_data is None:
         raise UsageError("calibration needs real images", remedy="add --calib-data DIR")
+    if device is not None and not calib_method.value.startswith("tensorrt-"):
+        raise UsageError(
+            f"ranges by {calib_method.value} are found on the processor: --device is for a GPU",
+            remedy="leave --device out",
+        )
     request = CalibrationRequest(
         model=model_of(model),
         data=calib_data,
@@ -263,6 +490,7 @@ def calibrate(
         seed=seed,
         out=out,
         trt_release=trt_cache,
+        device=device or 0,
     )
     with progress_bar() as progress:
         made = run_calibration(request, progress)
@@ -345,6 +573,32 @@ def build_engine(
             "--hardware-compatible", help="TensorRT: it runs on all GPUs from 8.0 on; not on Jetson."
         ),
     ] = False,
+    dla: Annotated[
+        Optional[int],
+        typer.Option(
+            "--dla",
+            min=0,
+            max=15,
+            help="TensorRT on a Jetson: run on this core of the Deep Learning Accelerator what it can; one batch size.",
+            show_default=False,
+        ),
+    ] = None,
+    input_type: Annotated[
+        Optional[InputType],
+        typer.Option(
+            "--input",
+            help="What the engine takes: int8 for --int8, float16 for --fp16: nothing in front of the first layer.",
+            show_default=False,
+        ),
+    ] = None,
+    decode: Annotated[
+        Optional[DecoderName],
+        typer.Option(
+            "--decode",
+            help="nvjpeg: JPEGs are decoded on the GPU, with pixels of its own.",
+            show_default=False,
+        ),
+    ] = None,
     verbose: Annotated[bool, typer.Option("--verbose", help="TensorRT: print its log.")] = False,
     timing_cache: Annotated[
         bool, typer.Option(help="TensorRT: keep the timings of kernels beside the engine for the next build.")
@@ -368,6 +622,7 @@ def build_engine(
             show_default=False,
         ),
     ] = None,
+    device: Device = None,
     out: Out = None,
     json: Json = False,
 ) -> None:
@@ -375,9 +630,8 @@ def build_engine(
     from edge_dsc.build.calibrate import CALIBRATION_NAME, CalibrationRequest, run_calibration
     from edge_dsc.build.engine import BuildRequest
     from edge_dsc.build.engine import build_engine as build
-    from edge_dsc.cli.console import give, give_json, progress_bar, say
     from edge_dsc.cli.options import parse_batch, parse_gate, parse_precision
-    from edge_dsc.inspection import format_record
+    from engines.contract import DECODERS
     from engines.record import Precision, Tuning
 
     path = model_of(model)
@@ -396,6 +650,7 @@ def build_engine(
                 images=calib_images,
                 seed=seed,
                 runtime=backend.value,
+                device=device or 0,
             )
             made = run_calibration(request, progress)
         elif calibrated and calibration is None and (path.parent / CALIBRATION_NAME).is_file():
@@ -417,13 +672,23 @@ def build_engine(
                     max_aux_streams=max_aux_streams,
                     version_compatible=version_compatible,
                     hardware_compatible=hardware_compatible,
+                    dla=dla,
                 ),
                 timing_cache=timing_cache,
+                input=input_type and input_type.value,
+                decode=decode and DECODERS[decode.value],
+                device=device,
             ),
             progress,
             calibrated=made,
             log=say if verbose else None,
         )
+    _give_engine(built, json=json)
+
+
+def _give_engine(built: BuiltEngine, *, json: bool) -> None:
+    from edge_dsc.inspection import format_record
+
     say(f"runtime: {built.chosen}")
     if json:
         give_json("edge-dsc/build-engine-result", {"path": str(built.path), "record": built.record})
@@ -475,6 +740,7 @@ def debug(
         int, typer.Option("--images", min=1, max=MAX_IMAGES, help="Images to look at, equal by class.")
     ] = 128,
     seed: Annotated[int, typer.Option("--seed", min=0, max=MAX_SEED, help="Seed of the images' draw.")] = 1,
+    device: Device = None,
     out: Out = None,
     json: Json = False,
 ) -> None:
@@ -491,10 +757,11 @@ def debug(
         images=images,
         seed=seed,
         out=out,
+        device=device,
     )
     with progress_bar() as progress:
         found = examine(request, progress)
     if json:
-        give_json("edge-dsc/debug-result", found.to_dict(), schema_version=2)
+        give_json("edge-dsc/debug-result", found.to_dict(), schema_version=3)
     else:
         give(format_debugged(found))

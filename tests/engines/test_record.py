@@ -194,8 +194,18 @@ def test_an_edited_record_of_version_1_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_later_version_is_refused_by_its_number(tmp_path: Path) -> None:
-    write_record(tmp_path / "x.json", msgspec.to_builtins(RECORD), version=4)
-    with pytest.raises(ArtefactError, match="has schema version 4, this edge-dsc reads 1 and 2 and 3"):
+    write_record(tmp_path / "x.json", msgspec.to_builtins(RECORD), version=5)
+    with pytest.raises(ArtefactError, match="has schema version 5, this edge-dsc reads 1 and 2 and 3 and 4"):
+        KIND.load(tmp_path / "x.json")
+
+
+def test_records_of_version_3_knew_nothing_of_the_accelerator(tmp_path: Path) -> None:
+    values = msgspec.to_builtins(RECORD)
+    assert values.pop("gpu_layers") == () and values["tuning"].pop("dla") is None
+    write_record(tmp_path / "x.json", values, version=3)
+    assert KIND.load(tmp_path / "x.json") == RECORD
+    write_record(tmp_path / "x.json", {**values, "tuning": {"dla": 16}})
+    with pytest.raises(ArtefactError, match=r"\$\.tuning\.dla"):
         KIND.load(tmp_path / "x.json")
 
 
@@ -254,7 +264,7 @@ def test_contract_round_trip_and_refusals() -> None:
         ModelContract.from_metadata({}, source="m")
     with pytest.raises(ArtefactError, match="damaged contract"):
         ModelContract.from_metadata({"edge_dsc.contract": "{"}, source="m")
-    with pytest.raises(ArtefactError, match="resize 'crop-v9', this edge-dsc knows 'halve-area-v1'"):
+    with pytest.raises(ArtefactError, match="resize 'crop-v9', this edge-dsc knows 'halve-area-v1' and "):
         replace(contract, resize="crop-v9").check("m")
     with pytest.raises(ArtefactError, match=r"damaged contract: .*missing required field `architecture`"):
         ModelContract.from_metadata({"edge_dsc.contract": '{"labels": ["a", "b"]}'}, source="m")
@@ -356,3 +366,18 @@ def test_the_preprocess_hash_depends_on_pixels_not_on_labels() -> None:
     assert replace(contract, labels=("x", "y")).preprocess_sha256 == contract.preprocess_sha256
     assert replace(contract, scale=1.0).preprocess_sha256 != contract.preprocess_sha256
     assert replace(contract, height=256).preprocess_sha256 != contract.preprocess_sha256
+
+
+def test_grey_of_224_keeps_the_hash_that_earlier_versions_gave_it() -> None:
+    grey = ModelContract(labels=("a", "b"), architecture="dsc")
+    assert grey.preprocess_sha256 == "5a0b8e4f02ee4807b7e6ec1b50c28b041d1929e20bbf8798ea030596b05a83c9"
+    assert (grey.channels, grey.input_shape) == (1, (224, 224, 1))
+
+
+def test_a_contract_of_colour_and_of_another_size() -> None:
+    colour = ModelContract(labels=("a", "b"), architecture="x", decode="rgb8-v1", height=299, width=64)
+    assert colour.input_shape == (299, 64, 3)
+    assert ModelContract.from_metadata(colour.to_metadata(), source="m") == colour
+    assert colour.preprocess_sha256 != replace(colour, decode="grey8-v1").preprocess_sha256
+    with pytest.raises(ArtefactError, match="decode 'bgr8-v1', this edge-dsc knows 'grey8-v1' and 'rgb8-v1'"):
+        replace(colour, decode="bgr8-v1").check("m")

@@ -3,20 +3,36 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
+import foreign_models
 import pytest
 
-from edge_dsc.cli.making import Arch, Backend, CalibMethod, Int8Backend, PrecisionName, RecipeName
+from edge_dsc.cli.making import (
+    NETWORKS,
+    Backend,
+    CalibMethod,
+    Colour,
+    DecoderName,
+    Gives,
+    InputType,
+    Int8Backend,
+    PrecisionName,
+    RecipeName,
+)
+from edge_dsc.networks import NetworkChoice
 from engines.errors import UsageError
 
 
 def test_choices_are_those_of_the_library() -> None:
     from calibration.table import METHODS, TENSORRT_METHODS
-    from edge_dsc.networks import ARCHITECTURES
+    from edge_dsc.build.conform import LOGITS, PROBABILITIES
+    from edge_dsc.networks import NAMES
     from edge_dsc.training import RECIPES
+    from engines.contract import DECODERS, INPUT_TYPES
     from engines.record import Precision
     from engines.runtimes import RUNTIME_NAMES
 
@@ -24,8 +40,12 @@ def test_choices_are_those_of_the_library() -> None:
     assert [choice.value for choice in Backend] == ["auto", *RUNTIME_NAMES]
     assert [choice.value for choice in Int8Backend] == list(RUNTIME_NAMES)
     assert [choice.value for choice in CalibMethod] == [*METHODS, *TENSORRT_METHODS]
-    assert [choice.value for choice in Arch] == list(ARCHITECTURES)
+    assert [choice.value for choice in InputType] == list(INPUT_TYPES)
+    assert [choice.value for choice in DecoderName] == list(DECODERS)
+    assert [choice.value for choice in Gives] == [LOGITS, PROBABILITIES]
+    assert [choice.value for choice in Colour] == ["grey", "rgb"]
     assert [choice.value for choice in RecipeName] == list(RECIPES)
+    assert NETWORKS == NAMES
 
 
 @pytest.mark.parametrize(
@@ -61,10 +81,49 @@ def test_train_hands_on_what_was_asked_for(edge_dsc: Any, asked: list[Any]) -> N
     options = asked[1][0]
     assert (options.architecture, options.recipe, options.epochs, options.seed) == ("cnn", "paper", 7, 5)
     assert options.out == Path("runs/cnn") and options.resume
-    edge_dsc("train", "xrays", "--qat", "runs/cnn", "--overwrite")
+    words = ("--arch", "mobilenetv2", "--size", 96, "--weights", "w.h5", "--unfreeze", 4, "--no-augmentation")
+    edge_dsc("train", "xrays", *words, "--fold", "2/5", "--kinds")
     options = asked[2][0]
+    assert options.network == NetworkChoice(architecture="mobilenetv2", size=96, weights="w.h5", unfreeze=4)
+    assert (options.augmentation, options.fold, options.keep_split, options.kinds) == (
+        False,
+        (2, 5),
+        False,
+        True,
+    )
+    assert options.out == Path("runs/mobilenetv2")
+    edge_dsc("train", "xrays", "--arch", "my/nets.py:small", "--keep-split", "--no-kinds")
+    options = asked[3][0]
+    assert (options.architecture, options.out) == ("my/nets.py:small", Path("runs/nets.small"))
+    assert (options.augmentation, options.fold, options.keep_split, options.kinds) == (
+        True,
+        None,
+        True,
+        False,
+    )
+    edge_dsc("train", "xrays", "--qat", "runs/cnn", "--overwrite")
+    options = asked[4][0]
     assert (options.run, options.out) == (Path("runs/cnn"), Path("runs/cnn-qat"))
     assert (options.epochs, options.overwrite) == (5, True)
+
+
+@pytest.mark.parametrize("fold", ["2", "2/", "a/b", "-1/5", "2/5/6", "1000/2"])
+def test_a_fold_is_two_plain_numbers(edge_dsc: Any, fold: str) -> None:
+    found = edge_dsc("train", "xrays", "--fold", fold)
+    assert (found.code, found.out) == (2, "")
+    assert f"--fold '{fold}' is no fold (write K/N, such as --fold 2/5)" in found.err
+
+
+@pytest.mark.parametrize(
+    "words", [("--size", 96), ("--weights", "none"), ("--unfreeze", 1), ("--fold", "1/5"), ("--keep-split",),
+              ("--kinds",), ("--no-augmentation",)], ids=lambda words: words[0],
+)  # fmt: skip
+def test_fine_tuning_takes_all_that_from_its_run(
+    edge_dsc: Any, asked: list[Any], words: tuple[Any, ...]
+) -> None:
+    found = edge_dsc("train", "xrays", "--qat", "runs/cnn", *words)
+    assert found.code == 2 and not asked
+    assert "--qat takes the network, the images and the split of its run" in found.err
 
 
 def test_export_hands_on_what_was_asked_for(edge_dsc: Any, asked: list[Any]) -> None:
@@ -145,3 +204,87 @@ def test_what_fine_tuning_refuses(
     done = edge_dsc("train", phantom_folder, "--qat", run, *(word.format(run=run) for word in extra))
     assert done.code == code, done.err
     assert words in done.err and done.out == ""
+
+
+@pytest.mark.slow
+def test_what_an_engine_takes_is_asked_for(edge_dsc: Any, run: Path, textures: Path) -> None:
+    build = ("build-engine", run, "--backend", "onnxruntime", "--out", run / "a.engine", "--json")
+    contract = edge_dsc(*build, "--int8", "--input", "int8").json["record"]["contract"]
+    assert (contract["dtype"], contract["layout"], contract["resize"]) == (
+        "int8",
+        "NCHW",
+        "halve-area-bordered-v1",
+    )
+    found = edge_dsc("inspect", run / "a.engine")
+    assert "dtype: int8" in found.out
+    assert edge_dsc("infer", run / "a.engine", textures / "focal").code == 0
+    assert edge_dsc(*build, "--fp32", "--decode", "nvjpeg").json["record"]["contract"]["decode"] == (
+        "grey8-nvjpeg-v1"
+    )
+    done = edge_dsc(*build, "--fp16", "--dla", "1", "--batch", "1")
+    assert (done.code, "onnxruntime has no --dla" in done.err) == (2, True)
+
+
+def test_adopt_says_what_became_of_the_pixels(edge_dsc: Any, tmp_path: Path) -> None:
+    (tmp_path / "their net.onnx").write_bytes(foreign_models.residual().SerializeToString())
+    words = ("--labels", "a, b,c", "--scale", "1/255", "--mean", "0.485,0.456,0.406", "--std", "0.25")
+    found = edge_dsc("adopt", tmp_path / "their net.onnx", *words, "--out", tmp_path / "out")
+    assert found.code == 0, found.err
+    first, takes, front = found.out.splitlines()
+    assert re.fullmatch(
+        r".*/out/model\.onnx: equal to their net\.onnx within \d\.\de-\d\d on 8 images of phantoms", first
+    )
+    assert takes == "  takes grey pixels, 64 x 64; the original gives logits"
+    assert front == (
+        "  folded into the first convolution: Reshape, Concat, Mul, Add; its border: a constant plane"
+    )
+    assert f"next: edge-dsc build-engine {tmp_path / 'out'}" in found.err
+    again = edge_dsc("adopt", tmp_path / "their net.onnx", *words, "--out", tmp_path / "out", "--json")
+    document = json.loads(again.out)
+    assert document["kind"] == "edge-dsc/adopt-result"
+    record = document["record"]
+    assert record["contract"]["labels"] == ["a", "b", "c"]
+    assert record["contract"]["architecture"] == "their-net"
+    assert (record["scale"], record["mean"], record["std"]) == (1 / 255, [0.485, 0.456, 0.406], [0.25])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--scale", "much"), "--scale 'much' is no number (write it such as --scale 0.5 or 1/255)"),
+        (("--mean", "1,,2"), "--mean '1,,2' is no number"),
+        (("--std", "1/0"), "--std '1/0' is no number"),
+        (("--std", "0"), "--scale 1 --std 0: nothing is left of a pixel"),
+        (("--scale", "1,2"), "--scale 1,2 --std 1: nothing is left of a pixel"),
+        (("--scale", "nan"), "--scale 'nan' is no number"),
+        (("--size", "224x"), "--size '224x' is no size (write --size 224 or --size HEIGHTxWIDTH)"),
+    ],
+)
+def test_adopt_refuses_numbers_that_are_none(edge_dsc: Any, words: tuple[str, ...], message: str) -> None:
+    found = edge_dsc("adopt", "none.onnx", "--labels", "a,b", *words)
+    assert found.code == 2
+    assert message in found.err
+
+
+def test_adopt_hands_on_what_was_asked_for(edge_dsc: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def note(request: Any, progress: Any) -> None:
+        asked.append(request)
+        raise UsageError("enough", remedy="none")
+
+    monkeypatch.setattr("edge_dsc.build.adopt.adopt_model", note)
+    edge_dsc("adopt", "n.onnx", "--labels", "a,b")
+    edge_dsc(
+        "adopt", "n.onnx", "--labels", "a,b", "--colour", "rgb", "--size", "96x64", "--output", "logits",
+        "--check-on", "xrays",
+    )  # fmt: skip
+    first, second = asked
+    assert (first.colour, first.size, first.gives, first.images, first.out) == (False, None, None, None, None)
+    assert (first.normalisation.scale, first.normalisation.mean, first.normalisation.std) == (1, (0,), (1,))
+    assert (second.colour, second.size, second.gives, second.images) == (
+        True,
+        (96, 64),
+        "logits",
+        Path("xrays"),
+    )
