@@ -149,7 +149,8 @@ def describe_source(model: ModelProto) -> SourceGraph:
 
 
 def _dims(value: ValueInfoProto) -> list[int | None]:
-    return [dim.dim_value or None for dim in value.type.tensor_type.shape.dim]
+    # An open one has a name, nothing, or from some exporters -1.
+    return [dim.dim_value if dim.dim_value > 0 else None for dim in value.type.tensor_type.shape.dim]
 
 
 def _shown(shape: list[int | None]) -> str:

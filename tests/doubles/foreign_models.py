@@ -153,7 +153,8 @@ def grey(seed: int = 0) -> ModelProto:
     x = net.conv(net.add("Concat", "cat", left, right, axis=1), "head.conv", 16, 16, 1)
     x = net.add("GlobalAveragePool", "head.pool", x)
     x = net.add("Flatten", "head.flatten", x, axis=1)
-    return net.model(net.gemm(x, "head.fc", 16), ["batch", 1, "height", "width"], ["batch", CLASSES])
+    # PaddlePaddle writes -1 for what is open.
+    return net.model(net.gemm(x, "head.fc", 16), [-1, 1, "height", "width"], [-1, CLASSES])
 
 
 MODELS: dict[str, Callable[[], ModelProto]] = {"residual": residual, "mobile": mobile, "grey": grey}
