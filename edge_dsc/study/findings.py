@@ -244,18 +244,23 @@ def conclude(
         EdgeDscError: No training went to its end: the first one's reason.
         EnvironmentProblem: The folder cannot be written.
     """
-    answers = {one: found for one in study.trainings if (found := study.answers(one)) is not None}
+    answers = finished(study)
     if not answers:
         first, problem = next(iter(problems.items()))
         raise problem.error(f"no training went to its end; {first.title}: {problem.what}")
     latency, notes = _measure_latency(study, answers, bench, progress)
-    report = _make_report(study, answers, problems, latency, notes)
+    report = make_report(study, answers, problems, latency, notes)
     return StudyResult(
         report=report,
         latency=latency,
         files=_save(study, report, latency),
-        problem=_problem_of(problems, len(study.trainings)),
+        problem=problem_of(problems, len(study.trainings)),
     )
+
+
+def finished(study: Study) -> dict[Training, Answers]:
+    """Return the answers of every training that went to its end."""
+    return {one: found for one in study.trainings if (found := study.answers(one)) is not None}
 
 
 def judged_rows(
@@ -293,13 +298,22 @@ def judged_rows(
     )
 
 
-def _make_report(
+def make_report(
     study: Study,
     answers: Mapping[Training, Answers],
     problems: Mapping[Training, Problem],
-    latency: Report | None,
-    notes: Sequence[str],
+    latency: Report | None = None,
+    notes: Sequence[str] = (),
 ) -> StudyReport:
+    """Draw all conclusions from the answers of trainings.
+
+    Args:
+        study: The study.
+        answers: Of each training that went to its end, at least one.
+        problems: The trainings that failed.
+        latency: The measurement of the engines, if any.
+        notes: What else the reader should know.
+    """
     judged = {
         setting: rows
         for setting in study.settings
@@ -483,7 +497,7 @@ def _measure_latency(
     return report, []
 
 
-def _problem_of(problems: Mapping[Training, Problem], trainings: int) -> EdgeDscError | None:
+def problem_of(problems: Mapping[Training, Problem], trainings: int) -> EdgeDscError | None:
     """Return the error that a study with failed trainings ends with: that of the first which is no divergence."""
     if not problems:
         return None

@@ -259,7 +259,7 @@ def plan_study(
     return tuple(
         PlannedTraining(
             training=one.training,
-            done=study.epochs_done(one.training),
+            done=one.epochs if one.state == DONE else study.epochs_done(one.training),
             epochs=one.epochs,
             epoch_seconds=paces.get(one.training.setting),
         )
@@ -325,6 +325,7 @@ class _Pool:
                     training = waiting.popleft()
                     self._children[training] = self._start(training, free.pop(0), scope)
                     self._change(training, state=RUNNING, phase="starting")
+                    self._watch(self.board)
                 try:
                     training, word = self._words.get(timeout=_LISTEN_S)
                 except queue.Empty:

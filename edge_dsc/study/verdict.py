@@ -307,18 +307,21 @@ def compare_judged(reference: Judged, candidate: Judged, seed: int = 0) -> Diffe
     found = compare_answers(images, before, after, name=reference.name, seed=seed)
     moved = (after.argmax(axis=1) == images.true).astype(float) - (before.argmax(axis=1) == images.true)
     trainings = reference.trainings[first]
+    seen = {"lost": found.lost, "won": found.won, "patients": len(set(patients))}
+    widened = _beyond_no_event(found.accuracy.low, found.accuracy.high, **seen)
+    whole = _over_trainings(moved, patients, trainings, seed)
     return Difference(
         reference=reference.name,
         candidate=candidate.name,
         rows=len(pairs),
         images=len(set(paths)),
         patients=len(set(patients)),
-        accuracy=_beyond_no_event(found.accuracy, found.lost, found.won, len(set(patients))),
+        accuracy=Change(found.accuracy.reference, found.accuracy.candidate, *widened),
         macro_f1=found.macro_f1,
         lost=found.lost,
         won=found.won,
         by_training=tuple(float(moved[trainings == number].mean()) for number in np.unique(trainings)),
-        over_trainings=_over_trainings(moved, patients, trainings, seed),
+        over_trainings=whole and Estimate(whole.value, *_beyond_no_event(whole.low, whole.high, **seen)),
     )
 
 
@@ -366,17 +369,15 @@ def _images_needed(difference: Difference, limit: float) -> int | None:
     return math.ceil(difference.images * (deviation * (_NORMAL + _POWER) / gap) ** 2)
 
 
-def _beyond_no_event(change: Change, lost: int, won: int, patients: int) -> Change:
-    """Widen an interval that no event stands behind: drawn again and again, nothing stays nothing.
+def _beyond_no_event(low: float, high: float, *, lost: int, won: int, patients: int) -> tuple[float, float]:
+    """Widen an interval that no loss, or no gain, stands behind: drawn again and again, nothing stays nothing.
 
     Source:
         Hanley and Lippman-Hand, JAMA 249 (1983): no event in n does not exclude a rate of 3/n at 95 %; n is the number
         of patients here.
     """
     unseen = min(1.0, 3 / patients)
-    low = change.low if lost else min(change.low, -unseen)
-    high = change.high if won else max(change.high, unseen)
-    return Change(change.reference, change.candidate, low, high)
+    return low if lost else max(-1.0, low - unseen), high if won else min(1.0, high + unseen)
 
 
 def _over_trainings(
