@@ -273,7 +273,7 @@ def weighted_auroc(
     below = np.cumsum(misses, axis=1) - misses
     pairs = hits.sum(axis=1) * misses.sum(axis=1)
     above = (hits * (below + misses / 2)).sum(axis=1)
-    return np.divide(above, pairs, out=np.full(len(weights), np.nan), where=pairs > 0)
+    return _quotient(above, pairs)
 
 
 def compare_judged(reference: Judged, candidate: Judged, seed: int = 0) -> Difference | None:
@@ -399,7 +399,7 @@ def _over_trainings(
         drawn = rng.multinomial(count, np.full(count, 1 / count), size=len(weights))
         both = weights * drawn[:, place]
         total = both.sum(axis=1)
-        means.append(np.divide(both @ moved, total, out=np.full(len(both), np.nan), where=total > 0))
+        means.append(_quotient(both @ moved, total))
     found = np.concatenate(means)
     return Estimate(float(moved.mean()), *_interval(found[np.isfinite(found)]))
 
@@ -417,7 +417,7 @@ def _share_of(right: NDArray[np.bool_], rows: NDArray[np.bool_]) -> Callable[[_W
     def share(weights: _Weights) -> NDArray[np.float64]:
         chosen = weights[:, rows]
         total = chosen.sum(axis=1)
-        return np.divide(chosen @ right, total, out=np.full(len(weights), np.nan), where=total > 0)
+        return _quotient(chosen @ right, total)
 
     return share
 
@@ -439,6 +439,13 @@ def _mean_auroc(
         known = np.isfinite(each)
         total = np.where(known, each, 0.0).sum(axis=0)
         count = known.sum(axis=0)
-        return np.divide(total, count, out=np.full(len(total), np.nan), where=count > 0)
+        return _quotient(total, count.astype(np.float64))
 
     return mean
+
+
+def _quotient(above: NDArray[np.float64], below: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Divide, by nothing to NaN."""
+    found = np.full(len(below), np.nan)
+    np.divide(above, below, out=found, where=below > 0)
+    return found
