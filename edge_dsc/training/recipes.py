@@ -108,9 +108,7 @@ class TrainOptions:
         out: The run folder.
         architecture: ``dsc`` or ``cnn``.
         recipe: Name of a recipe.
-        augmentation: Whether images are flipped, rotated, zoomed and moved as the recipe says.
         epochs: Instead of the recipe's.
-        fold: Which fold of how many judges, counted from 0, instead of shares drawn by the seed.
         seed: Decides the split, the first weights, the order and the augmentation.
         resume: Go on with the unfinished run in ``out``.
         overwrite: Replace the run in ``out``.
@@ -120,9 +118,7 @@ class TrainOptions:
     out: Path
     architecture: str = "dsc"
     recipe: str = "default"
-    augmentation: bool = True
     epochs: int | None = None
-    fold: tuple[int, int] | None = None
     seed: int = 0
     resume: bool = False
     overwrite: bool = False
@@ -147,8 +143,6 @@ class TrainOptions:
         if self.resume and self.overwrite:
             raise UsageError("resume and overwrite exclude each other", remedy="give one of them")
         recipe = RECIPES[self.recipe][self.architecture]
-        if not self.augmentation:
-            recipe = replace(recipe, flip=False, rotation=0.0, zoom=0.0, shift=0.0)
         return recipe if self.epochs is None else replace(recipe, epochs=self.epochs)
 
 
