@@ -41,6 +41,7 @@ COMMANDS = {
     "bench": Command("measuring:bench", "Measure the latency of engines against each other"),
     "compare": Command("measuring:compare", "Compare latency reports"),
     "import-times": Command("measuring:import_times", "Turn trtexec's --exportTimes file into a report"),
+    "networks": Command("looking:networks", "List the networks that have names, and what they cost"),
     "inspect": Command("looking:inspect", "Say what a file of edge-dsc is"),
     "doctor": Command("looking:doctor", "Say what is installed and which runtimes work here"),
     "selftest": Command(

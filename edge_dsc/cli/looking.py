@@ -1,4 +1,4 @@
-"""Commands that look or show: inspect, doctor, selftest, demo, study."""
+"""Commands that look or show: inspect, networks, doctor, selftest, demo, study."""
 
 from __future__ import annotations
 
@@ -43,6 +43,21 @@ def inspect(
         give_json("edge-dsc/inspect-result", found)
     else:
         give(format_layers(found) if layers else format_inspection(found))
+
+
+def networks(json: Json = False) -> None:
+    """Each is built once to be counted, which takes TensorFlow and some seconds. Your own need no entry: train --arch.
+
+    Weights of ImageNet are loaded by train --weights imagenet alone.
+    """
+    from edge_dsc.inspection import format_networks, list_networks
+
+    with progress_bar() as progress:
+        found = list_networks(progress=progress)
+    if json:
+        give_json("edge-dsc/networks-result", found)
+    else:
+        give(format_networks(found))
 
 
 def doctor(json: Json = False) -> None:
@@ -110,7 +125,7 @@ def demo(
 def study(
     data: Annotated[Path, typer.Argument(help="Folder of X-rays: DIR/class/file, or the Kaggle layout.")],
     arch: Annotated[
-        str, typer.Option("--arch", help="Networks, as train takes them, with commas.")
+        str, typer.Option("--arch", metavar="NETWORKS", help="As train takes them, with commas.")
     ] = "cnn,dsc",
     augmentation: Annotated[
         Augmentation, typer.Option("--augmentation", help="Train each with augmentation, without, or both.")
@@ -133,6 +148,15 @@ def study(
     epochs: Annotated[
         Optional[int],
         typer.Option("--epochs", min=1, max=10_000, help="Instead of the recipe's.", show_default=False),
+    ] = None,
+    weights: Annotated[
+        Optional[str],
+        typer.Option(
+            "--weights",
+            metavar="none|imagenet",
+            help="Where networks of Keras start; imagenet is Keras' own loader, which downloads. Default: none.",
+            show_default=False,
+        ),
     ] = None,
     margin: Annotated[
         float,
@@ -172,6 +196,7 @@ def study(
         folds=folds,
         recipe=recipe.value,
         epochs=epochs,
+        weights=weights,
         margin=margin,
         jobs=jobs,
     )

@@ -10,7 +10,7 @@ import typer
 
 from edge_dsc.cli import INTERRUPTED
 from edge_dsc.cli.console import give, give_json, progress_bar, say
-from edge_dsc.cli.options import MAX_IMAGES, MAX_SEED, Json, Out, Seed, finite, model_of
+from edge_dsc.cli.options import MAX_IMAGES, MAX_SEED, Json, Out, Seed, finite, model_of, parse_fold
 from engines.errors import UsageError
 from engines.text_table import printable
 
@@ -21,19 +21,13 @@ if TYPE_CHECKING:
     from engines.record import Precision
 
 
-class Arch(str, enum.Enum):
-    """The names of edge_dsc.networks.ARCHITECTURES."""
-
-    DSC = "dsc"
-    CNN = "cnn"
-
-
 class RecipeName(str, enum.Enum):
     """The names of edge_dsc.training.RECIPES."""
 
     DEFAULT = "default"
     QUICK = "quick"
     PAPER = "paper"
+    PAPER_TEXT = "paper-text"
 
 
 class CalibMethod(str, enum.Enum):
@@ -90,13 +84,75 @@ Method = Annotated[
 
 def train(
     data: Annotated[Path, typer.Argument(help="Folder of X-rays: DIR/class/file, or the Kaggle layout.")],
-    arch: Annotated[Arch, typer.Option("--arch", help="Which network.")] = Arch.DSC,
+    arch: Annotated[
+        str,
+        typer.Option(
+            "--arch",
+            metavar="NETWORK",
+            help="A name that edge-dsc networks lists, FILE.keras, or a function: module:function, FILE.py:function.",
+        ),
+    ] = "dsc",
+    size: Annotated[
+        Optional[int],
+        typer.Option(
+            "--size",
+            min=1,
+            max=1024,
+            help="Height and width of the images; default: 224, or what FILE.keras takes.",
+            show_default=False,
+        ),
+    ] = None,
+    weights: Annotated[
+        Optional[str],
+        typer.Option(
+            "--weights",
+            metavar="none|imagenet|FILE",
+            help="Where it starts; imagenet is Keras' own loader, which downloads. Default: none, or the file's own.",
+            show_default=False,
+        ),
+    ] = None,
+    unfreeze: Annotated[
+        Optional[int],
+        typer.Option(
+            "--unfreeze",
+            min=0,
+            max=10_000,
+            help="With weights: train the last N layers of the features too; default: the head alone.",
+            show_default=False,
+        ),
+    ] = None,
     recipe: Annotated[RecipeName, typer.Option("--recipe", help="How to train.")] = RecipeName.DEFAULT,
     epochs: Annotated[
         Optional[int],
         typer.Option("--epochs", min=1, max=10_000, help="Instead of the recipe's.", show_default=False),
     ] = None,
+    augmentation: Annotated[
+        bool, typer.Option(help="Change the images as the recipe says, or show them as they are.")
+    ] = True,
     seed: Seed = 0,
+    fold: Annotated[
+        Optional[str],
+        typer.Option(
+            "--fold",
+            metavar="K/N",
+            help="Hold out fold K of N, whole patients; over all K every image is held out once.",
+            show_default=False,
+        ),
+    ] = None,
+    keep_split: Annotated[
+        bool,
+        typer.Option(
+            "--keep-split", help="Keep the split of a folder with train|validation|evaluation|test."
+        ),
+    ] = False,
+    kinds: Annotated[
+        Optional[bool],
+        typer.Option(
+            "--kinds/--no-kinds",
+            help="NORMAL and PNEUMONIA as normal, bacteria and virus, by file name; default: where the names say.",
+            show_default=False,
+        ),
+    ] = None,
     qat: Annotated[
         Optional[Path],
         typer.Option(
@@ -121,15 +177,23 @@ def train(
 ) -> None:
     """The network is then measured on the images held back from training."""
     if qat is None:
+        from edge_dsc.networks import default_name
         from edge_dsc.training import TrainOptions
 
         options = TrainOptions(
             data=data,
-            out=out or Path("runs") / arch.value,
-            architecture=arch.value,
+            out=out or Path("runs") / default_name(arch),
+            architecture=arch,
+            size=size,
+            weights=weights,
+            unfreeze=unfreeze,
             recipe=recipe.value,
             epochs=epochs,
+            augmentation=augmentation,
             seed=seed,
+            fold=parse_fold(fold),
+            keep_split=keep_split,
+            kinds=kinds,
             resume=resume,
             overwrite=overwrite,
         )
@@ -140,6 +204,15 @@ def train(
     if resume:
         raise UsageError(
             "--resume has no use with --qat", remedy="a fine-tuning run takes minutes: start it again"
+        )
+    if (
+        not augmentation
+        or keep_split
+        or any(value is not None for value in (size, weights, unfreeze, fold, kinds))
+    ):
+        raise UsageError(
+            "--qat takes the network, the images and the split of its run",
+            remedy="leave out --size, --weights, --unfreeze, --no-augmentation, --fold, --keep-split and --kinds",
         )
     fine_tuning = QatOptions(
         data=data,
@@ -159,12 +232,12 @@ def _train(options: TrainOptions, *, json: bool) -> None:
 
     with progress_bar() as progress:
         result = run_training(
-            options, progress=step_progress(options.architecture, progress), reading=progress
+            options, progress=step_progress(options.architecture, progress), reading=progress, say=say
         )
     for path, reason in result.record.skipped:
         say(f"skipped {path}: {reason}")
     if result.record.skipped:
-        say(f"{len(result.record.skipped)} images could not be read and were left out")
+        say(f"{len(result.record.skipped)} images were left out")
     for note in result.notes:
         say(note)
     if json:

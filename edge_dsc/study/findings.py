@@ -111,7 +111,7 @@ class NetworkFindings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     Attributes:
         network: Its name.
         augmentation: Whether its training images were augmented.
-        trainings: Seeds, or folds counted from 0, that went to their end.
+        trainings: Seeds, or folds, that went to their end.
         quality: How right it is on the images that judge.
         parameters: As its training record counts them.
         multiply_adds: Of one image, in the exported model.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -17,6 +16,7 @@ from msgspec import Meta
 
 from edge_dsc import __version__
 from edge_dsc.data.discover import Dataset, discover
+from edge_dsc.networks import BACKBONES, default_name, open_network
 from edge_dsc.training.recipes import TrainOptions
 from edge_dsc.training.run_folder import (
     RECORD_FILE,
@@ -54,6 +54,7 @@ class StudyOptions:
         folds: Instead of seeds: parts of the data, each of which judges once.
         recipe: Name of a recipe.
         epochs: Instead of the recipe's.
+        weights: Where networks of Keras start, as ``train --weights`` takes it; the paper's two start from none.
         margin: Percentage points of accuracy that ``dsc`` may lose and still count as not inferior.
         jobs: Trainings at a time, each a process on its share of the processors.
         bench: Whether the engines' latency is measured.
@@ -67,6 +68,7 @@ class StudyOptions:
     folds: int | None = None
     recipe: str = "paper"
     epochs: int | None = None
+    weights: str | None = None
     margin: float = 2.0
     jobs: int = 1
     bench: bool = True
@@ -87,8 +89,9 @@ class StudyPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         folds: The same.
         recipe: The same.
         epochs: The same.
+        weights: The same.
         margin: The same: chosen before the first training, and not changed once figures are known.
-        recipes_sha256: Hash of what the recipe says of each network.
+        trained_sha256: Hash of what the recipe says of each network, and of the files that networks come from.
         created: UTC time, ISO 8601.
         edge_dsc: Version of edge-dsc.
     """
@@ -104,8 +107,9 @@ class StudyPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     folds: Count | None
     recipe: Text
     epochs: Count | None
+    weights: Text | None
     margin: Annotated[float, Meta(gt=0, le=100)]
-    recipes_sha256: Sha256
+    trained_sha256: Sha256
     created: Text
     edge_dsc: Text
 
@@ -125,6 +129,7 @@ _OPTIONS = {
     "folds": "--folds",
     "recipe": "--recipe",
     "epochs": "--epochs",
+    "weights": "--weights",
     "margin": "--margin",
 }
 
@@ -214,7 +219,8 @@ class Setting:
     @property
     def title(self) -> str:
         """As tables name it."""
-        return f"{self.network} aug." if self.augmentation else self.network
+        name = default_name(self.network)
+        return f"{name} aug." if self.augmentation else name
 
 
 @dataclass(frozen=True)
@@ -224,7 +230,7 @@ class Training:
     Attributes:
         setting: Which network, with or without augmentation.
         seed: Its seed.
-        fold: Which fold of how many judges it, counted from 0; None where the seed decides.
+        fold: Which fold of how many judges it, counted from 1; None where the seed decides.
     """
 
     setting: Setting
@@ -239,16 +245,15 @@ class Training:
     @property
     def title(self) -> str:
         """As tables and messages name it."""
-        which = f"fold {self.fold[0] + 1} of {self.fold[1]}" if self.fold else f"seed {self.seed}"
+        which = f"fold {self.fold[0]} of {self.fold[1]}" if self.fold else f"seed {self.seed}"
         return f"{self.setting.title}, {which}"
 
     @property
     def folder(self) -> str:
         """Name of its run folder."""
-        network = re.sub(r"[^A-Za-z0-9]+", "-", self.setting.network).strip("-")
         kind = "augmented" if self.setting.augmentation else "plain"
         which = f"fold{self.fold[0]}of{self.fold[1]}" if self.fold else f"seed{self.seed}"
-        return f"{network}-{kind}-{which}"
+        return f"{default_name(self.setting.network)}-{kind}-{which}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -281,7 +286,7 @@ class Study:
         if folds:
             return tuple(
                 Training(setting, fold=(number, folds))
-                for number in range(folds)
+                for number in range(1, folds + 1)
                 for setting in self.settings
             )
         return tuple(
@@ -308,6 +313,7 @@ class Study:
             recipe=self.plan.recipe,
             augmentation=training.setting.augmentation,
             epochs=self.plan.epochs,
+            weights=self.plan.weights if training.setting.network in BACKBONES else None,
             seed=training.seed,
             fold=training.fold,
             resume=begun,
@@ -458,20 +464,29 @@ def hold_folder(folder: Path, *, wait: bool) -> Iterator[None]:
 
 
 def _plan_of(options: StudyOptions, dataset: Dataset) -> StudyPlan:
-    recipes = {
-        Setting(name, on).title: asdict(
-            TrainOptions(
-                data=options.data,
-                out=options.out,
-                architecture=name,
-                recipe=options.recipe,
-                augmentation=on,
-                epochs=options.epochs,
-            ).resolve_recipe()
+    networks = tuple(map(_absolute, options.networks))
+    trained = {}
+    for name in networks:
+        weights = options.weights if name in BACKBONES else None
+        asked = TrainOptions(
+            data=options.data,
+            out=options.out,
+            architecture=name,
+            weights=weights,
+            recipe=options.recipe,
+            epochs=options.epochs,
         )
-        for on in options.augmentation
-        for name in options.networks
-    }
+        network = open_network(asked.network)
+        trained[network.name] = [
+            asdict(asked.resolve_recipe()),
+            network.source_sha256,
+            network.weights_sha256,
+        ]
+    if len(trained) != len(networks):
+        raise UsageError(
+            f"two of the networks {','.join(options.networks)} have the same name",
+            remedy="rename a file: run folders and engines are named after it",
+        )
     samples = [(one.path, one.label, one.patient, one.sha256) for one in dataset.samples]
     return StudyPlan(
         data=os.path.realpath(options.data),
@@ -479,17 +494,24 @@ def _plan_of(options: StudyOptions, dataset: Dataset) -> StudyPlan:
         patients=len({patient for _, _, patient, _ in samples}),
         images_sha256=sha256_bytes(canonical_json(samples)),
         labels=dataset.labels,
-        networks=options.networks,
+        networks=networks,
         augmentation=options.augmentation,
         seeds=options.seeds,
         folds=options.folds,
         recipe=options.recipe,
         epochs=options.epochs,
+        weights=options.weights,
         margin=float(options.margin),
-        recipes_sha256=sha256_bytes(canonical_json(recipes)),
+        trained_sha256=sha256_bytes(canonical_json(trained)),
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         edge_dsc=__version__,
     )
+
+
+def _absolute(network: str) -> str:
+    """Return a network of a file with the file's whole path: trainings run in another folder."""
+    file, colon, function = network.rpartition(":") if ".py:" in network else (network, "", "")
+    return f"{os.path.abspath(file)}{colon}{function}" if file.endswith((".keras", ".py")) else network
 
 
 def _refuse_another(begun: StudyPlan, asked: StudyPlan, out: Path) -> None:
@@ -497,7 +519,7 @@ def _refuse_another(begun: StudyPlan, asked: StudyPlan, out: Path) -> None:
 
     Raises:
         UsageError: Other options.
-        ArtefactError: Other images, or another version's recipe.
+        ArtefactError: Other images, another version's recipe, or another file of a network.
     """
     other = [name for name in _OPTIONS if getattr(begun, name) != getattr(asked, name)]
     if other:
@@ -512,10 +534,11 @@ def _refuse_another(begun: StudyPlan, asked: StudyPlan, out: Path) -> None:
             f" {asked.data}",
             remedy="restore them, or begin another study with --out",
         )
-    if begun.recipes_sha256 != asked.recipes_sha256:
+    if begun.trained_sha256 != asked.trained_sha256:
         raise ArtefactError(
-            f"{out} was begun by edge-dsc {begun.edge_dsc}, whose recipe {begun.recipe!r} was another",
-            remedy="go on with that version, or begin another study with --out",
+            f"{out} was begun by edge-dsc {begun.edge_dsc} with another recipe {begun.recipe!r}, or another file of a"
+            " network",
+            remedy="go on with those, or begin another study with --out",
         )
 
 

@@ -14,7 +14,7 @@ from edge_dsc.study.trainings import (
     Study,
     Training,
 )
-from edge_dsc.training.run_folder import MODEL_FILE, TrainingRecord, save_training_record
+from edge_dsc.training.run_folder import MODEL_FILE, TrainedNetwork, TrainingRecord, save_training_record
 from engines.files import sha256_file
 
 
@@ -28,6 +28,7 @@ def leave_record(
     figures = [0.5 + 0.1 * epoch for epoch in range(epochs)]
     record = TrainingRecord(
         architecture=training.setting.network,
+        network=TrainedNetwork(source=training.setting.network),
         labels=study.plan.labels,
         recipe={"name": study.plan.recipe},
         seed=training.seed,

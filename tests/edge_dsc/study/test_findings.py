@@ -239,7 +239,7 @@ def test_folds_are_named_as_such(options: StudyOptions) -> None:
         for training in study.trainings:
             leave_answers(study, training, [0])
         report = make_report(study, finished(study), {})
-    assert report.networks[0].trainings == (0, 1, 2)
+    assert report.networks[0].trainings == (1, 2, 3)
     assert "standard deviation over the folds" in render_study(report)
 
 
@@ -249,4 +249,4 @@ def test_what_it_says_is_json(report: StudyReport) -> None:
 
 
 def test_a_title_in_the_curves_is_the_setting() -> None:
-    assert Training(Setting("a, b", True), seed=3).title.rpartition(", ")[0] == "a, b aug."
+    assert Training(Setting("a, b.keras", True), seed=3).title.rpartition(", ")[0] == "a--b.keras aug."

@@ -38,16 +38,16 @@ def test_all_networks_come_seed_by_seed(study: Study) -> None:
 def test_folds_instead_of_seeds(options: StudyOptions) -> None:
     with open_study(replace(options, seeds=None, folds=3, networks=("dsc",), augmentation=(True,))) as study:
         assert [(one.title, one.folder, one.number) for one in study.trainings] == [
-            (f"dsc aug., fold {number + 1} of 3", f"dsc-augmented-fold{number}of3", number)
-            for number in range(3)
+            (f"dsc aug., fold {number} of 3", f"dsc-augmented-fold{number}of3", number)
+            for number in (1, 2, 3)
         ]
-        assert {study.train_options(one).fold for one in study.trainings} == {(0, 3), (1, 3), (2, 3)}
+        assert {study.train_options(one).fold for one in study.trainings} == {(1, 3), (2, 3), (3, 3)}
         assert study.reference == "dsc"
 
 
 def test_a_network_of_anyone_has_a_folder_that_is_none_of_theirs() -> None:
     training = Training(Setting("../mine/net.keras", False), seed=1)
-    assert training.folder == "mine-net-keras-plain-seed1"
+    assert (training.folder, training.title) == ("net.keras-plain-seed1", "net.keras, seed 1")
 
 
 def test_a_training_is_asked_for_with_all_that_the_study_says(options: StudyOptions) -> None:
@@ -123,7 +123,10 @@ def test_another_recipe_of_the_same_name_is_refused(
         pass
     known = recipes.RECIPES["paper"]
     monkeypatch.setitem(recipes.RECIPES, "paper", {**known, "dsc": replace(known["dsc"], learning_rate=2e-4)})
-    with pytest.raises(ArtefactError, match="whose recipe 'paper' was another"), open_study(options):
+    with (
+        pytest.raises(ArtefactError, match="with another recipe 'paper', or another file"),
+        open_study(options),
+    ):
         pass
 
 
