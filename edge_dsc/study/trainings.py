@@ -511,7 +511,7 @@ def _plan_of(options: StudyOptions, dataset: Dataset) -> StudyPlan:
 def _absolute(network: str) -> str:
     """Return a network of a file with the file's whole path: trainings run in another folder."""
     file, colon, function = network.rpartition(":") if ".py:" in network else (network, "", "")
-    return f"{os.path.abspath(file)}{colon}{function}" if file.endswith((".keras", ".py")) else network
+    return f"{Path(file).absolute()}{colon}{function}" if file.endswith((".keras", ".py")) else network
 
 
 def _refuse_another(begun: StudyPlan, asked: StudyPlan, out: Path) -> None:
