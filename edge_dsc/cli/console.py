@@ -199,15 +199,20 @@ def study_board() -> Iterator[Watch]:
 
     console = Console(stderr=True)
     with Live(console=console, refresh_per_second=4) as live:
-        yield lambda board: live.update(_board_table(board, console))
+        yield lambda board: live.update(board_table(board, console))
 
 
-def _board_table(board: Board, console: Console) -> RenderableType:
-    """Draw the trainings, or only those at work and those that failed where the terminal has no room for all."""
+def board_table(board: Board, console: Console) -> RenderableType:
+    """Draw the trainings, or only those at work and those that failed where the terminal has no room for all.
+
+    Args:
+        board: Where they stand.
+        console: The terminal.
+    """
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(caption=_summary(board), caption_justify="left", box=None, pad_edge=False)
+    table = Table(caption=_summary(board), caption_justify="left", box=None, pad_edge=False, expand=True)
     for number, name in enumerate(("training", "", "epoch", "training", "validation")):
         table.add_column(name, justify="left" if number < 2 else "right", no_wrap=True)
     shown = board.standings
