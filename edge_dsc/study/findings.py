@@ -424,11 +424,12 @@ def _shares_by_training(reference: Judged, engine: Judged) -> dict[int, tuple[fl
     """Return an engine's accuracy and its agreement with the reference in each training that it answered."""
     keys = zip(reference.trainings, reference.images, strict=True)
     first = dict(zip(keys, reference.probabilities.argmax(axis=1), strict=True))
+    theirs = np.array([first.get(key, -1) for key in zip(engine.trainings, engine.images, strict=True)])
     top = engine.probabilities.argmax(axis=1)
     return {
         int(engine.trainings[rows[0]]): (
             float((top[rows] == engine.true[rows]).mean()),
-            float(np.mean([top[row] == first[engine.trainings[row], engine.images[row]] for row in rows])),
+            float((top[rows] == theirs[rows]).mean()),
         )
         for rows in engine.rows_by_training()
     }

@@ -92,7 +92,7 @@ class Word(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     Attributes:
         phase: What it does.
-        epoch: Epoch at work, counted from 1; 0 outside training.
+        epoch: Epoch at work, counted from 1, and one more than the last once all are done; 0 leaves it as it was.
         accuracy: On the training images of this epoch so far.
         validation: Accuracy on the validation images after the last whole epoch.
         epoch_seconds: What one epoch takes, validation and all.
@@ -552,7 +552,7 @@ def _answer(study: Study, training: Training, voice: _Voice) -> None:
     run = study.run_folder(training)
     record = study.trained(training)
     assert record is not None, "the training went to its end"
-    voice.say(Word(phase="exporting"))
+    voice.say(Word(phase="exporting", epoch=len(record.history["loss"]) + 1))
     model = export_run(run, data=study.data).model
     notes, made = [], None
     voice.say(Word(phase="calibrating"))
