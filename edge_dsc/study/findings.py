@@ -665,8 +665,7 @@ def _table_2(report: StudyReport) -> Table:
 def _class_table(report: StudyReport) -> Table:
     rows = [
         (
-            found.setting.title,
-            label,
+            f"{found.setting.title}: {label}",
             str(one.images),
             _percent(one.recall.value),
             _interval(one.recall, 100),
@@ -678,7 +677,7 @@ def _class_table(report: StudyReport) -> Table:
     ]
     return Table(
         title="Each class against the rest",
-        header=("network", "class", "answers", "recall %", "95 % interval", "AUROC", "95 % interval"),
+        header=("network and class", "answers", "recall %", "95 % interval", "AUROC", "95 % interval"),
         rows=tuple(rows),
         notes=("AUROC: mean over the trainings; both intervals draw whole patients",),
     )
@@ -748,9 +747,7 @@ def _engine_table(report: StudyReport) -> Table:
             mark = " (graph)" if one.answered_by == "graph" else ""
             rows.append(
                 (
-                    found.setting.title,
-                    one.runtime,
-                    one.precision,
+                    f"{found.setting.title}: {one.runtime} {one.precision}",
                     f"{one.engine_bytes / 1e3:,.0f}",
                     _spread(one.accuracy, 100) + mark,
                     _spread(one.agreement, 100),
@@ -766,9 +763,7 @@ def _engine_table(report: StudyReport) -> Table:
     return Table(
         title="Engines",
         header=(
-            "network",
-            "runtime",
-            "precision",
+            "network and engine",
             "file, kB",
             "accuracy %",
             "agreement %",
