@@ -485,7 +485,8 @@ class _Voice:
             self.say(word)
 
     def progress(self, phase: str, done: int, total: int) -> None:
-        self.mention(Word(phase=f"{phase.split(_TAB)[0]} {done}/{total}"))
+        tell = self.say if done >= total else self.mention
+        tell(Word(phase=f"{phase.split(_TAB)[0]} {done}/{total}"))
 
 
 class _EpochDone(Exception):

@@ -208,12 +208,15 @@ def measure_quality(judged: Judged, seed: int = 0) -> Quality:
     )
     recall = dict(zip(present, found[1 : 1 + len(present)], strict=True))
     auroc = dict(zip(present, found[1 + len(present) :], strict=True))
+    patients = np.asarray(judged.patients)
+    have = {index: len(np.unique(patients[of_class[index]])) for index in present}
+    lack = {index: len(np.unique(patients[~of_class[index]])) for index in present}
     return Quality(
         rows=len(right),
         images=len(set(judged.images)),
         patients=len(set(judged.patients)),
         accuracy=Spread.of([found.accuracy for found in metrics]),
-        pooled_accuracy=found[0],
+        pooled_accuracy=_beyond_all(found[0], len(set(judged.patients))),
         loss=Spread.of([found.loss for found in metrics]),
         precision=Spread.of([found.precision for found in metrics]),
         recall=Spread.of([found.recall for found in metrics]),
@@ -221,8 +224,10 @@ def measure_quality(judged: Judged, seed: int = 0) -> Quality:
         per_class={
             judged.labels[index]: ClassFindings(
                 images=int(of_class[index].sum()),
-                recall=recall[index],
-                auroc=auroc[index] if math.isfinite(auroc[index].value) else None,
+                recall=_beyond_all(recall[index], have[index]),
+                auroc=_beyond_all(auroc[index], min(have[index], lack[index]))
+                if math.isfinite(auroc[index].value)
+                else None,
             )
             for index in present
         },
@@ -378,6 +383,19 @@ def _beyond_no_event(low: float, high: float, *, lost: int, won: int, patients: 
     """
     unseen = min(1.0, 3 / patients)
     return low if lost else max(-1.0, low - unseen), high if won else min(1.0, high + unseen)
+
+
+def _beyond_all(found: Estimate, trials: int) -> Estimate:
+    """Widen the interval of a share that is all or nothing, as :func:`_beyond_no_event` does.
+
+    Args:
+        found: A recall, an accuracy or an AUROC.
+        trials: Patients that it is of; for an AUROC those on the smaller side, of which each makes a pair of its own.
+    """
+    unseen = min(1.0, 3 / max(trials, 1))
+    low = min(found.low, 1 - unseen) if found.value >= 1 else found.low
+    high = max(found.high, unseen) if found.value <= 0 else found.high
+    return Estimate(found.value, low, high)
 
 
 def _over_trainings(

@@ -123,6 +123,16 @@ def test_quality_over_two_trainings() -> None:
     assert auroc is not None and auroc.value == pytest.approx(0.75)
 
 
+def test_all_right_is_not_never_wrong() -> None:
+    """Ten patients of one class, all right, and twenty of the other, none right."""
+    found = measure_quality(judged("dsc", [0] * 10 + [1] * 20, [0] * 30))
+    assert found.per_class["a"].recall == Estimate(1.0, 0.7, 1.0)
+    assert found.per_class["b"].recall == Estimate(0.0, 0.0, 0.15)
+    perfect = measure_quality(judged("dsc", [0] * 10 + [1] * 20, [0] * 10 + [1] * 20))
+    assert perfect.pooled_accuracy == Estimate(1.0, 0.9, 1.0)
+    assert perfect.per_class["a"].auroc == perfect.per_class["b"].auroc == Estimate(1.0, 0.7, 1.0)
+
+
 def test_a_class_that_nothing_judged_has_no_figures() -> None:
     found = measure_quality(judged("dsc", [0, 0, 0], [0, 0, 1]))
     assert set(found.per_class) == {"a"}
