@@ -36,7 +36,7 @@ def inspect(
     Layers are timed one by one, which costs the engine its overlap and its CUDA graph: their sum is not its latency.
     Where the engine cannot run, its record names them.
     """
-    from edge_dsc.inspection import format_inspection, format_layers, inspect_layers, inspect_path
+    from edge_dsc.checks.inspection import format_inspection, format_layers, inspect_layers, inspect_path
 
     found = inspect_layers(path) if layers else inspect_path(path)
     if json:
@@ -50,7 +50,7 @@ def networks(json: Json = False) -> None:
 
     Weights of ImageNet are loaded by train --weights imagenet alone.
     """
-    from edge_dsc.inspection import format_networks, list_networks
+    from edge_dsc.checks.inspection import format_networks, list_networks
 
     with progress_bar() as progress:
         found = list_networks(progress=progress)

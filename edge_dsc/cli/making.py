@@ -322,8 +322,8 @@ def calibrate(
     from msgspec import to_builtins
 
     from edge_dsc.build.calibrate import CalibrationRequest, run_calibration
+    from edge_dsc.checks.inspection import describe_table
     from edge_dsc.cli.console import give, give_json, progress_bar
-    from edge_dsc.inspection import describe_table
     from engines.errors import UsageError
 
     if calib_data is None:
@@ -448,9 +448,9 @@ def build_engine(
     from edge_dsc.build.calibrate import CALIBRATION_NAME, CalibrationRequest, run_calibration
     from edge_dsc.build.engine import BuildRequest
     from edge_dsc.build.engine import build_engine as build
+    from edge_dsc.checks.inspection import format_record
     from edge_dsc.cli.console import give, give_json, progress_bar, say
     from edge_dsc.cli.options import parse_batch, parse_gate, parse_precision
-    from edge_dsc.inspection import format_record
     from engines.record import Precision, Tuning
 
     path = model_of(model)
