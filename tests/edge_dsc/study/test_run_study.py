@@ -185,12 +185,13 @@ def test_what_a_real_process_says_of_its_end(
     else:
         save_state(TrainState(file=run / STATE_FILE, epoch=1))
         (run / STATE_FILE).write_bytes((run / STATE_FILE).read_bytes()[:-30])
-    done = subprocess.run(
-        training_command(study, training, [0], "all"),
-        cwd=ROOT, stdin=subprocess.PIPE, capture_output=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == exit_code, done.stderr
-    problem = json.loads(done.stdout.splitlines()[-1])["problem"]
+    command = training_command(study, training, [0], "all")
+    # Its standard input stays open, as the study keeps it while it lives.
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        words = process.stdout.read().splitlines()
+        assert process.wait() == exit_code
+    problem = json.loads(words[-1])["problem"]
     assert problem["exit_code"] == exit_code
     assert what in problem["what"] and remedy in problem["remedy"]
 
