@@ -218,7 +218,7 @@ class OrtRunner(DirectSubmission):
         """Classify a batch.
 
         Args:
-            batch: ``uint8 [N, height, width, 1]`` with N within the engine's batch range.
+            batch: ``uint8 [N, height, width, channels]`` with N within the engine's batch range.
 
         Returns:
             Probabilities, ``float32 [N, classes]``, owned by the caller.
@@ -373,6 +373,26 @@ def open_session(model: bytes, source: str, *, threads: int, remedy: str, profil
         return _make_session(ort, model, options)
     except _failure_types() as error:
         raise _problem(f"load {source}", error, remedy=remedy) from error
+
+
+def simplify_graph(model: bytes) -> bytes:
+    """Return a model after those of ONNX Runtime's optimisations that hold on any machine.
+
+    Constants and shapes are folded, BatchNorm goes into the convolution before it, and what does nothing is left out.
+    The result consists of ONNX's own operators as long as the model does.
+
+    Raises:
+        ArtefactError: ONNX Runtime cannot read the model.
+        EnvironmentProblem: ``onnxruntime``, memory or a place for temporary files is missing.
+    """
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            return _optimise(model, Path(folder) / "simplified.onnx", "ORT_ENABLE_BASIC")
+    except OSError as error:
+        raise EnvironmentProblem(
+            f"cannot write temporary files: {error}",
+            remedy="free some space, or set TMPDIR to another place",
+        ) from error
 
 
 def _optimise(model: bytes, path: Path, level: str) -> bytes:

@@ -106,11 +106,11 @@ def run_calibration(request: CalibrationRequest, progress: Progress | None = Non
     if tensorrt is not None:
         tensorrt.require_calibrators(request.method)
     path = request.out or request.model.parent / CALIBRATION_NAME
-    dataset, split = discover(request.data), split_beside(request.model)
+    model = load_model(request.model)
+    dataset, split = discover(request.data, labels=model.contract.labels), split_beside(request.model)
     candidates = calibration_candidates(dataset, split)
     require_writable(path, TABLE.name)
     chosen = select_images(candidates, request.images, request.seed)
-    model = load_model(request.model)
     images = read_set(chosen, model.contract, progress)
     if tensorrt is not None:
         table = _calibrate_in_tensorrt(tensorrt, request, model, images, progress)

@@ -339,7 +339,8 @@ def _find_images(build: Build, calibrated: CalibrationRun | None) -> Build:
         return build
     if calibrated is not None and calibrated.dataset.root == gate.data:
         return replace(build, dataset=calibrated.dataset, split=calibrated.split)
-    return replace(build, dataset=discover(gate.data), split=split_beside(build.model.path))
+    dataset = discover(gate.data, labels=build.model.contract.labels)
+    return replace(build, dataset=dataset, split=split_beside(build.model.path))
 
 
 def _finish(

@@ -272,6 +272,7 @@ def _document_readers() -> dict[str, Callable[[Path], object]]:
     from bench.report import load_report
     from calibration.coverage import COVERAGE
     from calibration.table import TABLE, load_table
+    from edge_dsc.build.adopt import ADOPTION
     from edge_dsc.checks.selftest import SELFTEST
     from edge_dsc.data.split import load_split
     from edge_dsc.evaluate.evaluation import EVALUATION
@@ -280,6 +281,7 @@ def _document_readers() -> dict[str, Callable[[Path], object]]:
     from edge_dsc.training.run_folder import METRICS, TRAINING_RECORD
 
     return {
+        ADOPTION.name: ADOPTION.load,
         COVERAGE.name: COVERAGE.load,
         "edge-dsc/latency-report": load_report,
         "edge-dsc/split": load_split,

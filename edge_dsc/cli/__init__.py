@@ -31,6 +31,7 @@ class Command(NamedTuple):
 COMMANDS = {
     "train": Command("making:train", "Train a network on a folder of X-rays"),
     "export": Command("making:export", "Export a trained network as ONNX, proven equal to Keras"),
+    "adopt": Command("making:adopt", "Bring in a classifier that was trained elsewhere"),
     "calibrate": Command("making:calibrate", "Find the activation ranges for INT8 over real images"),
     "build-engine": Command(
         "making:build_engine", "Build an FP32, FP16, INT8 or mixed engine, held to a budget of accuracy"

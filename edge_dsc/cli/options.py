@@ -40,6 +40,7 @@ MAX_SEED = 2**32 - 1  # NumPy's and Keras's
 MAX_THREADS = 256
 MAX_BATCH = 4096
 MAX_IMAGES = 1_000_000
+_LARGEST_NUMBER = 3.4e38  # within float32
 WAITS = ("spin", "sleep")  # while a GPU works
 Seed = Annotated[int, typer.Option("--seed", min=0, max=MAX_SEED, help="Seed of every random choice.")]
 Batch = Annotated[int, typer.Option("--batch", min=1, max=MAX_BATCH, help="Images a request.")]
@@ -163,6 +164,39 @@ def parse_fold(text: str | None) -> tuple[int, int] | None:
         raise UsageError(f"--fold {text!r} is no fold", remedy="write K/N, such as --fold 2/5")
     number, _, folds = text.partition("/")
     return int(number), int(folds)
+
+
+def parse_numbers(option: str, text: str) -> tuple[float, ...]:
+    """Read ``0.485,0.456,0.406``, or ``1/255``.
+
+    Raises:
+        UsageError: Anything else, or a number that float32 does not hold.
+    """
+    found = []
+    for part in text.split(","):
+        try:
+            above, _, below = part.partition("/")
+            value = float(above) / float(below or 1)
+        except (ValueError, ZeroDivisionError):
+            value = math.nan
+        if not abs(value) <= _LARGEST_NUMBER:
+            raise UsageError(
+                f"{option} {text!r} is no number", remedy=f"write it such as {option} 0.5 or 1/255"
+            )
+        found.append(value)
+    return tuple(found)
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Read ``224``, or ``HEIGHTxWIDTH`` such as ``224x320``.
+
+    Raises:
+        UsageError: Anything else.
+    """
+    if not re.fullmatch("[0-9]{1,4}(x[0-9]{1,4})?", text):
+        raise UsageError(f"--size {text!r} is no size", remedy="write --size 224 or --size HEIGHTxWIDTH")
+    height, _, width = text.partition("x")
+    return int(height), int(width or height)
 
 
 def parse_precision(*, precision: str | None, fp32: bool, fp16: bool, int8: bool) -> Precision:

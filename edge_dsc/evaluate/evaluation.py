@@ -20,7 +20,7 @@ from edge_dsc.evaluate.metrics import Metrics, classification_metrics
 from edge_dsc.infer.classify import Answer, classify_files
 from engines.errors import BadInputError, NotComparableError, UsageError
 from engines.files import DocumentKind
-from engines.record import Agreement, Change, Validation
+from engines.record import Agreement, Change, Validation, peek_record
 from engines.runtimes import Progress, Runner, open_engine
 from engines.text_table import align_rows, printable
 
@@ -77,7 +77,8 @@ def evaluate(request: EvaluationRequest, progress: Progress | None = None) -> Ev
         NotComparableError: The reference knows other classes or wants other input.
         UsageError: Parts were asked for, but there is no split beside the engine.
     """
-    samples = labelled_samples(request.data, request.engine.parent / SPLIT_FILE, request.parts)
+    labels = peek_record(request.engine).contract.labels
+    samples = labelled_samples(request.data, request.engine.parent / SPLIT_FILE, request.parts, labels=labels)
     with contextlib.ExitStack() as stack:
         runner = stack.enter_context(open_engine(request.engine))
         other = None
@@ -290,14 +291,22 @@ def _decimals(*values: float) -> list[str]:
     return [f"{value:.3f}" for value in values]
 
 
-def labelled_samples(data: Path, split_file: Path, parts: Sequence[str]) -> list[Sample]:
+def labelled_samples(
+    data: Path, split_file: Path, parts: Sequence[str], *, labels: Sequence[str] | None = None
+) -> list[Sample]:
     """Name the labelled images of a folder, or only those of some parts of a split.
+
+    Args:
+        data: The folder.
+        split_file: The split.
+        parts: Its parts; none for all images of the folder.
+        labels: As :func:`edge_dsc.data.discover` takes them.
 
     Raises:
         UsageError: Parts were asked for, but there is no split file.
         BadInputError: The folder holds none of the images of these parts.
     """
-    found = discover(data)
+    found = discover(data, labels=labels)
     if not parts:
         return list(found.samples)
     if not split_file.is_file():

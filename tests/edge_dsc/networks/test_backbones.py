@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,6 @@ import pytest
 
 from edge_dsc.networks import (
     BACKBONES,
-    NAMES,
     NetworkChoice,
     build_network,
     load_keras,
@@ -116,72 +116,102 @@ def test_the_smallest_size_is_keras_own() -> None:
         )
 
 
+def small(classes: int = 3, filters: int = 4, name: str = "small") -> Any:
+    """A network with the same head that is built in no time."""
+    keras = load_keras()
+    layers = keras.layers
+    image = layers.Input((32, 32, 1), name="image")
+    x = layers.Concatenate(name="colour")([image, image, image])
+    x = layers.Rescaling(1 / 127.5, -1.0, name="scale")(x)
+    for number in (1, 2):
+        x = layers.Conv2D(filters, 3, name=f"conv{number}")(x)
+        x = layers.BatchNormalization(name=f"norm{number}")(x)
+    x = layers.GlobalAveragePooling2D(name="pooled")(layers.DepthwiseConv2D(3, name="depthwise")(x))
+    x = layers.Dropout(0.5, name="dropout")(layers.Dense(64, activation="relu", name="dense")(x))
+    return keras.Model(image, layers.Dense(classes, name="probabilities")(x), name=name)
+
+
+def trained_layers(model: Any) -> list[str]:
+    return [layer.name for layer in model.layers if layer.trainable_weights]
+
+
 @slow
 def test_frozen_but_for_the_head_and_the_last_layers() -> None:
-    model = build_network("mobilenetv2", 3, 32)
+    model = small()
     freeze_layers(model, 0)
-    assert [layer.name for layer in model.layers if layer.trainable_weights] == ["dense", "probabilities"]
-    freeze_layers(model, 3)
-    open_ones = [layer.name for layer in model.layers if layer.trainable_weights]
-    assert open_ones == [
-        "block_16_depthwise",
-        "block_16_project",
-        "Conv_1",
-        "dense",
-        "probabilities",
-    ]
-    norms = [layer for layer in model.layers if type(layer).__name__ == "BatchNormalization"]
-    assert norms and not any(layer.trainable for layer in norms)
+    assert trained_layers(model) == ["dense", "probabilities"]
+    freeze_layers(model, 2)
+    assert trained_layers(model) == ["conv2", "depthwise", "dense", "probabilities"]
+    norms = [model.get_layer(name) for name in ("norm1", "norm2")]
     before = [layer.get_weights() for layer in norms]
-    model.compile("adam", "categorical_crossentropy")
-    rng = np.random.default_rng(0)
-    model.train_on_batch(rng.uniform(0, 255, (4, 32, 32, 1)), np.eye(3)[[0, 1, 2, 0]])
+    model(np.random.default_rng(0).uniform(0, 255, (4, 32, 32, 1)), training=True)
     for layer, kept in zip(norms, before, strict=True):
         assert all(np.array_equal(one, other) for one, other in zip(layer.get_weights(), kept, strict=True))
     with pytest.raises(
-        UsageError, match=r"mobilenetv2 has 52 layers with weights, not 53 \(give --unfreeze 52"
+        UsageError, match=r"small has 3 layers with weights, not 4 \(give --unfreeze 3 or less"
     ):
-        freeze_layers(model, 53)
+        freeze_layers(model, 4)
 
 
 @slow
-def test_weights_of_a_run_and_of_keras_own_kind_of_file(mobilenet: Any, tmp_path: Path) -> None:
-    """The whole network from .keras, and the features alone from both kinds of HDF5."""
+def test_a_network_without_that_head_is_frozen_from_its_beginning() -> None:
+    model = build_network("cnn", 3)
+    assert not has_head(model)
+    freeze_layers(model, 2)
+    assert trained_layers(model) == ["dense", "probabilities"]
+
+
+def write_old_weights(model: Any, path: Path) -> None:
+    """Write weights as the files of Keras' own loader hold them; Keras 3 reads these and writes others."""
+    import h5py
+    from keras.src.legacy.saving import legacy_h5_format
+
+    with warnings.catch_warnings(), h5py.File(path, "w") as file:
+        warnings.simplefilter("ignore", DeprecationWarning)  # numpy 2 of Keras 3.15's variables
+        legacy_h5_format.save_weights_to_hdf5_group(file, model)
+
+
+@slow
+def test_weights_of_a_run_and_of_keras_own_kind_of_file(tmp_path: Path) -> None:
+    """The whole network, and its features alone, as .keras and as Keras' own loader keeps them."""
     keras = load_keras()
-    save_network(mobilenet, tmp_path / "model.keras")
-    features = keras.Model(mobilenet.input, mobilenet.get_layer("pooled").input)
-    alone = keras.applications.MobileNetV2(include_top=False, weights=None, input_shape=(32, 32, 3))
-    alone.set_weights(features.get_weights())
-    for name in ("old_notop.h5", "new.weights.h5"):
-        alone.save_weights(tmp_path / name)
-    save_network(alone, tmp_path / "alone.keras")
-    wanted = mobilenet.get_weights()
-    for name in ("model.keras", "alone.keras", "old_notop.h5"):
-        chosen = NetworkChoice(architecture="mobilenetv2", size=32, weights=str(tmp_path / name))
-        network = open_network(chosen)
-        assert network.weights == name and network.weights_sha256
-        model = network.make(3)
-        count = len(wanted) if name == "model.keras" else len(wanted) - 4
-        assert all(np.array_equal(a, b) for a, b in zip(model.get_weights()[:count], wanted, strict=False))
-        assert [layer.name for layer in model.layers if layer.trainable_weights] == ["dense", "probabilities"]
+    given = small()
+    features = keras.Model(given.input, given.get_layer("pooled").input)
+    save_network(given, tmp_path / "model.keras")
+    save_network(features, tmp_path / "alone.keras")
+    write_old_weights(features, tmp_path / "old_notop.h5")
+    for name, kept in (("model.keras", 0), ("alone.keras", 4), ("old_notop.h5", 4)):
+        model = small()
+        drawn = model.get_weights()
+        give_weights(model, tmp_path / name)
+        wanted = given.get_weights()
+        wanted[len(wanted) - kept :] = drawn[len(drawn) - kept :]  # the head of features alone stays
+        assert all(np.array_equal(one, other) for one, other in zip(model.get_weights(), wanted, strict=True))
 
 
 @slow
-def test_weights_that_do_not_fit_are_refused(mobilenet: Any, tmp_path: Path) -> None:
-    save_network(mobilenet, tmp_path / "model.keras")
-    mobilenet.save_weights(tmp_path / "whole.weights.h5")
+def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    save_network(small(), tmp_path / "model.keras")
+    write_old_weights(small(), tmp_path / "whole.h5")
     (tmp_path / "notes.h5").write_bytes(b"no HDF5")
-    other_classes, other = build_network("mobilenetv2", 4, 32), build_network("vgg19", 3, 32)
     remedy = r"\(give a file of this very network"
-    with pytest.raises(
-        ArtefactError, match=rf"another network than mobilenetv2, or of other classes {remedy}"
-    ):
-        give_weights(other_classes, tmp_path / "model.keras")
-    with pytest.raises(ArtefactError, match=rf"another network than vgg19, or of other classes {remedy}"):
-        give_weights(other, tmp_path / "model.keras")
-    for name in ("whole.weights.h5", "notes.h5"):
+    words = rf"another network than small, or of other classes {remedy}"
+    for other in (small(classes=4), small(filters=5)):
+        with pytest.raises(ArtefactError, match=words):
+            give_weights(other, tmp_path / "model.keras")
+    for name in ("whole.h5", "notes.h5"):
         with pytest.raises(ArtefactError, match=f"{name} does not fit .*{remedy}"):
-            give_weights(other, tmp_path / name)
+            give_weights(small(), tmp_path / name)
+
+
+@slow
+def test_a_network_that_was_given_weights_trains_its_head_alone(mobilenet: Any, tmp_path: Path) -> None:
+    save_network(mobilenet, tmp_path / "model.keras")
+    chosen = NetworkChoice(architecture="mobilenetv2", size=32, weights=str(tmp_path / "model.keras"))
+    network = open_network(chosen)
+    assert network.weights == "model.keras" and network.weights_sha256
+    assert trained_layers(network.make(3)) == ["dense", "probabilities"]
+    assert len(trained_layers(mobilenet)) > 100  # drawn weights are all trained
 
 
 def test_files_that_are_no_weights(tmp_path: Path) -> None:
@@ -200,7 +230,8 @@ def test_no_socket_is_opened_unless_imagenet_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, _calls_out: list[str]
 ) -> None:
     """And where it is, a closed network ends in one line."""
-    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    load_keras()
+    monkeypatch.setattr("keras.src.backend.config._KERAS_DIR", str(tmp_path))  # a cache without the file
     opened: list[object] = []
     make = socket.socket.__init__
 
@@ -209,9 +240,8 @@ def test_no_socket_is_opened_unless_imagenet_is_named(
         make(self, *arguments, **options)
 
     monkeypatch.setattr(socket.socket, "__init__", watched)
-    for name in NAMES:
-        smallest = BACKBONES[name].smallest if name in BACKBONES else 224
-        open_network(NetworkChoice(architecture=name, size=smallest)).make(2)
+    for name, size in (("dsc", 224), ("mobilenetv2", 32), ("vgg19", 32)):
+        open_network(NetworkChoice(architecture=name, size=size)).make(2)
     assert opened == [] and _calls_out == []
     network = open_network(NetworkChoice(architecture="mobilenetv2", size=96, weights="imagenet"))
     assert opened == [] and _calls_out == []
