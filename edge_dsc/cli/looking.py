@@ -158,6 +158,9 @@ def study(
             show_default=False,
         ),
     ] = None,
+    keep_split: Annotated[
+        bool, typer.Option("--keep-split", help="Keep the split that the folder comes in, in every seed.")
+    ] = False,
     margin: Annotated[
         float,
         typer.Option("--margin", callback=finite, help="Points of accuracy that dsc may lose against cnn."),
@@ -197,6 +200,7 @@ def study(
         recipe=recipe.value,
         epochs=epochs,
         weights=weights,
+        keep_split=keep_split,
         margin=margin,
         jobs=jobs,
     )

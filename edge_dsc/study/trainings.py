@@ -55,6 +55,7 @@ class StudyOptions:
         recipe: Name of a recipe.
         epochs: Instead of the recipe's.
         weights: Where networks of Keras start, as ``train --weights`` takes it; the paper's two start from none.
+        keep_split: Keep the split that the data come in; then all seeds are judged on the same images.
         margin: Percentage points of accuracy that ``dsc`` may lose and still count as not inferior.
         jobs: Trainings at a time, each a process on its share of the processors.
         bench: Whether the engines' latency is measured.
@@ -69,6 +70,7 @@ class StudyOptions:
     recipe: str = "paper"
     epochs: int | None = None
     weights: str | None = None
+    keep_split: bool = False
     margin: float = 2.0
     jobs: int = 1
     bench: bool = True
@@ -90,6 +92,7 @@ class StudyPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         recipe: The same.
         epochs: The same.
         weights: The same.
+        keep_split: The same.
         margin: The same: chosen before the first training, and not changed once figures are known.
         trained_sha256: Hash of what the recipe says of each network, and of the files that networks come from.
         created: UTC time, ISO 8601.
@@ -108,6 +111,7 @@ class StudyPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     recipe: Text
     epochs: Count | None
     weights: Text | None
+    keep_split: bool
     margin: Annotated[float, Meta(gt=0, le=100)]
     trained_sha256: Sha256
     created: Text
@@ -130,6 +134,7 @@ _OPTIONS = {
     "recipe": "--recipe",
     "epochs": "--epochs",
     "weights": "--weights",
+    "keep_split": "--keep-split",
     "margin": "--margin",
 }
 
@@ -316,6 +321,7 @@ class Study:
             weights=self.plan.weights if training.setting.network in BACKBONES else None,
             seed=training.seed,
             fold=training.fold,
+            keep_split=self.plan.keep_split,
             resume=begun,
             overwrite=not begun,
         )
@@ -475,6 +481,8 @@ def _plan_of(options: StudyOptions, dataset: Dataset) -> StudyPlan:
             weights=weights,
             recipe=options.recipe,
             epochs=options.epochs,
+            keep_split=options.keep_split,
+            fold=(1, options.folds) if options.folds else None,
         )
         network = open_network(asked.network)
         trained[network.name] = [
@@ -501,6 +509,7 @@ def _plan_of(options: StudyOptions, dataset: Dataset) -> StudyPlan:
         recipe=options.recipe,
         epochs=options.epochs,
         weights=options.weights,
+        keep_split=options.keep_split,
         margin=float(options.margin),
         trained_sha256=sha256_bytes(canonical_json(trained)),
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -548,4 +557,12 @@ def _say(name: str, value: object) -> str:
         return next((word for word, found in AUGMENTATION.items() if found == value), "both")
     if isinstance(value, tuple):
         return ",".join(map(str, value))
-    return "left out" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+    return (
+        "left out"
+        if value in (None, False)
+        else "given"
+        if value is True
+        else f"{value:g}"
+        if isinstance(value, float)
+        else str(value)
+    )

@@ -87,6 +87,7 @@ def test_data_that_moved_are_the_same_data(options: StudyOptions, tmp_path: Path
         ({"recipe": "quick"}, "--recipe paper"),
         ({"epochs": 3}, "--epochs left out"),
         ({"margin": 5.0}, "--margin 2"),
+        ({"keep_split": True}, "--keep-split left out"),
     ],
 )
 def test_other_options_are_another_study(
@@ -181,6 +182,7 @@ def test_a_folder_is_let_go_of_when_its_block_ends(tmp_path: Path) -> None:
         ({"folds": 5}, "over seeds or over folds"),
         ({"seeds": None}, "over seeds or over folds"),
         ({"seeds": None, "folds": 2}, "2 folds"),
+        ({"seeds": None, "folds": 3, "keep_split": True}, "--fold and --keep-split exclude each other"),
         ({"seeds": 0}, "0 trainings"),
         ({"seeds": 251}, "1004 trainings"),
         ({"margin": 0.0}, "a margin of 0 points"),
