@@ -557,12 +557,6 @@ def _say(name: str, value: object) -> str:
         return next((word for word, found in AUGMENTATION.items() if found == value), "both")
     if isinstance(value, tuple):
         return ",".join(map(str, value))
-    return (
-        "left out"
-        if value in (None, False)
-        else "given"
-        if value is True
-        else f"{value:g}"
-        if isinstance(value, float)
-        else str(value)
-    )
+    if value is None or value is False:
+        return "left out"
+    return "given" if value is True else f"{value:g}" if isinstance(value, float) else str(value)
