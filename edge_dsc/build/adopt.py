@@ -6,9 +6,10 @@ against the original on real images before anything is written.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path, PurePosixPath
@@ -28,6 +29,7 @@ from edge_dsc.build.conform import (
     PROBABILITIES,
     Normalisation,
     SourceGraph,
+    check_labels,
     deploy_any,
     describe_source,
 )
@@ -58,7 +60,7 @@ from engines.files import (
     sha256_bytes,
     write_bytes,
 )
-from engines.graph import OnnxModel, parse_model, seal_model
+from engines.graph import OnnxModel, parse_model, refuse_large_values, seal_model
 from engines.images import prepare_pixels, quiet_decoder, read_inputs
 from engines.ort import failures_of, open_session
 from engines.packages import load
@@ -173,15 +175,14 @@ class Adopted:
         record: Its record, beside it.
         front: What became of the preparation of the pixels: one sentence.
         skipped: Images that could not be read.
-        certain: Whether every answer is 0 or 1 to four digits: then the comparison says little, and the pixels may be
-            on another scale than the network was trained on.
+        doubt: Why comparing these answers says little; None where it says much.
     """
 
     model: OnnxModel
     record: AdoptionRecord
     front: str
     skipped: int
-    certain: bool
+    doubt: str | None
 
     def text(self) -> str:
         """Return what a person should know."""
@@ -199,10 +200,8 @@ class Adopted:
             lines.append(
                 "  it is fed pixels 0..255: name --scale, --mean and --std if it was trained on others"
             )
-        if self.certain:
-            lines.append(
-                "  every answer is 0 or 1 to four digits, as of pixels on another scale than it was trained on"
-            )
+        if self.doubt is not None:
+            lines.append(f"  {self.doubt}: is --scale right?")
         return "\n".join(map(printable, lines))
 
 
@@ -290,8 +289,7 @@ def adopt_model(request: AdoptRequest, progress: Progress | None = None) -> Adop
     data = seal_model(deployed.proto)
     model = parse_model(data, folder / MODEL_NAME)
     answers = _answers_of(model)(images.pixels)
-    expected = _softmax(raw) if gives == LOGITS else raw
-    parity = float(np.abs(_evenly(answers) - expected).max())
+    parity = float(np.abs(_evenly(answers) - _probabilities(raw, gives)).max())
     if not parity <= TOLERANCE:
         raise AccuracyGateError(
             f"the adopted model differs from {request.source} by {parity:.1e} on {len(compared)} images, "
@@ -308,7 +306,7 @@ def adopt_model(request: AdoptRequest, progress: Progress | None = None) -> Adop
         record=record,
         front=str(deployed.front),
         skipped=images.skipped,
-        certain=bool(answers.max(axis=1).min() > 1 - TOLERANCE),
+        doubt=_doubt(answers),
     )
 
 
@@ -406,13 +404,11 @@ def _read_onnx(path: Path, _size: tuple[int, int] | None) -> _Original:
     if proto.functions:
         proto = onnx.inliner.inline_local_functions(proto)
     _refuse_operators(proto, path)
-    try:
+    with _told_of_the_original(path):
         onnx.checker.check_model(proto)
+        refuse_large_values(proto, path)
         source = describe_source(proto)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise BadInputError(f"{path} is not a valid ONNX model: {reason}", remedy=_EXPORT_ELSE) from error
-    session = open_session(proto.SerializeToString(), str(path), threads=1, remedy=_EXPORT_ELSE)
+        session = open_session(proto.SerializeToString(), str(path), threads=1, remedy=_EXPORT_ELSE)
 
     def answer(images: NDArray[np.float32]) -> NDArray[np.float32]:
         planes = images.transpose(0, 3, 1, 2) if source.channels_first else images
@@ -420,12 +416,24 @@ def _read_onnx(path: Path, _size: tuple[int, int] | None) -> _Original:
         rest = -len(planes) % size  # a fixed batch is filled with the first images again
         padded = np.concatenate([planes, planes[:rest]]) if rest else planes
         parts = [padded[start : start + size] for start in range(0, len(padded), size)]
-        with failures_of(str(path), remedy=_EXPORT_ELSE):
+        with _told_of_the_original(path), failures_of(str(path), remedy=_EXPORT_ELSE):
             found = [session.run(None, {source.input_name: np.ascontiguousarray(part)})[0] for part in parts]
         answers: NDArray[np.float32] = np.concatenate(found).reshape(len(padded), -1)[: len(planes)]
         return answers
 
     return _Original(sha256=sha256_bytes(data), proto=proto, source=source, answer=answer)
+
+
+@contextlib.contextmanager
+def _told_of_the_original(path: Path) -> Iterator[None]:
+    """Turn what a foreign file causes into an error about the user's data: it is no artefact of ours."""
+    try:
+        yield
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise BadInputError(f"{path} is not a valid ONNX model: {reason}", remedy=_EXPORT_ELSE) from error
+    except ArtefactError as error:
+        raise BadInputError(error.what, remedy=_EXPORT_ELSE) from error
 
 
 def _refuse_external_data(proto: ModelProto, path: Path) -> None:
@@ -540,23 +548,24 @@ def _read_images(request: AdoptRequest, contract: ModelContract) -> _Images:
 
 def _what_it_gives(source: SourceGraph, asked: str | None, raw: NDArray[np.float32], labels: int) -> str:
     """Say whether the original gives logits or probabilities, by its operators and by what it gave."""
-    if raw.shape[1] != labels:
-        raise BadInputError(
-            f"the network has {raw.shape[1]} outputs, and there are {labels} labels",
-            remedy="name one label for each output, in their order",
-        )
-    sums = raw.astype(np.float64).sum(axis=1)
-    shares = bool(raw.min() >= -TOLERANCE and np.abs(sums - 1).max() <= TOLERANCE)
-    gives = asked or source.gives
+    check_labels(raw.shape[1], labels)
+    rows = np.concatenate([1 - raw, raw], axis=1) if raw.shape[1] == 1 else raw
+    sums = rows.astype(np.float64).sum(axis=1)
+    shares = bool(rows.min() >= -TOLERANCE and np.abs(sums - 1).max() <= TOLERANCE)
+    gives = asked or source.gives or (PROBABILITIES if raw.shape[1] == 1 else None)
     if gives is None:
         raise BadInputError(
             "the network ends in Sigmoid: each output is an answer of its own, not one class of several",
             remedy="adopt one that ends in softmax; where its outputs add up to 1, say --output probabilities",
         )
     if gives == PROBABILITIES and not shares:
-        worst = float(sums[np.abs(sums - 1).argmax()])
+        worst = (
+            rows[np.abs(sums - 1).argmax()]
+            if np.abs(sums - 1).max() > TOLERANCE
+            else rows[rows.min(axis=1).argmin()]
+        )
         raise BadInputError(
-            f"what the network gives adds up to {worst:.4g} for an image: no probabilities",
+            f"what the network gives for an image, {_few(worst)}, adds up to {worst.sum():.4g}: no probabilities",
             remedy="say --output logits, or adopt a network with one answer among its classes",
         )
     if gives == LOGITS and asked is None and shares:
@@ -567,10 +576,18 @@ def _what_it_gives(source: SourceGraph, asked: str | None, raw: NDArray[np.float
     return gives
 
 
-def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    wide = logits.astype(np.float64)
-    shares = np.exp(wide - wide.max(axis=1, keepdims=True))
-    found: NDArray[np.float64] = shares / shares.sum(axis=1, keepdims=True)
+def _few(values: NDArray[np.float32]) -> str:
+    return ", ".join(f"{value:.4g}" for value in values[:4]) + (", ..." if len(values) > 4 else "")
+
+
+def _probabilities(raw: NDArray[np.float32], gives: str) -> NDArray[np.float64]:
+    """Return ``[N, classes]`` of what the original gave."""
+    wide = raw.astype(np.float64)
+    if wide.shape[1] == 1:
+        second = 1 / (1 + np.exp(-wide)) if gives == LOGITS else wide
+        return np.concatenate([1 - second, second], axis=1)
+    shares = np.exp(wide - wide.max(axis=1, keepdims=True)) if gives == LOGITS else wide
+    found: NDArray[np.float64] = shares / shares.sum(axis=1, keepdims=True) if gives == LOGITS else shares
     return found
 
 
@@ -588,6 +605,15 @@ def _answers_of(model: OnnxModel) -> Callable[[NDArray[np.uint8]], NDArray[np.fl
         return answers
 
     return run
+
+
+def _doubt(answers: NDArray[np.float32]) -> str | None:
+    """Say why answers like these would hide a difference: of pixels on another scale most networks give such."""
+    if answers.max(axis=1).min() > 1 - TOLERANCE:
+        return "every answer is 0 or 1 to four digits, so that comparing them says little"
+    if np.ptp(answers, axis=0).max() <= TOLERANCE:
+        return "the answers are the same for all images to four digits, so that comparing them says little"
+    return None
 
 
 def _right(answers: NDArray[np.float32], images: _Images) -> list[bool]:

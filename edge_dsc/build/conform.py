@@ -67,7 +67,8 @@ class SourceGraph:
         height: None where it is dynamic.
         width: Likewise.
         batch: None where it is dynamic.
-        classes: How many answers it gives for an image; None where the graph does not say.
+        classes: How many answers it gives for an image; None where the graph does not say. One answer is the
+            probability of the second of two classes.
         gives: :data:`LOGITS` or :data:`PROBABILITIES`; None where each output is an answer of its own (Sigmoid).
     """
 
@@ -232,6 +233,21 @@ def _to_opset(model: ModelProto) -> None:
     model.CopyFrom(converted)
 
 
+def check_labels(outputs: int | None, labels: int) -> None:
+    """Refuse labels that do not fit a network's outputs; one output is the probability of the second of two classes.
+
+    Raises:
+        BadInputError: Their numbers differ.
+    """
+    if outputs is not None and labels != (2 if outputs == 1 else outputs):
+        raise BadInputError(
+            f"the network has {outputs} output{'s' if outputs > 1 else ''}, and there are {labels} labels",
+            remedy="name one label for each output, in their order"
+            if outputs > 1
+            else "name two labels, the one that it answers last",
+        )
+
+
 def _check_fit(source: SourceGraph, contract: ModelContract) -> None:
     for side, seen, wanted in (
         ("height", source.height, contract.height),
@@ -243,11 +259,7 @@ def _check_fit(source: SourceGraph, contract: ModelContract) -> None:
             )
     if contract.channels > source.channels:
         raise BadInputError("the network takes one grey channel, not colour", remedy="adopt it with grey")
-    if source.classes is not None and source.classes != len(contract.labels):
-        raise BadInputError(
-            f"the network has {source.classes} outputs, and there are {len(contract.labels)} labels",
-            remedy="name one label for each output, in their order",
-        )
+    check_labels(source.classes, len(contract.labels))
 
 
 def _free_batch(model: ModelProto, source: SourceGraph, contract: ModelContract) -> None:
@@ -396,17 +408,24 @@ def _attach_probabilities(
     model: ModelProto, source: SourceGraph, contract: ModelContract, gives: str
 ) -> None:
     """Make ``float32 [N, classes]`` probabilities of what the network gives, in place."""
-    tensor = source.output_name
+    tensor, columns, last = source.output_name, source.classes or len(contract.labels), contract.output_name
+
+    def add(op: str, name: str, *inputs: str, **attributes: Any) -> str:
+        name = name if name == last else fresh_name(model, name)
+        model.graph.node.append(onnx.helper.make_node(op, inputs, [name], name=name, **attributes))
+        return name
+
     if len(_dims(model.graph.output[0]) or _dims(_inferred_output(model))) != 2:
-        flat = fresh_name(model, "answers")
-        static = store_constant(model, f"{flat}.shape", np.array([-1, len(contract.labels)], np.int64))
-        model.graph.node.append(onnx.helper.make_node("Reshape", [tensor, static], [flat], name=flat))
-        tensor = flat
-    if gives == LOGITS:
-        name = contract.output_name
-        model.graph.node.append(onnx.helper.make_node("Softmax", [tensor], [name], name=name, axis=1))
+        static = store_constant(model, "answers.shape", np.array([-1, columns], np.int64))
+        tensor = add("Reshape", "answers", tensor, static)
+    if columns == 1:  # the probability of the second class
+        tensor = add("Sigmoid", "second", tensor) if gives == LOGITS else tensor
+        one = store_constant(model, "one", np.array(1, np.float32))
+        add("Concat", last, add("Sub", "first", one, tensor), tensor, axis=1)
+    elif gives == LOGITS:
+        add("Softmax", last, tensor, axis=1)
     else:
-        _rename(model, tensor, contract.output_name)
+        _rename(model, tensor, last)
     del model.graph.output[:]
     answers: list[str | int | None] = ["N", len(contract.labels)]
     model.graph.output.append(

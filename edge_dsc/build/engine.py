@@ -22,6 +22,7 @@ import msgspec
 
 from calibration.layers import find_layers, quantizable_layers
 from calibration.qdq import put_rest_in_half, quantize
+from calibration.rewrites import pixel_border, take_int8_pixels
 from calibration.table import CalibrationTable, check_table, load_table
 from calibration.tensorrt import OwnCalibration, cache_of_table, check_release
 from edge_dsc import __version__
@@ -30,9 +31,11 @@ from edge_dsc.build.calibrate import CALIBRATION_NAME, CalibrationRun
 from edge_dsc.build.gate import GateOptions, run_gate
 from edge_dsc.data import Dataset, Split, discover
 from edge_dsc.data.purposes import split_beside
+from engines.contract import DECODE_RULE, DECODERS, NVJPEG_RULE, ModelContract
 from engines.errors import AccuracyGateError, ArtefactError, EdgeDscError, EnvironmentProblem, UsageError
 from engines.files import ENGINE, atomic_path, require_writable, sha256_file
-from engines.graph import OnnxModel, cast_to_fp16, load_model
+from engines.graph import OnnxModel, cast_to_fp16, load_model, replace_contract, take_half_pixels
+from engines.images import require_decoder
 from engines.ort import open_reference
 from engines.record import (
     DEFAULT_WORKSPACE_MIB,
@@ -58,11 +61,13 @@ from engines.runtimes import (
     choose_runtime,
     get_runtime,
     open_engine,
+    refuse_on_processor,
 )
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
+DLA_METHOD = "tensorrt-entropy"
 _CALIBRATED = {Precision.INT8: "INT8", Precision.MIXED: "mixed precision"}
 _PACKAGES = Path(__file__).resolve().parents[2]  # the folder that edge_dsc is imported from
 
@@ -83,6 +88,11 @@ class BuildRequest:
         layers: For mixed: an engine whose assignment of layers to take instead of searching one.
         tuning: What else the builder is told.
         timing_cache: Whether the builder keeps its timings beside the engine and takes those of earlier builds.
+        input: Element type of the engine's input: ``uint8``, grey as the model takes it; ``int8``, for INT8 and mixed:
+            grey minus 128 and with the border of the first convolution, both made by the host; or ``float16``, for
+            FP16: grey. None takes ``float16`` for FP16 on the Deep Learning Accelerator, else ``uint8``.
+        decode: The rule by which the engine's pictures are decoded; None takes the model's.
+        device: Which GPU builds, and runs the engine for its gate; None takes the first where one is needed.
     """
 
     model: Path
@@ -96,6 +106,9 @@ class BuildRequest:
     layers: Path | None = None
     tuning: Tuning = field(default_factory=Tuning)
     timing_cache: bool = True
+    input: str | None = None
+    decode: str | None = None
+    device: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +121,7 @@ class Build:
         runtime: What builds.
         chosen: Why this runtime: one line.
         path: The engine file that will be written.
+        contract: What the engine takes and gives: the model's contract, with the input that was asked for.
         table: The calibration table; None where none is needed.
         table_sha256: Hash of its file.
         dataset: The images of the gate's folder; None without a gate.
@@ -124,6 +138,7 @@ class Build:
     runtime: Runtime
     chosen: str
     path: Path
+    contract: ModelContract
     table: CalibrationTable | None = None
     table_sha256: str | None = None
     dataset: Dataset | None = None
@@ -172,7 +187,8 @@ def build_engine(
         log: Called with each line of the builder's log.
 
     Raises:
-        UsageError: INT8 without a calibration table, or a search for layers without a gate.
+        UsageError: INT8 without a calibration table, a search for layers without a gate, or a GPU that is named for a
+            runtime on the processor.
         ArtefactError: A model that is not ours, or a table of another model.
         AccuracyGateError: The engine would not run in the precision asked for, or it loses more accuracy than its
             gate allows; nothing is written, and an older engine stays as it is.
@@ -239,7 +255,7 @@ def open_to_answer(built: BuiltEngine, model: OnnxModel, table: CalibrationTable
     return open_reference(graph, record)
 
 
-def rebuild_engine(engine: Path, folder: Path) -> Path:
+def rebuild_engine(engine: Path, folder: Path, device: int = 0) -> Path:
     """Build an engine again, as its record says and without its gate, into another folder.
 
     The build runs in a process of its own, because that is how the first one came about: with no engine open, no
@@ -250,6 +266,7 @@ def rebuild_engine(engine: Path, folder: Path) -> Path:
     Args:
         engine: The engine; its record names model, calibration table, layers, runtime, batch and workspace.
         folder: Where the new engine goes, under the same name.
+        device: Which GPU builds, where one does.
 
     Returns:
         The new engine file.
@@ -259,7 +276,7 @@ def rebuild_engine(engine: Path, folder: Path) -> Path:
         EnvironmentProblem: The build fails, such as for a model that is gone.
     """
     out = folder.absolute() / engine.name
-    command = [sys.executable, "-m", "edge_dsc.build.engine", str(engine.absolute()), str(out)]
+    command = [sys.executable, "-m", "edge_dsc.build.engine", str(engine.absolute()), str(out), str(device)]
     done = subprocess.run(command, cwd=_PACKAGES, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or ["no word"])[-1]
@@ -271,7 +288,7 @@ def rebuild_engine(engine: Path, folder: Path) -> Path:
     return out
 
 
-def build_again(engine: Path, out: Path) -> BuiltEngine:
+def build_again(engine: Path, out: Path, device: int = 0) -> BuiltEngine:
     """Do what :func:`rebuild_engine` does, in this process.
 
     Raises:
@@ -292,7 +309,10 @@ def build_again(engine: Path, out: Path) -> BuiltEngine:
         workspace_mib=record.workspace_mib,
         layers=engine if record.precision is Precision.MIXED else None,
         tuning=record.tuning,
+        input=record.contract.dtype,
+        decode=NVJPEG_RULE if record.contract.decode == NVJPEG_RULE else None,
         timing_cache=False,  # builds differ by what their builder measured: each measures for itself
+        device=device or None,
     )
     build = _begin(request)
     if build.table_sha256 != record.calibration_sha256:
@@ -311,13 +331,23 @@ def _begin(request: BuildRequest, calibrated: CalibrationRun | None = None) -> B
         request = replace(request, calibration=calibrated.path)
     model = calibrated.model if calibrated is not None else load_model(request.model)
     runtime, chosen = choose_runtime(request.runtime)
+    refuse_on_processor(runtime, ["--device"] if request.device is not None else [])
     path = request.out or default_engine_path(
         request.model, model.contract.architecture, request.precision, runtime
     )
     require_writable(path, ENGINE)
     require_writable(record_path(path), RECORD.name)
-    build = Build(request=request, model=model, runtime=runtime, chosen=chosen, path=path, graph=model.proto)
+    build = Build(
+        request=request,
+        model=model,
+        runtime=runtime,
+        chosen=chosen,
+        path=path,
+        contract=_engine_contract(request, model),
+        graph=model.proto,
+    )
     if request.precision not in _CALIBRATED:
+        _check_dla(request, None)
         return build
     if request.calibration is None:
         raise UsageError(
@@ -326,10 +356,78 @@ def _begin(request: BuildRequest, calibrated: CalibrationRun | None = None) -> B
         )
     table = calibrated.table if calibrated is not None else load_table(request.calibration)
     check_table(table, model, path=request.calibration)
+    _check_dla(request, table)
     if table.implicit:
+        if build.contract.dtype != "uint8":
+            raise UsageError(
+                f"ranges by {table.method} are for a graph without Q/DQ pairs, which takes uint8 pixels",
+                remedy="leave --input out, or calibrate with another --calib-method",
+            )
         runtime.require_calibrators(table.method)
         check_release(table, runtime.availability().version or "")
     return replace(build, table=table, table_sha256=sha256_file(request.calibration))
+
+
+def _engine_contract(request: BuildRequest, model: OnnxModel) -> ModelContract:
+    """Return the model's contract with the decoder and the input that were asked for.
+
+    Raises:
+        UsageError: They do not go with this model or this precision.
+    """
+    contract, precision = model.contract, request.precision
+    if request.decode is not None:
+        if contract.decode != DECODE_RULE:
+            raise UsageError(
+                f"{request.model} is decoded by {contract.decode}, which has one decoder",
+                remedy="leave --decode out",
+            )
+        contract = msgspec.structs.replace(contract, decode=request.decode)
+    accelerated = request.tuning.dla is not None and precision is Precision.FP16
+    wanted = request.input or ("float16" if accelerated else "uint8")
+    if wanted == "uint8":
+        return contract
+    fitting = (Precision.FP16,) if wanted == "float16" else tuple(_CALIBRATED)
+    if precision not in fitting:
+        raise UsageError(
+            f"--input {wanted} is for {' and '.join(kind.value for kind in fitting)}, not {precision.value}",
+            remedy="leave --input out, or choose another --precision",
+        )
+    if wanted == "float16":
+        return contract.with_input(wanted)
+    border = pixel_border(model.proto)
+    if border is None:
+        raise UsageError(
+            f"the first layer of {request.model} is no convolution of raw pixels with a padding of 0 or 1 all round",
+            remedy="leave --input out",
+        )
+    return contract.with_input(wanted, border)
+
+
+def _check_dla(request: BuildRequest, table: CalibrationTable | None) -> None:
+    """Refuse what the Deep Learning Accelerator cannot do.
+
+    It takes no Q/DQ pairs, and of TensorRT's calibrators the entropy one alone. Source: TensorRT documentation,
+    "Working with DLA", and NVIDIA/TensorRT#2222.
+
+    Raises:
+        UsageError: FP32 or mixed precision, several batch sizes, or INT8 by other ranges.
+    """
+    if request.tuning.dla is None:
+        return
+    if request.precision not in (Precision.FP16, Precision.INT8):
+        raise UsageError(
+            f"DLA computes in FP16 and INT8, not {request.precision.value}",
+            remedy="add --fp16, or leave --dla out",
+        )
+    if request.batch.smallest != request.batch.largest:
+        raise UsageError(
+            f"DLA runs one batch size, {request.batch} was asked for", remedy="give one, such as --batch 1"
+        )
+    if table is not None and table.method != DLA_METHOD:
+        raise UsageError(
+            f"DLA takes no Q/DQ pairs: its INT8 needs ranges by {DLA_METHOD}, these are by {table.method}",
+            remedy=f"add --calib-data DIR --calib-method {DLA_METHOD} (TensorRT 8.6 to 10.7), or build with --fp16",
+        )
 
 
 def _find_images(build: Build, calibrated: CalibrationRun | None) -> Build:
@@ -337,6 +435,7 @@ def _find_images(build: Build, calibrated: CalibrationRun | None) -> Build:
     gate = build.request.gate
     if gate is None:
         return build
+    require_decoder(build.contract)
     if calibrated is not None and calibrated.dataset.root == gate.data:
         return replace(build, dataset=calibrated.dataset, split=calibrated.split)
     dataset = discover(gate.data, labels=build.model.contract.labels)
@@ -348,10 +447,17 @@ def _finish(
 ) -> BuiltEngine:
     """Take the steps from the graph to the record."""
     model, precision = build.model.proto, build.request.precision
+    if build.contract != build.model.contract:
+        model = replace_contract(model, build.contract)
     build = replace(
         build,
         graph=graph_in_precision(
-            model, precision, build.table, build.runtime, float_layers=build.float_layers
+            model,
+            precision,
+            build.table,
+            build.runtime,
+            float_layers=build.float_layers,
+            contract=build.contract,
         ),
         wanted=wanted_layers(model, precision, build.float_layers),
     )
@@ -365,6 +471,7 @@ def _finish(
         progress=progress,
         log=log,
         implicit=_implicit(build),
+        device=build.request.device or 0,
     )
     with atomic_path(build.path, ENGINE) as temporary:
         started = time.perf_counter()
@@ -395,6 +502,7 @@ def graph_in_precision(
     runtime: Runtime,
     *,
     float_layers: Collection[str] = (),
+    contract: ModelContract | None = None,
 ) -> ModelProto:
     """Return the ONNX graph that holds the precision: as it is, cast to FP16, or with Q/DQ pairs.
 
@@ -406,16 +514,24 @@ def graph_in_precision(
         table: The calibration table, for INT8 and mixed.
         runtime: Decides between signed and unsigned activations, and whether FP16 surrounds INT8.
         float_layers: For INT8 and mixed: layers that stay in floating point, beside the last one.
+        contract: The contract of the engine, where its input is not the model's.
 
     Raises:
-        UsageError: There is no such layer.
+        UsageError: There is no such layer, or INT8 pixels are asked for and no layer is in INT8.
     """
     if precision is Precision.FP32:
         return model
+    dtype = contract.dtype if contract is not None else "uint8"
     if precision is Precision.FP16:
-        return cast_to_fp16(model)
+        half_model = cast_to_fp16(model)
+        return take_half_pixels(half_model, contract) if contract and dtype == "float16" else half_model
     half = runtime.rest_in_half()
     if not _integer_layers(model, float_layers):
+        if dtype == "int8":
+            raise UsageError(
+                "no layer of this mixed engine runs in INT8: it takes uint8 pixels",
+                remedy="leave --input out",
+            )
         return cast_to_fp16(model) if runtime.float_precision is Precision.FP16 else model
     assert table is not None, "an INT8 build has a table: its second step saw to it"
     if table.implicit and precision is Precision.INT8:
@@ -423,6 +539,8 @@ def graph_in_precision(
     graph: ModelProto = quantize(
         model, table, signed_activations=runtime.signed_activations, float_layers=tuple(float_layers)
     )
+    if contract and dtype == "int8":
+        graph = take_int8_pixels(graph, contract)
     return put_rest_in_half(graph) if half else graph
 
 
@@ -473,6 +591,11 @@ def build_command(build: Build) -> str:
     elif request.precision is Precision.MIXED:
         words += ["--validate", "DIR"]  # the command line builds no mixed engine unjudged
     words += ["--workspace", str(request.workspace_mib), *_tuning_words(request.tuning)]
+    words += ["--input", build.contract.dtype] if build.contract.dtype != "uint8" else []
+    words += [
+        word for name, rule in DECODERS.items() if rule == request.decode for word in ("--decode", name)
+    ]
+    words += ["--device", str(request.device)] if request.device else []
     return shlex.join([*words, "--out", str(build.path)])
 
 
@@ -499,7 +622,7 @@ def _record(build: Build, result: BuildResult, engine: Path, seconds: float) -> 
         platform=dict(result.platform),
         precision=request.precision,
         batch=request.batch,
-        contract=build.model.contract,
+        contract=build.contract,
         onnx=os.path.relpath(request.model, folder),
         onnx_sha256=build.model.sha256,
         calibration=None if table is None else os.path.relpath(table, folder),
@@ -509,6 +632,7 @@ def _record(build: Build, result: BuildResult, engine: Path, seconds: float) -> 
         layers=dict(result.layers),
         layers_source=result.layers_source,
         layer_types=dict(result.layer_types),
+        gpu_layers=result.gpu_layers,
         build_seconds=round(seconds, 3),
         build_command=build_command(build),
         edge_dsc=__version__,
@@ -530,6 +654,6 @@ def _origins(build: Build) -> list[str]:
 
 if __name__ == "__main__":  # the process that rebuild_engine starts
     try:
-        build_again(Path(sys.argv[1]), Path(sys.argv[2]))
+        build_again(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))
     except EdgeDscError as error:
         sys.exit(str(error))

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from calibration.table import DEFAULT_METHOD
 from edge_dsc.data.purposes import images_to_judge
 from edge_dsc.evaluate.evaluation import evaluate_runner, format_validation
@@ -14,7 +16,7 @@ from engines.files import canonical_json, sha256_bytes
 from engines.images import usable_processors
 from engines.ort import open_reference
 from engines.record import EngineRecord, Precision, Validation
-from engines.runtimes import Progress, Runner
+from engines.runtimes import Progress, Runner, RunnerOptions
 
 if TYPE_CHECKING:
     from edge_dsc.build.engine import Build
@@ -68,7 +70,9 @@ def run_gate(
     assert gate is not None and dataset is not None, "a build with a gate has its images"
     calibrated = {image.sha256 for image in build.table.images} if build.table is not None else set()
     judging = images_to_judge(dataset, build.split, calibrated | build.searched)
-    with open_reference(build.model.proto, record.renamed("FP32")) as reference:
+    # FP32 answers what the model's own contract makes of the files, whatever input the engine takes.
+    plain = msgspec.structs.replace(record, engine="FP32", contract=build.model.contract)
+    with open_reference(build.model.proto, plain) as reference:
         runner, answered_by = _open_runner(build, engine, record)
         with runner:
             result = evaluate_runner(
@@ -103,7 +107,8 @@ def _open_runner(build: Build, engine: Path, record: EngineRecord) -> tuple[Runn
     """Open what answers for the engine, and say in one line what that is."""
     reason = build.runtime.availability().no_run
     if reason is None:
-        runner = build.runtime.open_runner(engine, record)
+        options = RunnerOptions(device=build.request.device or 0)
+        runner = build.runtime.open_runner(engine, record, options)
         return runner, f"the engine on {record.runtime} {record.runtime_version}"
     if build.table is not None and build.table.implicit:
         raise EnvironmentProblem(

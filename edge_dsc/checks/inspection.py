@@ -13,10 +13,18 @@ import msgspec
 
 from calibration.table import CalibrationTable
 from edge_dsc.evaluate.evaluation import format_validation
+from engines.contract import NVJPEG_RULE
 from engines.errors import ArtefactError, BadInputError, EnvironmentProblem, UsageError
 from engines.files import read_regular, sha256_file
 from engines.record import RECORD, EngineRecord, Precision, load_record, record_path
-from engines.runtimes import LAYER_RUNS, RUNTIME_NAMES, EngineLayer, Progress, get_runtime
+from engines.runtimes import (
+    LAYER_RUNS,
+    RUNTIME_NAMES,
+    EngineLayer,
+    Progress,
+    get_runtime,
+    refuse_on_processor,
+)
 from engines.text_table import align_rows, printable
 
 _OUR_KIND = re.compile("edge-dsc/[a-z-]{1,64}")
@@ -130,11 +138,12 @@ def format_networks(found: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def inspect_layers(path: Path) -> dict[str, Any]:
+def inspect_layers(path: Path, device: int | None = None) -> dict[str, Any]:
     """Run an engine's smallest batch and say which layers it has, how each is computed and how long it takes.
 
     Args:
         path: The engine; where it cannot run, its record gives the names and precisions of its layers.
+        device: Which GPU; None takes the first. Where one is named, an engine that cannot run there is refused.
 
     Returns:
         JSON-ready values: ``layers``, and in ``not_timed`` why they have no times.
@@ -142,15 +151,20 @@ def inspect_layers(path: Path) -> dict[str, Any]:
     Raises:
         BadInputError: Nothing is there, or it is no file of ours.
         ArtefactError: The engine is not what its record says.
-        UsageError: It is no engine.
+        EnvironmentProblem: A GPU is named, and the engine cannot run on it.
+        UsageError: It is no engine, or a GPU is named for one that runs on the processor.
     """
     if not (path.is_file() and record_path(path).is_file()):
         what = inspect_path(path)["what"]
         raise UsageError(f"--layers wants an engine; {path} is: {what}", remedy="name an .engine file")
     record, why = load_record(path), None
+    runtime = get_runtime(record.runtime)
+    refuse_on_processor(runtime, ["--device"] if device is not None else [], path)
     try:
-        layers, _ = get_runtime(record.runtime).inspect_layers(path, record)
+        layers, _ = runtime.inspect_layers(path, record, device or 0)
     except (ArtefactError, EnvironmentProblem) as error:  # the engine is sound, but not for this machine
+        if device is not None:
+            raise
         layers = tuple(EngineLayer(name=name, precision=kind) for name, kind in record.layer_types.items())
         why = f"they are those of its record, because {error.what}"
     total = sum(layer.microseconds or 0.0 for layer in layers)
@@ -279,6 +293,7 @@ def _document_readers() -> dict[str, Callable[[Path], object]]:
     from edge_dsc.study.findings import REPORT
     from edge_dsc.study.trainings import ANSWERS, STUDY
     from edge_dsc.training.run_folder import METRICS, TRAINING_RECORD
+    from engines.trt.cache import MEMORY
 
     return {
         ADOPTION.name: ADOPTION.load,
@@ -287,6 +302,7 @@ def _document_readers() -> dict[str, Callable[[Path], object]]:
         "edge-dsc/split": load_split,
         EVALUATION.name: EVALUATION.load,
         **{kind.name: kind.load for kind in (STUDY, ANSWERS, REPORT)},
+        MEMORY.name: MEMORY.load,
         METRICS.name: METRICS.load,
         SELFTEST.name: SELFTEST.load,
         TABLE.name: load_table,
@@ -314,12 +330,25 @@ def format_record(record: EngineRecord) -> str:
         f" {record.runtime} {record.runtime_version}, batch {record.batch}, built in {record.build_seconds:.2f} s",
         f"  layers with weights: {layers} ({record.layers_source})",
         *_layer_lines(record),
+        *_place_lines(record),
         *(f"  note: {note}" for note in record.notes),
     ]
     if record.validation is not None:
         text = format_validation(record.validation, precision=record.precision.value)
         lines += [f"  {line}" for line in text.splitlines()]
     return "\n".join(map(printable, lines))
+
+
+def _place_lines(record: EngineRecord) -> list[str]:
+    """Say what goes into an engine where that is not grey uint8, and what runs on the Deep Learning Accelerator."""
+    contract, core = record.contract, record.tuning.dla
+    sides = ", ".join(map(str, contract.input_shape))
+    lines = [f"  takes {contract.dtype} [N, {sides}]"] if contract.dtype != "uint8" else []
+    if contract.decode == NVJPEG_RULE:
+        lines.append(f"  JPEGs decoded by nvJPEG ({contract.decode})")
+    if core is not None:
+        lines.append(f"  DLA core {core}, on the GPU: {', '.join(record.gpu_layers) or 'nothing'}")
+    return lines
 
 
 def _layer_lines(record: EngineRecord) -> list[str]:

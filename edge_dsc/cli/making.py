@@ -13,6 +13,7 @@ from edge_dsc.cli.console import give, give_json, progress_bar, say
 from edge_dsc.cli.options import (
     MAX_IMAGES,
     MAX_SEED,
+    Device,
     Json,
     Out,
     Seed,
@@ -26,6 +27,7 @@ from engines.errors import UsageError
 from engines.text_table import printable
 
 if TYPE_CHECKING:
+    from edge_dsc.build.engine import BuiltEngine
     from edge_dsc.build.gate import GateOptions
     from edge_dsc.build.qat import QatOptions
     from edge_dsc.training import TrainOptions
@@ -44,6 +46,24 @@ class Gives(str, enum.Enum):
 
     LOGITS = "logits"
     PROBABILITIES = "probabilities"
+
+
+# Those of edge_dsc.networks.NAMES, for the shell to complete; any other network is a file or a function.
+NETWORKS = (
+    "dsc",
+    "cnn",
+    "resnet50v2",
+    "inceptionv3",
+    "inceptionresnetv2",
+    "xception",
+    "mobilenetv2",
+    "vgg19",
+    "densenet121",
+)
+
+
+def _complete_network(incomplete: str) -> list[str]:
+    return [name for name in NETWORKS if name.startswith(incomplete)]
 
 
 class RecipeName(str, enum.Enum):
@@ -84,6 +104,21 @@ class Backend(str, enum.Enum):
     TENSORRT_RTX = "tensorrt-rtx"
 
 
+class InputType(str, enum.Enum):
+    """What an engine takes; the values of a contract's dtype."""
+
+    UINT8 = "uint8"
+    INT8 = "int8"
+    FLOAT16 = "float16"
+
+
+class DecoderName(str, enum.Enum):
+    """The names of engines.contract.DECODERS."""
+
+    OPENCV = "opencv"
+    NVJPEG = "nvjpeg"
+
+
 class Int8Backend(str, enum.Enum):
     """The runtimes that run INT8 graphs."""
 
@@ -114,6 +149,7 @@ def train(
         typer.Option(
             "--arch",
             metavar="NETWORK",
+            autocompletion=_complete_network,
             help="A name that edge-dsc networks lists, FILE.keras, or a function: module:function, FILE.py:function.",
         ),
     ] = "dsc",
@@ -427,6 +463,7 @@ def calibrate(
             show_default=False,
         ),
     ] = None,
+    device: Device = None,
     out: Out = None,
     json: Json = False,
 ) -> None:
@@ -440,6 +477,11 @@ def calibrate(
 
     if calib_data is None:
         raise UsageError("calibration needs real images", remedy="add --calib-data DIR")
+    if device is not None and not calib_method.value.startswith("tensorrt-"):
+        raise UsageError(
+            f"ranges by {calib_method.value} are found on the processor: --device is for a GPU",
+            remedy="leave --device out",
+        )
     request = CalibrationRequest(
         model=model_of(model),
         data=calib_data,
@@ -448,6 +490,7 @@ def calibrate(
         seed=seed,
         out=out,
         trt_release=trt_cache,
+        device=device or 0,
     )
     with progress_bar() as progress:
         made = run_calibration(request, progress)
@@ -530,6 +573,32 @@ def build_engine(
             "--hardware-compatible", help="TensorRT: it runs on all GPUs from 8.0 on; not on Jetson."
         ),
     ] = False,
+    dla: Annotated[
+        Optional[int],
+        typer.Option(
+            "--dla",
+            min=0,
+            max=15,
+            help="TensorRT on a Jetson: run on this core of the Deep Learning Accelerator what it can; one batch size.",
+            show_default=False,
+        ),
+    ] = None,
+    input_type: Annotated[
+        Optional[InputType],
+        typer.Option(
+            "--input",
+            help="What the engine takes: int8 for --int8, float16 for --fp16: nothing in front of the first layer.",
+            show_default=False,
+        ),
+    ] = None,
+    decode: Annotated[
+        Optional[DecoderName],
+        typer.Option(
+            "--decode",
+            help="nvjpeg: JPEGs are decoded on the GPU, with pixels of its own.",
+            show_default=False,
+        ),
+    ] = None,
     verbose: Annotated[bool, typer.Option("--verbose", help="TensorRT: print its log.")] = False,
     timing_cache: Annotated[
         bool, typer.Option(help="TensorRT: keep the timings of kernels beside the engine for the next build.")
@@ -553,6 +622,7 @@ def build_engine(
             show_default=False,
         ),
     ] = None,
+    device: Device = None,
     out: Out = None,
     json: Json = False,
 ) -> None:
@@ -560,9 +630,8 @@ def build_engine(
     from edge_dsc.build.calibrate import CALIBRATION_NAME, CalibrationRequest, run_calibration
     from edge_dsc.build.engine import BuildRequest
     from edge_dsc.build.engine import build_engine as build
-    from edge_dsc.checks.inspection import format_record
-    from edge_dsc.cli.console import give, give_json, progress_bar, say
     from edge_dsc.cli.options import parse_batch, parse_gate, parse_precision
+    from engines.contract import DECODERS
     from engines.record import Precision, Tuning
 
     path = model_of(model)
@@ -581,6 +650,7 @@ def build_engine(
                 images=calib_images,
                 seed=seed,
                 runtime=backend.value,
+                device=device or 0,
             )
             made = run_calibration(request, progress)
         elif calibrated and calibration is None and (path.parent / CALIBRATION_NAME).is_file():
@@ -602,13 +672,23 @@ def build_engine(
                     max_aux_streams=max_aux_streams,
                     version_compatible=version_compatible,
                     hardware_compatible=hardware_compatible,
+                    dla=dla,
                 ),
                 timing_cache=timing_cache,
+                input=input_type and input_type.value,
+                decode=decode and DECODERS[decode.value],
+                device=device,
             ),
             progress,
             calibrated=made,
             log=say if verbose else None,
         )
+    _give_engine(built, json=json)
+
+
+def _give_engine(built: BuiltEngine, *, json: bool) -> None:
+    from edge_dsc.checks.inspection import format_record
+
     say(f"runtime: {built.chosen}")
     if json:
         give_json("edge-dsc/build-engine-result", {"path": str(built.path), "record": built.record})
@@ -660,6 +740,7 @@ def debug(
         int, typer.Option("--images", min=1, max=MAX_IMAGES, help="Images to look at, equal by class.")
     ] = 128,
     seed: Annotated[int, typer.Option("--seed", min=0, max=MAX_SEED, help="Seed of the images' draw.")] = 1,
+    device: Device = None,
     out: Out = None,
     json: Json = False,
 ) -> None:
@@ -676,10 +757,11 @@ def debug(
         images=images,
         seed=seed,
         out=out,
+        device=device,
     )
     with progress_bar() as progress:
         found = examine(request, progress)
     if json:
-        give_json("edge-dsc/debug-result", found.to_dict(), schema_version=2)
+        give_json("edge-dsc/debug-result", found.to_dict(), schema_version=3)
     else:
         give(format_debugged(found))

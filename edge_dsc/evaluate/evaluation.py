@@ -20,8 +20,9 @@ from edge_dsc.evaluate.metrics import Metrics, classification_metrics
 from edge_dsc.infer.classify import Answer, classify_files
 from engines.errors import BadInputError, NotComparableError, UsageError
 from engines.files import DocumentKind
+from engines.images import require_decoder
 from engines.record import Agreement, Change, Validation, peek_record
-from engines.runtimes import Progress, Runner, open_engine
+from engines.runtimes import DEFAULT_OPTIONS, Progress, Runner, RunnerOptions, open_engine
 from engines.text_table import align_rows, printable
 
 SHOWN_FLIPS = 20
@@ -38,6 +39,7 @@ class EvaluationRequest:
         parts: Parts of the split that stands beside the engine (``evaluation``, ``test``, ...); empty
             takes every image.
         threads: Decoding threads.
+        running: How engines of a GPU run, both of them.
     """
 
     engine: Path
@@ -45,6 +47,7 @@ class EvaluationRequest:
     reference: Path | None = None
     parts: Sequence[str] = ()
     threads: int = 1
+    running: RunnerOptions = DEFAULT_OPTIONS
 
 
 class Evaluation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -80,10 +83,10 @@ def evaluate(request: EvaluationRequest, progress: Progress | None = None) -> Ev
     labels = peek_record(request.engine).contract.labels
     samples = labelled_samples(request.data, request.engine.parent / SPLIT_FILE, request.parts, labels=labels)
     with contextlib.ExitStack() as stack:
-        runner = stack.enter_context(open_engine(request.engine))
+        runner = stack.enter_context(open_engine(request.engine, options=request.running))
         other = None
         if request.reference is not None:
-            other = stack.enter_context(open_engine(request.reference))
+            other = stack.enter_context(open_engine(request.reference, options=request.running))
         return evaluate_runner(
             runner, request.data, samples, reference=other, threads=request.threads, progress=progress
         )
@@ -100,6 +103,9 @@ def evaluate_runner(
 ) -> Evaluation:
     """Evaluate a loaded engine on samples of a folder; see :func:`evaluate`."""
     labels = _common_classes(runner, reference, samples)
+    for each in (runner, reference):
+        if each is not None:
+            require_decoder(each.record.contract)
     paths = [data / sample.path for sample in samples]
     others = None if reference is None else _answer_all(paths, reference, threads, progress)
     answers = _answer_all(paths, runner, threads, progress)

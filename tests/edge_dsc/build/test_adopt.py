@@ -21,8 +21,8 @@ from edge_dsc.build import adopt
 from edge_dsc.build.adopt import ADOPTION, AdoptRequest, adopt_model
 from edge_dsc.build.conform import Normalisation
 from edge_dsc.build.engine import BuildRequest, build_engine
+from edge_dsc.checks.inspection import inspect_path
 from edge_dsc.infer.inference import InferRequest, infer_source
-from edge_dsc.inspection import inspect_path
 from edge_dsc.networks import load_keras, save_network
 from engines.errors import AccuracyGateError, BadInputError, UsageError
 from engines.files import sha256_file
@@ -161,13 +161,23 @@ def test_labelled_images_judge_it(tmp_path: Path, textures: Path) -> None:
 
 def test_pixels_on_another_scale_are_pointed_out(tmp_path: Path) -> None:
     source, out = written(tmp_path, MODELS["grey"]()), tmp_path / "out"
-    text = adopt_model(request(source, out, normalisation=Normalisation(), size=(64, 64))).text()
-    assert "it is fed pixels 0..255: name --scale, --mean and --std if it was trained on others" in text
+
+    def text(scale: float) -> str:
+        normalisation = Normalisation(scale=scale)
+        return adopt_model(request(source, out, normalisation=normalisation, size=(64, 64))).text()
+
+    bare = text(1)
+    assert "it is fed pixels 0..255: name --scale, --mean and --std if it was trained on others" in bare
     assert (
-        "every answer is 0 or 1 to four digits, as of pixels on another scale than it was trained on" in text
+        "  every answer is 0 or 1 to four digits, so that comparing them says little: is --scale right?"
+        in bare
     )
-    again = adopt_model(request(source, out, normalisation=INSIDE, size=(64, 64))).text()
-    assert "0..255" not in again and "four digits" not in again
+    dark = text(1e-6)
+    assert (
+        "the answers are the same for all images to four digits, so that comparing them says little" in dark
+    )
+    right = text(1 / 255)
+    assert "0..255" not in right and "four digits" not in right
 
 
 def test_a_model_that_answers_differently_is_not_written(
@@ -226,6 +236,13 @@ def with_branch(model: onnx.ModelProto) -> None:
     )
 
 
+def with_room(model: onnx.ModelProto) -> None:
+    """A graph of a few bytes that asks for 64 GiB."""
+    for name, value in (("room", np.array([1 << 34])), ("one", np.ones(1, np.float32))):
+        model.graph.initializer.append(numpy_helper.from_array(value, name))
+    model.graph.node.append(helper.make_node("Expand", ["one", "room"], ["/room/Expand_output_0"]))
+
+
 @pytest.mark.parametrize(
     ("data", "message", "remedy"),
     [
@@ -249,6 +266,7 @@ def with_branch(model: onnx.ModelProto) -> None:
             "opset 13 to 20",
         ),
         (changed(renamed("Gelu", "com.microsoft")), "inference: Gelu of com.microsoft", "opset 13 to 20"),
+        (changed(with_room), "computes /room/Expand_output_0 of 17179869184 numbers", "opset 13 to 20"),
         (changed(with_branch), r"has a graph inside its node choice \(If\)", "without loops"),
         (
             changed(lambda m: m.graph.input.append(helper.make_tensor_value_info("age", 1, [1]))),
@@ -289,7 +307,11 @@ def test_a_missing_file_and_one_of_ours_are_refused(tmp_path: Path, deployed_mod
             UsageError,
             "--mean has 2 numbers, the network 3 channels",
         ),
-        ({"gives": "probabilities"}, BadInputError, "adds up to .* for an image: no probabilities"),
+        (
+            {"gives": "probabilities"},
+            BadInputError,
+            "what the network gives for an image, .*, adds up to .*: no probabilities",
+        ),
     ],
 )
 def test_what_does_not_fit_the_network_is_refused(
@@ -332,6 +354,29 @@ def test_what_the_outputs_mean_is_asked_where_the_graph_does_not_say(tmp_path: P
     made = adopt_model(request(shares, tmp_path / "out", normalisation=INSIDE, gives="probabilities"))
     assert made.record.gives == "probabilities"
     assert [node.op_type for node in made.model.proto.graph.node][-1] == "Div"
+
+
+@pytest.mark.parametrize("end", ["Sigmoid", "Identity"])
+def test_one_answer_is_the_probability_of_the_second_class(end: str, tmp_path: Path) -> None:
+    net = Exporter(0)
+    x = net.add("GlobalAveragePool", "pool", net.conv("input", "conv", 3, 1, 3, bias=False))
+    x = net.add(end, "end", net.add("Flatten", "flat", x))
+    path = written(tmp_path, net.model(x, [1, 3, 64, 64], [1, 1]))
+    made = adopt_model(request(path, tmp_path / "out", labels=("normal", "pneumonia")))
+    assert made.record.gives == ("probabilities" if end == "Sigmoid" else "logits")
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 1), dtype=np.uint8)
+    planes = IMAGENET.apply(pixels, 3).transpose(0, 3, 1, 2)
+    session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
+    second = np.concatenate([session.run(None, {"input": planes[n : n + 1]})[0] for n in range(2)])
+    second = second if end == "Sigmoid" else 1 / (1 + np.exp(-second))
+    deployed = onnxruntime.InferenceSession(
+        made.model.proto.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    answers = deployed.run(None, {"image": pixels})[0]
+    np.testing.assert_allclose(answers, np.concatenate([1 - second, second], axis=1), atol=1e-6)
+    with pytest.raises(BadInputError, match="the network has 1 output, and there are 3 labels") as caught:
+        adopt_model(request(path, tmp_path / "out"))
+    assert caught.value.remedy == "name two labels, the one that it answers last"
 
 
 @pytest.mark.parametrize("there", ["training.json", "model.onnx"])

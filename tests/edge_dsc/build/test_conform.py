@@ -12,14 +12,16 @@ import pytest
 from foreign_models import CLASSES, MEAN, MODELS, SIDE, STD, Exporter
 from onnx import TensorProto, helper
 
+from calibration.rewrites import center_pixels
 from edge_dsc.build.conform import Normalisation, deploy_any, describe_source
 from engines.contract import ModelContract
 from engines.errors import BadInputError
 from engines.graph import contract_of, parse_model, seal_model
 
 LABELS = ("a", "b", "c")
+IMAGENET = Normalisation(scale=1 / 255, mean=MEAN, std=STD)
 NORMALISATIONS = {
-    "residual": Normalisation(scale=1 / 255, mean=MEAN, std=STD),
+    "residual": IMAGENET,
     "mobile": Normalisation(scale=1 / 255),  # the rest is inside
     "grey": Normalisation(scale=1 / 127.5, mean=(1.0,)),
 }
@@ -69,6 +71,23 @@ def test_the_answers_are_those_of_the_original(name: str, colour: bool) -> None:
     expected = expected if name == "mobile" else softmax(expected)
     np.testing.assert_allclose(run(deployed.proto, pixels), expected, rtol=0, atol=1e-6)
     np.testing.assert_allclose(run(deployed.proto, pixels[:1]), expected[:1], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("colour", [False, True])
+def test_centred_for_int8_the_constant_plane_is_zero_inside_the_picture(colour: bool) -> None:
+    deployed = deploy_any(MODELS["residual"](), contract(colour=colour), IMAGENET).proto
+    centred = center_pixels(deployed)
+    (stem,) = (node for node in centred.graph.node if node.name == "/conv1/Conv")
+    taken = stem.input[0]
+    centred.graph.output.append(helper.make_tensor_value_info(taken, TensorProto.FLOAT, None))
+    pixels = pixels_for(contract(colour=colour))
+    session = onnxruntime.InferenceSession(centred.SerializeToString(), providers=["CPUExecutionProvider"])
+    answers, values = session.run(None, {"image": pixels})
+    plane = np.full((SIDE + 6, SIDE + 6), -128, np.float32)
+    plane[3:-3, 3:-3] = 0
+    np.testing.assert_array_equal(values[:, -1], np.broadcast_to(plane, (4, *plane.shape)))
+    np.testing.assert_array_equal(values[:, :-1, 3:-3, 3:-3], pixels.transpose(0, 3, 1, 2) - np.float32(128))
+    np.testing.assert_allclose(answers, run(deployed, pixels), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", MODELS)
