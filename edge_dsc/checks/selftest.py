@@ -566,7 +566,14 @@ class _Ways:
         """As ``bench --offline`` has it: the next batch is submitted before the one before it is collected."""
         with open_engine(self.engine, options=self.running) as runner:
             self._on_a_gpu(runner, "batches in flight")
-        plan = Plan(iterations=10, rounds=2, openings=1, warmup_seconds=0.1, lead_in=1)
+        plan = Plan(
+            iterations=6,
+            rounds=2,
+            openings=1,
+            warmup_seconds=0.1,
+            warmup_limit_seconds=0.2,
+            lead_in=1,
+        )
         rates: dict[int, dict[int, float]] = {}
         for slots in (1, 2):
             options = BenchOptions(offline=_PILE, control=False, running=replace(self.running, slots=slots))

@@ -36,6 +36,7 @@ from engines.contract import ModelContract
 from engines.errors import ArtefactError, EnvironmentProblem, UsageError
 from engines.graph import load_model
 from engines.trt import cuda as cuda_driver
+from engines.trt.cuda import bound_device
 
 SURFACE = json.loads((Path(__file__).parents[1] / "engines" / "tensorrt_api.json").read_text())
 UNTIL_10 = list(range(6))  # 8.6.1 to 10.16
@@ -133,8 +134,9 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[DoubleCuda]:
 
 
 @pytest.fixture
-def trt(cuda: DoubleCuda) -> DoubleTensorRt:
-    return DoubleTensorRt("8.6", cuda)
+def trt(cuda: DoubleCuda) -> Iterator[DoubleTensorRt]:
+    with bound_device(1):  # as a build has it: batches go where the builder works
+        yield DoubleTensorRt("8.6", cuda)
 
 
 @pytest.fixture

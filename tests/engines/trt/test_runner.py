@@ -852,3 +852,11 @@ def test_one_context_serves_every_size(
             np.testing.assert_array_equal(runner.run(batch), plain.run(None, {"image": batch})[0])
             assert len(cuda.graphs) <= 1
     assert cuda.idle
+
+
+@pytest.mark.parametrize("release", ["10.3", "11.4", "rtx"], indirect=True)
+def test_from_10_on_profiles_are_shared_unasked(open_runner: Open, plan: bytes) -> None:
+    """The preview feature is of 8.6 and always on since 10.0 (NvInfer.h 10.3 line 8602)."""
+    assert b'"shared": false' in plan
+    with open_runner(slots=2) as runner:
+        assert (runner.slots, runner.description["slots"]) == (2, "2")
