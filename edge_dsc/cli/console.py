@@ -237,11 +237,7 @@ def _summary(board: Board) -> str:
     failed = board.count("failed")
     words = f"{board.count('done')} of {len(board.standings)} trainings done"
     words += f", {failed} failed" if failed else ""
-    return (
-        words
-        if board.seconds_left is None
-        else f"{words}, about {clock(board.seconds_left)} of training left"
-    )
+    return words if not board.seconds_left else f"{words}, about {clock(board.seconds_left)} of training left"
 
 
 class _PlainBoard:

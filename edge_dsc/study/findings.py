@@ -562,7 +562,7 @@ def _summary(report: StudyReport) -> str:
     plan = report.plan
     return (
         f"{plan.images:,} images of {plan.patients:,} patients, classes {', '.join(plan.labels)}. "
-        + ("" if plan.epochs is None else f"{plan.epochs} epochs instead of the recipe's. ")
+        + ("" if plan.epochs is None else f"--epochs {plan.epochs} instead of the recipe's. ")
         + "Every figure is of images that neither trained nor chose the network that they judge."
     )
 
