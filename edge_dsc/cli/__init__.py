@@ -49,6 +49,9 @@ COMMANDS = {
         "looking:selftest", "Try everything on this machine, and keep what was seen in one folder"
     ),
     "demo": Command("looking:demo", "Walk the whole line on procedural chest phantoms"),
+    "study": Command(
+        "looking:study", "Compare networks over many trainings, as the paper does, and end in a verdict"
+    ),
 }
 DESCRIPTION = """\
 Train, calibrate, build and measure small X-ray classifiers for NVIDIA Jetson.

@@ -471,8 +471,8 @@ def calibrate(
     from msgspec import to_builtins
 
     from edge_dsc.build.calibrate import CalibrationRequest, run_calibration
+    from edge_dsc.checks.inspection import describe_table
     from edge_dsc.cli.console import give, give_json, progress_bar
-    from edge_dsc.inspection import describe_table
     from engines.errors import UsageError
 
     if calib_data is None:
@@ -687,7 +687,7 @@ def build_engine(
 
 
 def _give_engine(built: BuiltEngine, *, json: bool) -> None:
-    from edge_dsc.inspection import format_record
+    from edge_dsc.checks.inspection import format_record
 
     say(f"runtime: {built.chosen}")
     if json:

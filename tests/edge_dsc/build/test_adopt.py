@@ -21,8 +21,8 @@ from edge_dsc.build import adopt
 from edge_dsc.build.adopt import ADOPTION, AdoptRequest, adopt_model
 from edge_dsc.build.conform import Normalisation
 from edge_dsc.build.engine import BuildRequest, build_engine
+from edge_dsc.checks.inspection import inspect_path
 from edge_dsc.infer.inference import InferRequest, infer_source
-from edge_dsc.inspection import inspect_path
 from edge_dsc.networks import load_keras, save_network
 from engines.errors import AccuracyGateError, BadInputError, UsageError
 from engines.files import sha256_file
