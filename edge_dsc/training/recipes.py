@@ -27,6 +27,7 @@ class Recipe:
         dense_start: Whether that layer starts with all units alive: kernel N(0, 0.004), bias 0.5.
         class_weights: Whether rare classes weigh more, so that all classes weigh the same in sum.
         label_smoothing: Share of the target spread over all classes.
+        temperature: Of a teacher's answers, and of those that are held against them; 1 without a teacher.
         convolution_start: Whether convolutions without BatchNorm start with outputs of mean 0, deviation 1.
         flip: Whether half of the images are mirrored left to right.
         rotation: Largest rotation, degrees, either way.
@@ -49,6 +50,7 @@ class Recipe:
     rotation: float
     zoom: float
     shift: float = 0.0
+    temperature: float = 1.0
 
 
 _DEFAULT = Recipe(

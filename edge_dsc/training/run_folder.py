@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_dsc.evaluate.metrics import Metrics
+from edge_dsc.networks.separable import Separation
 from engines.contract import Count, Labels, PathName, Seconds, Seed, Sha256, Text
 from engines.errors import ArtefactError
 from engines.files import DocumentKind, sha256_file, write_bytes
@@ -50,7 +51,8 @@ class TrainingRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         versions: Package versions.
         created: UTC time, ISO 8601.
         edge_dsc: Version of edge-dsc.
-        parent_sha256: Hash of the ``model.keras`` that was trained further, for quantisation-aware fine-tuning.
+        parent_sha256: Hash of the ``model.keras`` that this one was made of: fine-tuned for INT8, or separated.
+        separation: For a separable twin, what became of every convolution.
     """
 
     architecture: PathName
@@ -69,6 +71,7 @@ class TrainingRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     created: Text
     edge_dsc: Text
     parent_sha256: Sha256 | None = None
+    separation: Separation | None = None
 
 
 def _from_version_1(body: dict[str, Any]) -> dict[str, Any]:
@@ -76,14 +79,19 @@ def _from_version_1(body: dict[str, Any]) -> dict[str, Any]:
     return {"parent_sha256": None, **body}
 
 
+def _from_version_2(body: dict[str, Any]) -> dict[str, Any]:
+    """Before version 3 no run was a separable twin."""
+    return {"separation": None, **body}
+
+
 TRAINING_RECORD = DocumentKind(
     name="edge-dsc/training-record",
-    version=2,
+    version=3,
     body=TrainingRecord,
     renew=_TRAIN_AGAIN,
     seal="record_sha256",
     sealed_from=2,
-    older={1: _from_version_1},
+    older={1: _from_version_1, 2: _from_version_2},
 )
 
 

@@ -17,9 +17,11 @@ from numpy.typing import NDArray
 from edge_dsc import __version__
 from edge_dsc.data.discover import Dataset
 from edge_dsc.data.loading import LoadedImages, load_dataset
+from edge_dsc.data.purposes import images_to_train
 from edge_dsc.data.split import SPLIT_FILE, Split, save_split, split_dataset
 from edge_dsc.evaluate.metrics import Metrics, classification_metrics
 from edge_dsc.networks import build_network, feature_extractor_parameters, save_network
+from edge_dsc.networks.separable import Separation
 from edge_dsc.page.figures import draw_confusion, draw_curves
 from edge_dsc.training.batches import Batches, class_weights
 from edge_dsc.training.fit import (
@@ -44,7 +46,7 @@ from edge_dsc.training.run_folder import (
     package_versions,
     save_training_record,
 )
-from engines.errors import ArtefactError, UsageError
+from engines.errors import ArtefactError, BadInputError, UsageError
 from engines.files import KERAS_MODEL, atomic_path, require_writable, sha256_file
 from engines.runtimes import Progress
 
@@ -80,7 +82,8 @@ class Fitted:
         interrupted: Whether the user ended it early; then ``state.npz`` stays.
         seconds: Time of training.
         deployed: What to write as ``model.keras`` instead of ``model``.
-        parent_sha256: Hash of the ``model.keras`` that was trained further.
+        parent_sha256: Hash of the ``model.keras`` that this one was made of.
+        separation: For a separable twin, what became of every convolution.
     """
 
     model: Model
@@ -90,6 +93,7 @@ class Fitted:
     seconds: float
     deployed: Model | None = None
     parent_sha256: str | None = None
+    separation: Separation | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,6 +188,24 @@ def check_folder(options: TrainOptions) -> None:
         )
 
 
+def read_run_images(data: Path, split: Split, *, run: Path, reading: Progress | None) -> RunImages:
+    """Read the images of a run's own split, found by their content wherever they lie below a folder.
+
+    Raises:
+        BadInputError: Not all of them are there, or one can no longer be read.
+    """
+    dataset, loaded = load_dataset(data, progress=reading)
+    here = images_to_train(dataset, split, run=run)
+    wanted = {sample.path for samples in here.parts.values() for sample in samples}
+    for path, reason in loaded.skipped:
+        if path in wanted:
+            raise BadInputError(
+                f"{path} can no longer be read: {reason}",
+                remedy="restore the images that the run was trained on",
+            )
+    return RunImages(split=split, pixels=pixels_by_part(loaded, here, dataset), skipped=())
+
+
 def pixels_by_part(
     loaded: LoadedImages, split: Split, found: Dataset
 ) -> dict[str, tuple[NDArray[np.uint8], NDArray[np.int64]]]:
@@ -243,6 +265,7 @@ def finish_run(options: TrainOptions, images: RunImages, fitted: Fitted) -> Trai
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         edge_dsc=__version__,
         parent_sha256=fitted.parent_sha256,
+        separation=fitted.separation,
     )
     save_training_record(out, record)
     if not fitted.interrupted:
