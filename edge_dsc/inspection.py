@@ -1,4 +1,4 @@
-"""``inspect``: what any file of ours is and says."""
+"""``inspect`` and ``networks``: what any file of ours is and says, and which networks there are."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from calibration.table import CalibrationTable
 from edge_dsc.evaluate.evaluation import format_validation
 from engines.errors import ArtefactError, BadInputError, EnvironmentProblem, UsageError
 from engines.files import read_regular, sha256_file
-from engines.record import RECORD, EngineRecord, load_record, record_path
-from engines.runtimes import LAYER_RUNS, EngineLayer, get_runtime
+from engines.record import RECORD, EngineRecord, Precision, load_record, record_path
+from engines.runtimes import LAYER_RUNS, RUNTIME_NAMES, EngineLayer, Progress, get_runtime
 from engines.text_table import align_rows, printable
 
 _OUR_KIND = re.compile("edge-dsc/[a-z-]{1,64}")
+_LISTED_CLASSES = 3
 _LONG = 12  # entries of a list or mapping that are still printed whole
 
 
@@ -54,6 +55,79 @@ def inspect_path(path: Path) -> dict[str, Any]:
         f"{path} is no file that edge-dsc wrote",
         remedy="name an .engine, .onnx, .json or .keras file, or a run folder",
     )
+
+
+def list_networks(*, progress: Progress | None = None) -> dict[str, Any]:
+    """Build every network that has a name, for three classes, and count what is in it.
+
+    Args:
+        progress: Called before each network.
+
+    Returns:
+        JSON-ready values: ``networks`` with parameters, multiply-adds for one grey image as it is deployed, and sizes
+        of input; ``runtimes`` with the precisions that each builds, and why it does not work on this machine.
+
+    Raises:
+        EnvironmentProblem: TensorFlow is missing.
+    """
+    from edge_dsc.networks import (
+        ARCHITECTURES,
+        INPUT_SIDE,
+        NAMES,
+        build_network,
+        count_parameters,
+        fold_network,
+        multiply_adds,
+        smallest_size,
+    )
+
+    networks = {}
+    for done, name in enumerate(NAMES):
+        if progress:
+            progress(f"building {name}", done, len(NAMES))
+        model = build_network(name, _LISTED_CLASSES)
+        smallest = smallest_size(name)
+        networks[name] = {
+            "parameters": count_parameters(model),
+            "multiply_adds": multiply_adds(fold_network(model) if name in ARCHITECTURES else model),
+            "size": INPUT_SIDE,
+            "smallest_size": smallest,
+            "imagenet": name not in ARCHITECTURES,
+        }
+    runtimes = {}
+    for name in RUNTIME_NAMES:
+        runtime = get_runtime(name)
+        found = runtime.availability()
+        half = runtime.float_precision is Precision.FP16
+        runtimes[name] = {
+            "precisions": [one.value for one in Precision if half or one is not Precision.FP16],
+            "version": found.version,
+            "no_build": found.no_build,
+            "no_run": found.no_run,
+        }
+    return {"classes": _LISTED_CLASSES, "networks": networks, "runtimes": runtimes}
+
+
+def format_networks(found: Mapping[str, Any]) -> str:
+    """Set the networks and the runtimes as tables."""
+    rows = []
+    for name, network in found["networks"].items():
+        parameters, size, smallest = network["parameters"], network["size"], network["smallest_size"]
+        sizes = f"{size}" if smallest == size else f"{size}, {smallest} or more"
+        counts = (parameters["feature_extractor"], parameters["total"], network["multiply_adds"])
+        rows.append((name, *(f"{count:,}" for count in counts), sizes))
+    header = ("network", "features", "parameters", "multiply-adds", "input")
+    lines = [align_rows(header, rows), ""]
+    runtimes = [
+        (name, " ".join(one["precisions"]), one["no_build"] or "yes", one["no_run"] or "yes")
+        for name, one in found["runtimes"].items()
+    ]
+    lines.append(align_rows(("runtime", "precisions", "builds here", "runs here"), runtimes, numeric=False))
+    lines.append(
+        f"\nfeatures: trainable parameters before the dense layers; parameters: all, for {found['classes']} classes;"
+        "\nmultiply-adds: of one grey image in the deployed graph"
+    )
+    return "\n".join(lines)
 
 
 def inspect_layers(path: Path) -> dict[str, Any]:

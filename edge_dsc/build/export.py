@@ -108,10 +108,16 @@ def export_run(
             remedy="name the folder with the images of the training: --data DIR",
         )
     evenly = samples[:: max(1, len(samples) // _PARITY_IMAGES)][:_PARITY_IMAGES]
-    contract = ModelContract(labels=record.labels, architecture=record.architecture)
+    side = record.network.size
+    contract = ModelContract(labels=record.labels, architecture=record.architecture, height=side, width=side)
     pixels = load_images(root, evenly, contract).pixels
     report("loading", 0, 3)
-    trained = load_network(run / MODEL_FILE, record.architecture, len(record.labels))
+    trained = load_network(
+        run / MODEL_FILE,
+        record.architecture,
+        len(record.labels),
+        config_sha256=record.network.config_sha256,
+    )
     report("converting", 1, 3)
     parents = canonical_json({MODEL_FILE: record.model_sha256}).decode()
     proto = deploy_graph(convert_to_onnx(fold_network(trained)), contract, {PARENTS_KEY: parents})

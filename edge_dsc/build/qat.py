@@ -22,7 +22,7 @@ from edge_dsc.build.calibrate import CALIBRATION_NAME
 from edge_dsc.build.export import export_run
 from edge_dsc.data import Split, load_split
 from edge_dsc.data.split import SPLIT_FILE
-from edge_dsc.networks import fold_network, load_keras, load_network
+from edge_dsc.networks import ARCHITECTURES, fold_network, load_keras, load_network
 from edge_dsc.training.batches import TaughtBatches
 from edge_dsc.training.fit import compile_model, fit_model, seed_everything
 from edge_dsc.training.recipes import RECIPES, Recipe, ReportProgress, TrainOptions
@@ -117,7 +117,12 @@ def fine_tune(
     split = load_split(options.run / SPLIT_FILE)
     images = read_run_images(options.data, split, run=options.run, reading=reading)
     require_writable(options.out / MODEL_FILE, KERAS_MODEL)  # said before an epoch is trained
-    trained = load_network(options.run / MODEL_FILE, parent.architecture, len(parent.labels))
+    trained = load_network(
+        options.run / MODEL_FILE,
+        parent.architecture,
+        len(parent.labels),
+        config_sha256=parent.network.config_sha256,
+    )
     seed_everything(options.seed)
     deployed = fold_network(trained)
     batches = make_batches(images, recipe, options.seed)
@@ -131,6 +136,8 @@ def fine_tune(
     deployed_weights(model, deployed)  # its own are not needed any more
     fitted = Fitted(
         model=model,
+        architecture=parent.architecture,
+        network=parent.network,
         recipe=recipe,
         state=state,
         interrupted=interrupted,
@@ -166,11 +173,12 @@ def _settings(options: QatOptions, parent: TrainingRecord) -> TrainOptions:
 
 
 def _recipe(parent: TrainingRecord, epochs: int) -> Recipe:
-    base = RECIPES["default"].get(parent.architecture)
-    if base is None:
+    if parent.architecture not in ARCHITECTURES:
         raise ArtefactError(
-            f"the run is of an unknown network, {parent.architecture}", remedy="start from a run of train"
+            f"fine-tuning for INT8 knows {' and '.join(ARCHITECTURES)}, and the run is of {parent.architecture}",
+            remedy="calibrate it instead: edge-dsc calibrate",
         )
+    base = RECIPES["default"][parent.architecture]
     return replace(
         base,
         name=QAT_METHOD,

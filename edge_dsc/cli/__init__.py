@@ -30,6 +30,7 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "train": Command("making:train", "Train a network on a folder of X-rays"),
+    "separate": Command("making:separate", "Make the separable twin of a network, from its trained weights"),
     "export": Command("making:export", "Export a trained network as ONNX, proven equal to Keras"),
     "calibrate": Command("making:calibrate", "Find the activation ranges for INT8 over real images"),
     "build-engine": Command(
@@ -41,6 +42,7 @@ COMMANDS = {
     "bench": Command("measuring:bench", "Measure the latency of engines against each other"),
     "compare": Command("measuring:compare", "Compare latency reports"),
     "import-times": Command("measuring:import_times", "Turn trtexec's --exportTimes file into a report"),
+    "networks": Command("looking:networks", "List the networks that have names, and what they cost"),
     "inspect": Command("looking:inspect", "Say what a file of edge-dsc is"),
     "doctor": Command("looking:doctor", "Say what is installed and which runtimes work here"),
     "selftest": Command(

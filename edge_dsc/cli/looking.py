@@ -1,4 +1,4 @@
-"""Commands that look or show: inspect, doctor, selftest, demo."""
+"""Commands that look or show: inspect, networks, doctor, selftest, demo."""
 
 from __future__ import annotations
 
@@ -32,6 +32,21 @@ def inspect(
         give_json("edge-dsc/inspect-result", found)
     else:
         give(format_layers(found) if layers else format_inspection(found))
+
+
+def networks(json: Json = False) -> None:
+    """Each is built once to be counted, which takes TensorFlow and some seconds. Your own need no entry: train --arch.
+
+    Weights of ImageNet are loaded by train --weights imagenet alone.
+    """
+    from edge_dsc.inspection import format_networks, list_networks
+
+    with progress_bar() as progress:
+        found = list_networks(progress=progress)
+    if json:
+        give_json("edge-dsc/networks-result", found)
+    else:
+        give(format_networks(found))
 
 
 def doctor(json: Json = False) -> None:

@@ -1,4 +1,4 @@
-"""Commands that make things: train, export, calibrate, build-engine, debug."""
+"""Commands that make things: train, separate, export, calibrate, build-engine, debug."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 
 from edge_dsc.cli import INTERRUPTED
 from edge_dsc.cli.console import give, give_json, progress_bar, say
-from edge_dsc.cli.options import MAX_IMAGES, MAX_SEED, Json, Out, Seed, finite, model_of
+from edge_dsc.cli.options import MAX_IMAGES, MAX_SEED, Json, Out, Seed, finite, model_of, parse_fold
 from engines.errors import UsageError
 from engines.text_table import printable
 
@@ -18,14 +18,8 @@ if TYPE_CHECKING:
     from edge_dsc.build.gate import GateOptions
     from edge_dsc.build.qat import QatOptions
     from edge_dsc.training import TrainOptions
+    from edge_dsc.training.twin import TwinOptions
     from engines.record import Precision
-
-
-class Arch(str, enum.Enum):
-    """The names of edge_dsc.networks.ARCHITECTURES."""
-
-    DSC = "dsc"
-    CNN = "cnn"
 
 
 class RecipeName(str, enum.Enum):
@@ -34,6 +28,7 @@ class RecipeName(str, enum.Enum):
     DEFAULT = "default"
     QUICK = "quick"
     PAPER = "paper"
+    PAPER_TEXT = "paper-text"
 
 
 class CalibMethod(str, enum.Enum):
@@ -90,13 +85,75 @@ Method = Annotated[
 
 def train(
     data: Annotated[Path, typer.Argument(help="Folder of X-rays: DIR/class/file, or the Kaggle layout.")],
-    arch: Annotated[Arch, typer.Option("--arch", help="Which network.")] = Arch.DSC,
+    arch: Annotated[
+        str,
+        typer.Option(
+            "--arch",
+            metavar="NETWORK",
+            help="A name that edge-dsc networks lists, FILE.keras, or a function: module:function, FILE.py:function.",
+        ),
+    ] = "dsc",
+    size: Annotated[
+        Optional[int],
+        typer.Option(
+            "--size",
+            min=1,
+            max=1024,
+            help="Height and width of the images; default: 224, or what FILE.keras takes.",
+            show_default=False,
+        ),
+    ] = None,
+    weights: Annotated[
+        Optional[str],
+        typer.Option(
+            "--weights",
+            metavar="none|imagenet|FILE",
+            help="Where it starts; imagenet is Keras' own loader, which downloads. Default: none, or the file's own.",
+            show_default=False,
+        ),
+    ] = None,
+    unfreeze: Annotated[
+        Optional[int],
+        typer.Option(
+            "--unfreeze",
+            min=0,
+            max=10_000,
+            help="With weights: train the last N layers of the features too; default: the head alone.",
+            show_default=False,
+        ),
+    ] = None,
     recipe: Annotated[RecipeName, typer.Option("--recipe", help="How to train.")] = RecipeName.DEFAULT,
     epochs: Annotated[
         Optional[int],
         typer.Option("--epochs", min=1, max=10_000, help="Instead of the recipe's.", show_default=False),
     ] = None,
+    augmentation: Annotated[
+        bool, typer.Option(help="Change the images as the recipe says, or show them as they are.")
+    ] = True,
     seed: Seed = 0,
+    fold: Annotated[
+        Optional[str],
+        typer.Option(
+            "--fold",
+            metavar="K/N",
+            help="Hold out fold K of N, whole patients; over all K every image is held out once.",
+            show_default=False,
+        ),
+    ] = None,
+    keep_split: Annotated[
+        bool,
+        typer.Option(
+            "--keep-split", help="Keep the split of a folder with train|validation|evaluation|test."
+        ),
+    ] = False,
+    kinds: Annotated[
+        Optional[bool],
+        typer.Option(
+            "--kinds/--no-kinds",
+            help="NORMAL and PNEUMONIA as normal, bacteria and virus, by file name; default: where the names say.",
+            show_default=False,
+        ),
+    ] = None,
     qat: Annotated[
         Optional[Path],
         typer.Option(
@@ -121,15 +178,23 @@ def train(
 ) -> None:
     """The network is then measured on the images held back from training."""
     if qat is None:
+        from edge_dsc.networks import default_name
         from edge_dsc.training import TrainOptions
 
         options = TrainOptions(
             data=data,
-            out=out or Path("runs") / arch.value,
-            architecture=arch.value,
+            out=out or Path("runs") / default_name(arch),
+            architecture=arch,
+            size=size,
+            weights=weights,
+            unfreeze=unfreeze,
             recipe=recipe.value,
             epochs=epochs,
+            augmentation=augmentation,
             seed=seed,
+            fold=parse_fold(fold),
+            keep_split=keep_split,
+            kinds=kinds,
             resume=resume,
             overwrite=overwrite,
         )
@@ -140,6 +205,15 @@ def train(
     if resume:
         raise UsageError(
             "--resume has no use with --qat", remedy="a fine-tuning run takes minutes: start it again"
+        )
+    if (
+        not augmentation
+        or keep_split
+        or any(value is not None for value in (size, weights, unfreeze, fold, kinds))
+    ):
+        raise UsageError(
+            "--qat takes the network, the images and the split of its run",
+            remedy="leave out --size, --weights, --unfreeze, --no-augmentation, --fold, --keep-split and --kinds",
         )
     fine_tuning = QatOptions(
         data=data,
@@ -159,12 +233,12 @@ def _train(options: TrainOptions, *, json: bool) -> None:
 
     with progress_bar() as progress:
         result = run_training(
-            options, progress=step_progress(options.architecture, progress), reading=progress
+            options, progress=step_progress(options.architecture, progress), reading=progress, say=say
         )
     for path, reason in result.record.skipped:
         say(f"skipped {path}: {reason}")
     if result.record.skipped:
-        say(f"{len(result.record.skipped)} images could not be read and were left out")
+        say(f"{len(result.record.skipped)} images were left out")
     for note in result.notes:
         say(note)
     if json:
@@ -198,6 +272,112 @@ def _fine_tune(options: QatOptions, *, json: bool) -> None:
         give(f"{printable(trained.run)}: evaluation and test images together, in INT8 as it was trained")
         give(format_metrics(trained.metrics["held_out"]))
         say(f"next: edge-dsc build-engine {trained.run} --int8 --validate {options.data}")
+    if trained.record.interrupted:
+        say(f"interrupted: kept the best weights so far, of epoch {trained.record.best_epoch}")
+        raise typer.Exit(INTERRUPTED)
+
+
+def separate(
+    original: Annotated[
+        Path, typer.Argument(help="A run folder that train wrote, or anyone's network as FILE.keras.")
+    ],
+    layers: Annotated[
+        Optional[str],
+        typer.Option(
+            "--layers",
+            metavar="NAMES",
+            help="Separate only these convolutions, by name or pattern, joined by commas; with ^ in front: leave alone.",
+            show_default=False,
+        ),
+    ] = None,
+    rank: Annotated[
+        int, typer.Option("--rank", min=1, max=1024, help="Spatial filters per input channel.")
+    ] = 1,
+    batch_norm: Annotated[
+        bool, typer.Option("--batch-norm/--no-batch-norm", help="BatchNorm after a pair that has none.")
+    ] = True,
+    data: Annotated[
+        Optional[Path],
+        typer.Option(
+            "--data", help="Images to fine-tune on; default: those of the run's training.", show_default=False
+        ),
+    ] = None,
+    epochs: Annotated[
+        Optional[int],
+        typer.Option(
+            "--epochs",
+            min=0,
+            max=10_000,
+            help="Of fine-tuning, with the original as teacher; default: a fifth of the original's.",
+            show_default=False,
+        ),
+    ] = None,
+    seed: Seed = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is at --out.")] = False,
+    out: Annotated[
+        Optional[Path],
+        typer.Option(
+            "--out",
+            help="The run folder, or the file of a FILE.keras; default: the original's name with -separable.",
+            show_default=False,
+        ),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Every ordinary convolution larger than 1x1 becomes a depthwise and a pointwise one, the nearest to the original.
+
+    The paper's formulas are printed layer by layer. The twin of a run then learns, for a few epochs, to answer as the
+    run does, and is a run folder itself; that of a FILE.keras is a file, which train takes with --arch.
+    """
+    from edge_dsc.networks.separable import SeparationOptions
+    from edge_dsc.training.twin import TwinOptions
+
+    names = tuple(name.strip() for name in (layers or "").split(",") if name.strip())
+    options = TwinOptions(
+        original=original,
+        out=out or original.with_name(_twin_name(original, data)),
+        separation=SeparationOptions(rank=rank, batch_norm=batch_norm, layers=names),
+        data=data,
+        epochs=epochs,
+        seed=seed,
+        overwrite=overwrite,
+    )
+    _separate(options, json=json)
+
+
+def _twin_name(original: Path, data: Path | None) -> str:
+    """Return where a twin goes beside its original: a file beside a file, a run folder where there are images."""
+    if original.suffix != ".keras" or original.is_dir():
+        return f"{original.name}-separable"
+    return f"{original.stem}-separable{'' if data else '.keras'}"
+
+
+def _separate(options: TwinOptions, *, json: bool) -> None:
+    from edge_dsc.evaluate.evaluation import format_metrics
+    from edge_dsc.networks.separable import format_separation
+    from edge_dsc.training.train import step_progress
+    from edge_dsc.training.twin import make_twin
+
+    with progress_bar() as progress:
+        result = make_twin(options, progress=step_progress("twin", progress), reading=progress)
+    trained = result.trained
+    for note in trained.notes if trained else ():
+        say(note)
+    if json:
+        body = {"path": str(result.out), "separation": result.separation, "validation": result.validation}
+        give_json("edge-dsc/separate-result", {**body, "metrics": trained.metrics if trained else None})
+    else:
+        give(format_separation(result.separation))
+    if trained is None or result.validation is None:
+        say(f"{result.out}: not trained since; next: edge-dsc train DATA --arch {result.out}")
+        return
+    if not json:
+        original, start, end = result.validation
+        give(
+            f"accuracy on validation images: original {original:.2%}, twin {start:.2%} at the start, {end:.2%} now"
+        )
+        give(f"{printable(result.out)}: evaluation and test images together, none seen in training")
+        give(format_metrics(trained.metrics["held_out"]))
     if trained.record.interrupted:
         say(f"interrupted: kept the best weights so far, of epoch {trained.record.best_epoch}")
         raise typer.Exit(INTERRUPTED)

@@ -151,6 +151,20 @@ def parse_batch(text: str) -> BatchRange:
         raise UsageError(f"--batch {text!r} is no batch range", remedy=remedy) from error
 
 
+def parse_fold(text: str | None) -> tuple[int, int] | None:
+    """Read ``K/N``, such as ``2/5``.
+
+    Raises:
+        UsageError: Anything else.
+    """
+    if text is None:
+        return None
+    if not re.fullmatch("[0-9]{1,3}/[0-9]{1,3}", text):
+        raise UsageError(f"--fold {text!r} is no fold", remedy="write K/N, such as --fold 2/5")
+    number, _, folds = text.partition("/")
+    return int(number), int(folds)
+
+
 def parse_precision(*, precision: str | None, fp32: bool, fp16: bool, int8: bool) -> Precision:
     """Return the one precision that was asked for, by name or by flag; FP32 without either.
 

@@ -3,6 +3,16 @@
 from __future__ import annotations
 
 from edge_dsc.data.discover import Dataset, Sample, discover
-from edge_dsc.data.split import PARTS, Split, load_split, save_split, split_dataset
+from edge_dsc.data.split import PARTS, Split, keep_split, load_split, save_split, split_dataset
 
-__all__ = ["PARTS", "Dataset", "Sample", "Split", "discover", "load_split", "save_split", "split_dataset"]
+__all__ = [
+    "PARTS",
+    "Dataset",
+    "Sample",
+    "Split",
+    "discover",
+    "keep_split",
+    "load_split",
+    "save_split",
+    "split_dataset",
+]

@@ -6,9 +6,9 @@ import csv
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
@@ -17,8 +17,15 @@ from engines.errors import BadInputError
 from engines.files import read_regular, sha256_file
 from engines.images import IMAGE_SUFFIXES, usable_processors
 
-_SPLIT_FOLDERS = frozenset({"test", "train", "training", "val", "valid", "validation"})
+# The part of a split that a folder's name stands for, in lower case.
+_PART_FOLDERS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation"), "validation"),
+    **dict.fromkeys(("eval", "evaluation"), "evaluation"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
 _KAGGLE_CLASSES = frozenset({"NORMAL", "PNEUMONIA"})
+KINDS = ("bacteria", "normal", "virus")
 _LAYOUT = "lay images out as FOLDER/CLASS/IMAGE, one folder a class"
 _GROUP_COLUMNS = ("class", "file", "patient")
 # NIH ChestX-ray8: patient_follow-up. Kaggle chest X-ray: personN_kind_M and [NORMAL2-]IM-patient-image.
@@ -54,12 +61,14 @@ class Dataset:
         samples: Sorted by path.
         labels: Class names, sorted.
         ignored: Files that are no images by their suffix, or whose class is unknown; relative paths.
+        given: Where the folder comes split, the part that each sample's path lies in, such as ``validation``.
     """
 
     root: Path
     samples: tuple[Sample, ...]
     labels: tuple[str, ...]
     ignored: tuple[str, ...] = ()
+    given: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,58 +80,76 @@ class Listing:
         files: Of every image its relative path, class and patient, sorted by path.
         labels: Class names, sorted.
         ignored: As :attr:`Dataset.ignored`.
+        given: As :attr:`Dataset.given`.
     """
 
     root: Path
     files: tuple[tuple[str, str, str], ...]
     labels: tuple[str, ...]
     ignored: tuple[str, ...]
+    given: Mapping[str, str]
 
     def paths(self) -> list[Path]:
         """Return the path of every image."""
         return [self.root / path for path, _, _ in self.files]
 
 
-def discover(root: Path) -> Dataset:
+def discover(root: Path, *, labels: Sequence[str] | None = None) -> Dataset:
     """Find the labelled images below a folder and hash them.
 
-    Layouts: ``root/CLASS/...image``; the same below ``train``, ``val`` and ``test``, which are then taken
-    together; and the Kaggle chest X-ray set, whose PNEUMONIA files name ``bacteria`` or ``virus``, which gives
-    the classes ``normal``, ``bacteria`` and ``virus``. Patients come from ``root/groups.csv``, else from the
-    file name, else every file is a patient; files of equal content belong to one patient.
+    Layouts: ``root/CLASS/...image``; the same below ``train``, ``val``, ``evaluation`` and ``test``, in ``root`` or in
+    its one folder, as archives unpack; and chest-xray-pneumonia from Kaggle, whose PNEUMONIA files name ``bacteria`` or
+    ``virus``, which gives the classes of :data:`KINDS`. A folder that comes split is taken together, and the part of
+    every image kept in :attr:`Dataset.given`. Patients come from ``root/groups.csv``, else from the file name, else
+    every file is a patient; files of equal content belong to one patient.
+
+    Args:
+        root: The folder.
+        labels: Classes of the model that is asked about the images: where names can be read in two ways, as three
+            kinds or as the two class folders, they are read as these.
 
     Raises:
         BadInputError: No such folder, no images, a single class, an empty class, a malformed ``groups.csv``, or a
             file that cannot be read.
     """
-    listing = list_images(root)
+    listing = list_images(root, kinds=_kinds_of(root, labels))
     with ThreadPoolExecutor(usable_processors()) as pool:
         hashes = list(pool.map(hash_image, listing.paths()))
     return make_dataset(listing, hashes)
 
 
-def list_images(root: Path) -> Listing:
+def list_images(root: Path, *, kinds: bool | None = None) -> Listing:
     """List the images below a folder without reading them; see :func:`discover`.
 
+    Args:
+        root: The folder.
+        kinds: Whether NORMAL and PNEUMONIA become the classes of :data:`KINDS` by the kind that a file's name gives.
+            None: where the folder comes split and its names give kinds.
+
     Raises:
-        BadInputError: No such folder, no images, a single class, an empty class, a malformed ``groups.csv``.
+        BadInputError: No such folder, no images, a single class, an empty class, a malformed ``groups.csv``; kinds of
+            a folder that has no such classes.
     """
     if not root.is_dir():
         reason = "is not a folder" if root.exists() else "does not exist"
         raise BadInputError(f"the data folder {root} {reason}", remedy=_LAYOUT)
-    presplit, kaggle = _is_presplit(root), _is_kaggle(root)
+    tree = _read_tree(root)
+    by_kind = _reads_kinds(tree, kinds)
     found: list[tuple[str, str]] = []
-    ignored: list[str] = []
-    for folder in _class_folders(root, presplit=presplit):
+    given: dict[str, str] = {}
+    ignored = list(tree.ignored)
+    for part, folder in tree.classes:
         before = len(found)
         for path in _files_below(folder, root):
             name = path.relative_to(root).as_posix()
-            label = _kaggle_label(folder.name, path.name) if kaggle else folder.name
+            label = _kind(folder.name, path.name) if by_kind else folder.name
             if path.suffix.lower() in IMAGE_SUFFIXES and label:
                 found.append((name, label))
+                if part:
+                    given[name] = part
             else:
                 ignored.append(name)
-        if len(found) == before and not presplit:
+        if len(found) == before and not part:
             raise BadInputError(
                 f"the class folder {folder} holds no images",
                 remedy=f"put {', '.join(sorted(IMAGE_SUFFIXES))} files there or remove the folder",
@@ -140,7 +167,7 @@ def list_images(root: Path) -> Listing:
         (path, label, groups.get((label, path.rsplit("/", 1)[-1])) or _patient_by_name(path))
         for path, label in sorted(found)
     )
-    return Listing(root=root, files=files, labels=labels, ignored=tuple(sorted(ignored)))
+    return Listing(root=root, files=files, labels=labels, ignored=tuple(sorted(ignored)), given=given)
 
 
 def make_dataset(listing: Listing, hashes: Sequence[str]) -> Dataset:
@@ -150,7 +177,13 @@ def make_dataset(listing: Listing, hashes: Sequence[str]) -> Dataset:
         Sample(path=path, label=label, patient=patient, sha256=digest)
         for (path, label, _), patient, digest in zip(listing.files, patients, hashes, strict=True)
     )
-    return Dataset(root=listing.root, samples=samples, labels=listing.labels, ignored=listing.ignored)
+    return Dataset(
+        root=listing.root,
+        samples=samples,
+        labels=listing.labels,
+        ignored=listing.ignored,
+        given=listing.given,
+    )
 
 
 def hash_image(path: Path) -> str:
@@ -173,9 +206,52 @@ def count_labels(samples: Sequence[Sample]) -> dict[str, int]:
     return dict(sorted(Counter(sample.label for sample in samples).items()))
 
 
-def _class_folders(root: Path, *, presplit: bool) -> Iterator[Path]:
-    for parent in _folders(root) if presplit else [root]:
-        yield from _folders(parent)
+@dataclass(frozen=True, kw_only=True)
+class _Tree:
+    """How a folder is laid out.
+
+    Attributes:
+        classes: The part, None in a folder that does not come split, and the class folder.
+        ignored: Folders that are left out.
+    """
+
+    classes: tuple[tuple[str | None, Path], ...]
+    ignored: tuple[str, ...] = ()
+
+
+def _read_tree(root: Path) -> _Tree:
+    """Find the class folders; see :func:`discover`.
+
+    The archive of chest-xray-pneumonia holds everything twice: ``chest_xray/train`` and
+    ``chest_xray/chest_xray/train``.
+    """
+    inside = _folders(root)
+    if len(inside) == 1 and _parts_of(_folders(inside[0])):
+        inside = _folders(inside[0])
+    parts = _parts_of(inside)
+    if not parts:
+        return _Tree(classes=tuple((None, folder) for folder in inside))
+    classes = tuple((part, folder) for part, parent in parts for folder in _folders(parent))
+    copies = tuple(
+        f"{folder.relative_to(root).as_posix()}/"
+        for folder in inside
+        if folder.name.lower() not in _PART_FOLDERS
+    )
+    return _Tree(classes=classes, ignored=copies)
+
+
+def _parts_of(folders: Sequence[Path]) -> list[tuple[str, Path]]:
+    """Return the part that each folder is; none of them, unless all are parts but for copies of the whole."""
+    parts = [(_PART_FOLDERS.get(folder.name.lower()), folder) for folder in folders]
+    named = [(part, folder) for part, folder in parts if part is not None]
+    whole = {part for part, _ in named}
+    for part, folder in parts if named else []:
+        inside = _folders(folder)
+        if part is None and {part for part, _ in _parts_of(inside)} != whole:
+            return []
+        if part is not None and not inside:
+            return []
+    return named
 
 
 def _folders(parent: Path) -> list[Path]:
@@ -205,28 +281,38 @@ def _is_hidden(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
 
 
-def _is_presplit(root: Path) -> bool:
-    folders = _folders(root)
-    return bool(folders) and all(
-        folder.name.lower() in _SPLIT_FOLDERS and _folders(folder) for folder in folders
-    )
+def _reads_kinds(tree: _Tree, asked: bool | None) -> bool:
+    """Decide whether classes are kinds of pneumonia that file names give.
 
-
-def _is_kaggle(root: Path) -> bool:
-    if not _is_presplit(root):
+    Raises:
+        BadInputError: That is asked of folders that are not NORMAL and PNEUMONIA, or whose files name no kind.
+    """
+    if asked is False:
         return False
-    classes = [folder for part in _folders(root) for folder in _folders(part)]
-    if {folder.name.upper() for folder in classes} != _KAGGLE_CLASSES:
+    names = {folder.name.upper() for _, folder in tree.classes}
+    sick = [folder for _, folder in tree.classes if folder.name.upper() == "PNEUMONIA"]
+    if asked is None and not any(part for part, _ in tree.classes):
         return False
-    return any(
-        _kaggle_label("PNEUMONIA", path.name)
-        for folder in classes
-        if folder.name.upper() == "PNEUMONIA"
-        for path in _files_below(folder, root)
+    found = names == _KAGGLE_CLASSES and any(
+        _kind(folder.name, path.name) for folder in sick for path in _files_below(folder, folder.parent)
     )
+    if asked and not found:
+        raise BadInputError(
+            f"the class folders {', '.join(sorted(names)) or 'of nothing'} give no kinds of pneumonia",
+            remedy="kinds need folders NORMAL and PNEUMONIA with bacteria or virus in the file names",
+        )
+    return found
 
 
-def _kaggle_label(folder: str, file: str) -> str | None:
+def _kinds_of(root: Path, labels: Sequence[str] | None) -> bool | None:
+    """Return whether the folders NORMAL and PNEUMONIA are to be read as kinds, for a model's classes."""
+    if labels is None or not root.is_dir():
+        return None
+    names = {folder.name.upper() for _, folder in _read_tree(root).classes}
+    return set(labels) == set(KINDS) if names == _KAGGLE_CLASSES else None
+
+
+def _kind(folder: str, file: str) -> str | None:
     if folder.upper() == "NORMAL":
         return "normal"
     kinds = [kind for kind in ("bacteria", "virus") if kind in file.lower()]

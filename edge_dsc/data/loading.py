@@ -45,10 +45,18 @@ def load_images(
     return stack.loaded(root, samples)
 
 
-def load_dataset(root: Path, *, progress: Progress | None = None) -> tuple[Dataset, LoadedImages]:
+def load_dataset(
+    root: Path, *, size: int = 224, kinds: bool | None = None, progress: Progress | None = None
+) -> tuple[Dataset, LoadedImages]:
     """Find the labelled images below a folder, as :func:`edge_dsc.data.discover`, and read them in the same pass.
 
     A sample's hash is that of the very bytes that were decoded to its pixels.
+
+    Args:
+        root: The folder.
+        size: Height and width of the pixels.
+        kinds: As :func:`edge_dsc.data.discover.list_images` takes it.
+        progress: Called after every image.
 
     Returns:
         All samples, and those that can be read with their pixels.
@@ -56,8 +64,9 @@ def load_dataset(root: Path, *, progress: Progress | None = None) -> tuple[Datas
     Raises:
         BadInputError: As :func:`edge_dsc.data.discover`, or not one image can be read.
     """
-    listing = list_images(root)
-    contract = ModelContract(labels=listing.labels, architecture="")  # every network has the same input
+    listing = list_images(root, kinds=kinds)
+    # All networks see grey pixels by the same rules, in a size of their own.
+    contract = ModelContract(labels=listing.labels, architecture="", height=size, width=size)
     stack = _Stack(len(listing.files), contract)
     hashes = []
     for image in _read(listing.paths(), contract, progress):

@@ -19,6 +19,10 @@ An image is known by the SHA-256 of its file, never by its name or folder: a cop
 is that test image. Images of a model without a split are in no part. Whatever its part, an image that the calibration
 table names, or that the layers of this engine were chosen on under (1), does not judge the engine.
 
+A split that was kept as its folder gave it may have a patient in train and in test; a file it never has twice. Its
+evaluation and test judge all the same, for that is what was asked for, and the line that says which images judged
+counts those of patients that training saw.
+
 What this does not see: the same X-ray in another file (cropped, saved again), and a new image of a patient whose other
 images are in the split. A split keeps patients whole, but names of patients mean nothing in another folder.
 
@@ -29,7 +33,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Collection, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edge_dsc.data.discover import Dataset, Sample
@@ -117,7 +121,7 @@ def images_to_train(dataset: Dataset, split: Split, *, run: Path) -> Split:
             remedy="give the folder that the run was trained on",
         )
     parts = {part: tuple(_moved(sample, here) for sample in samples) for part, samples in split.parts.items()}
-    return Split(root=dataset.root, labels=split.labels, seed=split.seed, parts=parts)
+    return replace(split, root=dataset.root, parts=parts)
 
 
 def images_to_choose_layers(dataset: Dataset, split: Split | None, calibrated: Set[str]) -> SearchImages:
@@ -186,7 +190,7 @@ def images_to_judge(dataset: Dataset, split: Split | None, used: Set[str]) -> Ju
         chosen = _with_content(dataset.samples, _content(split, parts) - known)
         if chosen:
             origin = f"{' and '.join(parts)} of the model's split, in {dataset.root}"
-            return JudgingImages(samples=chosen, origin=origin)
+            return JudgingImages(samples=chosen, origin=origin + _seen(split, chosen))
         known |= _content(split, split.parts)
     chosen = tuple(sample for sample in dataset.samples if sample.sha256 not in known)
     if not chosen:
@@ -211,6 +215,16 @@ def images_as_asked(dataset: Dataset, split: Split, parts: Sequence[str]) -> tup
             f"there is no part {', '.join(unknown)}", remedy=f"choose of {', '.join(split.parts)}"
         )
     return _with_content(dataset.samples, _content(split, parts))
+
+
+def _seen(split: Split, samples: Sequence[Sample]) -> str:
+    """Count the images of patients that training saw, by the names that the split has for them."""
+    patients = split.seen_patients()
+    content = {
+        sample.sha256 for part in split.parts for sample in split.samples(part) if sample.patient in patients
+    }
+    count = len(_with_content(samples, content))
+    return f"; {count} of them of patients that training saw" if count else ""
 
 
 def _moved(sample: Sample, paths: Mapping[str, str]) -> Sample:

@@ -1,18 +1,32 @@
-"""Networks by name, as Keras models: the paper's two and their deployed forms, and their files.
+"""Networks as Keras models: the paper's two and their deployed forms, Keras' own with the paper's head, and anyone's.
 
 Importing this package loads no Keras.
 """
 
 from __future__ import annotations
 
-from edge_dsc.networks.architecture import load_network
+from edge_dsc.networks.architecture import (
+    NAMES,
+    NO_WEIGHTS,
+    Network,
+    NetworkChoice,
+    build_network,
+    count_parameters,
+    default_name,
+    identify,
+    layer_multiply_adds,
+    load_network,
+    multiply_adds,
+    open_network,
+    smallest_size,
+)
+from edge_dsc.networks.backbones import BACKBONES
 from edge_dsc.networks.keras_files import load_keras, save_network
 from edge_dsc.networks.paper import (
     ARCHITECTURES,
     BLOCKS,
     FEATURE_EXTRACTOR_PARAMETERS,
-    build_network,
-    feature_extractor_parameters,
+    INPUT_SIDE,
     fold_batch_norm,
     fold_network,
     fold_separable_stem,
@@ -21,15 +35,27 @@ from edge_dsc.networks.paper import (
 
 __all__ = [
     "ARCHITECTURES",
+    "BACKBONES",
     "BLOCKS",
     "FEATURE_EXTRACTOR_PARAMETERS",
+    "INPUT_SIDE",
+    "NAMES",
+    "NO_WEIGHTS",
+    "Network",
+    "NetworkChoice",
     "build_network",
-    "feature_extractor_parameters",
+    "count_parameters",
+    "default_name",
     "fold_batch_norm",
     "fold_network",
     "fold_separable_stem",
     "fold_stem",
+    "identify",
+    "layer_multiply_adds",
     "load_keras",
     "load_network",
+    "multiply_adds",
+    "open_network",
     "save_network",
+    "smallest_size",
 ]

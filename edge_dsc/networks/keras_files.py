@@ -1,18 +1,23 @@
-"""Keras and its files: the one place that imports it, writes ``.keras`` files, and reads them in safe mode."""
+"""Keras and networks from elsewhere: the one place that imports it, reads and writes its files, and calls a function.
+
+A ``.keras`` file may come from anyone, so no code of it runs (safe mode). A function runs because a person named it.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import importlib
+import importlib.util
 import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
-from engines.errors import ArtefactError
+from engines.errors import ArtefactError, BadInputError, UsageError
 from engines.packages import load
 
 if TYPE_CHECKING:
@@ -70,11 +75,17 @@ def save_network(model: Model, path: Path) -> None:
         model.save(path)
 
 
-def read_network(path: Path) -> Model:
+def read_network(
+    path: Path, *, remedy: str = "train again, or use the versions named in training.json"
+) -> Model:
     """Read a ``.keras`` file, without running code from it (safe mode).
 
+    Args:
+        path: The file.
+        remedy: What to do where it cannot be read.
+
     Raises:
-        ArtefactError: Keras cannot read it.
+        ArtefactError: Keras cannot read it: damaged, or with code of its own (a Lambda layer, a class of its own).
         EnvironmentProblem: TensorFlow is missing.
     """
     keras = load_keras()
@@ -86,8 +97,62 @@ def read_network(path: Path) -> Model:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ArtefactError(
             f"Keras cannot load {path}: {reason}",
-            remedy="train again, or use the versions named in training.json",
+            remedy=remedy,
         ) from error
+
+
+def load_function(name: str) -> Callable[..., object]:
+    """Import a function that a person named; all code of its module runs.
+
+    Args:
+        name: ``module:function`` of a module that is installed or on PYTHONPATH, or ``FILE.py:function``. A module is
+            never taken from the working folder by its name alone: there a file must be named as one.
+
+    Raises:
+        UsageError: No such name.
+        BadInputError: The module is not there, does not import, or has no such function.
+    """
+    module_name, _, function_name = name.rpartition(":")
+    if not module_name or not function_name.isidentifier():
+        raise UsageError(f"{name!r} names no function", remedy="write module:function or FILE.py:function")
+    try:
+        if module_name.endswith(".py"):
+            module = _run_file(Path(module_name))
+        else:
+            with _without_working_folder():
+                module = importlib.import_module(module_name)
+    except Exception as error:  # whatever the module's own code raises
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise BadInputError(
+            f"{module_name} cannot be imported: {type(error).__name__}: {reason}",
+            remedy="install it, set PYTHONPATH, or name its file: FILE.py:function",
+        ) from error
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        raise BadInputError(f"{module_name} has no function {function_name}", remedy="name one that it has")
+    return cast(Callable[..., object], function)
+
+
+def _run_file(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise ImportError(f"there is no file {path}")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@contextlib.contextmanager
+def _without_working_folder() -> Iterator[None]:
+    """Take the working folder from the import path, where ``python -m`` puts it, unless PYTHONPATH names it."""
+    kept, here = list(sys.path), Path.cwd()
+    named = {Path(entry).resolve() for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry}
+    if here not in named:
+        sys.path[:] = [entry for entry in kept if entry and Path(entry) != here]
+    try:
+        yield
+    finally:
+        sys.path[:] = kept
 
 
 @contextlib.contextmanager

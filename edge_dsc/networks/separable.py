@@ -311,9 +311,7 @@ class Twin:
     pairs: tuple[Pair, ...]
 
 
-def separate_network(
-    original: Model, options: SeparationOptions | None = None, *, name: str | None = None
-) -> Twin:
+def separate_network(original: Model, options: SeparationOptions | None = None) -> Twin:
     """Build the separable twin of a network; the network is left as it is.
 
     Every ``Conv2D`` larger than 1x1 becomes a depthwise and a pointwise convolution: strides, dilation and padding go
@@ -327,7 +325,6 @@ def separate_network(
     Args:
         original: A functional or sequential model with its weights.
         options: Rank, BatchNorm, which layers.
-        name: Of the twin; by default that of the original.
 
     Raises:
         BadInputError: No functional model, or no convolution that could be separated.
@@ -340,7 +337,7 @@ def separate_network(
             f"the network {original.name} is no graph of layers but code of its own ({type(original).__name__})",
             remedy="give a functional or sequential Keras model that is built",
         )
-    model = surgery.rebuild(original, name=name or original.name)
+    model = surgery.rebuild(original)
     surgery.refuse_strange_names()
     if not surgery.layers:
         listed = "; ".join(f"{layer}: {reason}" for layer, reason in surgery.left_alone)
@@ -391,17 +388,15 @@ class _Surgery:
     _copies: dict[int, tuple[KerasTensor, int]] = field(default_factory=dict)
     _outputs: dict[int, tuple[KerasTensor, int]] = field(default_factory=dict)  # of a pair, by its number
 
-    def rebuild(self, model: Model, *, name: str, prefix: str = "") -> Model:
+    def rebuild(self, model: Model, prefix: str = "") -> Model:
         """Return the twin of a model, its weights still to be set."""
         keras = load_keras()
         if isinstance(model, keras.Sequential):
             model = keras.Model(model.input, model.output, name=model.name)
         level = _level(model, prefix)
-        twin = keras.models.clone_model(
+        return keras.models.clone_model(
             model, clone_function=lambda layer: layer, call_function=partial(self._call, level)
         )
-        # Its name is part of its form, and clone_model keeps the original's.
-        return keras.Model(twin.input, twin.output, name=name) if name != twin.name else twin
 
     def refuse_strange_names(self) -> None:
         """Refuse a name that none of the convolutions has.
@@ -426,18 +421,26 @@ class _Surgery:
 
     def _call(self, level: _Level, layer: Layer, *args: Any, **options: Any) -> Any:
         """Call what stands for a layer."""
-        keras = load_keras()
         if id(layer) not in self._standing:
             self._standing[id(layer)] = self._stand_for(level, layer, args)
         outputs = self._standing[id(layer)](*args, **options)
-        if type(layer) is keras.layers.Concatenate and len({id(tensor) for tensor in args[0]}) == 1:
-            self._copies[id(outputs)] = (outputs, len(args[0]))
+        self._follow_copies(layer, args, outputs)
         return outputs
+
+    def _follow_copies(self, layer: Layer, args: tuple[Any, ...], outputs: Any) -> None:
+        """Remember a tensor of equal channels, or one that is such a tensor scaled or padded."""
+        layers = load_keras().layers
+        if type(layer) is layers.Concatenate and len({id(tensor) for tensor in args[0]}) == 1:
+            self._copies[id(outputs)] = (outputs, len(args[0]))
+        elif args and id(args[0]) in self._copies:
+            alike = type(layer) is layers.Rescaling and np.ndim(layer.scale) == np.ndim(layer.offset) == 0
+            if alike or type(layer) is layers.ZeroPadding2D:
+                self._copies[id(outputs)] = (outputs, self._copies[id(args[0])][1])
 
     def _stand_for(self, level: _Level, layer: Layer, args: tuple[Any, ...]) -> Callable[..., Any]:
         keras = load_keras()
         if _is_graph(layer):
-            return self.rebuild(layer, name=layer.name, prefix=f"{level.prefix}{layer.name}/")
+            return self.rebuild(layer, f"{level.prefix}{layer.name}/")
         if type(layer) is keras.layers.Conv2D and max(layer.kernel_size) > 1:
             name = printable(level.prefix + layer.name)
             reason = self._reason_to_leave(name, layer)

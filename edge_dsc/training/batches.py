@@ -72,7 +72,10 @@ class Batches:
         images = np.empty(shape, np.float32)
         for place, index in enumerate(indices):
             rng = np.random.default_rng([self.seed, epoch, int(index)])
-            images[place, :, :, 0] = augment_image(self.pixels[index, :, :, 0], self.recipe, rng)
+            image = self.pixels[index, :, :, 0]
+            images[place, :, :, 0] = (
+                augment_image(image, self.recipe, rng) if self.recipe.augmentation else image
+            )
         one_hot = np.eye(self.classes, dtype=np.float32)[self.targets[indices]]
         return images, one_hot, self.weights[indices]
 
@@ -114,7 +117,7 @@ def augment_image(image: NDArray[np.uint8], recipe: Recipe, rng: np.random.Gener
     Args:
         image: ``[H, W]``.
         recipe: The ranges.
-        rng: Five draws are taken.
+        rng: Five draws are taken, and a sixth where images are mirrored top to bottom.
 
     Returns:
         ``[H, W]``, a new array.
@@ -128,6 +131,9 @@ def augment_image(image: NDArray[np.uint8], recipe: Recipe, rng: np.random.Gener
     if rng.random() < 0.5 and recipe.flip:
         matrix[0] = -matrix[0]
         matrix[0, 2] += width - 1
+    if recipe.flip_vertical and rng.random() < 0.5:
+        matrix[1] = -matrix[1]
+        matrix[1, 2] += height - 1
     moved = cv2.warpAffine(
         image, matrix, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
     )

@@ -68,7 +68,7 @@ def compile_model(model: Model, recipe: Recipe, steps_per_epoch: int) -> None:
     """Give the model the recipe's loss and optimizer, with all of the optimizer's variables made.
 
     Args:
-        model: From :func:`edge_dsc.networks.build_network`.
+        model: Any classifier; where the recipe slows a layer down, with one named ``dense``.
         recipe: Learning rate, label smoothing, temperature.
         steps_per_epoch: The cosine ends with the recipe's epochs.
     """
@@ -82,8 +82,9 @@ def compile_model(model: Model, recipe: Recipe, steps_per_epoch: int) -> None:
             warmup_target=recipe.learning_rate if warmup else None,
             warmup_steps=warmup,
         )
+    slow = model.get_layer("dense").trainable_weights if recipe.dense_rate != 1.0 else []
     model.compile(
-        _make_adam(rate, model.get_layer("dense").trainable_weights, recipe.dense_rate),
+        _make_adam(rate, slow, recipe.dense_rate),
         loss=_make_loss(recipe),
         metrics=["accuracy"],
         weighted_metrics=[],
@@ -93,7 +94,7 @@ def compile_model(model: Model, recipe: Recipe, steps_per_epoch: int) -> None:
 
 
 def _make_loss(recipe: Recipe) -> Any:
-    """Return the cross-entropy of a recipe; with a temperature that of softened answers, the targets being soft already.
+    """Return the cross-entropy of a recipe; with a temperature that of softened answers to softened targets.
 
     Times the temperature squared, so that one learning rate suits all temperatures. Source: Hinton, Vinyals and Dean,
     arXiv 1503.02531 (2015), section 2.
@@ -113,7 +114,7 @@ def _make_loss(recipe: Recipe) -> Any:
 def _make_adam(rate: float | LearningRateSchedule, slow: list[Variable], share: float) -> Optimizer:
     """Return Adam with a share of its learning rate for some variables; Keras 3 has no such option."""
     keras = load_keras()
-    if share == 1.0:
+    if not slow:
         return keras.optimizers.Adam(rate)
 
     class AdamWithSlowLayer(keras.optimizers.Adam):  # type: ignore[misc, name-defined]

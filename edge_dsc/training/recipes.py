@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from edge_dsc.networks import ARCHITECTURES
+from edge_dsc.networks import NetworkChoice
 from engines.errors import UsageError
 
 
@@ -27,12 +27,14 @@ class Recipe:
         dense_start: Whether that layer starts with all units alive: kernel N(0, 0.004), bias 0.5.
         class_weights: Whether rare classes weigh more, so that all classes weigh the same in sum.
         label_smoothing: Share of the target spread over all classes.
-        temperature: Of a teacher's answers, and of those that are held against them; 1 without a teacher.
         convolution_start: Whether convolutions without BatchNorm start with outputs of mean 0, deviation 1.
         flip: Whether half of the images are mirrored left to right.
+        flip_vertical: Whether half of the images are mirrored top to bottom.
         rotation: Largest rotation, degrees, either way.
         zoom: Largest change of size, as a share, either way.
         shift: Largest move, as a share of the side, either way and in both directions.
+        augmentation: Whether images are changed at all; without, all ranges are zero and nothing is mirrored.
+        temperature: Of a teacher's answers, and of those that are held against them; 1 without a teacher.
     """
 
     name: str
@@ -47,10 +49,18 @@ class Recipe:
     dense_start: bool = False
     convolution_start: bool = False
     flip: bool = True
+    flip_vertical: bool = False
     rotation: float
     zoom: float
     shift: float = 0.0
+    augmentation: bool = True
     temperature: float = 1.0
+
+    def without_augmentation(self) -> Recipe:
+        """Return the same recipe with images as they are."""
+        return replace(
+            self, flip=False, flip_vertical=False, rotation=0.0, zoom=0.0, shift=0.0, augmentation=False
+        )
 
 
 _DEFAULT = Recipe(
@@ -81,7 +91,7 @@ _QUICK = replace(
     zoom=0.1,
     shift=0.0,
 )
-# Source: the paper, Table 1. It names flips, rotation and zoom without their ranges.
+# Source: the paper, Table 1; flips "horizontal and vertical" are its text's.
 _PAPER = Recipe(
     name="paper",
     epochs=50,
@@ -90,14 +100,34 @@ _PAPER = Recipe(
     cosine=False,
     class_weights=False,
     label_smoothing=0.0,
-    rotation=10.0,
-    zoom=0.1,
+    flip_vertical=True,
+    rotation=1.0,
+    zoom=0.05,
 )
+# The paper's text gives other ranges than its table, and everything else alike.
+_PAPER_TEXT = replace(_PAPER, name="paper-text", rotation=2.0, zoom=0.1)
+OTHER = "other"  # every network but the paper's two
+
+
+def _for_others(recipe: Recipe) -> Recipe:
+    """Leave out what is for the two networks' own layers: 6,272 features that are all positive, no BatchNorm."""
+    return replace(recipe, learning_rate=1e-3, dense_rate=1.0, dense_start=False, convolution_start=False)
+
+
 # Without BatchNorm the conventional network bears a third of the separable one's learning rate.
 RECIPES: dict[str, dict[str, Recipe]] = {
-    "default": {"dsc": _DEFAULT, "cnn": replace(_DEFAULT, learning_rate=1e-3)},
-    "quick": {"dsc": _QUICK, "cnn": replace(_QUICK, learning_rate=1e-3)},
-    "paper": {"dsc": _PAPER, "cnn": _PAPER},
+    "default": {
+        "dsc": _DEFAULT,
+        "cnn": replace(_DEFAULT, learning_rate=1e-3),
+        OTHER: _for_others(_DEFAULT),
+    },
+    "quick": {
+        "dsc": _QUICK,
+        "cnn": replace(_QUICK, learning_rate=1e-3),
+        OTHER: _for_others(_QUICK),
+    },
+    "paper": {"dsc": _PAPER, "cnn": _PAPER, OTHER: _PAPER},
+    "paper-text": {"dsc": _PAPER_TEXT, "cnn": _PAPER_TEXT, OTHER: _PAPER_TEXT},
 }
 
 
@@ -108,10 +138,17 @@ class TrainOptions:
     Attributes:
         data: Folder of class folders.
         out: The run folder.
-        architecture: ``dsc`` or ``cnn``.
+        architecture: As :attr:`edge_dsc.networks.NetworkChoice.architecture`.
+        size: As :attr:`edge_dsc.networks.NetworkChoice.size`.
+        weights: As :attr:`edge_dsc.networks.NetworkChoice.weights`.
+        unfreeze: As :attr:`edge_dsc.networks.NetworkChoice.unfreeze`.
         recipe: Name of a recipe.
         epochs: Instead of the recipe's.
+        augmentation: Whether the recipe may change images.
         seed: Decides the split, the first weights, the order and the augmentation.
+        fold: Hold out fold K of N: (K, N), K counted from 1.
+        keep_split: Keep the split that the folder comes in.
+        kinds: As :func:`edge_dsc.data.discover.list_images` takes it.
         resume: Go on with the unfinished run in ``out``.
         overwrite: Replace the run in ``out``.
     """
@@ -119,21 +156,32 @@ class TrainOptions:
     data: Path
     out: Path
     architecture: str = "dsc"
+    size: int | None = None
+    weights: str | None = None
+    unfreeze: int | None = None
     recipe: str = "default"
     epochs: int | None = None
+    augmentation: bool = True
     seed: int = 0
+    fold: tuple[int, int] | None = None
+    keep_split: bool = False
+    kinds: bool | None = None
     resume: bool = False
     overwrite: bool = False
 
+    @property
+    def network(self) -> NetworkChoice:
+        """The network that is asked for."""
+        return NetworkChoice(
+            architecture=self.architecture, size=self.size, weights=self.weights, unfreeze=self.unfreeze
+        )
+
     def resolve_recipe(self) -> Recipe:
-        """Return the recipe with the epochs asked for.
+        """Return the recipe with the epochs asked for, and without augmentation where that is asked for.
 
         Raises:
-            UsageError: Unknown recipe or network, epochs below 1, a negative seed, resume with overwrite.
+            UsageError: Unknown recipe, epochs below 1, a negative seed, options that exclude each other.
         """
-        if self.architecture not in ARCHITECTURES:
-            names = ", ".join(ARCHITECTURES)
-            raise UsageError(f"there is no network {self.architecture!r}", remedy=f"choose one of {names}")
         if self.recipe not in RECIPES:
             raise UsageError(
                 f"there is no recipe {self.recipe!r}", remedy=f"choose one of {', '.join(RECIPES)}"
@@ -144,7 +192,12 @@ class TrainOptions:
             raise UsageError(f"the seed {self.seed}", remedy="choose one from 0 to 4294967295")
         if self.resume and self.overwrite:
             raise UsageError("resume and overwrite exclude each other", remedy="give one of them")
-        recipe = RECIPES[self.recipe][self.architecture]
+        if self.fold and self.keep_split:
+            raise UsageError("--fold and --keep-split exclude each other", remedy="give one of them")
+        by_network = RECIPES[self.recipe]
+        recipe = by_network.get(self.architecture, by_network[OTHER])
+        if not self.augmentation:
+            recipe = recipe.without_augmentation()
         return recipe if self.epochs is None else replace(recipe, epochs=self.epochs)
 
 

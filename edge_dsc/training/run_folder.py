@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_dsc.evaluate.metrics import Metrics
+from edge_dsc.networks import INPUT_SIDE, NO_WEIGHTS, Network
 from edge_dsc.networks.separable import Separation
 from engines.contract import Count, Labels, PathName, Seconds, Seed, Sha256, Text
 from engines.errors import ArtefactError
@@ -32,11 +33,40 @@ BEGIN_ANEW = "begin anew: edge-dsc train DATA --overwrite"
 _PACKAGES = ("tensorflow", "keras", "numpy", "opencv-python-headless", "opencv-python")
 
 
+class TrainedNetwork(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which network a run trained, beside its name.
+
+    Attributes:
+        size: Height and width of its input.
+        config_sha256: :func:`edge_dsc.networks.identify` of ``model.keras``; None in records of before version 3.
+        source: What ``--arch`` named: a network, a file's name, or a function.
+        source_sha256: Hash of that file.
+        weights: What it started from: ``none``, ``imagenet`` or a file's name.
+        weights_sha256: Hash of that file.
+        unfreeze: Layers of the features that were trained, as asked for; None where nothing was asked.
+    """
+
+    size: Count = INPUT_SIDE
+    config_sha256: Sha256 | None = None
+    source: Text
+    source_sha256: Sha256 | None = None
+    weights: Text = NO_WEIGHTS
+    weights_sha256: Sha256 | None = None
+    unfreeze: Count | None = None
+
+    @classmethod
+    def of(cls, network: Network) -> TrainedNetwork:
+        """Describe a network before it is trained."""
+        names = (name for name in cls.__struct_fields__ if name != "config_sha256")
+        return cls(**{name: getattr(network, name) for name in names})
+
+
 class TrainingRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a run did.
 
     Attributes:
-        architecture: ``dsc`` or ``cnn``.
+        architecture: Name of the network: ``dsc``, ``resnet50v2``, or what a file or a function gave.
+        network: Which network that is.
         labels: Class names, in the order of the outputs.
         recipe: The recipe's values; a mapping, because recipes of other versions have other fields.
         seed: The run's seed.
@@ -56,6 +86,7 @@ class TrainingRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """
 
     architecture: PathName
+    network: TrainedNetwork
     labels: Labels
     recipe: Mapping[str, str | bool | int | float]
     seed: Seed
@@ -80,8 +111,9 @@ def _from_version_1(body: dict[str, Any]) -> dict[str, Any]:
 
 
 def _from_version_2(body: dict[str, Any]) -> dict[str, Any]:
-    """Before version 3 no run was a separable twin."""
-    return {"separation": None, **body}
+    """Version 2 knew the paper's two networks alone, which the name says all of, and no twin."""
+    network = msgspec.to_builtins(TrainedNetwork(source=body["architecture"]))
+    return {**body, "network": network, "separation": None}
 
 
 TRAINING_RECORD = DocumentKind(

@@ -5,22 +5,30 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_dsc import __version__
-from edge_dsc.data.discover import Dataset
 from edge_dsc.data.loading import LoadedImages, load_dataset
 from edge_dsc.data.purposes import images_to_train
-from edge_dsc.data.split import SPLIT_FILE, Split, save_split, split_dataset
+from edge_dsc.data.split import SPLIT_FILE, Split, keep_split, save_split, split_dataset
 from edge_dsc.evaluate.metrics import Metrics, classification_metrics
-from edge_dsc.networks import build_network, feature_extractor_parameters, save_network
+from edge_dsc.networks import (
+    INPUT_SIDE,
+    NO_WEIGHTS,
+    Network,
+    count_parameters,
+    identify,
+    open_network,
+    save_network,
+)
 from edge_dsc.networks.separable import Separation
 from edge_dsc.page.figures import draw_confusion, draw_curves
 from edge_dsc.training.batches import Batches, class_weights
@@ -40,6 +48,7 @@ from edge_dsc.training.run_folder import (
     RECORD_FILE,
     STATE_FILE,
     RunMetrics,
+    TrainedNetwork,
     TrainingRecord,
     TrainState,
     load_state,
@@ -63,7 +72,7 @@ class RunImages:
     Attributes:
         split: Which image is on which side.
         pixels: Of each part: raw grey ``[N, height, width, 1]`` and class indices ``[N]``.
-        skipped: Damaged images: (path, reason).
+        skipped: Images that were left out: (path, reason).
     """
 
     split: Split
@@ -77,6 +86,8 @@ class Fitted:
 
     Attributes:
         model: The network with its best weights; it is the one that is measured.
+        architecture: Its name.
+        network: Which network that is.
         recipe: How it was trained.
         state: History and best epoch.
         interrupted: Whether the user ended it early; then ``state.npz`` stays.
@@ -87,6 +98,8 @@ class Fitted:
     """
 
     model: Model
+    architecture: str
+    network: TrainedNetwork
     recipe: Recipe
     state: TrainState
     interrupted: bool
@@ -116,7 +129,11 @@ class TrainResult:
 
 
 def train(
-    options: TrainOptions, *, progress: ReportProgress | None = None, reading: Progress | None = None
+    options: TrainOptions,
+    *,
+    progress: ReportProgress | None = None,
+    reading: Progress | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> TrainResult:
     """Train a network and write its run folder.
 
@@ -128,20 +145,25 @@ def train(
         options: What to do.
         progress: Called after every step.
         reading: Called while the images are read.
+        say: Called before the first epoch with each line that is wrong with a split that is kept.
 
     Raises:
         UsageError: Options that cannot be met, or a run folder in use.
-        BadInputError: The data cannot be used.
-        ArtefactError: A state that cannot be resumed.
+        BadInputError: The data, or the function that builds the network, cannot be used.
+        ArtefactError: A state that cannot be resumed; a network or weights of a file that cannot be used.
         EnvironmentProblem: A package is missing, or the run folder cannot be written.
         KeyboardInterrupt: Ctrl-C before the first epoch was done.
     """
     recipe = options.resolve_recipe()
     check_folder(options)
-    images = _read_images(options, reading)
-    state = _begin(options, recipe, images.split)
+    network = open_network(options.network)
+    images = read_images(options, network.size, reading)
+    for line in images.split.warnings():
+        if say:
+            say(line)
+    state = _begin(options, recipe, network, images.split)
     seed_everything(options.seed)
-    model = build_network(options.architecture, len(images.split.labels))
+    model = network.make(len(images.split.labels))
     batches = make_batches(images, recipe, options.seed)
     if recipe.convolution_start:
         stride = max(1, len(batches.pixels) // _START_IMAGES)
@@ -152,7 +174,15 @@ def train(
     started = time.monotonic()
     interrupted = fit_model(model, batches, images.pixels["validation"], state, progress)
     seconds = time.monotonic() - started
-    fitted = Fitted(model=model, recipe=recipe, state=state, interrupted=interrupted, seconds=seconds)
+    fitted = Fitted(
+        model=model,
+        architecture=network.name,
+        network=TrainedNetwork.of(network),
+        recipe=recipe,
+        state=state,
+        interrupted=interrupted,
+        seconds=seconds,
+    )
     return finish_run(options, images, fitted)
 
 
@@ -188,13 +218,32 @@ def check_folder(options: TrainOptions) -> None:
         )
 
 
-def read_run_images(data: Path, split: Split, *, run: Path, reading: Progress | None) -> RunImages:
+def read_images(options: TrainOptions, size: int, reading: Progress | None) -> RunImages:
+    """Read everything, leave out what is damaged, and split the rest, or keep the split that it comes in.
+
+    Raises:
+        BadInputError: The data cannot be used.
+    """
+    found, loaded = load_dataset(options.data, size=size, kinds=options.kinds, progress=reading)
+    usable = replace(found, samples=loaded.samples)
+    left_out: tuple[tuple[str, str], ...] = ()
+    if options.keep_split:
+        split, left_out = keep_split(usable, options.seed)
+    else:
+        split = split_dataset(usable, options.seed, fold=options.fold)
+    pixels = pixels_by_part(loaded, split)
+    return RunImages(split=split, pixels=pixels, skipped=loaded.skipped + left_out)
+
+
+def read_run_images(
+    data: Path, split: Split, *, run: Path, size: int = INPUT_SIDE, reading: Progress | None = None
+) -> RunImages:
     """Read the images of a run's own split, found by their content wherever they lie below a folder.
 
     Raises:
         BadInputError: Not all of them are there, or one can no longer be read.
     """
-    dataset, loaded = load_dataset(data, progress=reading)
+    dataset, loaded = load_dataset(data, size=size, progress=reading)
     here = images_to_train(dataset, split, run=run)
     wanted = {sample.path for samples in here.parts.values() for sample in samples}
     for path, reason in loaded.skipped:
@@ -203,17 +252,17 @@ def read_run_images(data: Path, split: Split, *, run: Path, reading: Progress | 
                 f"{path} can no longer be read: {reason}",
                 remedy="restore the images that the run was trained on",
             )
-    return RunImages(split=split, pixels=pixels_by_part(loaded, here, dataset), skipped=())
+    return RunImages(split=split, pixels=pixels_by_part(loaded, here), skipped=())
 
 
 def pixels_by_part(
-    loaded: LoadedImages, split: Split, found: Dataset
+    loaded: LoadedImages, split: Split
 ) -> dict[str, tuple[NDArray[np.uint8], NDArray[np.int64]]]:
     """Return the pixels and class indices of each part of a split."""
     place = {sample.path: index for index, sample in enumerate(loaded.samples)}
     parts = {}
     for part, samples in split.parts.items():
-        targets = np.array([found.labels.index(sample.label) for sample in samples], np.int64)
+        targets = np.array([split.labels.index(sample.label) for sample in samples], np.int64)
         parts[part] = (loaded.pixels[[place[sample.path] for sample in samples]], targets)
     return parts
 
@@ -238,24 +287,22 @@ def finish_run(options: TrainOptions, images: RunImages, fitted: Fitted) -> Trai
         fitted: The network and how it was trained.
     """
     out, split, model, state = options.out, images.split, fitted.model, fitted.state
+    written = fitted.deployed or model
     metrics = _measure(model, images)
     save_split(split, out / SPLIT_FILE)
     with atomic_path(out / MODEL_FILE, KERAS_MODEL) as temporary:
-        save_network(fitted.deployed or model, temporary)
+        save_network(written, temporary)
     model_sha256 = sha256_file(out / MODEL_FILE)
     METRICS.save(out / METRICS_FILE, RunMetrics(model_sha256=model_sha256, **metrics))
     record = TrainingRecord(
-        architecture=options.architecture,
+        architecture=fitted.architecture,
+        network=msgspec.structs.replace(fitted.network, config_sha256=identify(written)),
         labels=split.labels,
         recipe=asdict(fitted.recipe),
         seed=options.seed,
         split_sha256=split.sha256,
         model_sha256=model_sha256,
-        parameters={
-            "feature_extractor": feature_extractor_parameters(model),
-            "trainable": sum(int(weight.shape.num_elements()) for weight in model.trainable_weights),
-            "total": sum(int(weight.shape.num_elements()) for weight in model.weights),
-        },
+        parameters=count_parameters(model),
         history=state.history,
         best_epoch=state.best_epoch,
         interrupted=fitted.interrupted,
@@ -293,18 +340,12 @@ def step_progress(architecture: str, progress: Progress) -> Callable[[TrainProgr
     return report
 
 
-def _read_images(options: TrainOptions, reading: Progress | None) -> RunImages:
-    """Read everything, leave out what is damaged, and split the rest."""
-    found, loaded = load_dataset(options.data, progress=reading)
-    split = split_dataset(replace(found, samples=loaded.samples), options.seed)
-    return RunImages(split=split, pixels=pixels_by_part(loaded, split, found), skipped=loaded.skipped)
-
-
-def _begin(options: TrainOptions, recipe: Recipe, split: Split) -> TrainState:
+def _begin(options: TrainOptions, recipe: Recipe, network: Network, split: Split) -> TrainState:
     """Return the state of a new run, or of the one to resume, which must have been begun with the same settings."""
     file = options.out / STATE_FILE
     settings = {
-        "architecture": options.architecture,
+        "architecture": network.name,
+        "network": msgspec.to_builtins(TrainedNetwork.of(network)),
         "recipe": asdict(recipe),
         "seed": options.seed,
         "split_sha256": split.sha256,
@@ -313,23 +354,53 @@ def _begin(options: TrainOptions, recipe: Recipe, split: Split) -> TrainState:
         require_writable(file)  # said before an epoch is trained
         return TrainState(file=file, settings=settings)
     state = load_state(file)
-    begun = dict(state.settings)
-    if begun == settings:
-        return state
-    if {**begun, "split_sha256": split.sha256} == settings:
-        raise ArtefactError(
-            f"the images in {options.data} changed since {options.out} was begun",
-            remedy="restore them, or begin anew with --overwrite",
-        )
     try:
-        given = begun["recipe"]
-        remedy = f"--arch {begun['architecture']} --recipe {given['name']} --epochs {given['epochs']}"
-        remedy = f"resume it with {remedy} --seed {begun['seed']}"
-    except (KeyError, TypeError) as error:
+        begun = _settings_of(state)
+        if begun == settings:
+            return state
+        words = _words(begun)
+    except (KeyError, TypeError, ValueError) as error:
         raise ArtefactError(
             f"{file} is no readable training state: {error}", remedy="begin anew with --overwrite"
         ) from error
-    raise UsageError(f"{options.out} was begun with other options", remedy=remedy)
+    if {**begun, "split_sha256": split.sha256} == settings:
+        raise ArtefactError(
+            f"the images in {options.data}, or their split, changed since {options.out} was begun",
+            remedy="restore them, and give the same --fold, --keep-split and --kinds; or begin anew with --overwrite",
+        )
+    if words == _words(settings):
+        raise ArtefactError(
+            f"{options.out} was begun with a {recipe.name} recipe, or a network, of other values",
+            remedy="go on with the version and the files that it was begun with, or begin anew with --overwrite",
+        )
+    raise UsageError(f"{options.out} was begun with other options", remedy=f"resume it with {words}")
+
+
+def _settings_of(state: TrainState) -> dict[str, Any]:
+    """Return what a run was begun with; states of before have neither a network's own facts nor its latest fields."""
+    begun = dict(state.settings)
+    network = {"source": begun["architecture"], **begun.get("network", {})}
+    recipe = {"flip_vertical": False, "augmentation": True, **begun["recipe"]}
+    return {
+        **begun,
+        "recipe": recipe,
+        "network": msgspec.to_builtins(msgspec.convert(network, TrainedNetwork)),
+    }
+
+
+def _words(settings: Mapping[str, Any]) -> str:
+    """Write the options of the command line that a run was begun with."""
+    recipe, network = settings["recipe"], settings["network"]
+    words = [f"--arch {network['source']} --recipe {recipe['name']} --epochs {recipe['epochs']}"]
+    words += [] if recipe["augmentation"] else ["--no-augmentation"]
+    words += [f"--size {network['size']}"] if network["size"] != INPUT_SIDE else []
+    words += (
+        [f"--weights {network['weights']}"]
+        if network["weights"] not in (NO_WEIGHTS, network["source"])
+        else []
+    )
+    words += [f"--unfreeze {network['unfreeze']}"] if network["unfreeze"] is not None else []
+    return " ".join([*words, f"--seed {settings['seed']}"])
 
 
 def _measure(model: Model, images: RunImages) -> dict[str, Metrics]:

@@ -1,4 +1,4 @@
-"""``separate``: from a trained run to its separable twin, which learns to answer as the original does."""
+"""``separate``: from a trained network to its separable twin, which learns to answer as the original does."""
 
 from __future__ import annotations
 
@@ -12,23 +12,20 @@ import numpy as np
 
 from edge_dsc.data.split import SPLIT_FILE, load_split
 from edge_dsc.evaluate.metrics import classification_metrics
-from edge_dsc.networks import load_network, save_network
-from edge_dsc.networks.separable import (
-    Separation,
-    SeparationOptions,
-    Twin,
-    match_outputs,
-    separate_network,
+from edge_dsc.networks import (
+    NetworkChoice,
+    build_network,
+    identify,
+    load_network,
+    open_network,
+    save_network,
 )
+from edge_dsc.networks.keras_files import read_network
+from edge_dsc.networks.separable import Separation, SeparationOptions, Twin, match_outputs, separate_network
 from edge_dsc.training.batches import TaughtBatches
 from edge_dsc.training.fit import compile_model, fit_model, predict, seed_everything
-from edge_dsc.training.recipes import RECIPES, Recipe, ReportProgress, TrainOptions
-from edge_dsc.training.run_folder import (
-    MODEL_FILE,
-    TrainingRecord,
-    TrainState,
-    load_training_record,
-)
+from edge_dsc.training.recipes import OTHER, RECIPES, Recipe, ReportProgress, TrainOptions
+from edge_dsc.training.run_folder import MODEL_FILE, TrainedNetwork, TrainState, load_training_record
 from edge_dsc.training.train import (
     Fitted,
     RunImages,
@@ -36,10 +33,11 @@ from edge_dsc.training.train import (
     check_folder,
     finish_run,
     make_batches,
+    read_images,
     read_run_images,
 )
 from engines.errors import UsageError
-from engines.files import KERAS_MODEL, require_writable
+from engines.files import KERAS_MODEL, atomic_path, require_writable, sha256_file
 from engines.runtimes import Progress
 
 if TYPE_CHECKING:
@@ -50,6 +48,9 @@ LEARNING_RATE = 1e-3
 TEMPERATURE = 2.0
 EPOCH_SHARE = 5  # the twin is trained for a fifth of the original's epochs
 _MATCH_IMAGES = 16  # on which the twin's channels get the original's mean and deviation
+_CODE_REMEDY = (
+    "a network with code of its own is trained first, with --arch module:function, if it has no Lambda"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,16 +58,17 @@ class TwinOptions:
     """What ``separate`` is asked for.
 
     Attributes:
-        run: The trained run folder.
-        out: The new run folder.
+        original: A trained run folder, or a ``.keras`` file.
+        out: The new run folder; the new file where there are no images.
         separation: Rank, BatchNorm, which layers.
-        data: Where the run's images are now; by default where they were at training.
+        data: Images to fine-tune on. Of a run those of its split, wherever they lie now, by default where they were at
+            training; of a file any that have its classes, by default none.
         epochs: Passes over the training images; by default a fifth of the original's. 0 leaves the twin as it starts.
-        seed: Decides order and augmentation.
-        overwrite: Replace the run in ``out``.
+        seed: Decides order and augmentation, and of a file the split.
+        overwrite: Replace what is in ``out``.
     """
 
-    run: Path
+    original: Path
     out: Path
     separation: SeparationOptions = field(default_factory=SeparationOptions)
     data: Path | None = None
@@ -74,90 +76,186 @@ class TwinOptions:
     seed: int = 0
     overwrite: bool = False
 
+    @property
+    def tuned(self) -> bool:
+        """Whether there are images, and the twin becomes a run: of a file only where they are named."""
+        return self.data is not None or self.original.suffix != ".keras" or self.original.is_dir()
+
 
 @dataclass(frozen=True, kw_only=True)
 class TwinResult:
     """What ``separate`` gave.
 
     Attributes:
-        trained: The twin's run.
+        out: The run folder, or the file.
         separation: What was done to every convolution.
-        validation: Accuracy on the validation images: of the original, of the twin before and after its fine-tuning.
+        trained: The twin's run; None of a file.
+        validation: Accuracy on the run's validation images: of the original, of the twin before and after its
+            fine-tuning; None of a file.
     """
 
-    trained: TrainResult
+    out: Path
     separation: Separation
-    validation: tuple[float, float, float]
+    trained: TrainResult | None = None
+    validation: tuple[float, float, float] | None = None
 
 
-def separate_run(
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Original:
+    """A trained network, its images, and what its run says of it."""
+
+    model: Model
+    architecture: str
+    size: int
+    sha256: str
+    recipe: Recipe
+    data: Path
+    images: RunImages
+
+
+def make_twin(
     options: TwinOptions, *, progress: ReportProgress | None = None, reading: Progress | None = None
 ) -> TwinResult:
-    """Make the separable twin of a trained network, fine-tune it with the original as teacher, and write its run.
+    """Make the separable twin of a trained network.
 
-    The new folder holds the same split, so the images held back from the original are held back from the twin. Same
-    run, images, options, seed and machine: same weights.
+    With images it is fine-tuned with the original as teacher and written as a run folder. The twin of a run holds the
+    same split, so the images held back from the original are held back from the twin. Same original, images, options,
+    seed and machine: same weights. The twin of a file without images is a file, as near to the original as its
+    kernels can be, with what a twin has lost.
 
     Raises:
-        UsageError: ``out`` is the run itself or in use, a name that no convolution has, a run in INT8.
-        ArtefactError: ``run`` is no finished run.
+        UsageError: ``out`` is the original itself or in use, a name that no convolution has, epochs without images.
+        ArtefactError: No finished run, or a file that Keras cannot read in safe mode.
         BadInputError: The network has nothing to separate, or the images of the run's split are not all there.
-        EnvironmentProblem: A package is missing, or the folder cannot be written.
+        EnvironmentProblem: A package is missing, or ``out`` cannot be written.
         KeyboardInterrupt: Ctrl-C before the first epoch was done.
     """
-    parent = load_training_record(options.run)
-    split = load_split(options.run / SPLIT_FILE)
-    data = options.data or split.root
-    settings, recipe = _settings(options, parent, data), _recipe(options, parent)
-    check_folder(settings)
-    original = load_network(options.run / MODEL_FILE, parent.architecture, len(parent.labels))
-    twin = separate_network(original, options.separation, name=settings.architecture)
-    images = read_run_images(data, split, run=options.run, reading=reading)
+    if os.path.realpath(options.out) == os.path.realpath(options.original):
+        raise UsageError(f"{options.out} is the original itself", remedy="give another place with --out")
+    if not options.tuned:
+        return _write_file(options)
+    if options.epochs is not None and options.epochs < 0:
+        raise UsageError(f"{options.epochs} epochs", remedy="give 0 or more")
+    original = _open(options, reading)
+    twin = separate_network(original.model, options.separation)
+    twin.model.name = _name_twin(twin, original.architecture)
     require_writable(options.out / MODEL_FILE, KERAS_MODEL)  # said before an epoch is trained
+    return _fine_tune(options, original, twin, progress)
+
+
+def _write_file(options: TwinOptions) -> TwinResult:
+    if options.epochs is not None:
+        raise UsageError("fine-tuning needs images", remedy="add --data DIR, or leave --epochs out")
+    if options.out.exists() and not options.overwrite:
+        raise UsageError(
+            f"{options.out} exists", remedy="choose another --out, or replace it with --overwrite"
+        )
+    require_writable(options.out, KERAS_MODEL)
+    twin = separate_network(read_network(options.original, remedy=_CODE_REMEDY), options.separation)
+    with atomic_path(options.out, KERAS_MODEL) as temporary:
+        save_network(twin.model, temporary)
+    return TwinResult(out=options.out, separation=twin.separation)
+
+
+def _open(options: TwinOptions, reading: Progress | None) -> _Original:
+    """Read the original and its images."""
+    if options.original.suffix == ".keras" and not options.original.is_dir():
+        assert options.data is not None
+        wanted = _train_options(options, options.data)
+        check_folder(wanted)
+        network = open_network(NetworkChoice(architecture=str(options.original)))
+        images = read_images(wanted, network.size, reading)
+        return _Original(
+            model=network.make(len(images.split.labels)),
+            architecture=network.name,
+            size=network.size,
+            sha256=sha256_file(options.original),
+            recipe=RECIPES["default"][OTHER],
+            data=options.data,
+            images=images,
+        )
+    record = load_training_record(options.original)
+    split = load_split(options.original / SPLIT_FILE)
+    data = options.data or split.root
+    check_folder(_train_options(options, data))
+    size = record.network.size
+    images = read_run_images(data, split, run=options.original, size=size, reading=reading)
+    model = load_network(
+        options.original / MODEL_FILE,
+        record.architecture,
+        len(record.labels),
+        config_sha256=record.network.config_sha256,
+    )
+    # Recipes of other versions have other fields.
+    known = {name: value for name, value in record.recipe.items() if name in Recipe.__dataclass_fields__}
+    recipe = Recipe(**{**asdict(RECIPES["default"][OTHER]), **known})
+    return _Original(
+        model=model,
+        architecture=record.architecture,
+        size=size,
+        sha256=record.model_sha256,
+        recipe=recipe,
+        data=data,
+        images=images,
+    )
+
+
+def _train_options(options: TwinOptions, data: Path) -> TrainOptions:
+    return TrainOptions(data=data, out=options.out, seed=options.seed, overwrite=options.overwrite)
+
+
+def _name_twin(twin: Twin, architecture: str) -> str:
+    """Return what the twin's network is called: the one that it is, if that has a name."""
+    if architecture == "cnn" and identify(twin.model) == identify(
+        build_network("dsc", twin.model.output_shape[-1])
+    ):
+        return "dsc"
+    name = f"{architecture.removesuffix('.keras')}-separable"
+    return name[-64:].lstrip("._-")
+
+
+def _fine_tune(
+    options: TwinOptions, original: _Original, twin: Twin, progress: ReportProgress | None
+) -> TwinResult:
+    images, recipe = original.images, _recipe(options, original.recipe)
     seed_everything(options.seed)
     started = time.monotonic()
     state = TrainState()
-    batches = TaughtBatches(**vars(make_batches(images, recipe, options.seed)), teacher=original)
+    batches = TaughtBatches(**vars(make_batches(images, recipe, options.seed)), teacher=original.model)
     stride = max(1, len(batches.pixels) // _MATCH_IMAGES)
     match_outputs(twin, batches.pixels[::stride][:_MATCH_IMAGES].astype(np.float32))
-    before = [_validation_accuracy(model, images) for model in (original, twin.model)]
+    before = [_validation_accuracy(model, images) for model in (original.model, twin.model)]
     interrupted = False
     if recipe.epochs:
         compile_model(twin.model, recipe, batches.steps)
         interrupted = fit_model(twin.model, batches, images.pixels["validation"], state, progress)
     fitted = Fitted(
         model=twin.model,
+        architecture=twin.model.name,
+        network=TrainedNetwork(
+            size=original.size,
+            source=original.architecture,
+            weights=options.original.name,
+            weights_sha256=original.sha256,
+        ),
         recipe=recipe,
         state=state,
         interrupted=interrupted,
         seconds=time.monotonic() - started,
-        parent_sha256=parent.model_sha256,
+        parent_sha256=original.sha256,
         separation=twin.separation,
     )
     after = _validation_accuracy(twin.model, images)
-    trained = finish_run(settings, images, fitted)
-    return TwinResult(trained=trained, separation=twin.separation, validation=(before[0], before[1], after))
-
-
-def _settings(options: TwinOptions, parent: TrainingRecord, data: Path) -> TrainOptions:
-    if os.path.realpath(options.out) == os.path.realpath(options.run):
-        raise UsageError(f"{options.out} is the run to start from", remedy="give another folder with --out")
-    if options.epochs is not None and options.epochs < 0:
-        raise UsageError(f"{options.epochs} epochs", remedy="give 0 or more")
-    return TrainOptions(
-        data=data,
+    return TwinResult(
         out=options.out,
-        architecture=_name_of_twin(parent.architecture),
-        epochs=options.epochs,
-        seed=options.seed,
-        overwrite=options.overwrite,
+        separation=twin.separation,
+        trained=finish_run(_train_options(options, original.data), images, fitted),
+        validation=(before[0], before[1], after),
     )
 
 
-def _recipe(options: TwinOptions, parent: TrainingRecord) -> Recipe:
-    """Return the parent's recipe, its batches and its augmentation, as a network needs it that is trained already."""
-    known = {name: value for name, value in parent.recipe.items() if name in Recipe.__dataclass_fields__}
-    base = Recipe(**{**asdict(RECIPES["default"]["dsc"]), **known})
+def _recipe(options: TwinOptions, base: Recipe) -> Recipe:
+    """Return the original's recipe, its batches and its augmentation, as a network needs it that is trained already."""
     return replace(
         base,
         name=RECIPE_NAME,

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from edge_dsc.cli.making import Arch, Backend, CalibMethod, Int8Backend, PrecisionName, RecipeName
+from edge_dsc.cli.making import Backend, CalibMethod, Int8Backend, PrecisionName, RecipeName
+from edge_dsc.networks import NetworkChoice
 from engines.errors import UsageError
 
 
 def test_choices_are_those_of_the_library() -> None:
     from calibration.table import METHODS, TENSORRT_METHODS
-    from edge_dsc.networks import ARCHITECTURES
     from edge_dsc.training import RECIPES
     from engines.record import Precision
     from engines.runtimes import RUNTIME_NAMES
@@ -24,7 +24,6 @@ def test_choices_are_those_of_the_library() -> None:
     assert [choice.value for choice in Backend] == ["auto", *RUNTIME_NAMES]
     assert [choice.value for choice in Int8Backend] == list(RUNTIME_NAMES)
     assert [choice.value for choice in CalibMethod] == [*METHODS, *TENSORRT_METHODS]
-    assert [choice.value for choice in Arch] == list(ARCHITECTURES)
     assert [choice.value for choice in RecipeName] == list(RECIPES)
 
 
@@ -61,10 +60,49 @@ def test_train_hands_on_what_was_asked_for(edge_dsc: Any, asked: list[Any]) -> N
     options = asked[1][0]
     assert (options.architecture, options.recipe, options.epochs, options.seed) == ("cnn", "paper", 7, 5)
     assert options.out == Path("runs/cnn") and options.resume
-    edge_dsc("train", "xrays", "--qat", "runs/cnn", "--overwrite")
+    words = ("--arch", "mobilenetv2", "--size", 96, "--weights", "w.h5", "--unfreeze", 4, "--no-augmentation")
+    edge_dsc("train", "xrays", *words, "--fold", "2/5", "--kinds")
     options = asked[2][0]
+    assert options.network == NetworkChoice(architecture="mobilenetv2", size=96, weights="w.h5", unfreeze=4)
+    assert (options.augmentation, options.fold, options.keep_split, options.kinds) == (
+        False,
+        (2, 5),
+        False,
+        True,
+    )
+    assert options.out == Path("runs/mobilenetv2")
+    edge_dsc("train", "xrays", "--arch", "my/nets.py:small", "--keep-split", "--no-kinds")
+    options = asked[3][0]
+    assert (options.architecture, options.out) == ("my/nets.py:small", Path("runs/nets.small"))
+    assert (options.augmentation, options.fold, options.keep_split, options.kinds) == (
+        True,
+        None,
+        True,
+        False,
+    )
+    edge_dsc("train", "xrays", "--qat", "runs/cnn", "--overwrite")
+    options = asked[4][0]
     assert (options.run, options.out) == (Path("runs/cnn"), Path("runs/cnn-qat"))
     assert (options.epochs, options.overwrite) == (5, True)
+
+
+@pytest.mark.parametrize("fold", ["2", "2/", "a/b", "-1/5", "2/5/6", "1000/2"])
+def test_a_fold_is_two_plain_numbers(edge_dsc: Any, fold: str) -> None:
+    found = edge_dsc("train", "xrays", "--fold", fold)
+    assert (found.code, found.out) == (2, "")
+    assert f"--fold '{fold}' is no fold (write K/N, such as --fold 2/5)" in found.err
+
+
+@pytest.mark.parametrize(
+    "words", [("--size", 96), ("--weights", "none"), ("--unfreeze", 1), ("--fold", "1/5"), ("--keep-split",),
+              ("--kinds",), ("--no-augmentation",)], ids=lambda words: words[0],
+)  # fmt: skip
+def test_fine_tuning_takes_all_that_from_its_run(
+    edge_dsc: Any, asked: list[Any], words: tuple[Any, ...]
+) -> None:
+    found = edge_dsc("train", "xrays", "--qat", "runs/cnn", *words)
+    assert found.code == 2 and not asked
+    assert "--qat takes the network, the images and the split of its run" in found.err
 
 
 def test_export_hands_on_what_was_asked_for(edge_dsc: Any, asked: list[Any]) -> None:

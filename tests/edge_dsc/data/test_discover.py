@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from edge_dsc.data import discover
-from edge_dsc.data.discover import count_labels
+from edge_dsc.data.discover import count_labels, list_images
 from engines.errors import BadInputError
 from engines.files import sha256_bytes
 
@@ -71,6 +71,81 @@ def test_kaggle_layout_gives_three_classes_and_patients(tmp_path: Path) -> None:
         "train/PNEUMONIA/person1_bacteria_1.jpeg": "person1",
         "val/PNEUMONIA/person1946_bacteria_4874.jpeg": "person1946",
     }
+
+
+KAGGLE = (
+    "train/NORMAL/IM-0115-0001.jpeg",
+    "train/PNEUMONIA/person1_bacteria_1.jpeg",
+    "val/PNEUMONIA/person1946_bacteria_4874.jpeg",
+    "test/NORMAL/NORMAL2-IM-0012-0001.jpeg",
+    "test/PNEUMONIA/person1_virus_6.jpeg",
+)
+
+
+@pytest.mark.parametrize("above", ["", "chest_xray/", "archive/chest_xray/"])
+def test_an_archive_that_holds_everything_twice(tmp_path: Path, above: str) -> None:
+    """As chest-xray-pneumonia unpacks: chest_xray/train beside chest_xray/chest_xray/train and __MACOSX."""
+    root = tmp_path / "archive" if above.count("/") > 1 else tmp_path
+    put(root, *(f"{above.removeprefix('archive/')}{name}" for name in KAGGLE))
+    put(root, *(f"{above.removeprefix('archive/')}chest_xray/{name}" for name in KAGGLE), data=b"again")
+    put(root, "__MACOSX/chest_xray/train/NORMAL/._IM-0115-0001.jpeg")
+    dataset = discover(root)
+    inside = above.removeprefix("archive/")
+    assert [sample.path for sample in dataset.samples] == sorted(inside + name for name in KAGGLE)
+    assert dataset.ignored == (f"{inside}chest_xray/",)
+    assert dataset.labels == ("bacteria", "normal", "virus")
+
+
+def test_the_part_of_every_image_is_kept(tmp_path: Path) -> None:
+    put(tmp_path, *(f"Data/{part}/{label}/{n}.png" for n, part in enumerate(("train", "Val", "evaluation", "TEST"))
+                    for label in ("COVID19", "NORMAL")))  # fmt: skip
+    assert discover(tmp_path).given == {
+        "Data/train/COVID19/0.png": "train",
+        "Data/train/NORMAL/0.png": "train",
+        "Data/Val/COVID19/1.png": "validation",
+        "Data/Val/NORMAL/1.png": "validation",
+        "Data/evaluation/COVID19/2.png": "evaluation",
+        "Data/evaluation/NORMAL/2.png": "evaluation",
+        "Data/TEST/COVID19/3.png": "test",
+        "Data/TEST/NORMAL/3.png": "test",
+    }
+    put(tmp_path, "Data/more/COVID19/4.png")  # now they are class folders, as any other names are
+    found = discover(tmp_path / "Data")
+    assert (found.given, found.labels) == ({}, ("TEST", "Val", "evaluation", "more", "train"))
+
+
+def test_kinds_as_asked_for(tmp_path: Path) -> None:
+    put(tmp_path / "split", *KAGGLE)
+    put(tmp_path / "one", *(name.split("/", 1)[1] for name in KAGGLE))
+    labels = {
+        (folder, kinds): list_images(tmp_path / folder, kinds=kinds).labels
+        for folder in ("split", "one")
+        for kinds in (None, True, False)
+    }
+    three, two = ("bacteria", "normal", "virus"), ("NORMAL", "PNEUMONIA")
+    assert labels == {
+        ("split", None): three,
+        ("split", True): three,
+        ("split", False): two,
+        ("one", None): two,
+        ("one", True): three,
+        ("one", False): two,
+    }
+    put(tmp_path / "other", "sick/person1_virus_6.jpeg", "well/a.png")
+    with pytest.raises(
+        BadInputError, match=r"class folders SICK, WELL give no kinds of pneumonia \(kinds need"
+    ):
+        list_images(tmp_path / "other", kinds=True)
+
+
+def test_names_are_read_as_the_model_reads_them(tmp_path: Path) -> None:
+    put(tmp_path / "split", *KAGGLE)
+    put(tmp_path / "one", *(name.split("/", 1)[1] for name in KAGGLE))
+    three, two = ("bacteria", "normal", "virus"), ("NORMAL", "PNEUMONIA")
+    for folder in ("split", "one"):
+        for labels in (three, two):
+            assert discover(tmp_path / folder, labels=labels).labels == labels
+    assert discover(tmp_path / "split", labels=("a", "b")).labels == two
 
 
 def test_kaggle_layout_without_kinds_has_its_two_classes(tmp_path: Path) -> None:

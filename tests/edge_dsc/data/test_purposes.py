@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,18 @@ def test_the_cells_of_a_whole_folder(split: Split) -> None:
 def test_a_held_back_image_calibrates_under_no_name(split: Split, part: str) -> None:
     copy = image(f"{part}1", path="focal/holiday.png", patient="somebody else")
     assert names(images_to_calibrate(folder("train1", copy), split)) == ["train1"]
+
+
+def test_of_a_kept_split_all_held_out_images_judge_and_those_of_seen_patients_are_counted(
+    split: Split,
+) -> None:
+    parts = {**split.parts, "test": (image("test1", patient="patient of train1"), image("test2"))}
+    kept = replace(split, parts=parts, kept=True)
+    judges = images_to_judge(WHOLE, kept, NONE)
+    assert names(judges.samples) == ["evaluation1", "evaluation2", "test1", "test2"]
+    assert judges.origin == (
+        "evaluation and test of the model's split, in xrays; 1 of them of patients that training saw"
+    )
 
 
 def test_a_training_image_judges_under_no_name(split: Split) -> None:

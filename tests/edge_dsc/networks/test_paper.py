@@ -7,7 +7,7 @@ import pytest
 from edge_dsc.networks import (
     FEATURE_EXTRACTOR_PARAMETERS,
     build_network,
-    feature_extractor_parameters,
+    count_parameters,
     fold_batch_norm,
     fold_separable_stem,
     fold_stem,
@@ -40,7 +40,9 @@ def test_parameters_are_the_papers(architecture: str, features: int, layers: dic
         if layer.trainable_weights
     }
     assert counted == {**layers, **HEAD}
-    assert feature_extractor_parameters(model) == features == FEATURE_EXTRACTOR_PARAMETERS[architecture]
+    assert (
+        count_parameters(model)["feature_extractor"] == features == FEATURE_EXTRACTOR_PARAMETERS[architecture]
+    )
     assert model.input_shape == (None, 224, 224, 1)
     assert model.output_shape == (None, 3)
 
@@ -63,7 +65,9 @@ def test_raw_pixels_go_in_and_probabilities_come_out() -> None:
 
 
 def test_what_cannot_be_built_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"there is no network 'resnet' \(choose one of dsc, cnn\)"):
+    with pytest.raises(
+        UsageError, match=r"there is no network 'resnet' \(choose one of dsc, cnn, resnet50v2"
+    ):
         build_network("resnet", 3)
     with pytest.raises(UsageError, match=r"a classifier of 1 classes \(give at least two class folders\)"):
         build_network("dsc", 1)

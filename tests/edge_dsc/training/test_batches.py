@@ -38,6 +38,33 @@ def test_a_flip_mirrors_left_to_right() -> None:
     assert seen == {image.tobytes(), image[:, ::-1].tobytes()}
 
 
+def test_both_flips_mirror_either_way_and_both() -> None:
+    image = IMAGES[0, :, :, 0]
+    recipe = replace(STILL, flip=True, flip_vertical=True)
+    seen = {augment_image(image, recipe, np.random.default_rng(seed)).tobytes() for seed in range(40)}
+    turned = (image, image[:, ::-1], image[::-1], image[::-1, ::-1])
+    assert seen == {one.tobytes() for one in turned}
+
+
+def test_the_draws_of_a_recipe_with_one_flip_are_those_of_before() -> None:
+    """Runs of earlier versions go on to the same weights: a second flip draws after all else, and only where it is."""
+    image = IMAGES[0, :, :, 0]
+    moving = replace(STILL, rotation=10.0, zoom=0.1, shift=0.1, flip=True)
+    rng = np.random.default_rng(5)
+    augment_image(image, moving, rng)
+    other = np.random.default_rng(5)
+    other.uniform(size=4), other.random()
+    assert rng.random() == other.random()
+
+
+def test_without_augmentation_images_are_shown_as_they_are() -> None:
+    recipe = replace(STILL, rotation=10.0, zoom=0.2, flip=True, flip_vertical=True).without_augmentation()
+    batches = replace(make_batches(), recipe=recipe)
+    known = {image.tobytes() for image in IMAGES}
+    shown = [image.astype(np.uint8).tobytes() for images, _, _ in batches.of_epoch(3) for image in images]
+    assert len(shown) == 8 and set(shown) <= known
+
+
 def test_rotation_zoom_and_shift_stay_in_their_ranges() -> None:
     image = np.zeros((201, 201), np.uint8)
     image[100, 150] = 255  # 50 pixels right of the centre

@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from edge_dsc.evaluate.metrics import classification_metrics
 from edge_dsc.training import RECIPES
 from edge_dsc.training.run_folder import (
     METRICS,
     RunMetrics,
+    TrainedNetwork,
     TrainingRecord,
     TrainState,
     load_state,
@@ -24,11 +26,12 @@ from edge_dsc.training.run_folder import (
     save_training_record,
 )
 from engines.errors import ArtefactError
-from engines.files import sha256_bytes
+from engines.files import canonical_json, sha256_bytes
 
 MODEL = b"a network"
 RECORD = TrainingRecord(
     architecture="dsc",
+    network=TrainedNetwork(source="dsc", config_sha256="3" * 64),
     labels=("clear", "focal"),
     recipe=asdict(RECIPES["quick"]["dsc"]),
     seed=3,
@@ -76,7 +79,7 @@ def test_an_edited_record_is_refused(run: Path) -> None:
 def as_version_1(document: dict[str, Any]) -> None:
     """Version 1 had no seal, and at first no parent."""
     document["schema_version"] = 1
-    del document["record_sha256"], document["parent_sha256"]
+    del document["record_sha256"], document["parent_sha256"], document["network"]
 
 
 def test_a_record_of_version_1_is_read(run: Path) -> None:
@@ -85,7 +88,29 @@ def test_a_record_of_version_1_is_read(run: Path) -> None:
     assert loaded.parent_sha256 is None
     assert (loaded.labels, loaded.recipe, loaded.history) == (RECORD.labels, RECORD.recipe, RECORD.history)
     edit(run / "training.json", lambda document: document.update(parent_sha256="2" * 64))
-    assert load_training_record(run) == RECORD
+    assert load_training_record(run) == replace(RECORD, network=TrainedNetwork(source="dsc"))
+
+
+def test_a_record_of_version_2_is_read(run: Path) -> None:
+    """It had no network but a name, and a recipe of other fields, which is kept as it is."""
+    recipe = {"name": "paper", "rotation": 10.0, "zoom": 0.1, "flip": True}
+
+    def turn_back(document: dict[str, Any]) -> None:
+        del document["network"], document["record_sha256"]
+        body = {key: value for key, value in document.items() if key not in ("kind", "schema_version")}
+        body["recipe"] = recipe
+        document.clear()
+        document.update(
+            kind="edge-dsc/training-record",
+            schema_version=2,
+            **body,
+            record_sha256=sha256_bytes(canonical_json(body)),
+        )
+
+    edit(run / "training.json", turn_back)
+    found = load_training_record(run)
+    assert found == replace(RECORD, network=TrainedNetwork(source="dsc"), recipe=recipe)
+    assert (found.network.size, found.network.weights) == (224, "none")
 
 
 @pytest.mark.parametrize(
@@ -94,7 +119,7 @@ def test_a_record_of_version_1_is_read(run: Path) -> None:
         (lambda d: d.pop("labels"), "missing required field `labels`"),
         (lambda d: d.update(seed="3"), r"Expected `int`, got `str` - at `\$\.seed`"),
         (lambda d: d.update(mood="good"), "unknown field `mood`"),
-        (lambda d: d.update(schema_version=3), "schema version 3, this edge-dsc reads 1 and 2"),
+        (lambda d: d.update(schema_version=4), "schema version 4, this edge-dsc reads 1 and 2 and 3"),
     ],
 )
 def test_a_damaged_record_is_refused(

@@ -15,7 +15,8 @@ import pytest
 
 from edge_dsc.data import load_split
 from edge_dsc.data.phantoms import write_phantoms
-from edge_dsc.networks import load_network
+from edge_dsc.networks import build_network, load_network, save_network
+from edge_dsc.networks.keras_files import read_network
 from edge_dsc.training import RECIPES, TrainOptions, TrainProgress, TrainResult, train
 from edge_dsc.training.run_folder import METRICS, load_state, load_training_record
 from edge_dsc.training.train import check_folder
@@ -115,7 +116,9 @@ def test_a_stopped_run_goes_on_to_the_same_weights_bit_for_bit(
     changed = tmp_path / "changed"
     shutil.copytree(phantom_folder, changed)
     next((changed / "focal").iterdir()).unlink()
-    with pytest.raises(ArtefactError, match=r"the images in .*changed changed since .* begun \(restore them"):
+    with pytest.raises(
+        ArtefactError, match=r"the images in .*, or their split, changed since .* begun \(restore"
+    ):
         train(replace(options, resume=True, data=changed))
 
     stopped = train(replace(options, resume=True), progress=stop(KeyboardInterrupt))
@@ -217,3 +220,101 @@ def test_a_network_really_learns(tmp_path: Path) -> None:
     metrics = train(options).metrics["held_out"]
     assert metrics.count >= 30
     assert metrics.accuracy >= 0.8
+
+
+@slow
+def test_a_backbone_learns_goes_on_after_a_stop_and_is_loaded_as_what_it_is(tmp_path: Path) -> None:
+    """Its features drawn and frozen but for two layers: the head alone tells some phantoms apart."""
+    write_phantoms(tmp_path / "phantoms", 8, seed=1)
+    given = tmp_path / "features.keras"
+    save_network(build_network("mobilenetv2", 3, 96), given)
+    options = TrainOptions(
+        data=tmp_path / "phantoms",
+        out=tmp_path / "run",
+        architecture="mobilenetv2",
+        size=96,
+        weights=str(given),
+        unfreeze=2,
+        recipe="quick",
+        epochs=2,
+        augmentation=False,
+    )
+
+    def stop(state: TrainProgress) -> None:
+        if state.epoch == 2:
+            raise SystemExit
+
+    with pytest.raises(SystemExit):
+        train(options, progress=stop)
+    with pytest.raises(UsageError, match="begun with other options") as caught:
+        train(replace(options, resume=True, unfreeze=None))
+    assert caught.value.remedy == (
+        "resume it with --arch mobilenetv2 --recipe quick --epochs 2 --no-augmentation --size 96"
+        " --weights features.keras --unfreeze 2 --seed 0"
+    )
+    record = train(replace(options, resume=True)).record
+    assert (record.architecture, record.network.size, record.network.unfreeze) == ("mobilenetv2", 96, 2)
+    assert (record.network.weights, record.network.weights_sha256) == ("features.keras", sha256_file(given))
+    assert record.recipe["augmentation"] is False
+    assert record.parameters["trainable"] < record.parameters["feature_extractor"]
+    assert len(record.history["loss"]) == 2
+    assert record.history["loss"][1] < record.history["loss"][0]
+    digest = record.network.config_sha256
+    loaded = load_network(options.out / "model.keras", "mobilenetv2", 3, config_sha256=digest)
+    before, after = (
+        {layer.name: layer.get_weights() for layer in model.layers} for model in (read_network(given), loaded)
+    )
+    changed = {name for name, weights in after.items() if not equal(weights, before[name])}
+    assert changed == {"block_16_project", "Conv_1", "dense", "probabilities"}
+
+
+@slow
+def test_a_network_of_ones_own_is_trained_from_a_file(tmp_path: Path) -> None:
+    import keras
+
+    write_phantoms(tmp_path / "phantoms", 8, seed=1)
+    image = keras.layers.Input((48, 48, 3))
+    x = keras.layers.Conv2D(8, 5, strides=4, activation="relu")(keras.layers.Rescaling(1 / 255)(image))
+    x = keras.layers.Dense(3)(keras.layers.GlobalAveragePooling2D()(x))
+    save_network(keras.Model(image, x), tmp_path / "mine.keras")
+    options = TrainOptions(
+        data=tmp_path / "phantoms",
+        out=tmp_path / "run",
+        architecture=str(tmp_path / "mine.keras"),
+        recipe="quick",
+        epochs=1,
+        fold=(1, 2),
+    )
+    result = train(options)
+    assert (result.record.architecture, result.record.network.size) == ("mine.keras", 48)
+    assert load_split(options.out / "split.json").fold == (1, 2)
+    assert result.metrics["held_out"].count == len(
+        result.split.samples("evaluation") + result.split.samples("test")
+    )
+
+
+@slow
+def test_a_split_that_is_kept_is_warned_of_before_the_first_epoch(tmp_path: Path) -> None:
+    """Two folders share a patient, by name; one file is in both."""
+    rng = np.random.default_rng(0)
+    for part in ("train", "val", "evaluation", "test"):
+        for label in ("NORMAL", "PNEUMONIA"):
+            folder = tmp_path / "data" / part / label
+            folder.mkdir(parents=True)
+            for index in range(2):
+                name = f"person{index}_bacteria_{part}.png" if label == "PNEUMONIA" else f"{part}{index}.png"
+                cv2.imwrite(str(folder / name), rng.integers(0, 256, (40, 40), np.uint8))
+    shutil.copy(tmp_path / "data/test/NORMAL/test0.png", tmp_path / "data/train/NORMAL/copy.png")
+    options = TrainOptions(
+        data=tmp_path / "data", out=tmp_path / "run", recipe="paper", epochs=1, keep_split=True, kinds=False
+    )
+    said: list[str] = []
+    result = train(options, say=lambda line: said.append(line), progress=lambda _: said.append("step"))
+    assert said[0] == (
+        "2 patients, such as person0, have images in train or validation and in evaluation or test:"
+        " 4 of the 8 held-out images flatter the network"
+    )
+    assert said[1:] == ["step"]
+    assert result.record.skipped == (("train/NORMAL/copy.png", "is the same file as test/NORMAL/test0.png"),)
+    split = load_split(options.out / "split.json")
+    assert split.kept and len(split.samples("train")) == 4
