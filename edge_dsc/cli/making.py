@@ -286,7 +286,7 @@ def separate(
         typer.Option(
             "--layers",
             metavar="NAMES",
-            help="Separate only these convolutions, by name or pattern, joined by commas; with ^ in front: leave alone.",
+            help="Separate these alone: names or patterns, joined by commas; with ^ in front: all but these.",
             show_default=False,
         ),
     ] = None,

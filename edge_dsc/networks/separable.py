@@ -17,6 +17,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_dsc.networks.architecture import count_parameters
 from edge_dsc.networks.keras_files import load_keras
 from edge_dsc.networks.paper import BATCH_NORM_MOMENTUM
 from engines.contract import Count, Text
@@ -188,7 +189,7 @@ class Separation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         batch_norm: Whether BatchNorm was put after the pairs that had none.
         layers: The separated ones, in the network's order.
         left_alone: Convolutions larger than 1x1 that stay: (name, reason).
-        parameters: Trainable or not, of the whole network: before, after.
+        parameters: Of the feature extractor, as :func:`edge_dsc.networks.count_parameters` counts: before, after.
     """
 
     original: Text
@@ -216,7 +217,8 @@ def format_separation(separation: Separation) -> str:
             if layer.pointwise_first
         ),
         *(f"left alone: {name}, {reason}" for name, reason in separation.left_alone),
-        f"the whole network, with biases and BatchNorm: {before:,} parameters before, {after:,} after",
+        f"the feature extractor, with biases and BatchNorm: {before:,} parameters, of the twin {after:,}"
+        f" ({1 - after / before:.2%} fewer)",
     ]
     table = Table(
         title=f"separable twin of {separation.original}", header=_HEADER, rows=tuple(rows), notes=tuple(notes)
@@ -351,9 +353,13 @@ def separate_network(original: Model, options: SeparationOptions | None = None) 
         batch_norm=surgery.options.batch_norm,
         layers=tuple(surgery.layers),
         left_alone=tuple(surgery.left_alone),
-        parameters=(original.count_params(), model.count_params()),
+        parameters=(_count_features(original), _count_features(model)),
     )
     return Twin(model=model, original=original, separation=separation, pairs=tuple(surgery.pairs))
+
+
+def _count_features(model: Model) -> int:
+    return count_parameters(model)["feature_extractor"]
 
 
 def _is_graph(model: object) -> bool:
@@ -392,7 +398,7 @@ class _Surgery:
         """Return the twin of a model, its weights still to be set."""
         keras = load_keras()
         if isinstance(model, keras.Sequential):
-            model = keras.Model(model.input, model.output, name=model.name)
+            model = keras.Model(model.inputs[0], model.outputs[0], name=model.name)
         level = _level(model, prefix)
         return keras.models.clone_model(
             model, clone_function=lambda layer: layer, call_function=partial(self._call, level)

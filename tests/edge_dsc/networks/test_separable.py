@@ -253,7 +253,7 @@ def test_the_table_of_the_papers_cnn() -> None:
         "* (4)/(1) is 1/N + 1/Dk^2, and r times that for the r filters of a higher rank",
         "* stem: pointwise first, so (2) is Dk^2 N, (4) N (Dk^2 + M) and (4)/(1) 1/M + 1/Dk^2",
         "* left alone: block3_conv, as asked",
-        "* the whole network, with biases and BatchNorm: 430,307 parameters before, 414,243 after",
+        "* the feature extractor, with biases and BatchNorm: 28,640 parameters, of the twin 12,480 (56.42% fewer)",
     ]
 
 
