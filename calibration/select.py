@@ -39,7 +39,7 @@ class CalibrationSet:
     """The images that a model is calibrated on, read once by its contract.
 
     Attributes:
-        pixels: ``uint8 [N, height, width, 1]``, raw 0..255, sorted by class and name.
+        pixels: ``uint8 [N, height, width, channels]``, raw 0..255, sorted by class and name.
         images: Name, class and hash of each, in the same order.
         skipped: Those that could not be read, and why.
         drawn: Places in ``pixels`` in the order of the draw, a round over the classes at a time, so that every

@@ -14,7 +14,8 @@ from engines.files import canonical_json, sha256_bytes
 
 SCHEMA_VERSION = 1
 METADATA_KEY = "edge_dsc.contract"
-DECODE_RULE = "grey8-v1"  # engines.images.decode_grey
+DECODE_RULE = "grey8-v1"  # engines.images.decode_image, one channel
+COLOUR_RULE = "rgb8-v1"  # the same with three channels, red first
 RESIZE_RULE = "halve-area-v1"  # engines.images.resize_to
 
 LARGEST_MODEL = 512 << 20  # bytes; ours have a few MB, and protobuf itself ends at 2 GiB
@@ -48,8 +49,8 @@ class ModelContract(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         height: Input height in pixels.
         width: Input width in pixels.
         dtype: Element type of the input.
-        layout: Axis order; with the one grey channel NHWC and NCHW are the same bytes.
-        decode: Name of the rule that turns a file into 8-bit grey pixels.
+        layout: Axis order; with one grey channel NHWC and NCHW are the same bytes.
+        decode: Name of the rule that turns a file into 8-bit pixels: ``grey8-v1`` or ``rgb8-v1``.
         resize: Name of the rule that brings those pixels to ``height`` x ``width``.
         scale: Factor on the pixel values; it is folded into the first layer's weights, so callers
             hand over raw 0..255 and must not apply it.
@@ -79,8 +80,13 @@ class ModelContract(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
-        """Shape of one input without the batch: ``(height, width, 1)``."""
-        return (self.height, self.width, 1)
+        """Shape of one input without the batch: ``(height, width, channels)``."""
+        return (self.height, self.width, self.channels)
+
+    @property
+    def channels(self) -> int:
+        """Channels of the input, as the decode rule gives them: 1 grey, or 3 in the order red, green, blue."""
+        return 3 if self.decode == COLOUR_RULE else 1
 
     @property
     def preprocess_sha256(self) -> str:
@@ -121,17 +127,17 @@ class ModelContract(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         Raises:
             ArtefactError: Another schema version, decode or resize rule, dtype or layout.
         """
-        known = {
-            "schema_version": SCHEMA_VERSION,
-            "decode": DECODE_RULE,
-            "resize": RESIZE_RULE,
-            "dtype": "uint8",
-            "layout": "NHWC",
+        known: dict[str, tuple[object, ...]] = {
+            "schema_version": (SCHEMA_VERSION,),
+            "decode": (DECODE_RULE, COLOUR_RULE),
+            "resize": (RESIZE_RULE,),
+            "dtype": ("uint8",),
+            "layout": ("NHWC",),
         }
-        for name, expected in known.items():
+        for name, values in known.items():
             seen = getattr(self, name)
-            if seen != expected:
+            if seen not in values:
                 raise ArtefactError(
-                    f"{source} asks for {name} {seen!r}, this edge-dsc knows {expected!r}",
+                    f"{source} asks for {name} {seen!r}, this edge-dsc knows {' and '.join(map(repr, values))}",
                     remedy=_EXPORT_AGAIN,
                 )

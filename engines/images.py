@@ -30,7 +30,8 @@ IMAGE_SUFFIXES = frozenset({".bmp", ".dcm", ".jpeg", ".jpg", ".png", ".tif", ".t
 MIN_SIDE = 32
 MAX_BYTES = 512 << 20
 
-_REDUCE_ABOVE = 448  # reduced-size JPEG decoding must leave at least two pixels for each of the network's
+# Reduced-size JPEG decoding must leave at least two pixels for each of the network's, and never fewer than this.
+_REDUCE_ABOVE = 448
 _JPEG = b"\xff\xd8\xff"
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -40,12 +41,14 @@ _PNG_END = b"IEND\xaeB`\x82"
 _TIFF_CODES = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 16: "Q", 17: "q"}
 _STORED_BITS = (8, 10, 12, 14, 16)  # what detectors store in 16-bit containers
 _TO_GREY = {3: cv2.COLOR_BGR2GRAY, 4: cv2.COLOR_BGRA2GRAY}  # by the number of channels
+_TO_BGR = {4: cv2.COLOR_BGRA2BGR}
 _READ_REMEDIES = {errno.EACCES: "check the file's permissions", errno.EFBIG: "shrink the image"}
-# The most that a JPEG may be reduced by while it is decoded.
+# By how much a JPEG may be reduced while it is decoded, most first: the flags for grey and for colour.
 _REDUCED = (
-    (8, cv2.IMREAD_REDUCED_GRAYSCALE_8),
-    (4, cv2.IMREAD_REDUCED_GRAYSCALE_4),
-    (2, cv2.IMREAD_REDUCED_GRAYSCALE_2),
+    (8, cv2.IMREAD_REDUCED_GRAYSCALE_8, cv2.IMREAD_REDUCED_COLOR_8),
+    (4, cv2.IMREAD_REDUCED_GRAYSCALE_4, cv2.IMREAD_REDUCED_COLOR_4),
+    (2, cv2.IMREAD_REDUCED_GRAYSCALE_2, cv2.IMREAD_REDUCED_COLOR_2),
+    (1, cv2.IMREAD_GRAYSCALE, cv2.IMREAD_COLOR),
 )
 
 
@@ -53,7 +56,7 @@ def read_input(path: Path, contract: ModelContract) -> NDArray[np.uint8]:
     """Turn an image file into one network input.
 
     Returns:
-        ``uint8 [height, width, 1]``, raw 0..255.
+        ``uint8 [height, width, channels]``, raw 0..255.
 
     Raises:
         ImageError: Missing, empty, damaged, no image, too small or too large.
@@ -68,7 +71,7 @@ class InputImage:
     Attributes:
         path: The file.
         sha256: Hash of the very bytes that were decoded.
-        pixels: ``uint8 [height, width, 1]``, raw 0..255; or why there are none.
+        pixels: ``uint8 [height, width, channels]``, raw 0..255; or why there are none.
     """
 
     path: Path
@@ -104,7 +107,7 @@ def read_inputs(
 
 
 def _prepare(data: bytes, contract: ModelContract, path: Path) -> NDArray[np.uint8]:
-    return prepare_pixels(decode_grey(data, name=str(path)), contract, name=str(path))
+    return prepare_pixels(decode_image(data, contract, name=str(path)), contract, name=str(path))
 
 
 def map_in_threads(
@@ -166,27 +169,42 @@ def read_bytes(path: Path) -> bytes:
     return data
 
 
-def decode_grey(data: bytes, *, name: str = "image") -> NDArray[np.uint8]:
-    """Decode an encoded image to 8-bit grey (rule ``grey8-v1``).
+def decode_image(data: bytes, contract: ModelContract, *, name: str = "image") -> NDArray[np.uint8]:
+    """Decode an encoded image to 8-bit pixels by a contract's rule, ``grey8-v1`` or ``rgb8-v1``.
 
-    EXIF orientation is applied, colour becomes luma, alpha is dropped, palettes are expanded. 16-bit
-    pixels lose their low bits; when no pixel needs more than 8, 10, 12 or 14 bits, that is taken for the
-    stored depth, because detectors of 10 to 14 bits write 16-bit files that would else come out black.
-    A large JPEG is decoded at a half, a quarter or an eighth of its size while 448 pixels a side remain.
+    EXIF orientation is applied, alpha is dropped, palettes are expanded. 16-bit pixels lose their low bits; when no
+    pixel needs more than 8, 10, 12 or 14 bits, that is taken for the stored depth, because detectors of 10 to 14 bits
+    write 16-bit files that would else come out black. A large JPEG is decoded at a half, a quarter or an eighth of its
+    size while 448 pixels a side remain, or twice the network's longer side where that is more. By ``grey8-v1`` colour
+    becomes luma; by ``rgb8-v1`` it stays, and a grey file has three equal channels.
 
     Args:
         data: The file's bytes: JPEG, PNG, BMP, TIFF, WebP or DICOM (see :func:`engines.dicom.decode_dicom`).
+        contract: The model's contract.
         name: Named in errors.
 
     Returns:
-        ``uint8 [H, W]``.
+        What :func:`prepare_pixels` takes: ``uint8 [H, W]`` grey; by ``rgb8-v1`` ``uint8 [H, W, 3]`` in OpenCV's order,
+        BGR, and a DICOM file ``[H, W]`` all the same.
 
     Raises:
         ImageError: Not one of these formats, damaged, several pictures in one file, or too large.
         EnvironmentProblem: A DICOM file, and ``pydicom`` is missing.
     """
+    shortest = max(_REDUCE_ABOVE, 2 * contract.height, 2 * contract.width)
+    return _decode_any(data, name, colour=contract.channels == 3, shortest=shortest)
+
+
+def decode_grey(data: bytes, *, name: str = "image") -> NDArray[np.uint8]:
+    """Decode an encoded image to ``uint8 [H, W]`` as :func:`decode_image` does for a grey network of 224 x 224."""
+    return _decode_any(data, name, colour=False, shortest=_REDUCE_ABOVE)
+
+
+def _decode_any(data: bytes, name: str, *, colour: bool, shortest: int) -> NDArray[np.uint8]:
     with _as_image_error(name):
-        return decode_dicom(data, name=name) if is_dicom(data) else _decode(data, name)
+        if is_dicom(data):
+            return decode_dicom(data, name=name)
+        return _decode(data, name, colour=colour, shortest=shortest)
 
 
 @contextmanager
@@ -202,8 +220,8 @@ def _as_image_error(name: str) -> Iterator[None]:
         ) from None
 
 
-def _decode(data: bytes, name: str) -> NDArray[np.uint8]:
-    flags = cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH
+def _decode(data: bytes, name: str, *, colour: bool, shortest: int) -> NDArray[np.uint8]:
+    flags = (cv2.IMREAD_COLOR if colour else cv2.IMREAD_GRAYSCALE) | cv2.IMREAD_ANYDEPTH
     size = encoded_size(data)
     if size is None:  # another format, or a header that does not say how much memory the decoder would take
         raise _undecodable(data, name)
@@ -211,7 +229,7 @@ def _decode(data: bytes, name: str) -> NDArray[np.uint8]:
     if _has_more_pictures(data):
         raise ImageError(f"{name} holds more than one picture", remedy="give single radiographs")
     if data.startswith(_JPEG):
-        flags = _jpeg_flags(min(size))
+        flags = _jpeg_flags(min(size), shortest, colour=colour)
         _check_jpeg_end(data, name)
         check_scans(data, name)
     elif data.startswith(_PNG) and data.rfind(_PNG_END) < 0:  # libpng would say so on the terminal
@@ -223,26 +241,40 @@ def _decode(data: bytes, name: str) -> NDArray[np.uint8]:
     if pixels is None:
         raise _undecodable(data, name)
     check_pixels(pixels.shape[0], pixels.shape[1], name)
-    return grey8(pixels, name=name)
+    return _eight_bits(pixels, name, colour=colour)
 
 
-def grey8(pixels: _Pixels, *, name: str = "image") -> NDArray[np.uint8]:
-    """Bring decoded pixels to ``uint8 [H, W]``: the part of rule ``grey8-v1`` after decoding.
+def convert_frame(pixels: _Pixels, contract: ModelContract, *, name: str = "image") -> NDArray[np.uint8]:
+    """Do with pixels what :func:`decode_image` does after decoding.
 
     Args:
         pixels: ``uint8`` or ``uint16``; ``[H, W]`` grey or ``[H, W, 1|3|4]`` in OpenCV's order (BGR, BGRA).
+        contract: The model's contract.
         name: Named in errors.
+
+    Returns:
+        What :func:`prepare_pixels` takes: ``uint8 [H, W]`` grey, or ``[H, W, 3]`` BGR.
 
     Raises:
         ImageError: Another dtype or shape.
     """
+    return _eight_bits(pixels, name, colour=contract.channels == 3)
+
+
+def grey8(pixels: _Pixels, *, name: str = "image") -> NDArray[np.uint8]:
+    """Bring decoded pixels to ``uint8 [H, W]``: :func:`convert_frame` for a grey network."""
+    return _eight_bits(pixels, name, colour=False)
+
+
+def _eight_bits(pixels: _Pixels, name: str, *, colour: bool) -> NDArray[np.uint8]:
     if pixels.dtype not in (np.uint8, np.uint16):
         raise ImageError(f"{name} has {pixels.dtype} pixels", remedy="store it with 8 or 16 bits a channel")
-    if pixels.ndim == 3 and pixels.shape[2] in _TO_GREY:
-        pixels = cast(_Pixels, cv2.cvtColor(pixels, _TO_GREY[pixels.shape[2]]))
+    conversions = _TO_BGR if colour else _TO_GREY
+    if pixels.ndim == 3 and pixels.shape[2] in conversions:
+        pixels = cast(_Pixels, cv2.cvtColor(pixels, conversions[pixels.shape[2]]))
     elif pixels.ndim == 3 and pixels.shape[2] == 1:
         pixels = pixels[:, :, 0]
-    elif pixels.ndim != 2:
+    elif pixels.ndim != 2 and not (colour and pixels.ndim == 3 and pixels.shape[2] == 3):
         raise ImageError(
             f"{name} has shape {pixels.shape}", remedy="give [H, W], [H, W, 1], [H, W, 3] or [H, W, 4]"
         )
@@ -254,49 +286,53 @@ def grey8(pixels: _Pixels, *, name: str = "image") -> NDArray[np.uint8]:
 
 
 def prepare_pixels(
-    grey: NDArray[np.uint8], contract: ModelContract, *, name: str = "image"
+    pixels: NDArray[np.uint8], contract: ModelContract, *, name: str = "image"
 ) -> NDArray[np.uint8]:
-    """Turn grey pixels into one network input: size check, then the contract's resize rule.
+    """Turn decoded pixels into one network input: size check, the contract's resize rule, then its channels.
 
     Args:
-        grey: ``uint8 [H, W]``.
+        pixels: ``uint8 [H, W]`` grey, or ``uint8 [H, W, 3]`` BGR for a contract of three channels.
         contract: The model's contract.
         name: Named in errors.
 
     Returns:
-        ``uint8 [height, width, 1]``.
+        ``uint8 [height, width, channels]``; three channels are red, green and blue.
 
     Raises:
         ImageError: A side shorter than 32 pixels.
     """
-    height, width = grey.shape
+    height, width = pixels.shape[:2]
     if min(height, width) < MIN_SIDE:
         raise ImageError(
             f"{name} is {width}x{height} pixels", remedy=f"an X-ray has at least {MIN_SIDE} pixels a side"
         )
     with _as_image_error(name):
-        return resize_to(grey, contract.height, contract.width)[:, :, None]
+        resized = resize_to(pixels, contract.height, contract.width)
+        if contract.channels == 1:
+            return resized[:, :, None]
+        to_rgb = cv2.COLOR_GRAY2RGB if resized.ndim == 2 else cv2.COLOR_BGR2RGB
+        return cast(NDArray[np.uint8], cv2.cvtColor(resized, to_rgb))
 
 
-def resize_to(grey: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
-    """Stretch grey pixels to ``height`` x ``width`` (rule ``halve-area-v1``).
+def resize_to(pixels: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+    """Stretch pixels ``[H, W]`` or ``[H, W, 3]`` to ``height`` x ``width`` (rule ``halve-area-v1``).
 
     While both sides are at least twice the target, the image is halved exactly (mean of 2x2; an odd last
     row or column is left out, since only even sides take OpenCV's fast path, six times faster than a direct
     resize of a large image). Then one area resize, or a linear one where a side grows.
     """
-    rows, columns = grey.shape
+    rows, columns = pixels.shape[:2]
     while rows >= 2 * height and columns >= 2 * width:
         rows, columns = rows // 2, columns // 2
-        grey = _resize(grey[: 2 * rows, : 2 * columns], rows, columns, cv2.INTER_AREA)
+        pixels = _resize(pixels[: 2 * rows, : 2 * columns], rows, columns, cv2.INTER_AREA)
     if (rows, columns) == (height, width):
-        return grey
+        return pixels
     grows = rows < height or columns < width
-    return _resize(grey, height, width, cv2.INTER_LINEAR if grows else cv2.INTER_AREA)
+    return _resize(pixels, height, width, cv2.INTER_LINEAR if grows else cv2.INTER_AREA)
 
 
-def _resize(grey: NDArray[np.uint8], height: int, width: int, interpolation: int) -> NDArray[np.uint8]:
-    return cast(NDArray[np.uint8], cv2.resize(grey, (width, height), interpolation=interpolation))
+def _resize(pixels: NDArray[np.uint8], height: int, width: int, interpolation: int) -> NDArray[np.uint8]:
+    return cast(NDArray[np.uint8], cv2.resize(pixels, (width, height), interpolation=interpolation))
 
 
 def encoded_size(data: bytes) -> tuple[int, int] | None:
@@ -395,9 +431,9 @@ _SIZES: tuple[tuple[bytes | tuple[bytes, ...], Callable[[bytes], tuple[int, int]
 )
 
 
-def _jpeg_flags(short_side: int) -> int:
-    fitting = (flag for factor, flag in _REDUCED if short_side // factor >= _REDUCE_ABOVE)
-    return next(fitting, cv2.IMREAD_GRAYSCALE)
+def _jpeg_flags(short_side: int, shortest: int, *, colour: bool) -> int:
+    fitting = (flags for factor, *flags in _REDUCED if factor == 1 or short_side // factor >= shortest)
+    return next(fitting)[colour]
 
 
 def _check_jpeg_end(data: bytes, name: str) -> None:

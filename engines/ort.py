@@ -218,7 +218,7 @@ class OrtRunner(DirectSubmission):
         """Classify a batch.
 
         Args:
-            batch: ``uint8 [N, height, width, 1]`` with N within the engine's batch range.
+            batch: ``uint8 [N, height, width, channels]`` with N within the engine's batch range.
 
         Returns:
             Probabilities, ``float32 [N, classes]``, owned by the caller.

@@ -237,7 +237,7 @@ class Runner(Protocol):
         """Classify a batch.
 
         Args:
-            batch: ``uint8 [N, height, width, 1]`` with N within the engine's batch range.
+            batch: ``uint8 [N, height, width, channels]`` with N within the engine's batch range.
 
         Returns:
             Probabilities, ``float32 [N, classes]``, owned by the caller.
@@ -453,7 +453,7 @@ class BatchCheck:
         self._rebuild = record.build_command
 
     def __call__(self, batch: NDArray[np.uint8]) -> None:
-        """Accept ``uint8 [N, height, width, 1]`` with N in the engine's range.
+        """Accept ``uint8 [N, height, width, channels]`` with N in the engine's range.
 
         Raises:
             BadInputError: Another type, shape or size.

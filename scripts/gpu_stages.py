@@ -73,9 +73,9 @@ def stages(options: argparse.Namespace, record: EngineRecord, pixels: Pixels) ->
     for path in sorted(options.images.iterdir()) if options.images else []:
         data = images.read_bytes(path)
         started = time.perf_counter_ns()
-        grey = images.decode_grey(data, name=str(path))
+        grey_or_colour = images.decode_image(data, record.contract, name=str(path))
         decoded = time.perf_counter_ns()
-        images.prepare_pixels(grey, record.contract, name=str(path))
+        images.prepare_pixels(grey_or_colour, record.contract, name=str(path))
         samples["decode"].append((decoded - started) / 1e3)
         samples["preprocess"].append((time.perf_counter_ns() - decoded) / 1e3)
     with open_runner(options, slots=1, time_stages=True) as runner:

@@ -208,7 +208,7 @@ class _Network:
 
     path: Path
     table: Path | None
-    pixels: NDArray[np.uint8]  # [N, height, width, 1], of phantoms that nothing was fitted to
+    pixels: NDArray[np.uint8]  # [N, height, width, channels], of phantoms that nothing was fitted to
     reference: NDArray[np.float32]  # [N, classes], by ONNX Runtime in FP32
 
 

@@ -21,7 +21,7 @@ class LoadedImages:
     """The readable images of some samples.
 
     Attributes:
-        pixels: ``uint8 [N, height, width, 1]``, raw 0..255, one for each sample.
+        pixels: ``uint8 [N, height, width, channels]``, raw 0..255, one for each sample.
         samples: The samples that could be read, in the order given.
         skipped: What was left out: relative path and reason.
     """

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from edge_dsc.infer.source import Frame
 from engines.contract import ModelContract
 from engines.errors import ImageError
-from engines.images import decode_grey, grey8, prepare_pixels, read_bytes
+from engines.images import convert_frame, decode_image, prepare_pixels, read_bytes
 from engines.runtimes import Runner, answer_batches
 
 # A thread takes a few items at once: all are decoded, then all run, so that the network's weights stay in the
@@ -35,7 +35,7 @@ class Prepared:
 
     Attributes:
         path: The file, or the name of the video or camera.
-        pixels: ``uint8 [height, width, 1]``, or the error.
+        pixels: ``uint8 [height, width, channels]``, or the error.
         seconds: What decoding and resizing took.
         picture: The picture to draw on, ``uint8 [H, W]`` or ``uint8 [H, W, 3]`` BGR, where somebody will.
         frame: The frame that it was, for videos and cameras.
@@ -143,10 +143,10 @@ def prepare_picture(
     try:
         data = read_bytes(item) if isinstance(item, Path) else item.pixels
         if isinstance(data, bytes):
-            picture = grey = decode_grey(data, name=name)
+            picture = decoded = decode_image(data, contract, name=name)
         else:
-            picture, grey = data, grey8(data, name=name)
-        pixels = prepare_pixels(grey, contract, name=name)
+            picture, decoded = data, convert_frame(data, contract, name=name)
+        pixels = prepare_pixels(decoded, contract, name=name)
     except ImageError as error:
         return Prepared(path, error, time.perf_counter() - started, frame=frame)
     return Prepared(path, pixels, time.perf_counter() - started, picture if keep_picture else None, frame)
@@ -227,7 +227,7 @@ def _answer_in_batches(prepared: Iterable[Prepared | None], runner: Runner) -> I
 
 
 def _stack(group: Sequence[Prepared], smallest: int) -> NDArray[np.uint8] | None:
-    """Return the good pictures as one batch, ``uint8 [N, height, width, 1]``; None where all are bad."""
+    """Return the good pictures as one batch, ``uint8 [N, height, width, channels]``; None where all are bad."""
     good = [picture.pixels for picture in group if not isinstance(picture.pixels, ImageError)]
     if len(good) == smallest == 1:
         return good[0][None]

@@ -171,6 +171,11 @@ def infer_source(
         runner = stack.enter_context(open_engine(request.engine, options=options))
         stack.enter_context(stop_on_signals(stop))
         contract = runner.record.contract
+        if spec.scheme == "csi" and contract.channels == 3:
+            raise UsageError(
+                f"{spec.name} gives grey pictures, and {request.engine} takes colour",
+                remedy="use another kind of camera, or adopt the network with --colour grey",
+            )
         items = source.items(stop)
         earlier = _earlier_rows(request, items, runner)
         written = earlier.paths if earlier is not None else []

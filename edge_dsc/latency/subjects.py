@@ -79,7 +79,7 @@ def measure_engines(
 ) -> Report:
     """Measure engines against each other: opened again and again, interleaved, each with the same input.
 
-    The request that is timed begins with ``uint8 [batch, height, width, 1]`` in memory and ends with the
+    The request that is timed begins with ``uint8 [batch, height, width, channels]`` in memory and ends with the
     probabilities in memory: decoding is left out, copies to and from a GPU are not. With a folder it begins
     with a file's name.
 
@@ -321,7 +321,7 @@ def _limits(
 
 
 def input_noise(runner: Runner, count: int) -> NDArray[np.uint8]:
-    """Return noise of a fixed seed, ``uint8 [count, height, width, 1]``.
+    """Return noise of a fixed seed, ``uint8 [count, height, width, channels]``.
 
     The time of these networks does not depend on what is in the picture.
     """

@@ -179,7 +179,7 @@ class DeviceBuffers:
     """Page-locked host memory, device memory, and asynchronous copies.
 
     Attributes:
-        host_input: ``uint8 [largest, height, width, 1]``.
+        host_input: ``uint8 [largest, height, width, channels]``.
         host_output: ``float32 [largest, classes]``.
         input_address: Where TensorRT reads, a device pointer.
         output_address: Where it writes.

@@ -115,7 +115,7 @@ class TrtRunner:
         """Copy a batch and enqueue its work; returns before the device has done it.
 
         Args:
-            batch: ``uint8 [N, height, width, 1]`` with N within the engine's batch range.
+            batch: ``uint8 [N, height, width, channels]`` with N within the engine's batch range.
 
         Raises:
             BadInputError: Another type, shape or size.

@@ -8,12 +8,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from engines import images
 from engines.contract import ModelContract
 from engines.errors import ImageError
 
 CONTRACT = ModelContract(labels=("a", "b"), architecture="dsc")
+COLOUR = ModelContract(labels=("a", "b"), architecture="x", decode="rgb8-v1", height=96, width=80)
 
 
 def smooth(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -123,6 +125,59 @@ def test_a_file_gives_the_bits_of_the_pixels_in_it(tmp_path: Path) -> None:
     path.write_bytes(encode(cv2.merge([grey, grey, grey]), ".png"))
     frame = images.grey8(cv2.merge([grey, grey, grey]))  # as a camera gives it
     np.testing.assert_array_equal(images.read_input(path, CONTRACT), images.prepare_pixels(frame, CONTRACT))
+
+
+@pytest.mark.parametrize("suffix", [".png", ".bmp", ".tiff"])
+def test_colours_come_back_bit_for_bit_red_first(suffix: str, tmp_path: Path) -> None:
+    rgb = np.stack([smooth(96, 80, seed) for seed in range(3)], axis=2)
+    bgr = np.ascontiguousarray(rgb[:, :, ::-1])
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(encode(bgr, suffix))
+    np.testing.assert_array_equal(images.read_input(path, COLOUR), rgb)
+    # A frame of a camera gives the bits of a file, with alpha, and at the depth of a detector, too.
+    deep = np.maximum(bgr.astype(np.uint16) << 2, 3)  # ten bits
+    deep[0, 0] = 1023
+    expected = rgb.copy()
+    expected[0, 0] = 255
+    for frame, wanted in ((bgr, rgb), (cv2.cvtColor(bgr, cv2.COLOR_BGR2BGRA), rgb), (deep, expected)):
+        converted = images.convert_frame(frame, COLOUR)
+        np.testing.assert_array_equal(images.prepare_pixels(converted, COLOUR), wanted)
+
+
+def test_grey_files_have_three_equal_channels_for_a_network_of_colour() -> None:
+    grey = replace(COLOUR, decode="grey8-v1")
+    for pixels in (smooth(300, 260), smooth(300, 260).astype(np.uint16) * 16):
+        data = encode(pixels, ".png")
+        wanted = images.prepare_pixels(images.decode_image(data, grey), grey)
+        found = images.prepare_pixels(images.decode_image(data, COLOUR), COLOUR)
+        np.testing.assert_array_equal(found, wanted.repeat(3, axis=2))
+    flat = images.convert_frame(smooth(100, 100)[:, :, None], COLOUR)  # as some cameras give it
+    assert images.prepare_pixels(flat, COLOUR).shape == (96, 80, 3)
+
+
+def test_each_channel_is_resized_as_the_grey_picture_would_be() -> None:
+    grey = replace(COLOUR, decode="grey8-v1")
+    channels = [smooth(501, 700, seed) for seed in range(3)]
+    found = images.prepare_pixels(np.stack(channels[::-1], axis=2), COLOUR)
+    for place, channel in enumerate(channels):
+        np.testing.assert_array_equal(found[:, :, place], images.prepare_pixels(channel, grey)[:, :, 0])
+
+
+def test_a_colour_jpeg_is_turned_and_reduced_like_a_grey_one() -> None:
+    jpeg = encode(np.stack([smooth(1200, 1000, seed) for seed in range(3)], axis=2), ".jpg")
+    upright = images.decode_image(jpeg, COLOUR)
+    assert upright.shape == (600, 500, 3)
+    turned = images.decode_image(with_exif_orientation(jpeg, 6), COLOUR)
+    np.testing.assert_array_equal(turned, np.rot90(upright, -1))
+    with pytest.raises(ImageError, match="truncated JPEG"):
+        images.decode_image(jpeg[:-2], COLOUR)
+
+
+@pytest.mark.parametrize(("side", "expected"), [(96, 448), (224, 448), (225, 896), (600, 1792)])
+def test_a_reduced_jpeg_keeps_two_pixels_for_each_of_the_networks(side: int, expected: int) -> None:
+    contract = replace(CONTRACT, height=32, width=side)
+    jpeg = encode(np.zeros((1792, 1800), np.uint8), ".jpg")
+    assert images.decode_image(jpeg, contract).shape[0] == expected
 
 
 @pytest.fixture

@@ -356,3 +356,18 @@ def test_the_preprocess_hash_depends_on_pixels_not_on_labels() -> None:
     assert replace(contract, labels=("x", "y")).preprocess_sha256 == contract.preprocess_sha256
     assert replace(contract, scale=1.0).preprocess_sha256 != contract.preprocess_sha256
     assert replace(contract, height=256).preprocess_sha256 != contract.preprocess_sha256
+
+
+def test_grey_of_224_keeps_the_hash_that_earlier_versions_gave_it() -> None:
+    grey = ModelContract(labels=("a", "b"), architecture="dsc")
+    assert grey.preprocess_sha256 == "5a0b8e4f02ee4807b7e6ec1b50c28b041d1929e20bbf8798ea030596b05a83c9"
+    assert (grey.channels, grey.input_shape) == (1, (224, 224, 1))
+
+
+def test_a_contract_of_colour_and_of_another_size() -> None:
+    colour = ModelContract(labels=("a", "b"), architecture="x", decode="rgb8-v1", height=299, width=64)
+    assert colour.input_shape == (299, 64, 3)
+    assert ModelContract.from_metadata(colour.to_metadata(), source="m") == colour
+    assert colour.preprocess_sha256 != replace(colour, decode="grey8-v1").preprocess_sha256
+    with pytest.raises(ArtefactError, match="decode 'bgr8-v1', this edge-dsc knows 'grey8-v1' and 'rgb8-v1'"):
+        replace(colour, decode="bgr8-v1").check("m")
