@@ -6,9 +6,8 @@ the surgery on a Keras graph.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -30,7 +29,8 @@ if TYPE_CHECKING:
 # A convolution on a picture (grey, RGB, RGBA): with the depthwise one first the whole network would see through as
 # many filters as the picture has channels.
 PICTURE_CHANNELS = 4
-_SMALLEST_VARIANCE = 1e-6
+_RIDGE = 1e-4  # of a fit, as a share of the mean square of what it is made of
+_TINY = 1e-12
 _Float32 = NDArray[np.float32]
 _Float64 = NDArray[np.float64]
 
@@ -99,6 +99,71 @@ def split_kernel_pointwise_first(kernel: NDArray[np.floating]) -> SplitKernel:
     )
 
 
+def fit_kernel(
+    kernel: NDArray[np.floating], patches: _Float64, wanted: _Float64, *, rank: int = 1, groups: int = 1
+) -> SplitKernel:
+    """Return the depthwise and pointwise kernels that come nearest to what a kernel gives on real inputs.
+
+    :func:`split_kernel` is best for inputs whose neighbouring pixels have nothing to do with each other. Those of a
+    network are smooth. Here the same decomposition is weighted by how the pixels under the kernel go together in every
+    channel, which finds the filters; the pointwise weights then follow by least squares, up to a bias.
+    Source: Zhang, Zou, He and Sun, Accelerating Very Deep Convolutional Networks for Classification and Detection,
+    arXiv 1505.06798 (2015): responses are reconstructed, not kernels.
+
+    Args:
+        kernel: ``[h, w, inputs per group, outputs]``.
+        patches: The pixels under the kernel at some places, ``[inputs, places, h * w]``.
+        wanted: What the kernel is to give there, ``[places, outputs]``.
+        rank: As of :func:`split_kernel`.
+        groups: As of :func:`split_kernel`.
+
+    Returns:
+        As :func:`split_kernel`; the error is the share of the wanted deviation from the mean that is missed there.
+    """
+    height, width, inputs, outputs = kernel.shape
+    taps, share = height * width, outputs // groups
+    matrices = kernel.astype(np.float64).reshape(taps, inputs, groups, share).transpose(2, 1, 0, 3)
+    patches = patches - patches.mean(axis=1, keepdims=True)
+    roots = _roots(patches.swapaxes(1, 2) @ patches / patches.shape[1])
+    weighted = roots @ matrices.reshape(-1, taps, share)
+    filters = np.linalg.solve(roots, _leading_products(weighted, min(rank, taps, share))[0])
+    rank = filters.shape[-1]
+    responses = (patches @ filters).reshape(groups, inputs, -1, rank).transpose(0, 2, 1, 3)
+    responses = responses.reshape(groups, -1, inputs * rank)
+    aims = (wanted - wanted.mean(axis=0)).reshape(-1, groups, share).transpose(1, 0, 2)
+    squares = responses.swapaxes(1, 2) @ responses
+    weights = np.linalg.solve(_ridged(squares), responses.swapaxes(1, 2) @ aims)
+    missed, total = np.linalg.norm(aims - responses @ weights), np.linalg.norm(aims)
+    # As much of their size on either side, so that one learning rate suits both.
+    by_filter = weights.reshape(groups * inputs, rank, share)
+    sizes = np.linalg.norm(by_filter, axis=2), np.linalg.norm(filters, axis=1)
+    balance = np.sqrt(np.maximum(sizes[0], _TINY) / np.maximum(sizes[1], _TINY))
+    filters = filters * balance[:, None, :]
+    weights = (by_filter / balance[..., None]).reshape(groups, inputs * rank, share)
+    depthwise = filters.transpose(1, 0, 2).reshape(height, width, groups * inputs, rank)
+    pointwise = weights.transpose(1, 0, 2).reshape(1, 1, inputs * rank, outputs)
+    return SplitKernel(
+        depthwise=depthwise.astype(np.float32),
+        pointwise=pointwise.astype(np.float32),
+        error=float(missed / total) if total else 0.0,
+    )
+
+
+def _ridged(squares: _Float64) -> _Float64:
+    """Return positive definite matrices near to some that may be singular: channels may be dead, or alike."""
+    size = squares.shape[-1]
+    mean = np.trace(squares, axis1=-2, axis2=-1)[..., None, None] / size
+    ridged: _Float64 = squares + (_RIDGE * mean + _TINY) * np.eye(size)
+    return ridged
+
+
+def _roots(covariances: _Float64) -> _Float64:
+    """Return the symmetric square roots of covariances ``[..., n, n]``."""
+    values, vectors = np.linalg.eigh(_ridged(covariances))
+    roots: _Float64 = (vectors * np.sqrt(np.maximum(values, 0))[..., None, :]) @ vectors.swapaxes(-1, -2)
+    return roots
+
+
 def _leading_products(matrices: _Float64, rank: int) -> tuple[_Float64, _Float64, float]:
     """Approximate matrices ``[..., a, b]`` by products ``[..., a, rank] @ [..., rank, b]``; the error is that of all.
 
@@ -128,7 +193,8 @@ class SeparatedLayer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         rank: Spatial filters per input channel.
         pointwise_first: Whether the pointwise convolution comes first, and the depthwise one has N channels.
         positions: Pixels of the input and of the output; None where the network takes any size.
-        error: Relative error of the kernel.
+        error: Relative error of the nearest kernel, which needs no images.
+        missed: Share of the original's deviation that the fitted pair misses on images; None where none were there.
     """
 
     name: Text
@@ -140,6 +206,7 @@ class SeparatedLayer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     pointwise_first: bool = False
     positions: tuple[Count, Count] | None = None
     error: float = 0.0
+    missed: float | None = None
 
     @property
     def taps(self) -> int:
@@ -207,10 +274,13 @@ def format_separation(separation: Separation) -> str:
     counted = [layer.multiply_adds for layer in layers]
     work = [sum(pair[side] for pair in counted if pair) if all(counted) else None for side in (0, 1)]
     ratio = sums[3] / sums[0]
-    rows.append(("together", "", "", "", *(f"{n:,}" for n in sums), f"{ratio:.4f}", *map(_count, work), ""))
+    rows.append(
+        ("together", "", "", "", *(f"{n:,}" for n in sums), f"{ratio:.4f}", *map(_count, work), "", "")
+    )
     before, after = separation.parameters
     notes = [
         "(4)/(1) is 1/N + 1/Dk^2, and r times that for the r filters of a higher rank",
+        "error: of the nearest kernel, relative; missed: of the output's deviation, by the pair fitted on images",
         *(
             f"{layer.name}: pointwise first, so (2) is Dk^2 N, (4) N (Dk^2 + M) and (4)/(1) 1/M + 1/Dk^2"
             for layer in layers
@@ -229,7 +299,7 @@ def format_separation(separation: Separation) -> str:
 _FORMULAS = ("ordinary", "depthwise", "pointwise", "separable")
 _HEADER = (
     "layer", "kernel", "M", "N", "(1) Dk^2 M N", "(2) Dk^2 M", "(3) M N", "(4) M (Dk^2+N)", "(4)/(1)",
-    "multiply-adds", "of the twin", "error",
+    "multiply-adds", "of the twin", "error", "missed",
 )  # fmt: skip
 
 
@@ -239,7 +309,8 @@ def _row(layer: SeparatedLayer) -> tuple[str, ...]:
     kernel += f" r{layer.rank}" if layer.rank > 1 else ""
     counts = [f"{getattr(layer, name):,}" for name in ("inputs", "outputs", *_FORMULAS)]
     work = [_count(number) for number in layer.multiply_adds or (None, None)]
-    return (layer.name, kernel, *counts, f"{layer.ratio:.4f}", *work, f"{layer.error:.3f}")
+    missed = "" if layer.missed is None else f"{layer.missed:.3f}"
+    return (layer.name, kernel, *counts, f"{layer.ratio:.4f}", *work, f"{layer.error:.3f}", missed)
 
 
 def _count(number: int | None) -> str:
@@ -285,13 +356,15 @@ class Pair:
 
     Attributes:
         original: The convolution.
-        last: The layer of the pair that holds the bias.
+        layers: The pair: one SeparableConv2D, or two layers, of which the last holds the bias.
+        pointwise_first: Whether the first of the two is the pointwise one.
         norm: The BatchNorm after it, None where there is none.
         added: Whether that BatchNorm is new; then it has no weights of the original.
     """
 
     original: Layer
-    last: Layer
+    layers: tuple[Layer, ...]
+    pointwise_first: bool
     norm: Layer | None
     added: bool
 
@@ -446,20 +519,20 @@ class _Surgery:
     def _stand_for(self, level: _Level, layer: Layer, args: tuple[Any, ...]) -> Callable[..., Any]:
         keras = load_keras()
         if _is_graph(layer):
-            return self.rebuild(layer, f"{level.prefix}{layer.name}/")
+            inner: Callable[..., Any] = self.rebuild(layer, f"{level.prefix}{layer.name}/")
+            return inner
         if type(layer) is keras.layers.Conv2D and max(layer.kernel_size) > 1:
             name = printable(level.prefix + layer.name)
             reason = self._reason_to_leave(name, layer)
             if reason is None:
                 return self._separate(level, layer, args[0])
             self.left_alone.append((name, reason))
-        clone = type(layer).from_config(layer.get_config())
+        clone: Callable[..., Any] = type(layer).from_config(layer.get_config())
         if getattr(layer, "weights", None):
             self._weights.append((clone, layer.get_weights()))
         number = self._outputs[id(args[0])][1] if args and id(args[0]) in self._outputs else None
         if number is not None and isinstance(layer, keras.layers.BatchNormalization):
-            found = self.pairs[number]
-            self.pairs[number] = Pair(original=found.original, last=found.last, norm=clone, added=False)
+            self.pairs[number] = replace(self.pairs[number], norm=clone)
         return clone
 
     def _reason_to_leave(self, name: str, layer: Layer) -> str | None:
@@ -494,7 +567,15 @@ class _Surgery:
             made.weights[-1].append(np.asarray(layer.bias))
         self._weights += zip(made.layers, made.weights, strict=True)
         norm = _batch_norm(layer, base) if normed else None
-        self.pairs.append(Pair(original=layer, last=made.layers[-1], norm=norm, added=normed))
+        self.pairs.append(
+            Pair(
+                original=layer,
+                layers=tuple(made.layers),
+                pointwise_first=first,
+                norm=norm,
+                added=normed,
+            )
+        )
         self.layers.append(
             msgspec.structs.replace(described, error=made.error, positions=_positions(layer, tensor))
         )
@@ -632,85 +713,3 @@ def _sources(nodes: object) -> Iterator[str]:
     if isinstance(nodes, list | tuple):
         for node in nodes:
             yield from _sources(node)
-
-
-def match_outputs(twin: Twin, images: NDArray[np.floating]) -> None:
-    """Give every output channel of every pair the mean and the deviation that the original's has on some images.
-
-    An approximated kernel gives other sums; without this the next layers see inputs that they were not trained for.
-    A new BatchNorm takes the pair's own statistics as its moving ones and the original's as scale and shift; one of
-    the original gets new moving statistics alone; without one, the pair's last kernel and bias are changed. One pass of
-    each network, so that a pair is matched on what the matched ones before it give.
-    Source: Nagel and others, Data-Free Quantization through Weight Equalization and Bias Correction, ICCV 2019, whose
-    empirical bias correction this is, with the deviation too.
-
-    Args:
-        twin: Changed in place.
-        images: ``float32 [N, ...]``, inputs of the network, a dozen of all classes.
-    """
-    wanted: dict[int, tuple[_Float64, _Float64]] = {}
-
-    def learn(pair: Pair, outputs: Any) -> None:
-        wanted[id(pair)] = _statistics(pair.original, outputs)
-
-    def match(pair: Pair, outputs: Any) -> None:
-        _match(pair, wanted[id(pair)], _statistics(pair.original, outputs))
-
-    with _watching({pair.original: partial(learn, pair) for pair in twin.pairs}):
-        twin.original(images, training=False)
-    with _watching({pair.last: partial(match, pair) for pair in twin.pairs}):
-        twin.model(images, training=False)
-
-
-def _statistics(layer: Layer, outputs: Any) -> tuple[_Float64, _Float64]:
-    """Return mean and variance of every channel."""
-    values = np.asarray(outputs, np.float64)
-    axes = (0, 2, 3) if layer.data_format == "channels_first" else (0, 1, 2)
-    return values.mean(axis=axes), np.maximum(values.var(axis=axes), _SMALLEST_VARIANCE)
-
-
-def _match(pair: Pair, wanted: tuple[_Float64, _Float64], found: tuple[_Float64, _Float64]) -> None:
-    if pair.norm is not None:
-        if pair.added:
-            # BatchNorm divides by sqrt(variance + epsilon), which is not the deviation where that is small.
-            pair.norm.gamma.assign(np.sqrt(wanted[1] * (found[1] + pair.norm.epsilon) / found[1]))
-            pair.norm.beta.assign(wanted[0])
-        pair.norm.moving_mean.assign(found[0])
-        pair.norm.moving_variance.assign(found[1])
-        return
-    factor = np.sqrt(wanted[1] / found[1])
-    *before, kernel, bias = (
-        pair.last.get_weights() if pair.last.use_bias else [*pair.last.get_weights(), None]
-    )
-    depthwise = kernel.shape[-1] == 1 and kernel.shape[-2] == len(factor)
-    scaled = kernel * (factor[:, None] if depthwise else factor)
-    shifted = [] if bias is None else [(bias - found[0]) * factor + wanted[0]]
-    pair.last.set_weights([*before, scaled, *shifted])
-
-
-@contextlib.contextmanager
-def _watching(watchers: Mapping[Layer, Callable[[Any], None]]) -> Iterator[None]:
-    """Show what layers give before their activation, while a model runs eagerly, and let their weights be changed.
-
-    Works through models within models, where no graph of the whole has the tensor.
-    """
-    linear = load_keras().activations.linear
-
-    def watched(layer: Layer, call: Callable[..., Any], show: Callable[[Any], None]) -> Callable[..., Any]:
-        def run(*args: Any, **options: Any) -> Any:
-            activation, layer.activation = layer.activation, linear
-            try:
-                show(call(*args, **options))
-            finally:
-                layer.activation = activation
-            return call(*args, **options)
-
-        return run
-
-    for layer, show in watchers.items():
-        layer.call = watched(layer, layer.call, show)
-    try:
-        yield
-    finally:
-        for layer in watchers:
-            del layer.call

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from edge_dsc.data.split import SPLIT_FILE, load_split
 from edge_dsc.evaluate.metrics import classification_metrics
@@ -16,12 +21,20 @@ from edge_dsc.networks import (
     NetworkChoice,
     build_network,
     identify,
+    load_keras,
     load_network,
     open_network,
     save_network,
 )
 from edge_dsc.networks.keras_files import read_network
-from edge_dsc.networks.separable import Separation, SeparationOptions, Twin, match_outputs, separate_network
+from edge_dsc.networks.separable import (
+    Pair,
+    Separation,
+    SeparationOptions,
+    Twin,
+    fit_kernel,
+    separate_network,
+)
 from edge_dsc.training.batches import TaughtBatches
 from edge_dsc.training.fit import compile_model, fit_model, predict, seed_everything
 from edge_dsc.training.recipes import OTHER, RECIPES, Recipe, ReportProgress, TrainOptions
@@ -41,13 +54,15 @@ from engines.files import KERAS_MODEL, atomic_path, require_writable, sha256_fil
 from engines.runtimes import Progress
 
 if TYPE_CHECKING:
-    from keras import Model
+    from keras import Layer, Model
 
 RECIPE_NAME = "twin"
-LEARNING_RATE = 1e-3
+LEARNING_RATE = 5e-4
 TEMPERATURE = 2.0
 EPOCH_SHARE = 5  # the twin is trained for a fifth of the original's epochs
-_MATCH_IMAGES = 16  # on which the twin's channels get the original's mean and deviation
+_FIT_IMAGES = 16  # on which a twin's kernels are fitted before its first epoch
+_FIT_PLACES = 8192  # pixels of a convolution's output that are drawn from these
+_SMALLEST_VARIANCE = 1e-6
 _CODE_REMEDY = (
     "a network with code of its own is trained first, with --arch module:function, if it has no Lambda"
 )
@@ -222,8 +237,8 @@ def _fine_tune(
     started = time.monotonic()
     state = TrainState()
     batches = TaughtBatches(**vars(make_batches(images, recipe, options.seed)), teacher=original.model)
-    stride = max(1, len(batches.pixels) // _MATCH_IMAGES)
-    match_outputs(twin, batches.pixels[::stride][:_MATCH_IMAGES].astype(np.float32))
+    stride = max(1, len(batches.pixels) // _FIT_IMAGES)
+    separation = fit_pairs(twin, batches.pixels[::stride][:_FIT_IMAGES].astype(np.float32))
     before = [_validation_accuracy(model, images) for model in (original.model, twin.model)]
     interrupted = False
     if recipe.epochs:
@@ -243,12 +258,12 @@ def _fine_tune(
         interrupted=interrupted,
         seconds=time.monotonic() - started,
         parent_sha256=original.sha256,
-        separation=twin.separation,
+        separation=separation,
     )
     after = _validation_accuracy(twin.model, images)
     return TwinResult(
         out=options.out,
-        separation=twin.separation,
+        separation=separation,
         trained=finish_run(_train_options(options, original.data), images, fitted),
         validation=(before[0], before[1], after),
     )
@@ -273,3 +288,186 @@ def _recipe(options: TwinOptions, base: Recipe) -> Recipe:
 def _validation_accuracy(model: Model, images: RunImages) -> float:
     pixels, targets = images.pixels["validation"]
     return classification_metrics(targets, predict(model, pixels), images.split.labels).accuracy
+
+
+def fit_pairs(twin: Twin, images: NDArray[np.floating]) -> Separation:
+    """Fit every pair to what the original's convolution gives on some images, before anything is trained.
+
+    The kernels are those of :func:`edge_dsc.networks.separable.fit_kernel`; a pair that is pointwise first keeps its
+    own. Then every output channel gets the original's mean and deviation: a new BatchNorm takes the pair's statistics
+    as its moving ones and the original's as scale and shift, one of the original gets new moving statistics alone, and
+    without one the pair's last kernel and bias are scaled. Every network is run once, so that a pair is fitted on what
+    the fitted ones before it give.
+
+    Args:
+        twin: Changed in place.
+        images: ``float32 [N, ...]``, inputs of the network, a dozen of all classes.
+
+    Returns:
+        The twin's separation with what each pair misses.
+    """
+    wanted: dict[int, _Responses] = {}
+    missed: dict[int, float] = {}
+
+    def learn(pair: Pair, outputs: Any) -> None:
+        wanted[id(pair)] = _Responses.of(pair.original, outputs)
+
+    def fit(pair: Pair, inputs: Any) -> None:
+        _fit_kernels(pair, wanted[id(pair)], inputs)
+
+    def match(pair: Pair, outputs: Any) -> None:
+        found = _Responses.of(pair.original, outputs)
+        missed[id(pair)] = found.missed(wanted[id(pair)])
+        _match(pair, wanted[id(pair)], found)
+
+    with contextlib.ExitStack() as watched:
+        for pair in twin.pairs:
+            watched.enter_context(_watching(pair.original, after=partial(learn, pair)))
+        twin.original(images, training=False)
+    with contextlib.ExitStack() as watched:
+        for pair in twin.pairs:
+            watched.enter_context(_watching(pair.layers[-1], after=partial(match, pair)))
+            if not pair.pointwise_first:
+                watched.enter_context(_watching(pair.layers[0], before=partial(fit, pair)))
+        twin.model(images, training=False)
+    layers = zip(twin.separation.layers, twin.pairs, strict=True)
+    fitted = tuple(msgspec.structs.replace(layer, missed=missed[id(pair)]) for layer, pair in layers)
+    return msgspec.structs.replace(twin.separation, layers=fitted)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Responses:
+    """What a convolution gives on some images, before its activation.
+
+    Attributes:
+        mean: Of every channel.
+        variance: Of every channel.
+        places: Indices of drawn pixels, in the order of images, rows and columns.
+        values: There, ``[places, channels]``.
+    """
+
+    mean: NDArray[np.float64]
+    variance: NDArray[np.float64]
+    places: NDArray[np.int64]
+    values: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, layer: Layer, outputs: Any) -> _Responses:
+        """Look at a convolution's outputs."""
+        rows = _rows(layer, outputs)
+        places = np.sort(np.random.default_rng(0).permutation(len(rows))[:_FIT_PLACES])
+        return cls(
+            mean=rows.mean(axis=0, dtype=np.float64),
+            variance=np.maximum(rows.var(axis=0, dtype=np.float64), _SMALLEST_VARIANCE),
+            places=places,
+            values=rows[places].astype(np.float64),
+        )
+
+    def missed(self, wanted: _Responses) -> float:
+        """Return how far these are from others at the same places, against their deviation; a bias does not count."""
+        aims = wanted.values - wanted.values.mean(axis=0)
+        total = float(np.linalg.norm(aims))
+        return float(np.linalg.norm(self.values - self.values.mean(axis=0) - aims)) / total if total else 0.0
+
+
+def _rows(layer: Layer, tensor: Any) -> NDArray[np.float32]:
+    """Return a tensor as ``[pixels of all images, channels]``."""
+    values = np.asarray(tensor)
+    if layer.data_format == "channels_first":
+        values = np.moveaxis(values, 1, -1)
+    return values.reshape(-1, values.shape[-1])
+
+
+def _fit_kernels(pair: Pair, wanted: _Responses, inputs: Any) -> None:
+    """Give a pair, depthwise first, the kernels that come nearest to the original on its own inputs."""
+    layer = pair.original
+    patches = _patches(layer, inputs, wanted.places)
+    rank = pair.layers[0].depth_multiplier
+    split = fit_kernel(np.asarray(layer.kernel), patches, wanted.values, rank=rank, groups=layer.groups)
+    kernels = [split.depthwise, split.pointwise]
+    bias = [np.asarray(layer.bias)] if layer.use_bias else []
+    if len(pair.layers) == 1:
+        pair.layers[0].set_weights([*kernels, *bias])
+    else:
+        pair.layers[0].set_weights(kernels[:1])
+        pair.layers[1].set_weights([*kernels[1:], *bias])
+
+
+def _patches(layer: Layer, inputs: Any, places: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the pixels that lie under a convolution's kernel at some places, ``[inputs, places, h * w]``.
+
+    A depthwise convolution with one filter for each pixel of the kernel takes them out, strides, dilation and padding
+    as the layer has them; image by image, for the memory's sake.
+    """
+    ops = load_keras().ops
+    height, width = layer.kernel_size
+    taps, channels = height * width, layer.kernel.shape[2] * layer.groups
+    one_each = np.tile(np.eye(taps, dtype=np.float32).reshape(height, width, 1, taps), (1, 1, channels, 1))
+    found, before = [], 0
+    for image in range(inputs.shape[0]):
+        taken = ops.depthwise_conv(
+            inputs[image : image + 1],
+            one_each,
+            strides=layer.strides,
+            padding=layer.padding,
+            data_format=layer.data_format,
+            dilation_rate=layer.dilation_rate,
+        )
+        rows = _rows(layer, taken)
+        here = places[(places >= before) & (places < before + len(rows))] - before
+        found.append(rows[here].astype(np.float64))
+        before += len(rows)
+    return np.concatenate(found).reshape(len(places), channels, taps).transpose(1, 0, 2)
+
+
+def _match(pair: Pair, wanted: _Responses, found: _Responses) -> None:
+    """Give a pair's output channels the mean and the deviation that is wanted."""
+    norm, last = pair.norm, pair.layers[-1]
+    if norm is not None:
+        if pair.added:
+            # BatchNorm divides by sqrt(variance + epsilon), which is not the deviation where that is small.
+            norm.gamma.assign(np.sqrt(wanted.variance * (found.variance + norm.epsilon) / found.variance))
+            norm.beta.assign(wanted.mean)
+        norm.moving_mean.assign(found.mean)
+        norm.moving_variance.assign(found.variance)
+        return
+    factor = np.sqrt(wanted.variance / found.variance)
+    *before, kernel, bias = last.get_weights() if last.use_bias else [*last.get_weights(), None]
+    # A depthwise kernel is [h, w, channels, 1], any other [..., outputs].
+    scaled = kernel * (factor[:, None] if pair.pointwise_first else factor)
+    shifted = [] if bias is None else [(bias - found.mean) * factor + wanted.mean]
+    last.set_weights([*before, scaled, *shifted])
+
+
+@contextlib.contextmanager
+def _watching(
+    layer: Layer,
+    *,
+    before: Callable[[Any], None] | None = None,
+    after: Callable[[Any], None] | None = None,
+) -> Iterator[None]:
+    """Show what a layer takes, or gives before its activation, while a model runs eagerly, and let its weights change.
+
+    Works through models within models, where no graph of the whole has the tensor.
+    """
+    linear, call = load_keras().activations.linear, layer.call
+    kept = vars(layer).get("call")  # watched already
+
+    def run(inputs: Any, *args: Any, **options: Any) -> Any:
+        if before:
+            before(inputs)
+        if after:
+            activation, layer.activation = layer.activation, linear
+            try:
+                after(call(inputs, *args, **options))
+            finally:
+                layer.activation = activation
+        return call(inputs, *args, **options)
+
+    layer.call = run
+    try:
+        yield
+    finally:
+        del layer.call
+        if kept is not None:
+            layer.call = kept

@@ -14,7 +14,6 @@ from edge_dsc.networks.separable import (
     SeparatedLayer,
     SeparationOptions,
     format_separation,
-    match_outputs,
     separate_network,
     split_kernel,
     split_kernel_pointwise_first,
@@ -80,6 +79,47 @@ def test_no_other_pair_is_nearer() -> None:
         depthwise = split.depthwise + 0.01 * drawn(*split.depthwise.shape, seed=seed)
         pointwise = split.pointwise + 0.01 * drawn(*split.pointwise.shape, seed=seed + 100)
         assert np.linalg.norm(kernel - product_of(depthwise, pointwise)) > best
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_smooth_inputs_are_met_far_better_than_the_nearest_kernel_does(groups: int) -> None:
+    kernel, rng = drawn(3, 3, 8 // groups, 12), np.random.default_rng(1)
+    patches = rng.standard_normal((8, 2000, 1)) + 0.2 * rng.standard_normal((8, 2000, 9)) + 5.0
+
+    def missed(tried: np.ndarray) -> float:
+        by_group = patches.reshape(groups, 8 // groups, 2000, 9)
+        weights = [k.reshape(9, 8 // groups, groups, 12 // groups) for k in (kernel, tried)]
+        wanted, found = (np.einsum("gipt,tigo->pgo", by_group, w).reshape(2000, 12) for w in weights)
+        wanted, found = wanted - wanted.mean(axis=0), found - found.mean(axis=0)
+        return float(np.linalg.norm(found - wanted) / np.linalg.norm(wanted))
+
+    exact = np.einsum(
+        "gipt,tigo->pgo",
+        patches.reshape(groups, 8 // groups, 2000, 9),
+        kernel.reshape(9, 8 // groups, groups, 12 // groups),
+    )
+    wanted = exact.reshape(2000, 12)
+    nearest, fitted = split_kernel(kernel, groups=groups), fit_kernel(kernel, patches, wanted, groups=groups)
+    assert fitted.depthwise.shape == nearest.depthwise.shape
+    assert fitted.pointwise.shape == nearest.pointwise.shape
+    assert missed(product_of(fitted.depthwise, fitted.pointwise, groups)) == pytest.approx(
+        fitted.error, rel=1e-3
+    )
+    assert fitted.error < 0.25 < 0.6 < missed(product_of(nearest.depthwise, nearest.pointwise, groups))
+    assert fit_kernel(kernel, patches, wanted, rank=99, groups=groups).error < 1e-3
+    # Both factors carry as much, so that one learning rate suits both.
+    np.testing.assert_allclose(
+        np.linalg.norm(fitted.depthwise[..., 0], axis=(0, 1)),
+        np.linalg.norm(fitted.pointwise.reshape(8 // groups, groups, -1), axis=2).T.reshape(-1),
+        rtol=1e-4,
+    )
+
+
+def test_dead_channels_do_not_stop_a_fit() -> None:
+    patches = np.zeros((4, 100, 9))
+    split = fit_kernel(drawn(3, 3, 4, 6), patches, np.zeros((100, 6)))
+    assert split.error == 0.0
+    assert np.isfinite(split.depthwise).all() and np.isfinite(split.pointwise).all()
 
 
 @pytest.mark.parametrize("split", [split_kernel, split_kernel_pointwise_first])
@@ -192,9 +232,6 @@ def test_a_separable_kernel_gives_the_same_answers(options: dict[str, Any], batc
     found, expected = answers(twin.model, pictures()), answers(model, pictures())
     # A BatchNorm that was never trained divides by sqrt(1 + epsilon).
     np.testing.assert_allclose(found, expected, atol=1e-3 if batch_norm else 1e-6)
-    if batch_norm:
-        match_outputs(twin, pictures())
-        np.testing.assert_allclose(answers(twin.model, pictures()), expected, atol=1e-5)
 
 
 @slow
@@ -245,12 +282,13 @@ def test_the_table_of_the_papers_cnn() -> None:
     assert [" ".join(line.split()) for line in lines if "----" not in line] == [
         "separable twin of cnn",
         "",
-        "layer kernel M N (1) Dk^2 M N (2) Dk^2 M (3) M N (4) M (Dk^2+N) (4)/(1) multiply-adds of the twin error",
+        "layer kernel M N (1) Dk^2 M N (2) Dk^2 M (3) M N (4) M (Dk^2+N) (4)/(1) multiply-adds of the twin error missed",
         "stem 3x3 3 32 864 288 96 384 0.4444 43,352,064 19,267,584 0.000",
         "block1_conv 3x3 32 32 9,216 288 1,024 1,312 0.1424 115,605,504 16,457,728 0.000",
         "block2_conv 3x3 32 32 9,216 288 1,024 1,312 0.1424 28,901,376 4,114,432 0.000",
         "together 19,296 864 2,144 3,008 0.1559 187,858,944 39,839,744",
         "* (4)/(1) is 1/N + 1/Dk^2, and r times that for the r filters of a higher rank",
+        "* error: of the nearest kernel, relative; missed: of the output's deviation, by the pair fitted on images",
         "* stem: pointwise first, so (2) is Dk^2 N, (4) N (Dk^2 + M) and (4)/(1) 1/M + 1/Dk^2",
         "* left alone: block3_conv, as asked",
         "* the feature extractor, with biases and BatchNorm: 28,640 parameters, of the twin 12,480 (56.42% fewer)",
@@ -282,55 +320,14 @@ def test_models_within_models_shared_layers_and_sums_are_kept() -> None:
 def test_the_twin_is_read_back_in_safe_mode(tmp_path: Path) -> None:
     keras = load_keras()
     twin = separate_network(network(keras.layers.Conv2D(16, 3, activation="relu")))
-    match_outputs(twin, pictures())
     save_network(twin.model, tmp_path / "twin.keras")
     loaded = read_network(tmp_path / "twin.keras")
     np.testing.assert_array_equal(answers(loaded, pictures()), answers(twin.model, pictures()))
 
 
 @slow
-def test_the_original_is_left_as_it_is() -> None:
-    keras = load_keras()
-    layer = keras.layers.Conv2D(16, 3, name="c")
-    model = network(layer)
-    before = answers(model, pictures())
-    match_outputs(separate_network(model), pictures())
-    assert layer.output is model.layers[1].output
-    assert "call" not in vars(layer)
-    np.testing.assert_array_equal(answers(model, pictures()), before)
-
-
-@slow
-@pytest.mark.parametrize("batch_norm", [True, False])
-def test_channels_get_the_originals_mean_and_deviation(batch_norm: bool) -> None:
-    keras = load_keras()
-    layers = keras.layers
-    model = network(
-        layers.Conv2D(8, 3, activation="relu", name="a_conv"),
-        layers.Conv2D(16, 3, strides=2, groups=2, name="b_conv"),
-    )
-    options = SeparationOptions(batch_norm=batch_norm)
-    twin = separate_network(model, options)
-    assert twin.separation.layers[0].error > 0.3
-    images = pictures(count=32)
-
-    def channels(one: Any, name: str) -> tuple[np.ndarray, np.ndarray]:
-        values = answers(keras.Model(one.input, one.get_layer(name).output), images)
-        return values.mean(axis=(0, 1, 2)), values.std(axis=(0, 1, 2))
-
-    last = "b_norm" if batch_norm else "b_pointwise"
-    (mean, deviation), (wanted_mean, wanted_deviation) = channels(twin.model, last), channels(model, "b_conv")
-    assert np.abs(mean - wanted_mean).max() > 0.02
-    match_outputs(twin, images)
-    mean, deviation = channels(twin.model, last)
-    np.testing.assert_allclose(mean, wanted_mean, atol=1e-3)
-    np.testing.assert_allclose(deviation, wanted_deviation, rtol=1e-2)
-
-
-@slow
-def test_a_batch_norm_that_follows_is_not_doubled_but_matched() -> None:
-    keras = load_keras()
-    layers = keras.layers
+def test_a_batch_norm_that_follows_is_not_doubled() -> None:
+    layers = load_keras().layers
     model = network(
         layers.Conv2D(8, 3, use_bias=False, name="c_conv"),
         layers.BatchNormalization(name="c_bn"),
@@ -341,15 +338,23 @@ def test_a_batch_norm_that_follows_is_not_doubled_but_matched() -> None:
     twin = separate_network(model)
     kinds = [type(layer).__name__ for layer in twin.model.layers]
     assert kinds.count("BatchNormalization") == 1
-    found = twin.model.get_layer("c_bn")
-    for one, other in zip(found.get_weights(), norm.get_weights(), strict=True):
+    (pair,) = twin.pairs
+    assert pair.norm is twin.model.get_layer("c_bn") and not pair.added
+    for one, other in zip(pair.norm.get_weights(), norm.get_weights(), strict=True):
         np.testing.assert_array_equal(one, other)
-    match_outputs(twin, pictures())
-    for one, other in zip(found.get_weights()[:2], norm.get_weights()[:2], strict=True):
-        np.testing.assert_array_equal(one, other)
-    into = answers(keras.Model(twin.model.input, twin.model.get_layer("c_separable").output), pictures())
-    np.testing.assert_allclose(found.moving_mean, into.mean(axis=(0, 1, 2)), atol=1e-5)
-    np.testing.assert_allclose(found.moving_variance, into.var(axis=(0, 1, 2)), rtol=1e-4)
+
+
+@slow
+def test_equal_channels_stay_equal_when_they_are_scaled_and_padded() -> None:
+    keras = load_keras()
+    layers = keras.layers
+    image = layers.Input((12, 12, 1))
+    for scale, exact in ((1 / 127.5, True), ([0.1, 0.2, 0.3], False)):
+        x = layers.Concatenate()([image, image, image])
+        x = layers.ZeroPadding2D(1)(layers.Rescaling(scale, offset=-1.0)(x))
+        x = layers.Conv2D(8, 3, strides=2, name="c")(x)
+        twin = separate_network(keras.Model(image, layers.GlobalAveragePooling2D()(x)))
+        assert (twin.separation.layers[0].error < 1e-6) == exact
 
 
 @slow

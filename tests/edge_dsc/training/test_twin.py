@@ -15,9 +15,9 @@ from edge_dsc.build.export import export_run
 from edge_dsc.data import load_split
 from edge_dsc.networks import load_keras, load_network, save_network
 from edge_dsc.networks.keras_files import read_network
-from edge_dsc.networks.separable import SeparationOptions
+from edge_dsc.networks.separable import SeparationOptions, separate_network
 from edge_dsc.training.run_folder import METRICS, load_training_record
-from edge_dsc.training.twin import TwinOptions, TwinResult, make_twin
+from edge_dsc.training.twin import TwinOptions, TwinResult, fit_pairs, make_twin
 from engines.errors import ArtefactError, BadInputError, UsageError
 from engines.files import sha256_file
 
@@ -190,6 +190,71 @@ def test_options_that_cannot_be_met(own: Path, cnn_run: Any, tmp_path: Path) -> 
 def test_the_runs_own_images_are_needed(cnn_run: Any, textures: Path, tmp_path: Path) -> None:
     with pytest.raises(BadInputError, match=r"textures.* lacks \d+ of the \d+ images"):
         make_twin(TwinOptions(original=cnn_run.result.run, out=tmp_path / "t", data=textures))
+
+
+def convolutions(batch_norm: bool) -> tuple[Any, Any]:
+    """A network of two convolutions, plain and grouped with a stride, and its twin as it is built."""
+    keras = load_keras()
+    keras.utils.set_random_seed(5)
+    layers = keras.layers
+    image = layers.Input((12, 12, 8))
+    x = layers.Conv2D(8, 3, activation="relu", name="a_conv")(image)
+    x = layers.Conv2D(16, 3, strides=2, groups=2, name="b_conv")(x)
+    model = keras.Model(image, layers.GlobalAveragePooling2D()(x))
+    return model, separate_network(model, SeparationOptions(batch_norm=batch_norm))
+
+
+def smooth(count: int) -> np.ndarray:
+    coarse = np.random.default_rng(3).standard_normal((count, 4, 4, 8)).astype(np.float32)
+    return np.stack([cv2.resize(image, (12, 12), interpolation=cv2.INTER_CUBIC) for image in coarse])
+
+
+def outputs(model: Any, name: str, images: np.ndarray) -> np.ndarray:
+    keras = load_keras()
+    return np.asarray(keras.Model(model.input, model.get_layer(name).output)(images, training=False))
+
+
+@pytest.mark.parametrize("batch_norm", [True, False])
+def test_fitted_pairs_give_what_the_original_gives(batch_norm: bool) -> None:
+    model, twin = convolutions(batch_norm)
+    images = smooth(32)
+    last = "b_norm" if batch_norm else "b_pointwise"
+    wanted = outputs(model, "b_conv", images)
+    before = np.linalg.norm(outputs(twin.model, last, images) - wanted)
+    separation = fit_pairs(twin, images)
+    found = outputs(twin.model, last, images)
+    assert np.linalg.norm(found - wanted) < 0.6 * before
+    np.testing.assert_allclose(found.mean(axis=(0, 1, 2)), wanted.mean(axis=(0, 1, 2)), atol=1e-3)
+    np.testing.assert_allclose(found.std(axis=(0, 1, 2)), wanted.std(axis=(0, 1, 2)), rtol=1e-2)
+    assert all(layer.missed is not None and 0.01 < layer.missed < 0.7 for layer in separation.layers)
+    assert [layer.error for layer in separation.layers] == [layer.error for layer in twin.separation.layers]
+
+
+def test_a_batch_norm_of_the_original_gets_new_averages_alone() -> None:
+    keras = load_keras()
+    layers = keras.layers
+    image = layers.Input((12, 12, 8))
+    x = layers.BatchNormalization(name="c_bn")(layers.Conv2D(8, 3, use_bias=False, name="c_conv")(image))
+    model = keras.Model(image, layers.GlobalAveragePooling2D()(x))
+    rng = np.random.default_rng(1)
+    model.get_layer("c_bn").set_weights([*rng.standard_normal((3, 8)), np.full(8, 2.0)])
+    twin = separate_network(model)
+    fit_pairs(twin, smooth(16))
+    norm = twin.model.get_layer("c_bn")
+    for one, other in zip(norm.get_weights()[:2], model.get_layer("c_bn").get_weights()[:2], strict=True):
+        np.testing.assert_array_equal(one, other)
+    into = outputs(twin.model, "c_separable", smooth(16))
+    np.testing.assert_allclose(norm.moving_mean, into.mean(axis=(0, 1, 2)), atol=1e-5)
+    np.testing.assert_allclose(norm.moving_variance, into.var(axis=(0, 1, 2)), rtol=1e-4)
+
+
+def test_the_original_is_left_as_it_is() -> None:
+    model, twin = convolutions(batch_norm=True)
+    layer, before = model.get_layer("a_conv"), np.asarray(model(smooth(4)))
+    fit_pairs(twin, smooth(4))
+    assert layer.activation is load_keras().activations.relu
+    assert "call" not in vars(layer) and "call" not in vars(twin.pairs[0].layers[0])
+    np.testing.assert_array_equal(np.asarray(model(smooth(4))), before)
 
 
 def test_the_teacher_brings_the_twin_nearer(own: Path, phantom_folder: Path, tmp_path: Path) -> None:
