@@ -13,6 +13,7 @@ from edge_dsc.networks.keras_files import read_network
 from edge_dsc.networks.separable import (
     SeparatedLayer,
     SeparationOptions,
+    fit_kernel,
     format_separation,
     separate_network,
     split_kernel,
@@ -282,7 +283,8 @@ def test_the_table_of_the_papers_cnn() -> None:
     assert [" ".join(line.split()) for line in lines if "----" not in line] == [
         "separable twin of cnn",
         "",
-        "layer kernel M N (1) Dk^2 M N (2) Dk^2 M (3) M N (4) M (Dk^2+N) (4)/(1) multiply-adds of the twin error missed",
+        "layer kernel M N (1) Dk^2 M N (2) Dk^2 M (3) M N (4) M (Dk^2+N) (4)/(1)"
+        " multiply-adds of the twin error missed",
         "stem 3x3 3 32 864 288 96 384 0.4444 43,352,064 19,267,584 0.000",
         "block1_conv 3x3 32 32 9,216 288 1,024 1,312 0.1424 115,605,504 16,457,728 0.000",
         "block2_conv 3x3 32 32 9,216 288 1,024 1,312 0.1424 28,901,376 4,114,432 0.000",
