@@ -37,11 +37,12 @@ _THROTTLE_REASONS = {
 }
 
 
-def environment(root: Path = Path("/")) -> dict[str, Any]:
+def environment(root: Path = Path("/"), gpu: Gpu | None = None) -> dict[str, Any]:
     """Describe this machine as it is now. Never raises; what cannot be read is None.
 
     Args:
         root: Where /proc, /sys and /etc lie.
+        gpu: The discrete GPU that is meant; the first that NVML knows by default.
 
     Returns:
         JSON values: ``machine``, ``jetson``, ``l4t``, ``jetpack``, ``power_mode`` (nvpmodel), ``architecture``,
@@ -61,9 +62,9 @@ def environment(root: Path = Path("/")) -> dict[str, Any]:
         "cpu": _cpu,
         "cores": lambda _root: _usable_cores(),
         "cpu_limit": _cpu_limit,
-        "gpu": _gpu,
+        "gpu": functools.partial(_gpu, board=gpu),
         "gpu_driver": _gpu_driver,
-        "nvml": _nvml,
+        "nvml": lambda _root: board.describe() if (board := gpu or first_gpu()) else None,
         "governor": _governor,
         "clocks_fixed": _clocks_fixed,
         "frequency_mhz": _frequency,
@@ -132,8 +133,11 @@ def _cpu_limit(root: Path) -> float | None:
     return None
 
 
-def _gpu(root: Path) -> str | None:
-    for path in sorted(root.glob("proc/driver/nvidia/gpus/*/information")):
+def _gpu(root: Path, board: Gpu | None) -> str | None:
+    """The model of the GPU that is meant, by its place on the bus, or of the first."""
+    meant = board.bus_id.lower() if board is not None else ""
+    paths = sorted(root.glob("proc/driver/nvidia/gpus/*/information"))
+    for path in [path for path in paths if path.parent.name == meant] or paths:
         found = re.search(r"^Model:\s*(.+)$", read_text(path) or "", re.MULTILINE)
         if found:
             return found[1].strip()
@@ -182,11 +186,6 @@ def _jetpack(root: Path) -> str | None:
     return found[1] if found else None
 
 
-def _nvml(_root: Path) -> dict[str, Any] | None:
-    gpu = first_gpu()
-    return gpu.describe() if gpu else None
-
-
 def _memory(root: Path) -> float | None:
     found = re.search(r"^MemTotal:\s*(\d+) kB", read_text(root / "proc/meminfo") or "", re.MULTILINE)
     return round(int(found[1]) * 1024 / _GIB, 1) if found else None
@@ -206,16 +205,18 @@ def _os(root: Path) -> str | None:
 
 
 class Gpu:
-    """The first GPU that NVML knows. A reading that the driver or the GPU does not give is None.
+    """A GPU that NVML knows. A reading that the driver or the GPU does not give is None.
 
     Args:
         nvml: The module ``pynvml``, initialised.
         device: Its handle of the GPU.
+        bus_id: Where it sits, such as ``0000:01:00.0``, where it was found by that.
     """
 
-    def __init__(self, nvml: Any, device: Any) -> None:
+    def __init__(self, nvml: Any, device: Any, bus_id: str = "") -> None:
         self._nvml = nvml
         self._device = device
+        self.bus_id = bus_id
 
     def describe(self) -> dict[str, Any]:
         """Return name, clocks, temperature, power limit and throttling as JSON values."""
@@ -259,13 +260,23 @@ class Gpu:
 @functools.lru_cache(maxsize=1)
 def first_gpu() -> Gpu | None:
     """Return the first GPU that NVML knows, or None: no driver, no GPU, or a Jetson whose NVML is a stub."""
+    return _find_board(lambda nvml: Gpu(nvml, nvml.nvmlDeviceGetHandleByIndex(0)))
+
+
+@functools.lru_cache(maxsize=16)
+def gpu_at(bus_id: str) -> Gpu | None:
+    """Return the GPU at a place on the bus, such as ``0000:01:00.0``, or None where NVML knows none there."""
+    return _find_board(lambda nvml: Gpu(nvml, nvml.nvmlDeviceGetHandleByPciBusId(bus_id.encode()), bus_id))
+
+
+def _find_board(find: Callable[[Any], Gpu]) -> Gpu | None:
     try:
         nvml = load("pynvml")
     except EnvironmentProblem:
         return None
     try:
         nvml.nvmlInit()
-        return Gpu(nvml, nvml.nvmlDeviceGetHandleByIndex(0))
+        return find(nvml)
     except nvml.NVMLError:
         return None
 

@@ -16,7 +16,14 @@ from edge_dsc.evaluate.evaluation import format_validation
 from engines.errors import ArtefactError, BadInputError, EnvironmentProblem, UsageError
 from engines.files import read_regular, sha256_file
 from engines.record import RECORD, EngineRecord, Precision, load_record, record_path
-from engines.runtimes import LAYER_RUNS, RUNTIME_NAMES, EngineLayer, Progress, get_runtime
+from engines.runtimes import (
+    LAYER_RUNS,
+    RUNTIME_NAMES,
+    EngineLayer,
+    Progress,
+    get_runtime,
+    refuse_on_processor,
+)
 from engines.text_table import align_rows, printable
 
 _OUR_KIND = re.compile("edge-dsc/[a-z-]{1,64}")
@@ -130,11 +137,12 @@ def format_networks(found: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def inspect_layers(path: Path) -> dict[str, Any]:
+def inspect_layers(path: Path, device: int | None = None) -> dict[str, Any]:
     """Run an engine's smallest batch and say which layers it has, how each is computed and how long it takes.
 
     Args:
         path: The engine; where it cannot run, its record gives the names and precisions of its layers.
+        device: Which GPU; None takes the first. Where one is named, an engine that cannot run there is refused.
 
     Returns:
         JSON-ready values: ``layers``, and in ``not_timed`` why they have no times.
@@ -142,15 +150,20 @@ def inspect_layers(path: Path) -> dict[str, Any]:
     Raises:
         BadInputError: Nothing is there, or it is no file of ours.
         ArtefactError: The engine is not what its record says.
-        UsageError: It is no engine.
+        EnvironmentProblem: A GPU is named, and the engine cannot run on it.
+        UsageError: It is no engine, or a GPU is named for one that runs on the processor.
     """
     if not (path.is_file() and record_path(path).is_file()):
         what = inspect_path(path)["what"]
         raise UsageError(f"--layers wants an engine; {path} is: {what}", remedy="name an .engine file")
     record, why = load_record(path), None
+    runtime = get_runtime(record.runtime)
+    refuse_on_processor(runtime, ["--device"] if device is not None else [], path)
     try:
-        layers, _ = get_runtime(record.runtime).inspect_layers(path, record)
+        layers, _ = runtime.inspect_layers(path, record, device or 0)
     except (ArtefactError, EnvironmentProblem) as error:  # the engine is sound, but not for this machine
+        if device is not None:
+            raise
         layers = tuple(EngineLayer(name=name, precision=kind) for name, kind in record.layer_types.items())
         why = f"they are those of its record, because {error.what}"
     total = sum(layer.microseconds or 0.0 for layer in layers)
@@ -272,16 +285,20 @@ def _document_readers() -> dict[str, Callable[[Path], object]]:
     from bench.report import load_report
     from calibration.coverage import COVERAGE
     from calibration.table import TABLE, load_table
+    from edge_dsc.build.adopt import ADOPTION
     from edge_dsc.checks.selftest import SELFTEST
     from edge_dsc.data.split import load_split
     from edge_dsc.evaluate.evaluation import EVALUATION
     from edge_dsc.training.run_folder import METRICS, TRAINING_RECORD
+    from engines.trt.cache import MEMORY
 
     return {
+        ADOPTION.name: ADOPTION.load,
         COVERAGE.name: COVERAGE.load,
         "edge-dsc/latency-report": load_report,
         "edge-dsc/split": load_split,
         EVALUATION.name: EVALUATION.load,
+        MEMORY.name: MEMORY.load,
         METRICS.name: METRICS.load,
         SELFTEST.name: SELFTEST.load,
         TABLE.name: load_table,

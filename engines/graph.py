@@ -107,7 +107,7 @@ def parse_model(data: bytes, path: Path) -> OnnxModel:
     except onnx.checker.ValidationError as error:
         reason = str(error).strip().splitlines()[0]
         raise ArtefactError(f"{path} is not a valid ONNX model: {reason}", remedy=EXPORT_AGAIN) from error
-    _refuse_large_values(proto, path)
+    refuse_large_values(proto, path)
     return OnnxModel(path, sha256_bytes(data), proto, contract)
 
 
@@ -168,8 +168,12 @@ def _foreign_part(model: ModelProto) -> str | None:
     )
 
 
-def _refuse_large_values(model: ModelProto, path: Path) -> None:
-    """Refuse a graph that would fill the memory when it runs, as far as its shapes tell; the batch counts as one."""
+def refuse_large_values(model: ModelProto, path: Path) -> None:
+    """Refuse a graph that would fill the memory when it runs, as far as its shapes tell; the batch counts as one.
+
+    Raises:
+        ArtefactError: A value of more than 2^28 numbers, or shapes that contradict each other.
+    """
     try:
         graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
     except onnx.shape_inference.InferenceError as error:

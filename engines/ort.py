@@ -136,7 +136,9 @@ class OnnxRuntime:
             layer_types=named,
         )
 
-    def inspect_layers(self, engine: Path, record: EngineRecord) -> tuple[tuple[EngineLayer, ...], None]:
+    def inspect_layers(
+        self, engine: Path, record: EngineRecord, device: int = 0
+    ) -> tuple[tuple[EngineLayer, ...], None]:
         """Return the nodes that run on this machine with ONNX Runtime's own times of them, on one thread.
 
         A node's precision is the type of what it gives. The layers with weights keep their order through all
@@ -373,6 +375,26 @@ def open_session(model: bytes, source: str, *, threads: int, remedy: str, profil
         return _make_session(ort, model, options)
     except _failure_types() as error:
         raise _problem(f"load {source}", error, remedy=remedy) from error
+
+
+def simplify_graph(model: bytes) -> bytes:
+    """Return a model after those of ONNX Runtime's optimisations that hold on any machine.
+
+    Constants and shapes are folded, BatchNorm goes into the convolution before it, and what does nothing is left out.
+    The result consists of ONNX's own operators as long as the model does.
+
+    Raises:
+        ArtefactError: ONNX Runtime cannot read the model.
+        EnvironmentProblem: ``onnxruntime``, memory or a place for temporary files is missing.
+    """
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            return _optimise(model, Path(folder) / "simplified.onnx", "ORT_ENABLE_BASIC")
+    except OSError as error:
+        raise EnvironmentProblem(
+            f"cannot write temporary files: {error}",
+            remedy="free some space, or set TMPDIR to another place",
+        ) from error
 
 
 def _optimise(model: bytes, path: Path, level: str) -> bytes:

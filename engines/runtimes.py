@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import re
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,7 +24,7 @@ Progress = Callable[[str, int, int], None]  # phase, steps done, steps in all
 MEMORY_KINDS = ("auto", "device", "mapped")
 LAYER_RUNS = 100  # of the smallest batch, for the time of each layer
 # What a runner's description says beside how it runs: reports are comparable all the same.
-FINDINGS = ("memory_choice", "scratch", "warnings", "runtime_cache")
+FINDINGS = ("device", "memory_choice", "scratch", "warnings", "runtime_cache")
 FLOAT = "float"  # FP32 or FP16, as check_layers takes it
 _TABLE = {
     "onnxruntime": "engines.ort:RUNTIME",
@@ -66,6 +67,7 @@ class BuildOptions:
         progress: Called with (phase, done, total) where the runtime reports it.
         log: Called with each line of the builder's log.
         implicit: INT8 by the runtime's own calibration, of an FP32 graph; see :meth:`Runtime.require_calibrators`.
+        device: Which GPU builds, and the engine belongs to, as CUDA numbers them.
     """
 
     precision: Precision
@@ -77,6 +79,7 @@ class BuildOptions:
     progress: Progress | None = None
     log: Callable[[str], None] | None = None
     implicit: ImplicitInt8 | None = None
+    device: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,14 +148,15 @@ class RunnerOptions:
         graph: Replay a CUDA graph instead of enqueueing, where the release and the engine allow it.
         memory: ``device``: copy between page-locked and device memory; ``mapped``: let the GPU read and write
             host memory; ``auto``: whichever is faster in a short measurement where the GPU shares the host's
-            memory (Jetson), else ``device``.
+            memory (Jetson), which is kept beside the engine; else ``device``.
         time_stages: Time the copies and the execution of every batch with CUDA events.
         blocking_wait: Sleep instead of spinning while the GPU works: leaves a core to the decoding threads,
             answers some microseconds later.
         batch: The batch size that most runs will have: a GPU is warmed up for it. None takes the engine's best.
+        device: Which GPU, as CUDA numbers them from 0.
 
     Raises:
-        ValueError: No slot, no thread, no batch, or another kind of memory.
+        ValueError: No slot, no thread, no batch, a GPU before the first, or another kind of memory.
     """
 
     threads: int = 1
@@ -162,13 +166,14 @@ class RunnerOptions:
     time_stages: bool = False
     blocking_wait: bool = False
     batch: int | None = None
+    device: int = 0
 
     def __post_init__(self) -> None:
         """Check the values."""
         counts = (self.threads, *(count for count in (self.slots, self.batch) if count is not None))
-        if min(counts) < 1 or self.memory not in MEMORY_KINDS:
+        if min(counts) < 1 or self.device < 0 or self.memory not in MEMORY_KINDS:
             raise ValueError(
-                f"{self} has no slot, no thread, no batch, or a memory that is none of {MEMORY_KINDS}"
+                f"{self} has no slot, no thread, no batch, no GPU, or a memory that is none of {MEMORY_KINDS}"
             )
 
 
@@ -338,9 +343,14 @@ class Runtime(Protocol):
         ...
 
     def inspect_layers(
-        self, engine: Path, record: EngineRecord
+        self, engine: Path, record: EngineRecord, device: int = 0
     ) -> tuple[tuple[EngineLayer, ...], str | None]:
         """Run the engine's smallest batch :data:`LAYER_RUNS` times, each layer timed.
+
+        Args:
+            engine: The engine file.
+            record: Its record.
+            device: Which GPU, where it runs on one.
 
         Returns:
             The layers in their order, and the runtime's own report on them as JSON; None where it has none.
@@ -525,6 +535,50 @@ def check_tuning(tuning: Tuning, known: Collection[str], runtime: str) -> None:
                 f"{runtime} has no --{name.replace('_', '-')}",
                 remedy="leave it out, or choose another --backend",
             )
+
+
+def refuse_on_processor(runtime: Runtime, options: Sequence[str], engine: Path | None = None) -> None:
+    """Refuse options of a GPU where a runtime runs on the processor.
+
+    Args:
+        runtime: What runs.
+        options: The options that were given; none is fine.
+        engine: The engine that they were given for, where there is one already.
+
+    Raises:
+        UsageError: There are some, and no GPU is concerned.
+    """
+    if options and runtime.runs_on_cpu:
+        subject = f"{engine} is of {runtime.name}, which" if engine is not None else runtime.name
+        raise UsageError(
+            f"{subject} runs on the processor: {options[0]} is for a GPU",
+            remedy=f"leave {' and '.join(options)} out",
+        )
+
+
+def layer_times(layers: Iterable[EngineLayer], names: Collection[str]) -> dict[str, float]:
+    """Return the time of each ONNX layer: of the runtime's layers that hold it and no other of these.
+
+    What was fused with another of them has no time of its own and is left out. Where a layer was split, or its input is
+    brought into another format first (``Reformatting CopyNode for Input Tensor 0 to stem``), the parts add up.
+
+    Args:
+        layers: Of :meth:`Runtime.inspect_layers`.
+        names: ONNX layers, such as all those with weights.
+
+    Returns:
+        Milliseconds by name, in the order of ``names``.
+    """
+    words = {name: re.compile(rf"(?<![\w./]){re.escape(name)}(?![\w./])") for name in names}
+    times: dict[str, float] = {}
+    fused: set[str] = set()
+    for layer in layers:
+        held = [name for name in names if name in layer.onnx or words[name].search(layer.name)]
+        if len(held) > 1:
+            fused.update(held)
+        elif held and layer.microseconds is not None:
+            times[held[0]] = times.get(held[0], 0.0) + layer.microseconds / 1000
+    return {name: times[name] for name in names if name in times and name not in fused}
 
 
 def without_calibrators(runtime: str, method: str) -> UsageError:

@@ -50,6 +50,7 @@ class CalibrationRequest:
         out: The table; None puts ``calibration.json`` beside the model.
         trt_release: Also write TensorRT's own text cache for this release, such as ``8.6.2``, beside the table.
         runtime: What will build; only a TensorRT has calibrators of its own.
+        device: Which GPU TensorRT calibrates on.
     """
 
     model: Path
@@ -60,6 +61,7 @@ class CalibrationRequest:
     out: Path | None = None
     trt_release: str | None = None
     runtime: str = "tensorrt"
+    device: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,11 +108,11 @@ def run_calibration(request: CalibrationRequest, progress: Progress | None = Non
     if tensorrt is not None:
         tensorrt.require_calibrators(request.method)
     path = request.out or request.model.parent / CALIBRATION_NAME
-    dataset, split = discover(request.data), split_beside(request.model)
+    model = load_model(request.model)
+    dataset, split = discover(request.data, labels=model.contract.labels), split_beside(request.model)
     candidates = calibration_candidates(dataset, split)
     require_writable(path, TABLE.name)
     chosen = select_images(candidates, request.images, request.seed)
-    model = load_model(request.model)
     images = read_set(chosen, model.contract, progress)
     if tensorrt is not None:
         table = _calibrate_in_tensorrt(tensorrt, request, model, images, progress)
@@ -160,6 +162,7 @@ def _calibrate_in_tensorrt(
         tuning=Tuning(optimization_level=0),
         progress=progress,
         implicit=ImplicitInt8(calibrator=own.attach),
+        device=request.device,
     )
     with tempfile.TemporaryDirectory() as folder:
         runtime.build(model.proto.SerializeToString(), Path(folder) / "calibration.engine", options)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +17,24 @@ from calibration.layers import find_layers
 from calibration.qdq import quantize
 from calibration.select import Candidate, read_set, select_images
 from calibration.sensitivity import Sensitivity, measure_sensitivity, time_layers
-from calibration.table import CalibrationOptions, CalibrationTable, check_table, load_table
-from edge_dsc.build.calibrate import CALIBRATION_NAME, CalibrationRequest, calibration_candidates
+from calibration.table import CalibrationOptions, CalibrationTable, check_table, load_table, save_table
+from edge_dsc.build.calibrate import (
+    CALIBRATION_NAME,
+    CalibrationRequest,
+    CalibrationRun,
+    calibration_candidates,
+)
+from edge_dsc.build.engine import BuildRequest, build_engine
 from edge_dsc.data import discover
 from edge_dsc.data.purposes import split_beside
 from engines.contract import ModelContract
-from engines.errors import ArtefactError, BadInputError, EnvironmentProblem, ImageError
+from engines.errors import AccuracyGateError, ArtefactError, BadInputError, EnvironmentProblem, ImageError
 from engines.files import CHART, require_writable
 from engines.graph import EXPORT_AGAIN, OnnxModel, load_model
 from engines.images import read_inputs
 from engines.ort import failures_of
-from engines.record import load_record, record_path
-from engines.runtimes import Progress, Runtime, get_runtime
+from engines.record import Precision, load_record, record_path
+from engines.runtimes import Progress, Runtime, get_runtime, layer_times, refuse_on_processor
 from engines.text_table import align_rows
 
 PICTURE_NAME = "sensitivity.png"
@@ -46,6 +53,7 @@ class DebugRequest:
         images: How many images to look at.
         seed: Seed of their draw, another than calibration's where its default was left.
         out: The picture; None puts ``sensitivity.png`` beside the model.
+        device: Which GPU times the layers, where the runtime has one; None takes the first.
     """
 
     target: Path
@@ -55,6 +63,7 @@ class DebugRequest:
     images: int = 128
     seed: int = 1
     out: Path | None = None
+    device: int | None = None
 
 
 @dataclass(frozen=True)
@@ -68,6 +77,7 @@ class Debugged:
         sensitivity: What was measured.
         picture: The picture's path, or None where it could not be drawn.
         note: Why there is no picture.
+        not_timed: Why the layers, or some of them, have no times.
     """
 
     model: Path
@@ -76,6 +86,7 @@ class Debugged:
     sensitivity: Sensitivity
     picture: Path | None
     note: str | None = None
+    not_timed: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values."""
@@ -85,6 +96,7 @@ class Debugged:
             "method": self.method,
             "picture": str(self.picture) if self.picture else None,
             "note": self.note,
+            "not_timed": self.not_timed,
             **msgspec.to_builtins(self.sensitivity),
         }
 
@@ -95,34 +107,57 @@ def debug(request: DebugRequest, progress: Progress | None = None) -> Debugged:
     Raises:
         ArtefactError: The engine's model is gone or was changed, or the table is of another model.
         BadInputError: Too few usable images.
+        EnvironmentProblem: A GPU is named that is not there.
+        UsageError: A GPU is named for a runtime on the processor.
     """
     from edge_dsc.page.figures import draw_sensitivity
 
     model, runtime = _find_model(request)
+    refuse_on_processor(runtime, ["--device"] if request.device is not None else [])
     picture = request.out or model.path.parent / PICTURE_NAME
     require_writable(picture, CHART)
-    candidates = calibration_candidates(discover(request.data), split_beside(model.path))
+    dataset, split = discover(request.data), split_beside(model.path)
+    candidates = calibration_candidates(dataset, split)
     table, known = _find_table(request, model, candidates, progress)
     chosen = select_images(candidates, request.images, request.seed)
     pixels = _read_pixels(chosen, model.contract, known)
     signed = runtime.signed_activations
+    times: Mapping[str, Mapping[str, float]] = {}
+    not_timed = None
     with failures_of(str(model.path), remedy=EXPORT_AGAIN):
-        times = _time_layers(model, table, pixels) if runtime.runs_on_cpu else {}
+        if runtime.runs_on_cpu:
+            times = _time_on_processor(model, table, pixels)
+        elif not table.implicit:  # which no sensitivity can be measured of
+            calibrated = CalibrationRun(
+                path=model.path,
+                table=table,
+                model=model,
+                dataset=dataset,
+                split=split,
+                held_out=0,
+                coverage=None,
+            )
+            times, not_timed = _time_on_device(calibrated, runtime, request.device, progress)
         found = measure_sensitivity(model.proto, table, pixels, signed=signed, times=times, progress=progress)
     title = f"{model.contract.architecture}, {runtime.name}, {table.method}"
+    done = Debugged(model.path, runtime.name, table.method, found, picture, not_timed=not_timed)
     try:
         draw_sensitivity(found, picture, title=title)
     except EnvironmentProblem as error:
         if not isinstance(error.__cause__, ImportError):
             raise  # such as a full disk; without matplotlib the table is still worth its minutes
-        return Debugged(model.path, runtime.name, table.method, found, None, f"no picture: {error}")
-    return Debugged(model.path, runtime.name, table.method, found, picture)
+        return replace(done, picture=None, note=f"no picture: {error}")
+    return done
 
 
 def format_debugged(found: Debugged) -> str:
     """Return the table and what follows from it."""
     result = found.sensitivity
-    header = ("layer", "output", "logits", "flips", "logits without", "flips without", "ms FP32", "ms INT8")
+    timed = list(dict.fromkeys(key for layer in result.layers for key in layer.time_ms)) or ["FP32", "INT8"]
+    header = (
+        *("layer", "output", "logits", "flips", "logits without", "flips without"),
+        *(f"ms {kind}" for kind in timed),
+    )
     rows = [
         (
             layer.name + (" (depthwise)" if layer.depthwise else ""),
@@ -131,7 +166,7 @@ def format_debugged(found: Debugged) -> str:
             str(layer.flips),
             f"{layer.logit_error_without:.2e}",
             str(layer.flips_without),
-            *(f"{layer.time_ms[key]:.3f}" if key in layer.time_ms else "-" for key in ("FP32", "INT8")),
+            *(f"{layer.time_ms[key]:.3f}" if key in layer.time_ms else "-" for key in timed),
         )
         for layer in result.layers
     ]
@@ -142,6 +177,7 @@ def format_debugged(found: Debugged) -> str:
             f"{found.model} in INT8 for {found.runtime}, ranges by {found.method}, {result.images} images",
             "output, logits, flips: this layer alone in INT8; without: all others in INT8, this one in float",
             align_rows(header, rows),
+            *([f"no times: {found.not_timed}"] if found.not_timed else []),
             f"all in INT8: logits {result.logit_error:.2e}, {result.flips} of {result.images} answers change",
             f"leaving {worst.name} in float would take away {gain:.0%} of that error"
             + (f" and give {result.flips - worst.flips_without} answers back" if result.flips else ""),
@@ -199,7 +235,7 @@ def _read_pixels(chosen: Sequence[Candidate], contract: ModelContract, known: _K
     return np.stack(pixels)
 
 
-def _time_layers(
+def _time_on_processor(
     model: OnnxModel, table: CalibrationTable, pixels: NDArray[np.uint8]
 ) -> dict[str, dict[str, float]]:
     """Return the time of each layer in FP32 and in INT8, ms."""
@@ -207,3 +243,54 @@ def _time_layers(
     graphs = {"FP32": model.proto, "INT8": quantize(model.proto, table, signed_activations=False)}
     seen = {kind: time_layers(graph, names, pixels) for kind, graph in graphs.items()}
     return {name: {kind: times[name] for kind, times in seen.items() if name in times} for name in names}
+
+
+def _time_on_device(
+    calibrated: CalibrationRun, runtime: Runtime, device: int | None, progress: Progress | None
+) -> tuple[dict[str, dict[str, float]], str | None]:
+    """Build engines for one image, in INT8 and in what mixed precision leaves a layer in, and time their layers.
+
+    Returns:
+        The time of each layer by precision, ms, and why some have none.
+
+    Raises:
+        EnvironmentProblem: A GPU is named, and cannot be used.
+    """
+    available = runtime.availability()
+    reason = available.no_build or available.no_run
+    if reason is not None:
+        why = f"{runtime.name} does not work here: {reason}"
+        if device is not None:
+            raise EnvironmentProblem(why, remedy="leave --device out: the table needs no GPU, its times do")
+        return {}, why
+    names = [layer.name for layer in find_layers(calibrated.model.proto)]
+    times: dict[str, dict[str, float]] = {name: {} for name in names}
+    notes = []
+    with tempfile.TemporaryDirectory(prefix="edge-dsc-debug-") as folder:
+        table = Path(folder) / CALIBRATION_NAME
+        save_table(table, calibrated.table)
+        for precision in (runtime.float_precision, Precision.INT8):
+            request = BuildRequest(
+                model=calibrated.model.path,
+                precision=precision,
+                runtime=runtime.name,
+                out=Path(folder) / f"{precision.value}.engine",
+                timing_cache=False,
+                device=device,
+            )
+            try:
+                built = build_engine(request, progress, calibrated=replace(calibrated, path=table))
+                layers, _ = runtime.inspect_layers(built.path, built.record, device or 0)
+            except (AccuracyGateError, ArtefactError, EnvironmentProblem) as error:
+                if device is not None and isinstance(error, EnvironmentProblem):
+                    raise
+                notes.append(f"in {precision.name}, {error.what}")  # the table is worth its minutes without
+                continue
+            seen = layer_times(layers, names)
+            for name, taken in seen.items():
+                times[name][precision.name] = taken
+            if others := [name for name in names if name not in seen]:
+                notes.append(
+                    f"in {precision.name}, {', '.join(others)}: fused with one another, or not reported"
+                )
+    return times, "; ".join(notes) or None

@@ -54,6 +54,7 @@ from engines.runtimes import (
     check_layers,
     choose_runtime,
     get_runtime,
+    refuse_on_processor,
 )
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ class BuildRequest:
         layers: For mixed: an engine whose assignment of layers to take instead of searching one.
         tuning: What else the builder is told.
         timing_cache: Whether the builder keeps its timings beside the engine and takes those of earlier builds.
+        device: Which GPU builds, and runs the engine for its gate; None takes the first where one is needed.
     """
 
     model: Path
@@ -92,6 +94,7 @@ class BuildRequest:
     layers: Path | None = None
     tuning: Tuning = field(default_factory=Tuning)
     timing_cache: bool = True
+    device: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,7 +171,8 @@ def build_engine(
         log: Called with each line of the builder's log.
 
     Raises:
-        UsageError: INT8 without a calibration table, or a search for layers without a gate.
+        UsageError: INT8 without a calibration table, a search for layers without a gate, or a GPU that is named for a
+            runtime on the processor.
         ArtefactError: A model that is not ours, or a table of another model.
         AccuracyGateError: The engine would not run in the precision asked for, or it loses more accuracy than its
             gate allows; nothing is written, and an older engine stays as it is.
@@ -181,7 +185,7 @@ def build_engine(
     return _finish(build, progress, log)
 
 
-def rebuild_engine(engine: Path, folder: Path) -> Path:
+def rebuild_engine(engine: Path, folder: Path, device: int = 0) -> Path:
     """Build an engine again, as its record says and without its gate, into another folder.
 
     The build runs in a process of its own, because that is how the first one came about: with no engine open, no
@@ -192,6 +196,7 @@ def rebuild_engine(engine: Path, folder: Path) -> Path:
     Args:
         engine: The engine; its record names model, calibration table, layers, runtime, batch and workspace.
         folder: Where the new engine goes, under the same name.
+        device: Which GPU builds, where one does.
 
     Returns:
         The new engine file.
@@ -201,7 +206,7 @@ def rebuild_engine(engine: Path, folder: Path) -> Path:
         EnvironmentProblem: The build fails, such as for a model that is gone.
     """
     out = folder.absolute() / engine.name
-    command = [sys.executable, "-m", "edge_dsc.build.engine", str(engine.absolute()), str(out)]
+    command = [sys.executable, "-m", "edge_dsc.build.engine", str(engine.absolute()), str(out), str(device)]
     done = subprocess.run(command, cwd=_PACKAGES, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or ["no word"])[-1]
@@ -213,7 +218,7 @@ def rebuild_engine(engine: Path, folder: Path) -> Path:
     return out
 
 
-def build_again(engine: Path, out: Path) -> BuiltEngine:
+def build_again(engine: Path, out: Path, device: int = 0) -> BuiltEngine:
     """Do what :func:`rebuild_engine` does, in this process.
 
     Raises:
@@ -235,6 +240,7 @@ def build_again(engine: Path, out: Path) -> BuiltEngine:
         layers=engine if record.precision is Precision.MIXED else None,
         tuning=record.tuning,
         timing_cache=False,  # builds differ by what their builder measured: each measures for itself
+        device=device or None,
     )
     build = _begin(request)
     if build.table_sha256 != record.calibration_sha256:
@@ -253,6 +259,7 @@ def _begin(request: BuildRequest, calibrated: CalibrationRun | None = None) -> B
         request = replace(request, calibration=calibrated.path)
     model = calibrated.model if calibrated is not None else load_model(request.model)
     runtime, chosen = choose_runtime(request.runtime)
+    refuse_on_processor(runtime, ["--device"] if request.device is not None else [])
     path = request.out or default_engine_path(
         request.model, model.contract.architecture, request.precision, runtime
     )
@@ -281,7 +288,8 @@ def _find_images(build: Build, calibrated: CalibrationRun | None) -> Build:
         return build
     if calibrated is not None and calibrated.dataset.root == gate.data:
         return replace(build, dataset=calibrated.dataset, split=calibrated.split)
-    return replace(build, dataset=discover(gate.data), split=split_beside(build.model.path))
+    dataset = discover(gate.data, labels=build.model.contract.labels)
+    return replace(build, dataset=dataset, split=split_beside(build.model.path))
 
 
 def _finish(
@@ -306,6 +314,7 @@ def _finish(
         progress=progress,
         log=log,
         implicit=_implicit(build),
+        device=build.request.device or 0,
     )
     with atomic_path(build.path, ENGINE) as temporary:
         started = time.perf_counter()
@@ -414,6 +423,7 @@ def build_command(build: Build) -> str:
     elif request.precision is Precision.MIXED:
         words += ["--validate", "DIR"]  # the command line builds no mixed engine unjudged
     words += ["--workspace", str(request.workspace_mib), *_tuning_words(request.tuning)]
+    words += ["--device", str(request.device)] if request.device else []
     return shlex.join([*words, "--out", str(build.path)])
 
 
@@ -471,6 +481,6 @@ def _origins(build: Build) -> list[str]:
 
 if __name__ == "__main__":  # the process that rebuild_engine starts
     try:
-        build_again(Path(sys.argv[1]), Path(sys.argv[2]))
+        build_again(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))
     except EdgeDscError as error:
         sys.exit(str(error))

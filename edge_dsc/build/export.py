@@ -1,7 +1,9 @@
 """``export``: from a trained run to the deployed ONNX model, proven equal to Keras.
 
-tf2onnx converts the folded network. From its result only the weights and the order of the layers are taken; the
-deployed graph is written anew around them, so that it does not depend on how tf2onnx arranges casts and reshapes.
+tf2onnx converts the folded network. Of the paper's two only the weights and the order of the layers are taken from its
+result; the deployed graph is written anew around them, so that it does not depend on how tf2onnx arranges casts and
+reshapes. Every other network keeps its graph, with what lies before its first convolutions folded into these
+(:mod:`edge_dsc.build.conform`).
 """
 
 from __future__ import annotations
@@ -17,15 +19,23 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from edge_dsc.build.conform import PROBABILITIES, deploy_any
 from edge_dsc.build.deployed import OPSET, assemble_network, chain_of
 from edge_dsc.data.loading import load_images
 from edge_dsc.data.purposes import images_to_compare
 from edge_dsc.data.split import SPLIT_FILE, load_split
-from edge_dsc.networks import fold_network, load_keras, load_network
+from edge_dsc.networks import (
+    ARCHITECTURES,
+    NetworkChoice,
+    fold_network,
+    load_keras,
+    load_network,
+    open_network,
+)
 from edge_dsc.training.fit import predict
-from edge_dsc.training.run_folder import MODEL_FILE, load_training_record
+from edge_dsc.training.run_folder import MODEL_FILE, TrainingRecord, load_training_record
 from engines.contract import ModelContract
-from engines.errors import AccuracyGateError, ArtefactError, BadInputError, EdgeDscError
+from engines.errors import AccuracyGateError, ArtefactError, BadInputError, EdgeDscError, UsageError
 from engines.files import ONNX_MODEL, canonical_json, require_writable, sha256_bytes, write_bytes
 from engines.graph import OnnxModel, seal_model
 from engines.packages import load
@@ -37,7 +47,8 @@ if TYPE_CHECKING:
 
 INPUT_NAME = "image"
 PARENTS_KEY = "edge_dsc.parents"
-PARITY_TOLERANCE = 1e-5
+PARITY_TOLERANCE = 1e-5  # of the paper's networks
+DEEP_TOLERANCE = 1e-4  # of every other: what float32 leaves of hundreds of layers, in another order of sums
 _PARITY_IMAGES = 32
 _GLUE = frozenset(
     {"Cast", "Concat", "Gather", "Reshape", "Shape", "Slice", "Squeeze", "Transpose", "Unsqueeze"}
@@ -70,7 +81,12 @@ class ExportResult:
 
 
 def export_run(
-    run: Path, *, out: Path | None = None, data: Path | None = None, progress: Progress | None = None
+    run: Path,
+    *,
+    out: Path | None = None,
+    data: Path | None = None,
+    architecture: str | None = None,
+    progress: Progress | None = None,
 ) -> ExportResult:
     """Export a run's network to ONNX in its deployed form.
 
@@ -78,6 +94,8 @@ def export_run(
         run: A run folder that :func:`edge_dsc.training.train` wrote.
         out: The ONNX file; by default ``model.onnx`` in the run folder.
         data: Where the run's images are now; by default where they were at training.
+        architecture: The function that built the network, ``module:function``, for one with code of its own, which is
+            never run because a file says so.
         progress: Called before and after each phase.
 
     Returns:
@@ -87,6 +105,7 @@ def export_run(
         ArtefactError: The run is incomplete, or a file of it is not the one recorded.
         BadInputError: None of the run's images are there to compare with.
         AccuracyGateError: The exported network answers differently; nothing is written.
+        UsageError: Another function than the one that the run was trained with.
         EnvironmentProblem: TensorFlow or tf2onnx is missing, or the place cannot be written.
     """
     report = progress or (lambda phase, done, total: None)
@@ -112,21 +131,21 @@ def export_run(
     contract = ModelContract(labels=record.labels, architecture=record.architecture, height=side, width=side)
     pixels = load_images(root, evenly, contract).pixels
     report("loading", 0, 3)
-    trained = load_network(
-        run / MODEL_FILE,
-        record.architecture,
-        len(record.labels),
-        config_sha256=record.network.config_sha256,
-    )
+    trained = _load_trained(run, record, architecture)
     report("converting", 1, 3)
-    parents = canonical_json({MODEL_FILE: record.model_sha256}).decode()
-    proto = deploy_graph(convert_to_onnx(fold_network(trained)), contract, {PARENTS_KEY: parents})
+    parents = {PARENTS_KEY: canonical_json({MODEL_FILE: record.model_sha256}).decode()}
+    if record.architecture in ARCHITECTURES:
+        proto = deploy_graph(convert_to_onnx(fold_network(trained)), contract, parents)
+        tolerance = PARITY_TOLERANCE
+    else:
+        proto = deploy_any(convert_to_onnx(trained), contract, None, parents, gives=PROBABILITIES).proto
+        tolerance = DEEP_TOLERANCE
     report("comparing", 2, 3)
     parity = measure_parity(trained, proto, pixels)
-    if not parity <= PARITY_TOLERANCE:
+    if not parity <= tolerance:
         raise AccuracyGateError(
             f"the exported network differs from Keras by {parity:.1e} on {len(pixels)} images, "
-            f"more than {PARITY_TOLERANCE:.0e}",
+            f"more than {tolerance:.0e}",
             remedy="nothing was written; install the tested versions (constraints.txt) or train again",
         )
     data_bytes = seal_model(proto)
@@ -136,13 +155,32 @@ def export_run(
     return ExportResult(model=model, parity=parity, images=len(pixels))
 
 
+def _load_trained(run: Path, record: TrainingRecord, architecture: str | None) -> Model:
+    """Read a run's network; where a person named the function that builds it, from that and the run's weights."""
+    network = None
+    if architecture is not None:
+        network = open_network(NetworkChoice(architecture=architecture, size=record.network.size))
+        if network.name != record.architecture:
+            raise UsageError(
+                f"{run} is of {record.architecture}, not of {architecture}",
+                remedy=f"name what it was trained with: {record.network.source}",
+            )
+    return load_network(
+        run / MODEL_FILE,
+        record.architecture,
+        len(record.labels),
+        config_sha256=record.network.config_sha256,
+        network=network,
+    )
+
+
 def measure_parity(trained: Model, proto: ModelProto, pixels: NDArray[np.uint8]) -> float:
     """Return the largest difference between a Keras model's and an ONNX model's answers.
 
     Args:
-        trained: Takes ``float32 [N, 224, 224, 1]``.
+        trained: Takes ``float32 [N, H, W, 1]``.
         proto: The deployed graph.
-        pixels: ``uint8 [N, 224, 224, 1]``.
+        pixels: ``uint8 [N, H, W, 1]``.
     """
     onnxruntime = load("onnxruntime")
     session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
@@ -151,7 +189,7 @@ def measure_parity(trained: Model, proto: ModelProto, pixels: NDArray[np.uint8])
 
 
 def convert_to_onnx(model: Model) -> ModelProto:
-    """Convert a Keras model with one input ``float32 [N, H, W, 1]``.
+    """Convert a Keras model with one input ``float32 [N, H, W, C]``.
 
     Returns:
         The model as tf2onnx writes it, with a channels-first input.
@@ -159,8 +197,13 @@ def convert_to_onnx(model: Model) -> ModelProto:
     Raises:
         EnvironmentProblem: tf2onnx is missing.
     """
-    load_keras()
+    keras = load_keras()
     tensorflow = load("tensorflow")
+    if isinstance(
+        model, keras.Sequential
+    ):  # tf2onnx looks for its outputs by names that only functional models keep
+        image = keras.Input(model.input_shape[1:])
+        model = keras.Model(image, model(image), name=model.name)
     with warnings.catch_warnings():
         # tf2onnx 1.17 and TensorFlow call each other's and numpy's deprecated names; nothing a user can act on.
         warnings.simplefilter("ignore")

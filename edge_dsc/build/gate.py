@@ -14,7 +14,7 @@ from engines.files import canonical_json, sha256_bytes
 from engines.images import usable_processors
 from engines.ort import open_reference
 from engines.record import EngineRecord, Precision, Validation
-from engines.runtimes import Progress, Runner
+from engines.runtimes import Progress, Runner, RunnerOptions
 
 if TYPE_CHECKING:
     from edge_dsc.build.engine import Build
@@ -103,7 +103,8 @@ def _open_runner(build: Build, engine: Path, record: EngineRecord) -> tuple[Runn
     """Open what answers for the engine, and say in one line what that is."""
     reason = build.runtime.availability().no_run
     if reason is None:
-        runner = build.runtime.open_runner(engine, record)
+        options = RunnerOptions(device=build.request.device or 0)
+        runner = build.runtime.open_runner(engine, record, options)
         return runner, f"the engine on {record.runtime} {record.runtime_version}"
     if build.table is not None and build.table.implicit:
         raise EnvironmentProblem(

@@ -25,8 +25,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.machine import Gpu as Board
 from bench.machine import environment, read_temperatures
-from bench.plan import choose_plan
+from bench.plan import Plan, choose_plan
 from bench.power import find_rails
 from bench.report import Report, save_report
 from bench.statistics import sample_median, stage_medians
@@ -42,7 +43,7 @@ from edge_dsc.data.loading import load_images
 from edge_dsc.data.phantoms import CLASSES, write_phantoms
 from edge_dsc.infer.inference import InferRequest, infer_source
 from edge_dsc.latency.passes import memory_pass
-from edge_dsc.latency.subjects import BenchOptions, measure_engines
+from edge_dsc.latency.subjects import BenchOptions, measure_engines, measured_board
 from edge_dsc.networks import ARCHITECTURES
 from edge_dsc.page.document import Section, report_sections, save_page
 from engines.contract import ModelContract
@@ -62,6 +63,7 @@ from engines.runtimes import (
     open_engine,
 )
 from engines.text_table import Table, render_text
+from engines.trt.cache import memory_path
 from engines.trt.cuda import fill_memory
 
 BATCH = BatchRange(1, 4, 16)
@@ -79,6 +81,8 @@ _TRTEXEC = Path("/usr/src/tensorrt/bin/trtexec")  # where JetPack and NVIDIA's p
 _TOLERANCES = {Precision.FP32: (0.001, 0.95), Precision.FP16: (0.01, 0.95), Precision.INT8: (0.05, 0.85)}
 _CAMERA_FRAMES = 30
 _TRTEXEC_S = 120  # it measures for 3
+_NO_SUCH_GPU = 255
+_PILE = 2 * BATCH.largest  # images: two batches at least overlap
 
 
 class Outcome(str, enum.Enum):
@@ -147,12 +151,14 @@ class SelfTestPlan:
         camera: A camera or stream, as ``infer`` takes it; None tries none.
         seconds: Measured time of each engine. Seconds.
         seed: Seed of the phantoms and weights.
+        device: Which GPU, as CUDA numbers them.
     """
 
     out: Path
     camera: str | None = None
     seconds: float = 2.0
     seed: int = 0
+    device: int = 0
 
 
 def run_selftest(plan: SelfTestPlan, *, progress: Progress, say: Say) -> SelfTest:
@@ -160,12 +166,13 @@ def run_selftest(plan: SelfTestPlan, *, progress: Progress, say: Say) -> SelfTes
 
     Raises:
         UsageError: The folder holds something that no self-test made.
-        EnvironmentProblem: The folder cannot be written.
+        EnvironmentProblem: The folder cannot be written, or there are GPUs, but not so many.
         KeyboardInterrupt: Ctrl-C; the lines until then are written.
     """
+    board = measured_board(RUNTIME_NAMES, plan.device)
     clear_folder(plan.out, _MARKER, _MADE, "self-test")
     created, started = datetime.now(timezone.utc).isoformat(timespec="seconds"), time.monotonic()
-    test = _Test(plan, progress, say)
+    test = _Test(plan, progress, say, board)
     try:
         test.run()
     finally:  # what was seen until Ctrl-C is worth keeping
@@ -173,7 +180,7 @@ def run_selftest(plan: SelfTestPlan, *, progress: Progress, say: Say) -> SelfTes
             created=created,
             edge_dsc=__version__,
             seconds=round(time.monotonic() - started, 1),
-            environment=environment(),
+            environment=environment(gpu=board),
             findings=tuple(test.findings),
         )
         SELFTEST.save(plan.out / "selftest.json", found)
@@ -219,10 +226,16 @@ class _Test:
     plan: SelfTestPlan
     progress: Progress
     say: Say
+    board: Board | None = None  # the GPU as NVML knows it
     findings: list[Finding] = field(default_factory=list)
     networks: dict[str, _Network] = field(default_factory=dict)
     engines: list[BuiltEngine] = field(default_factory=list)
     report: Report | None = None
+
+    @property
+    def running(self) -> RunnerOptions:
+        """How engines of a GPU run where nothing else is tried."""
+        return RunnerOptions(device=self.plan.device)
 
     @property
     def runnable(self) -> list[BuiltEngine]:
@@ -260,7 +273,7 @@ class _Test:
         """Look at the machine: packages, sensors."""
         self.line("environment", _environment)
         self.line("temperature sensors", _temperatures)
-        self.line("power sensors", _rails)
+        self.line("power sensors", partial(_rails, self.board))
 
     def make_networks(self) -> None:
         """Draw phantoms, fit both networks to them, and calibrate."""
@@ -300,7 +313,12 @@ class _Test:
     def _build(self, runtime: str, network: _Network, precision: Precision) -> Seen:
         table = network.table if precision is Precision.INT8 else None
         request = BuildRequest(
-            model=network.path, precision=precision, runtime=runtime, batch=BATCH, calibration=table
+            model=network.path,
+            precision=precision,
+            runtime=runtime,
+            batch=BATCH,
+            calibration=table,
+            device=None if get_runtime(runtime).runs_on_cpu else self.plan.device,
         )
         try:
             built = build_engine(request)
@@ -324,9 +342,11 @@ class _Test:
         for engine in mine:
             name = f"{runtime} {engine.record.contract.architecture} {engine.record.precision.value}"
             self.line(f"{name}: answers", partial(self._answers, engine))
-            self.line(f"{name}: layers", partial(_layers, engine))
+            self.line(f"{name}: layers", partial(_layers, engine, self.plan.device))
         if mine:
-            ways = _Ways(mine[0].path, self._network_of(mine[0]).pixels, self.plan.out / "faults")
+            ways = _Ways(
+                mine[0].path, self._network_of(mine[0]).pixels, self.plan.out / "faults", self.running
+            )
             for name, action in ways.all().items():
                 self.line(f"{runtime}: {name}", action)
 
@@ -340,7 +360,7 @@ class _Test:
         model, runtime = load_model(network.path).proto, get_runtime(record.runtime)
         with open_reference(graph_in_precision(model, record.precision, table, runtime), record) as reference:
             expected = _answer_all(reference, network.pixels)
-        with open_engine(engine.path) as runner:
+        with open_engine(engine.path, options=self.running) as runner:
             answers, runs = _answer_all(runner, network.pixels), dict(runner.description)
         difference, agreement = float(np.abs(answers - expected).mean()), _agreement(answers, expected)
         with_fp32 = _agreement(answers, network.reference)
@@ -358,7 +378,7 @@ class _Test:
         """Measure all engines that run here, and hold trtexec's times against ours."""
         self.line("latency", self._measure)
         for engine in self.runnable:
-            self.line(f"{engine.path.stem}: memory", partial(_memory, engine.path))
+            self.line(f"{engine.path.stem}: memory", partial(_memory, engine.path, self.plan.device))
         plans = [engine for engine in self.runnable if not get_runtime(engine.record.runtime).runs_on_cpu]
         if not plans:
             self.line("trtexec", partial(_refuse, "no TensorRT engine runs here"))
@@ -370,7 +390,8 @@ class _Test:
             raise _NotHereError("no engine runs here")
         plan = choose_plan(seconds=self.plan.seconds, warmup_seconds=0.5, openings=5, seed=self.plan.seed)
         engines = [engine.path for engine in self.runnable]
-        report = measure_engines(engines, plan, BenchOptions(), progress=self.progress)
+        options = BenchOptions(running=self.running)
+        report = measure_engines(engines, plan, options, progress=self.progress)
         self.report = report
         save_report(self.plan.out / "report.json", report)
         medians = {subject.name: sample_median(subject) / 1e6 for subject in report.measured}
@@ -392,6 +413,7 @@ class _Test:
         shape = "x".join(map(str, (1, *contract.input_shape)))
         command = [tool, f"--loadEngine={engine.path}", f"--shapes={contract.input_name}:{shape}"]
         command += [f"--exportTimes={times}", "--duration=3", "--useSpinWait"]
+        command += [f"--device={self.plan.device}"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=_TRTEXEC_S, check=False)
         write_text(engine.path.with_suffix(".trtexec.txt"), done.stdout + done.stderr)
         if done.returncode != 0:
@@ -415,6 +437,7 @@ class _Test:
             out=self.plan.out / "camera.jsonl",
             limit=_CAMERA_FRAMES,
             give_up_s=10.0,
+            running=self.running,
         )
         summary = infer_source(request, say=self.say)
         return summary.line(), {"answered": summary.answered, "dropped": summary.dropped, "age": summary.age}
@@ -427,15 +450,19 @@ class _Ways:
     engine: Path
     pixels: NDArray[np.uint8]
     faults: Path
+    running: RunnerOptions
 
     def all(self) -> dict[str, Callable[[], Seen]]:
         return {
             "batches": self.batches,
             "graph and no graph": self.graphs,
             "slots": self.slots,
+            "a pile": self.pile,
             "kinds of memory": self.memory,
+            "memory kept": self.memory_kept,
             "waiting": self.waiting,
             "stage times": self.stages,
+            "device": self.device,
             "another thread": self.another_thread,
             "a truncated engine": self.truncated,
             "an edited record": self.edited,
@@ -448,7 +475,7 @@ class _Ways:
 
     def batches(self) -> Seen:
         """Every size of batch gives the answers of single pictures."""
-        with open_engine(self.engine) as runner:
+        with open_engine(self.engine, options=self.running) as runner:
             single = _answer_all(runner, self.pixels, 1)
             sizes = [
                 size for size in (2, 3, BATCH.best, BATCH.largest) if size <= runner.record.batch.largest
@@ -461,17 +488,17 @@ class _Ways:
         return f"differences to single pictures, {words}", {"differences": _texts(differences)}
 
     def graphs(self) -> Seen:
-        return self._compare("graph", {"graph": RunnerOptions(), "no graph": RunnerOptions(graph=False)})
+        return self._compare("graph", {"graph": self.running, "no graph": replace(self.running, graph=False)})
 
     def memory(self) -> Seen:
         return self._compare(
             "memory of its own",
-            {kind: RunnerOptions(memory=kind) for kind in ("device", "mapped", "auto")},
+            {kind: replace(self.running, memory=kind) for kind in ("device", "mapped", "auto")},
         )
 
     def waiting(self) -> Seen:
         return self._compare(
-            "device to wait for", {"spin": RunnerOptions(), "sleep": RunnerOptions(blocking_wait=True)}
+            "device to wait for", {"spin": self.running, "sleep": replace(self.running, blocking_wait=True)}
         )
 
     def _compare(self, what: str, ways: Mapping[str, RunnerOptions]) -> Seen:
@@ -492,10 +519,10 @@ class _Ways:
     def slots(self) -> Seen:
         """Several batches in flight give the same answers."""
         rates, runs = {}, {}
-        with open_engine(self.engine) as runner:
+        with open_engine(self.engine, options=self.running) as runner:
             expected = _answer_all(runner, self.pixels, 1)
         for slots in (1, 2, 4):
-            with open_engine(self.engine, options=RunnerOptions(slots=slots)) as runner:
+            with open_engine(self.engine, options=replace(self.running, slots=slots)) as runner:
                 self._on_a_gpu(runner, "slots")
                 started = time.perf_counter()
                 found = _answer_all(runner, self.pixels, 1)
@@ -505,8 +532,59 @@ class _Ways:
         words = ", ".join(f"{slots}: {rate:.0f} images/s" for slots, rate in rates.items())
         return f"equal answers; {words}", {"images_per_s": _texts(rates), "runs": _texts(runs)}
 
+    def pile(self) -> Seen:
+        """As ``bench --offline`` has it: the next batch is submitted before the one before it is collected."""
+        with open_engine(self.engine, options=self.running) as runner:
+            self._on_a_gpu(runner, "batches in flight")
+        plan = Plan(iterations=10, rounds=2, openings=1, warmup_seconds=0.1, lead_in=1)
+        rates: dict[int, dict[int, float]] = {}
+        for slots in (1, 2):
+            options = BenchOptions(offline=_PILE, control=False, running=replace(self.running, slots=slots))
+            report = measure_engines([self.engine], plan, options)
+            _require(not report.failed, "; ".join(f"{each.name}: {each.error}" for each in report.failed))
+            for subject in report.measured:
+                size = subject.description["engine_batch"]
+                rate = 1e9 * _PILE / sample_median(subject)
+                rates.setdefault(size, {})[slots] = rate
+        words = "; ".join(
+            f"batches of {size}: {rate[1]:.0f} images/s one by one, {rate[2]:.0f} overlapping"
+            for size, rate in rates.items()
+        )
+        return words, {"images_per_s": {str(size): _texts(rate) for size, rate in rates.items()}}
+
+    def memory_kept(self) -> Seen:
+        """What one run chose between copies and mapped memory, the next one takes."""
+        copy, choices = self._copy("memory"), []
+        for _ in range(2):
+            with open_engine(copy, options=self.running) as runner:
+                self._on_a_gpu(runner, "memory of its own")
+                choices.append((runner.description["memory"], runner.description["memory_choice"]))
+        path = memory_path(copy)
+        if choices[0][1] == "the GPU has its own":
+            raise _NotHereError("the GPU has memory of its own: there is nothing to choose")
+        _require(path.is_file(), f"nothing was kept: {choices[0][1]}")
+        _require(
+            choices[0][0] == choices[1][0] and choices[1][1].endswith("as kept beside the engine"),
+            f"the second run did otherwise: {choices}",
+        )
+        return f"{choices[0][0]}: {choices[0][1]}; then the same", {"choices": choices}
+
+    def device(self) -> Seen:
+        """The GPU that was asked for runs; one more than there are is refused by number."""
+        with open_engine(self.engine, options=self.running) as runner:
+            self._on_a_gpu(runner, "GPU")
+            runs = runner.description["device"]
+        _require(
+            runs.split()[0] == str(self.running.device), f"asked for {self.running.device}, runs on {runs}"
+        )
+        try:
+            open_engine(self.engine, options=replace(self.running, device=_NO_SUCH_GPU)).close()
+        except EnvironmentProblem as error:
+            return f"runs on {runs}; {error.what}", {"device": runs}
+        raise EdgeDscError(f"GPU {_NO_SUCH_GPU} was opened", remedy="it must be refused")
+
     def stages(self) -> Seen:
-        options = RunnerOptions(slots=1, time_stages=True)
+        options = replace(self.running, slots=1, time_stages=True)
         with open_engine(self.engine, options=options) as runner:
             self._on_a_gpu(runner, "stages")
             times: dict[str, list[int]] = {}
@@ -523,7 +601,7 @@ class _Ways:
 
     def another_thread(self) -> Seen:
         """A thread of its own either gets the same answers, or is refused by name."""
-        with open_engine(self.engine) as runner:
+        with open_engine(self.engine, options=self.running) as runner:
             expected, seen = runner.run(self.pixels[:1]), list[object]()
 
             def run() -> None:
@@ -564,24 +642,24 @@ class _Ways:
 
     def full_memory(self) -> Seen:
         """A GPU without memory left is an error in words, and nothing is broken by it."""
-        with open_engine(self.engine) as runner:
+        with open_engine(self.engine, options=self.running) as runner:
             self._on_a_gpu(runner, "memory of its own")
-        with _full_memory() as held:
+        with _full_memory(self.running.device) as held:
             try:
-                open_engine(self.engine, options=RunnerOptions(slots=4)).close()
+                open_engine(self.engine, options=replace(self.running, slots=4)).close()
                 words = "it opens even so"
             except EnvironmentProblem as error:
                 words = f"refused: {error.what}"
-        with open_engine(self.engine) as runner:
+        with open_engine(self.engine, options=self.running) as runner:
             runner.run(self.pixels[:1])
         return f"with {held >> 20} MiB held, {words}; it runs again afterwards", {}
 
 
 @contextlib.contextmanager
-def _full_memory() -> Iterator[int]:
+def _full_memory(device: int) -> Iterator[int]:
     with contextlib.ExitStack() as stack:
         try:
-            held = stack.enter_context(fill_memory(load("pycuda.driver")))
+            held = stack.enter_context(fill_memory(load("pycuda.driver"), device))
         except EnvironmentProblem as error:
             raise _NotHereError(f"{error.what}: {error.remedy}") from error
         yield held
@@ -601,8 +679,8 @@ def _temperatures() -> Seen:
     return ", ".join(f"{name} {value:.0f} °C" for name, value in zones), {"celsius": dict(zones)}
 
 
-def _rails() -> Seen:
-    rails = find_rails()
+def _rails(board: Board | None) -> Seen:
+    rails = find_rails(gpu=board)
     if not rails:
         raise _NotHereError("no rail can be read (INA3221, RAPL, NVML)")
     watts = {rail.name: rail.watts() for rail in rails}
@@ -639,9 +717,9 @@ def _agreement(found: NDArray[np.float32], expected: NDArray[np.float32]) -> flo
     return float((found.argmax(axis=1) == expected.argmax(axis=1)).mean())
 
 
-def _layers(engine: BuiltEngine) -> Seen:
+def _layers(engine: BuiltEngine, device: int) -> Seen:
     """Time the layers, and keep what the runtime's own inspector says of them, word for word."""
-    layers, report = get_runtime(engine.record.runtime).inspect_layers(engine.path, engine.record)
+    layers, report = get_runtime(engine.record.runtime).inspect_layers(engine.path, engine.record, device)
     path = engine.path.with_suffix(".inspector.json")
     if report is not None:
         write_text(path, report)
@@ -652,8 +730,8 @@ def _layers(engine: BuiltEngine) -> Seen:
     return words, {"layers": layers, "report": path.name if report is not None else None}
 
 
-def _memory(engine: Path) -> Seen:
-    found = memory_pass(engine, batch=1, threads=1)
+def _memory(engine: Path, device: int) -> Seen:
+    found = memory_pass(engine, batch=1, threads=1, device=device)
     if "error" in found:
         raise EdgeDscError(str(found["error"]), remedy="see doctor")
     mib = {key: None if value is None else round(value / (1 << 20), 1) for key, value in found.items()}

@@ -32,6 +32,7 @@ COMMANDS = {
     "train": Command("making:train", "Train a network on a folder of X-rays"),
     "separate": Command("making:separate", "Make the separable twin of a network, from its trained weights"),
     "export": Command("making:export", "Export a trained network as ONNX, proven equal to Keras"),
+    "adopt": Command("making:adopt", "Bring in a classifier that was trained elsewhere"),
     "calibrate": Command("making:calibrate", "Find the activation ranges for INT8 over real images"),
     "build-engine": Command(
         "making:build_engine", "Build an FP32, FP16, INT8 or mixed engine, held to a budget of accuracy"

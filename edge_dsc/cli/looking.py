@@ -8,7 +8,8 @@ from typing import Annotated, Optional
 import typer
 
 from edge_dsc.cli.console import give, give_json, progress_bar, say
-from edge_dsc.cli.options import Json, Seed
+from edge_dsc.cli.options import Device, Json, Seed
+from engines.errors import UsageError
 
 
 def inspect(
@@ -18,6 +19,7 @@ def inspect(
     layers: Annotated[
         bool, typer.Option("--layers", help="Run an engine and show its layers: kernel, precision, time.")
     ] = False,
+    device: Device = None,
     json: Json = False,
 ) -> None:
     """A damaged or renamed file is refused; of a sound one everything that it records is shown.
@@ -27,7 +29,9 @@ def inspect(
     """
     from edge_dsc.inspection import format_inspection, format_layers, inspect_layers, inspect_path
 
-    found = inspect_layers(path) if layers else inspect_path(path)
+    if device is not None and not layers:
+        raise UsageError("--device has no use where nothing runs", remedy="add --layers, or leave it out")
+    found = inspect_layers(path, device) if layers else inspect_path(path)
     if json:
         give_json("edge-dsc/inspect-result", found)
     else:
@@ -71,6 +75,7 @@ def selftest(
         ),
     ] = None,
     seed: Seed = 0,
+    device: Device = None,
     json: Json = False,
 ) -> None:
     """Both networks, every precision and every switch on each runtime that works here, in some minutes.
@@ -80,7 +85,7 @@ def selftest(
     """
     from edge_dsc.checks.selftest import SELFTEST, SelfTestPlan, format_selftest, run_selftest
 
-    plan = SelfTestPlan(out=out, camera=camera, seed=seed)
+    plan = SelfTestPlan(out=out, camera=camera, seed=seed, device=device or 0)
     with progress_bar() as progress:
         found = run_selftest(plan, progress=progress, say=say)
     if json:

@@ -1,4 +1,4 @@
-"""Commands that make things: train, separate, export, calibrate, build-engine, debug."""
+"""Commands that make things: train, separate, export, adopt, calibrate, build-engine, debug."""
 
 from __future__ import annotations
 
@@ -10,7 +10,19 @@ import typer
 
 from edge_dsc.cli import INTERRUPTED
 from edge_dsc.cli.console import give, give_json, progress_bar, say
-from edge_dsc.cli.options import MAX_IMAGES, MAX_SEED, Json, Out, Seed, finite, model_of, parse_fold
+from edge_dsc.cli.options import (
+    MAX_IMAGES,
+    MAX_SEED,
+    Device,
+    Json,
+    Out,
+    Seed,
+    finite,
+    model_of,
+    parse_fold,
+    parse_numbers,
+    parse_size,
+)
 from engines.errors import UsageError
 from engines.text_table import printable
 
@@ -20,6 +32,20 @@ if TYPE_CHECKING:
     from edge_dsc.training import TrainOptions
     from edge_dsc.training.twin import TwinOptions
     from engines.record import Precision
+
+
+class Colour(str, enum.Enum):
+    """What a network is fed with; the decode rules of engines.contract."""
+
+    GREY = "grey"
+    RGB = "rgb"
+
+
+class Gives(str, enum.Enum):
+    """What a foreign classifier gives; the names of edge_dsc.build.conform."""
+
+    LOGITS = "logits"
+    PROBABILITIES = "probabilities"
 
 
 class RecipeName(str, enum.Enum):
@@ -391,6 +417,15 @@ def export(
             "--data", help="Images for the parity check; default: those of training.", show_default=False
         ),
     ] = None,
+    arch: Annotated[
+        Optional[str],
+        typer.Option(
+            "--arch",
+            metavar="FUNCTION",
+            help="For a network with code of its own: the function that built it, as train got it.",
+            show_default=False,
+        ),
+    ] = None,
     out: Out = None,
     json: Json = False,
 ) -> None:
@@ -398,7 +433,7 @@ def export(
     from edge_dsc.build.export import export_run
 
     with progress_bar() as progress:
-        result = export_run(run, out=out, data=data, progress=progress)
+        result = export_run(run, out=out, data=data, architecture=arch, progress=progress)
     if json:
         body = {"path": str(result.path), "parity": result.parity, "images": result.images}
         give_json("edge-dsc/export-result", {**body, "contract": result.contract})
@@ -406,6 +441,84 @@ def export(
         give(
             f"{printable(result.path)}: equal to Keras within {result.parity:.1e} on {result.images} real images"
         )
+
+
+def adopt(
+    model: Annotated[
+        Path, typer.Argument(help="The classifier: MODEL.onnx or MODEL.keras.", show_default=False)
+    ],
+    labels: Annotated[
+        str,
+        typer.Option("--labels", help="Class names in the order of its outputs: A,B,C.", show_default=False),
+    ],
+    scale: Annotated[
+        str,
+        typer.Option("--scale", help="Factor on the pixels 0..255 that it was trained with, such as 1/255."),
+    ] = "1",
+    mean: Annotated[
+        str, typer.Option("--mean", help="Subtracted after the scale: one number, or one for each channel.")
+    ] = "0",
+    std: Annotated[str, typer.Option("--std", help="Divided by after that; likewise.")] = "1",
+    colour: Annotated[
+        Colour, typer.Option("--colour", help="What it will see; grey makes three equal channels one.")
+    ] = Colour.GREY,
+    size: Annotated[
+        Optional[str],
+        typer.Option(
+            "--size", help="SIDE or HEIGHTxWIDTH, where the file leaves it open.", show_default=False
+        ),
+    ] = None,
+    output: Annotated[
+        Optional[Gives],
+        typer.Option("--output", help="What it gives; default: by its last operator.", show_default=False),
+    ] = None,
+    check_on: Annotated[
+        Optional[Path],
+        typer.Option(
+            "--check-on",
+            help="Images to hold it against the original on; folders named as labels judge it. Default: phantoms.",
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[
+        Optional[Path],
+        typer.Option(
+            "--out", help="The model's folder; default: runs/ and the file's name.", show_default=False
+        ),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """It becomes a model that takes raw pixels, proven equal to the original, and goes the way of any other from there.
+
+    No code from the file is run.
+    """
+    from edge_dsc.build.adopt import AdoptRequest, adopt_model
+    from edge_dsc.build.conform import Normalisation
+
+    (factor, *more), deviations = parse_numbers("--scale", scale), parse_numbers("--std", std)
+    if more or factor <= 0 or 0 in deviations:
+        raise UsageError(
+            f"--scale {scale} --std {std}: nothing is left of a pixel", remedy="such as --scale 1/255"
+        )
+    request = AdoptRequest(
+        source=model,
+        labels=tuple(label.strip() for label in labels.split(",")),
+        normalisation=Normalisation(scale=factor, mean=parse_numbers("--mean", mean), std=deviations),
+        colour=colour is Colour.RGB,
+        size=parse_size(size) if size else None,
+        gives=output.value if output else None,
+        out=out,
+        images=check_on,
+    )
+    with progress_bar() as progress:
+        made = adopt_model(request, progress)
+    if made.skipped:
+        say(f"{made.skipped} images could not be read and were left out")
+    if json:
+        give_json("edge-dsc/adopt-result", {"path": str(made.model.path), "record": made.record})
+    else:
+        give(made.text())
+    say(f"next: edge-dsc build-engine {printable(made.model.path.parent)}")
 
 
 def calibrate(
@@ -422,6 +535,7 @@ def calibrate(
             show_default=False,
         ),
     ] = None,
+    device: Device = None,
     out: Out = None,
     json: Json = False,
 ) -> None:
@@ -435,6 +549,11 @@ def calibrate(
 
     if calib_data is None:
         raise UsageError("calibration needs real images", remedy="add --calib-data DIR")
+    if device is not None and not calib_method.value.startswith("tensorrt-"):
+        raise UsageError(
+            f"ranges by {calib_method.value} are found on the processor: --device is for a GPU",
+            remedy="leave --device out",
+        )
     request = CalibrationRequest(
         model=model_of(model),
         data=calib_data,
@@ -443,6 +562,7 @@ def calibrate(
         seed=seed,
         out=out,
         trt_release=trt_cache,
+        device=device or 0,
     )
     with progress_bar() as progress:
         made = run_calibration(request, progress)
@@ -548,6 +668,7 @@ def build_engine(
             show_default=False,
         ),
     ] = None,
+    device: Device = None,
     out: Out = None,
     json: Json = False,
 ) -> None:
@@ -576,6 +697,7 @@ def build_engine(
                 images=calib_images,
                 seed=seed,
                 runtime=backend.value,
+                device=device or 0,
             )
             made = run_calibration(request, progress)
         elif calibrated and calibration is None and (path.parent / CALIBRATION_NAME).is_file():
@@ -599,6 +721,7 @@ def build_engine(
                     hardware_compatible=hardware_compatible,
                 ),
                 timing_cache=timing_cache,
+                device=device,
             ),
             progress,
             calibrated=made,
@@ -655,6 +778,7 @@ def debug(
         int, typer.Option("--images", min=1, max=MAX_IMAGES, help="Images to look at, equal by class.")
     ] = 128,
     seed: Annotated[int, typer.Option("--seed", min=0, max=MAX_SEED, help="Seed of the images' draw.")] = 1,
+    device: Device = None,
     out: Out = None,
     json: Json = False,
 ) -> None:
@@ -671,10 +795,11 @@ def debug(
         images=images,
         seed=seed,
         out=out,
+        device=device,
     )
     with progress_bar() as progress:
         found = examine(request, progress)
     if json:
-        give_json("edge-dsc/debug-result", found.to_dict(), schema_version=2)
+        give_json("edge-dsc/debug-result", found.to_dict(), schema_version=3)
     else:
         give(format_debugged(found))

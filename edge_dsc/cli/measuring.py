@@ -13,10 +13,12 @@ from edge_dsc.cli.console import give, give_json, progress_bar, say
 from edge_dsc.cli.options import (
     MAX_THREADS,
     Batch,
+    Device,
     GpuMemory,
     Graph,
     Json,
     Out,
+    Running,
     Seed,
     Slots,
     Wait,
@@ -95,6 +97,7 @@ def bench(
     graph: Graph = None,
     gpu_memory: GpuMemory = None,
     wait: Wait = None,
+    device: Device = None,
     control: Annotated[
         bool,
         typer.Option(
@@ -186,7 +189,9 @@ def bench(
         folder=folder,
         offline=offline,
         builds=builds,
-        running=running_options(engines, slots=slots, graph=graph, memory=gpu_memory, wait=wait),
+        running=running_options(
+            engines, Running(slots=slots, graph=graph, memory=gpu_memory, wait=wait, device=device)
+        ),
     )
     path = out or default_report_path()
     _require_places(path, REPORT.name, html)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
 
@@ -40,6 +40,8 @@ MAX_SEED = 2**32 - 1  # NumPy's and Keras's
 MAX_THREADS = 256
 MAX_BATCH = 4096
 MAX_IMAGES = 1_000_000
+MAX_DEVICE = 255
+_LARGEST_NUMBER = 3.4e38  # within float32
 WAITS = ("spin", "sleep")  # while a GPU works
 Seed = Annotated[int, typer.Option("--seed", min=0, max=MAX_SEED, help="Seed of every random choice.")]
 Batch = Annotated[int, typer.Option("--batch", min=1, max=MAX_BATCH, help="Images a request.")]
@@ -87,12 +89,39 @@ Wait = Annotated[
         "--wait", metavar="HOW", help="GPU: spin or sleep while it works; default: spin.", show_default=False
     ),
 ]
+Device = Annotated[
+    Optional[int],
+    typer.Option(
+        "--device",
+        min=0,
+        max=MAX_DEVICE,
+        help="GPU: which one, as CUDA numbers them; default: 0.",
+        show_default=False,
+    ),
+]
 Engine = Annotated[Path, typer.Argument(help="An engine that build-engine wrote.", show_default=False)]
 
 
-def running_options(
-    engines: Sequence[Path], *, slots: int | None, graph: bool | None, memory: str | None, wait: str | None
-) -> RunnerOptions:
+@dataclass(frozen=True, kw_only=True)
+class Running:
+    """How engines of a GPU were asked to run; None was not asked for.
+
+    Attributes:
+        slots: Batches in flight at once.
+        graph: Whether CUDA graphs are replayed.
+        memory: A kind of memory.
+        wait: One of :data:`WAITS`.
+        device: Which GPU.
+    """
+
+    slots: int | None = None
+    graph: bool | None = None
+    memory: str | None = None
+    wait: str | None = None
+    device: int | None = None
+
+
+def running_options(engines: Sequence[Path], asked: Running) -> RunnerOptions:
     """Return how engines of a GPU are to run, what was not asked for as it is by default.
 
     Raises:
@@ -100,28 +129,27 @@ def running_options(
         UsageError: A word that is none of the choices, or an engine that runs on the processor.
     """
     from engines.record import peek_record
-    from engines.runtimes import DEFAULT_OPTIONS, MEMORY_KINDS, get_runtime
+    from engines.runtimes import DEFAULT_OPTIONS, MEMORY_KINDS, get_runtime, refuse_on_processor
 
-    asked = {"--slots": slots, "--graph": graph, "--gpu-memory": memory, "--wait": wait}
-    given = [name for name, value in asked.items() if value is not None]
+    options = {"memory": "--gpu-memory"}
+    given = [options.get(name, f"--{name}") for name, value in vars(asked).items() if value is not None]
     if not given:
         return DEFAULT_OPTIONS
-    for name, value, choices in (("--gpu-memory", memory, MEMORY_KINDS), ("--wait", wait, WAITS)):
+    for name, value, choices in (
+        ("--gpu-memory", asked.memory, MEMORY_KINDS),
+        ("--wait", asked.wait, WAITS),
+    ):
         if value is not None and value not in choices:
             raise UsageError(f"{name} {value!r} is no choice", remedy=f"choose one of {', '.join(choices)}")
     for engine in engines:
-        runtime = peek_record(engine).runtime
-        if get_runtime(runtime).runs_on_cpu:
-            raise UsageError(
-                f"{engine} is of {runtime}, which runs on the processor: {given[0]} is for a GPU",
-                remedy=f"leave {' and '.join(given)} out",
-            )
+        refuse_on_processor(get_runtime(peek_record(engine).runtime), given, engine)
     return replace(
         DEFAULT_OPTIONS,
-        slots=slots,
-        graph=graph is not False,
-        memory=memory or DEFAULT_OPTIONS.memory,
-        blocking_wait=wait == "sleep",
+        slots=asked.slots,
+        graph=asked.graph is not False,
+        memory=asked.memory or DEFAULT_OPTIONS.memory,
+        blocking_wait=asked.wait == "sleep",
+        device=asked.device or 0,
     )
 
 
@@ -163,6 +191,39 @@ def parse_fold(text: str | None) -> tuple[int, int] | None:
         raise UsageError(f"--fold {text!r} is no fold", remedy="write K/N, such as --fold 2/5")
     number, _, folds = text.partition("/")
     return int(number), int(folds)
+
+
+def parse_numbers(option: str, text: str) -> tuple[float, ...]:
+    """Read ``0.485,0.456,0.406``, or ``1/255``.
+
+    Raises:
+        UsageError: Anything else, or a number that float32 does not hold.
+    """
+    found = []
+    for part in text.split(","):
+        try:
+            above, _, below = part.partition("/")
+            value = float(above) / float(below or 1)
+        except (ValueError, ZeroDivisionError):
+            value = math.nan
+        if not abs(value) <= _LARGEST_NUMBER:
+            raise UsageError(
+                f"{option} {text!r} is no number", remedy=f"write it such as {option} 0.5 or 1/255"
+            )
+        found.append(value)
+    return tuple(found)
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Read ``224``, or ``HEIGHTxWIDTH`` such as ``224x320``.
+
+    Raises:
+        UsageError: Anything else.
+    """
+    if not re.fullmatch("[0-9]{1,4}(x[0-9]{1,4})?", text):
+        raise UsageError(f"--size {text!r} is no size", remedy="write --size 224 or --size HEIGHTxWIDTH")
+    height, _, width = text.partition("x")
+    return int(height), int(width or height)
 
 
 def parse_precision(*, precision: str | None, fp32: bool, fp16: bool, int8: bool) -> Precision:

@@ -9,11 +9,13 @@ import typer
 
 from edge_dsc.cli.console import give, give_json, progress_bar, say
 from edge_dsc.cli.options import (
+    Device,
     Engine,
     GpuMemory,
     Graph,
     Json,
     Out,
+    Running,
     Slots,
     Threads,
     Wait,
@@ -99,6 +101,7 @@ def infer(
     graph: Graph = None,
     gpu_memory: GpuMemory = None,
     wait: Wait = None,
+    device: Device = None,
     json: Json = False,
 ) -> None:
     """One row per image or frame: the top class and all probabilities.
@@ -119,7 +122,9 @@ def infer(
         resume=resume,
         limit=limit,
         give_up_s=give_up,
-        running=running_options([engine], slots=slots, graph=graph, memory=gpu_memory, wait=wait),
+        running=running_options(
+            [engine], Running(slots=slots, graph=graph, memory=gpu_memory, wait=wait, device=device)
+        ),
         outputs=Outputs(annotate=annotate, unsure=save_unsure, show=show, serve=serve, host=host),
     )
     with progress_bar() as progress:
@@ -143,6 +148,7 @@ def evaluate(
         typer.Option("--split", help="Only this part of the engine's run: evaluation, test, ... Repeatable."),
     ] = None,
     threads: Threads = None,
+    device: Device = None,
     out: Out = None,
     json: Json = False,
 ) -> None:
@@ -160,6 +166,7 @@ def evaluate(
         reference=reference,
         parts=tuple(split or ()),
         threads=threads or usable_processors(),
+        running=running_options([engine], Running(device=device)),
     )
     with progress_bar() as progress:
         result = run_evaluation(request, progress)

@@ -20,8 +20,8 @@ from edge_dsc.evaluate.metrics import Metrics, classification_metrics
 from edge_dsc.infer.classify import Answer, classify_files
 from engines.errors import BadInputError, NotComparableError, UsageError
 from engines.files import DocumentKind
-from engines.record import Agreement, Change, Validation
-from engines.runtimes import Progress, Runner, open_engine
+from engines.record import Agreement, Change, Validation, peek_record
+from engines.runtimes import DEFAULT_OPTIONS, Progress, Runner, RunnerOptions, open_engine
 from engines.text_table import align_rows, printable
 
 SHOWN_FLIPS = 20
@@ -38,6 +38,7 @@ class EvaluationRequest:
         parts: Parts of the split that stands beside the engine (``evaluation``, ``test``, ...); empty
             takes every image.
         threads: Decoding threads.
+        running: How engines of a GPU run, both of them.
     """
 
     engine: Path
@@ -45,6 +46,7 @@ class EvaluationRequest:
     reference: Path | None = None
     parts: Sequence[str] = ()
     threads: int = 1
+    running: RunnerOptions = DEFAULT_OPTIONS
 
 
 class Evaluation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -77,12 +79,13 @@ def evaluate(request: EvaluationRequest, progress: Progress | None = None) -> Ev
         NotComparableError: The reference knows other classes or wants other input.
         UsageError: Parts were asked for, but there is no split beside the engine.
     """
-    samples = labelled_samples(request.data, request.engine.parent / SPLIT_FILE, request.parts)
+    labels = peek_record(request.engine).contract.labels
+    samples = labelled_samples(request.data, request.engine.parent / SPLIT_FILE, request.parts, labels=labels)
     with contextlib.ExitStack() as stack:
-        runner = stack.enter_context(open_engine(request.engine))
+        runner = stack.enter_context(open_engine(request.engine, options=request.running))
         other = None
         if request.reference is not None:
-            other = stack.enter_context(open_engine(request.reference))
+            other = stack.enter_context(open_engine(request.reference, options=request.running))
         return evaluate_runner(
             runner, request.data, samples, reference=other, threads=request.threads, progress=progress
         )
@@ -290,14 +293,22 @@ def _decimals(*values: float) -> list[str]:
     return [f"{value:.3f}" for value in values]
 
 
-def labelled_samples(data: Path, split_file: Path, parts: Sequence[str]) -> list[Sample]:
+def labelled_samples(
+    data: Path, split_file: Path, parts: Sequence[str], *, labels: Sequence[str] | None = None
+) -> list[Sample]:
     """Name the labelled images of a folder, or only those of some parts of a split.
+
+    Args:
+        data: The folder.
+        split_file: The split.
+        parts: Its parts; none for all images of the folder.
+        labels: As :func:`edge_dsc.data.discover` takes them.
 
     Raises:
         UsageError: Parts were asked for, but there is no split file.
         BadInputError: The folder holds none of the images of these parts.
     """
-    found = discover(data)
+    found = discover(data, labels=labels)
     if not parts:
         return list(found.samples)
     if not split_file.is_file():

@@ -1,6 +1,6 @@
 """The program behind the memory pass: run one engine and print its memory as JSON; it has a process of its own.
 
-python -m edge_dsc.latency.memory_probe ENGINE BATCH THREADS
+python -m edge_dsc.latency.memory_probe ENGINE BATCH THREADS DEVICE
 
 The high-water mark of memory belongs to a process and never falls.
 """
@@ -11,19 +11,20 @@ import json
 import sys
 from pathlib import Path
 
-from bench.machine import first_gpu
-from edge_dsc.latency.subjects import input_noise
+from edge_dsc.latency.subjects import input_noise, measured_board
 from engines.errors import EdgeDscError
+from engines.record import peek_record
 from engines.runtimes import RunnerOptions, open_engine
 
 _CALLS = 50
 
 
-def probe(engine: Path, batch: int, threads: int) -> dict[str, int | None]:
+def probe(engine: Path, batch: int, threads: int, device: int) -> dict[str, int | None]:
     """Open an engine, run it some times, and return what :func:`edge_dsc.latency.passes.memory_pass` does."""
-    gpu = first_gpu()
+    gpu = measured_board([peek_record(engine).runtime], device)
     before, device_before = _peak_bytes(), gpu.memory_used() if gpu else None
-    with open_engine(engine, threads=threads, options=RunnerOptions(slots=1, batch=batch)) as runner:
+    options = RunnerOptions(slots=1, batch=batch, device=device)
+    with open_engine(engine, threads=threads, options=options) as runner:
         pixels = input_noise(runner, batch)
         for _ in range(_CALLS):
             runner.run(pixels)
@@ -44,9 +45,9 @@ def _peak_bytes() -> int:
 
 def main() -> None:
     """Print one line of JSON; on an error of ours one line that says it, and its exit code."""
-    engine, batch, threads = sys.argv[1:]
+    engine, *numbers = sys.argv[1:]
     try:
-        found = probe(Path(engine), int(batch), int(threads))
+        found = probe(Path(engine), *map(int, numbers))
     except EdgeDscError as error:
         print(error, file=sys.stderr)  # noqa: T201
         sys.exit(error.exit_code)

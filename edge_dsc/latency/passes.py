@@ -157,16 +157,16 @@ def _power(subject: Subject, rails: Sequence[Rail], seconds: float) -> Sequence[
         return measure_power(subject.open(stack).call, rails, seconds=seconds)
 
 
-def memory_pass(engine: Path, *, batch: int, threads: int) -> dict[str, Any]:
+def memory_pass(engine: Path, *, batch: int, threads: int, device: int = 0) -> dict[str, Any]:
     """Return the memory of a process that only runs this engine, bytes.
 
     Returns:
         ``host_peak_bytes``; ``host_before_bytes``: Python and the packages before the engine was opened; and
-        ``device_bytes``: what opening and running it added to the used memory of the first GPU that NVML knows,
+        ``device_bytes``: what opening and running it added to the used memory of the GPU, as NVML knows it,
         which holds what other processes do meanwhile; None without one. A Jetson's GPU uses the host's memory.
         Where the process failed, ``error`` alone: why.
     """
-    arguments = [str(engine.absolute()), str(batch), str(threads)]
+    arguments = [str(engine.absolute()), str(batch), str(threads), str(device)]
     done = subprocess.run(
         [sys.executable, "-m", "edge_dsc.latency.memory_probe", *arguments],
         cwd=_ROOT,  # python -m imports from the current folder first: the user's may hold a json.py or a bench.py

@@ -6,7 +6,7 @@ import functools
 import itertools
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.compare import control_subject
+from bench.machine import Gpu, environment, first_gpu, gpu_at, read_state
 from bench.measure import Opened, Subject, measure
 from bench.plan import Plan
 from bench.power import find_rails
@@ -34,9 +35,11 @@ from engines.runtimes import (
     Progress,
     Runner,
     RunnerOptions,
+    answer_batches,
     get_runtime,
     open_engine,
 )
+from engines.trt.cuda import find_gpu
 
 FOLDER, OFFLINE = "folder", "offline"  # scenarios
 
@@ -55,7 +58,7 @@ class BenchOptions:
         folder: Image files instead of pixels in memory: each request reads, decodes and resizes one.
         offline: Images of a pile that is there at once, instead of single requests.
         builds: Builds of each engine: itself, and others that its record's command makes.
-        running: How engines of a GPU run; in the memory pass they run as they do by default.
+        running: How engines of a GPU run; in the memory pass they run as they do by default, on the same GPU.
     """
 
     batch: int = 1
@@ -101,7 +104,7 @@ def measure_engines(
     with ExitStack() as stack:
         subjects: list[Subject] = []
         for name, engine in named.items():
-            for number, build in enumerate(_builds(engine, chosen.builds, stack), start=1):
+            for number, build in enumerate(_builds(engine, chosen, stack), start=1):
                 label = name if number == 1 else f"{name} (build {number})"
                 build_of = {BUILD_OF: name} if chosen.builds > 1 else {}
                 # Opened to be looked at; each opening that is measured opens it anew.
@@ -111,9 +114,16 @@ def measure_engines(
                         replace(subject, description={**subject.description, **build_of})
                         for subject in _subjects(label, runner, build, chosen)
                     ]
+        board = measured_board({record.runtime for record in records.values()}, chosen.running.device)
         controls = [control_subject(subjects[0])] if chosen.control and len(subjects) > 1 else []
-        report = measure([*subjects, *controls], plan, progress=progress)
-        rails = find_rails() if chosen.power_seconds else ()
+        report = measure(
+            [*subjects, *controls],
+            plan,
+            progress=progress,
+            read_environment=functools.partial(environment, gpu=board),
+            read_machine=functools.partial(read_state, gpu=board),
+        )
+        rails = find_rails(gpu=board) if chosen.power_seconds else ()
         if rails:
             report = add_pass(report, "power", power_pass(subjects, rails, seconds=chosen.power_seconds))
     if chosen.offline is not None:
@@ -122,28 +132,45 @@ def measure_engines(
         report = add_pass(report, "limits", _limits(named, records, chosen))
     if chosen.memory:
         memory = {
-            name: memory_pass(engine, batch=chosen.batch, threads=chosen.threads)
+            name: memory_pass(
+                engine, batch=chosen.batch, threads=chosen.threads, device=chosen.running.device
+            )
             for name, engine in named.items()
         }
         report = add_pass(report, "memory", memory)
     return report
 
 
-def _builds(engine: Path, count: int, stack: ExitStack) -> list[Path]:
+def measured_board(runtimes: Collection[str], device: int) -> Gpu | None:
+    """Return the GPU that engines run on as NVML knows it: its order may be another than CUDA's.
+
+    Args:
+        runtimes: Names of the engines' runtimes; where all run on the processor, the first GPU is meant.
+        device: Which GPU, as CUDA numbers them.
+
+    Raises:
+        EnvironmentProblem: There are GPUs, but not so many.
+    """
+    gpu = None if all(get_runtime(name).runs_on_cpu for name in runtimes) else find_gpu(device)[0]
+    return gpu_at(gpu.bus_id) if gpu is not None and gpu.bus_id else first_gpu()
+
+
+def _builds(engine: Path, options: BenchOptions, stack: ExitStack) -> list[Path]:
     from edge_dsc.build.engine import rebuild_engine  # needs packages that measuring does without
 
     found = [engine]
-    for _ in range(count - 1):
+    for _ in range(options.builds - 1):
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="edge-dsc-build-"))
-        found.append(rebuild_engine(engine, Path(folder)))
+        found.append(rebuild_engine(engine, Path(folder), options.running.device))
     return found
 
 
-def _open(engine: Path, options: BenchOptions) -> Runner:
-    """Open an engine as it is measured: a request is one batch, waited for."""
-    slots, batch = options.running.slots or 1, None if options.offline else options.batch
-    one = replace(options.running, slots=slots, batch=batch)
-    return open_engine(engine, threads=options.threads, options=one)
+def _open(engine: Path, options: BenchOptions, size: int | None = None) -> Runner:
+    """Open an engine as it is measured: a request is one batch, waited for, or a pile in batches of a size."""
+    running = replace(options.running, batch=size)
+    if options.offline is None:
+        running = replace(running, slots=running.slots or 1, batch=options.batch)
+    return open_engine(engine, threads=options.threads, options=running)
 
 
 def _subjects(name: str, runner: Runner, engine: Path, options: BenchOptions) -> list[Subject]:
@@ -260,17 +287,18 @@ def folder_subject(
 
 
 def offline_subjects(
-    name: str, runner: Runner, opener: Callable[[], Runner], images: int, description: Mapping[str, object]
+    name: str, runner: Runner, opener: Callable[[int], Runner], images: int, description: Mapping[str, object]
 ) -> list[Subject]:
     """Return subjects whose request is a pile of images that are all there: one for each batch and concurrency.
 
     Batches are the smallest, best and largest that the engine takes; as many threads as the machine has
-    processors share the pile where the runner allows it.
+    processors share the pile where the runner allows it. Where it has several slots, as on a GPU, the next batch is
+    submitted before the one before it is collected, as ``infer`` does with a folder.
 
     Args:
         name: The engine's name.
         runner: The engine, open, to be asked what it takes.
-        opener: Opens it anew.
+        opener: Opens it anew, for batches of a size.
         images: Images in the pile.
         description: Of the engine.
 
@@ -293,7 +321,7 @@ def offline_subjects(
         parts = [pile[first : min(first + size, whole)] for first in range(0, whole, size)]
         for count in counts:
             shared = {**description, "batch": whole, "engine_batch": size, "concurrency": count}
-            pile_of = functools.partial(_open_pile, opener, parts, count)
+            pile_of = functools.partial(_open_pile, functools.partial(opener, size), parts, count)
             subjects.append(Subject(name=f"{name} b{size} c{count}", open=pile_of, description=shared))
     return subjects
 
@@ -302,8 +330,10 @@ def _open_pile(
     opener: Callable[[], Runner], parts: Sequence[NDArray[np.uint8]], count: int, stack: ExitStack
 ) -> Opened:
     runner = stack.enter_context(opener())
-    if count == 1:
+    if count == 1 and runner.slots == 1:  # nothing to overlap: without the cost of a ticket
         return Opened(lambda: [runner.run(part) for part in parts])
+    if count == 1:
+        return Opened(lambda: [answers for _, answers in answer_batches(runner, enumerate(parts))])
     pool = stack.enter_context(ThreadPoolExecutor(count, thread_name_prefix="offline"))
     return Opened(lambda: list(pool.map(runner.run, parts)))
 

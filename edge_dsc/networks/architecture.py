@@ -34,6 +34,9 @@ NAMES = (*ARCHITECTURES, *BACKBONES)
 NO_WEIGHTS = "none"
 LARGEST_SIDE = 1024
 _CODE_REMEDY = "a network with code of its own needs the function that builds it: --arch module:function"
+_EXPORT_REMEDY = (
+    "train again; with code of its own name its function: edge-dsc export RUN --arch module:function"
+)
 # What a layer's configuration says of how it started, or where it is; the rest is what it does.
 _NOT_ITS_FORM = re.compile(
     r"name|trainable|dtype|seed|momentum|module|registered_name|build_config|.*_(initializer|regularizer|constraint)"
@@ -190,8 +193,10 @@ def load_network(
     if network is not None:
         loaded = network.make(classes)
         read_weights(loaded, path)
-    else:
+    elif architecture in NAMES:
         loaded = read_network(path)
+    else:
+        loaded = read_network(path, remedy=_EXPORT_REMEDY)
     right = config_sha256 in (None, identify(loaded)) and loaded.output_shape == (None, classes)
     if architecture in ARCHITECTURES:
         forms = build_paper_network(architecture, classes), deployed_network(architecture, classes)

@@ -27,6 +27,7 @@ _MULTIPROCESSORS = 16  # CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT
 _SPIN, _SLEEP = 1, 4  # CU_CTX_SCHED_SPIN, CU_CTX_SCHED_BLOCKING_SYNC. Source: cuda.h, CUctx_flags
 _SCHEDULE = 7  # CU_CTX_SCHED_MASK
 _SET_FLAGS = "cuDevicePrimaryCtxSetFlags_v2"  # CUDA 11.0
+_DOCTOR = "see edge-dsc doctor"
 _BOARD = Path("/proc/device-tree/model")
 # Source: cuda.h, CUstreamCaptureMode. Other threads of this process may allocate and synchronise meanwhile.
 _THREAD_LOCAL = 1
@@ -42,7 +43,7 @@ _GRAPH_FUNCTIONS = (
 
 @dataclass(frozen=True)
 class Gpu:
-    """The first GPU.
+    """A GPU of this machine.
 
     Attributes:
         name: Such as ``Orin``.
@@ -50,6 +51,7 @@ class Gpu:
         multiprocessors: How many it has switched on; 0 where that is not known.
         memory_mib: Its memory, MiB; 0 where that is not known.
         board: The board's name in the device tree, such as ``NVIDIA Jetson Orin Nano Developer Kit``; empty on a PC.
+        bus_id: Where it sits, by which NVML knows it too, such as ``0000:01:00.0``; empty where that is not known.
     """
 
     name: str
@@ -57,13 +59,34 @@ class Gpu:
     multiprocessors: int = 0
     memory_mib: int = 0
     board: str = ""
+    bus_id: str = ""
+
+    def facts(self) -> dict[str, str]:
+        """Return what tells this kind of GPU from others, by topic; what is not known is left out.
+
+        All Orin modules have one name and one capability (NVIDIA/TensorRT#2900), so size and board belong to it.
+        """
+        known = {
+            "gpu": self.name,
+            "compute_capability": self.compute_capability,
+            "multiprocessors": str(self.multiprocessors or ""),
+            "memory": f"{self.memory_mib} MiB" if self.memory_mib else "",
+            "board": self.board,
+        }
+        return {key: value for key, value in known.items() if value}
 
 
-def find_gpu() -> tuple[Gpu | None, str]:
+def find_gpu(device: int = 0) -> tuple[Gpu | None, str]:
     """Look for a GPU.
 
+    Args:
+        device: Which one, as CUDA numbers them from 0.
+
     Returns:
-        The first GPU and an empty text, or None and the reason why none can be used.
+        The GPU and an empty text, or None and the reason why none can be used.
+
+    Raises:
+        EnvironmentProblem: There are GPUs, but not so many.
     """
     try:
         cuda = load_driver()
@@ -75,17 +98,23 @@ def find_gpu() -> tuple[Gpu | None, str]:
     count = ctypes.c_int(0)
     if cuda.cuDeviceGetCount(ctypes.byref(count)) != 0 or count.value < 1:
         return None, "the CUDA driver finds no GPU"
-    device = ctypes.c_int(0)
+    if device >= count.value:
+        numbers = "0" if count.value == 1 else f"0 to {count.value - 1}"
+        raise EnvironmentProblem(
+            f"there is no GPU {device}: the CUDA driver finds {count.value}, numbered {numbers}",
+            remedy=f"give --device {numbers}; CUDA_VISIBLE_DEVICES may hide others",
+        )
+    handle = ctypes.c_int(0)
     name = ctypes.create_string_buffer(256)
     major, minor, processors = ctypes.c_int(0), ctypes.c_int(0), ctypes.c_int(0)
     memory = ctypes.c_size_t(0)
     steps = (
-        cuda.cuDeviceGet(ctypes.byref(device), 0),
-        cuda.cuDeviceGetName(name, len(name), device),
-        cuda.cuDeviceGetAttribute(ctypes.byref(major), _MAJOR, device),
-        cuda.cuDeviceGetAttribute(ctypes.byref(minor), _MINOR, device),
-        cuda.cuDeviceGetAttribute(ctypes.byref(processors), _MULTIPROCESSORS, device),
-        cuda.cuDeviceTotalMem_v2(ctypes.byref(memory), device),
+        cuda.cuDeviceGet(ctypes.byref(handle), device),
+        cuda.cuDeviceGetName(name, len(name), handle),
+        cuda.cuDeviceGetAttribute(ctypes.byref(major), _MAJOR, handle),
+        cuda.cuDeviceGetAttribute(ctypes.byref(minor), _MINOR, handle),
+        cuda.cuDeviceGetAttribute(ctypes.byref(processors), _MULTIPROCESSORS, handle),
+        cuda.cuDeviceTotalMem_v2(ctypes.byref(memory), handle),
     )
     if any(steps):
         return None, f"the CUDA driver does not describe its GPU: errors {steps}"
@@ -95,8 +124,16 @@ def find_gpu() -> tuple[Gpu | None, str]:
         multiprocessors=processors.value,
         memory_mib=memory.value >> 20,
         board=_board_name(),
+        bus_id=_bus_id(cuda, handle),
     )
     return found, ""
+
+
+def _bus_id(cuda: Any, handle: ctypes.c_int) -> str:
+    text = ctypes.create_string_buffer(32)
+    if not hasattr(cuda, "cuDeviceGetPCIBusId") or cuda.cuDeviceGetPCIBusId(text, len(text), handle) != 0:
+        return ""
+    return text.value.decode(errors="replace")
 
 
 def _board_name() -> str:
@@ -115,8 +152,8 @@ def load_driver() -> ctypes.CDLL:
     return ctypes.CDLL(_LIBRARY)
 
 
-def set_wait(driver: Any, *, sleep: bool) -> str:
-    """Decide how threads wait for the first GPU, before its primary context is made.
+def set_wait(driver: Any, device: int, *, sleep: bool) -> str:
+    """Decide how threads wait for a GPU, before its primary context is made.
 
     Where that is there already, as with a second runner, it keeps what it was made with. Left alone the driver
     chooses by the number of processors and contexts, and may let threads sleep on a Jetson.
@@ -124,6 +161,7 @@ def set_wait(driver: Any, *, sleep: bool) -> str:
 
     Args:
         driver: The CUDA driver library.
+        device: Which GPU, as CUDA numbers them.
         sleep: Give the processor away instead of spinning.
 
     Returns:
@@ -131,15 +169,15 @@ def set_wait(driver: Any, *, sleep: bool) -> str:
     """
     if not hasattr(driver, _SET_FLAGS):
         return f"the driver lacks {_SET_FLAGS}"
-    device = ctypes.c_int(0)
-    status = driver.cuDeviceGet(ctypes.byref(device), 0)
+    handle = ctypes.c_int(0)
+    status = driver.cuDeviceGet(ctypes.byref(handle), device)
     wanted, flags, active = _SLEEP if sleep else _SPIN, ctypes.c_uint(0), ctypes.c_int(0)
     if status == 0:
-        status = driver.cuDevicePrimaryCtxGetState(device, ctypes.byref(flags), ctypes.byref(active))
+        status = driver.cuDevicePrimaryCtxGetState(handle, ctypes.byref(flags), ctypes.byref(active))
     if status == 0 and active.value and flags.value & _SCHEDULE == wanted:
         return ""
     if status == 0:
-        status = driver.cuDevicePrimaryCtxSetFlags_v2(device, ctypes.c_uint(wanted))
+        status = driver.cuDevicePrimaryCtxSetFlags_v2(handle, ctypes.c_uint(wanted))
     return "" if status == 0 else f"{_SET_FLAGS} failed: {_describe(driver, status)}"
 
 
@@ -260,7 +298,7 @@ def _host_arrays(
 
 
 class GraphError(Exception):
-    """The driver refused a step of capturing or launching a graph."""
+    """The driver refused a call, such as a step of capturing or launching a graph."""
 
 
 class CudaGraph:
@@ -332,14 +370,47 @@ def capture_graph(driver: Any, stream_handle: int, work: Callable[[], None]) -> 
 
 
 @contextlib.contextmanager
+def bound_device(device: int) -> Iterator[None]:
+    """Make a GPU's primary context current in this thread for the block, as cudaSetDevice does.
+
+    The CUDA runtime, and with it TensorRT's builder, then works on that GPU. It needs no pycuda, which a machine that
+    only builds may lack.
+
+    Args:
+        device: Which GPU, as CUDA numbers them.
+
+    Raises:
+        EnvironmentProblem: The driver refuses.
+    """
+    driver = load_driver()
+    handle, context = ctypes.c_int(0), ctypes.c_void_p()
+    with contextlib.ExitStack() as frees:
+        try:
+            _call(driver, "cuInit", 0)
+            _call(driver, "cuDeviceGet", ctypes.byref(handle), device)
+            set_wait(
+                driver, device, sleep=False
+            )  # the CUDA runtime keeps this context, and later runners get it
+            _call(driver, "cuDevicePrimaryCtxRetain", ctypes.byref(context), handle)
+            frees.callback(driver.cuDevicePrimaryCtxRelease_v2, handle)
+            _call(driver, "cuCtxPushCurrent_v2", context)
+            frees.callback(driver.cuCtxPopCurrent_v2, ctypes.byref(ctypes.c_void_p()))
+        except GraphError as error:
+            raise EnvironmentProblem(f"GPU {device} cannot be used: {error}", remedy=_DOCTOR) from error
+        yield
+
+
+@contextlib.contextmanager
 def primary_context(cuda: Any) -> Iterator[None]:
-    """Make the primary context of the first GPU, which TensorRT works in, current in this thread for the block.
+    """Have pycuda work, for the block, on the GPU that this thread works on: the one of the current context.
+
+    pycuda allocates only in contexts that it has pushed itself.
 
     Args:
         cuda: The module ``pycuda.driver``.
     """
     cuda.init()
-    context = cuda.Device(0).retain_primary_context()
+    context = cuda.Context.get_device().retain_primary_context()
     context.push()
     try:
         yield
@@ -349,22 +420,23 @@ def primary_context(cuda: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def fill_memory(cuda: Any) -> Iterator[int]:
-    """Hold all free memory of the first GPU, to the last MiB, while the block runs; give the bytes.
+def fill_memory(cuda: Any, device: int = 0) -> Iterator[int]:
+    """Hold all free memory of a GPU, to the last MiB, while the block runs; give the bytes.
 
     Args:
         cuda: The module ``pycuda.driver``.
+        device: Which GPU, as CUDA numbers them.
 
     Raises:
         EnvironmentProblem: The GPU shares the host's memory: filling that would end other programs.
     """
     cuda.init()
-    device = cuda.Device(0)
-    if device.get_attribute(cuda.device_attribute.INTEGRATED):
+    gpu = cuda.Device(device)
+    if gpu.get_attribute(cuda.device_attribute.INTEGRATED):
         raise EnvironmentProblem(
             "the GPU shares the host's memory", remedy="filling that would end other programs"
         )
-    context = device.retain_primary_context()
+    context = gpu.retain_primary_context()
     context.push()
     held, size = [], 1 << 30
     while size >= 1 << 20:

@@ -13,6 +13,7 @@ from engines.record import EngineRecord
 from engines.trt import versions
 from engines.trt.cache import RuntimeCache
 from engines.trt.census import read_report
+from engines.trt.cuda import Gpu
 from engines.trt.faults import Faults
 
 
@@ -23,12 +24,14 @@ class StoredEngine:
     Attributes:
         plan: Its bytes, held against the record.
         record: Its record.
-        place: Its path, beside which TensorRT for RTX keeps what it compiles; None keeps nothing.
+        place: Its path, beside which the runner keeps what it need not find out again; None keeps nothing.
+        gpu: The GPU that it runs on; None keeps nothing that depends on it.
     """
 
     plan: bytes
     record: EngineRecord
     place: Path | None = None
+    gpu: Gpu | None = None
 
 
 class LoadedEngine:

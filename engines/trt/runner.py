@@ -6,7 +6,7 @@ import contextlib
 import statistics
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import Any
 
@@ -16,12 +16,15 @@ from numpy.typing import NDArray
 from engines.errors import EnvironmentProblem
 from engines.runtimes import DEFAULT_OPTIONS, BatchCheck, EngineLayer, RunnerOptions, Ticket
 from engines.trt import cuda as cuda_driver
+from engines.trt.cache import MemoryFile
+from engines.trt.cuda import BUFFERS
 from engines.trt.faults import Faults, describe_warnings, process_logger
 from engines.trt.loaded import LoadedEngine, StoredEngine
 from engines.trt.slot import Parts, Slot
 
 _SLOTS = 2  # one batch is copied while another is executed
-_ROUNDS = 20  # batches per kind of memory, where the kind is measured
+# Batches of each kind of memory where the kind is measured: to warm up, and to be counted.
+_WARM_TURNS, _TURNS = 5, 20
 
 
 class TrtRunner:
@@ -47,7 +50,7 @@ class TrtRunner:
         *,
         clock: Callable[[], int] = time.perf_counter_ns,
     ) -> None:
-        """Load an engine on the first GPU, run it for the first time and capture its graph.
+        """Load an engine on its GPU, run it for the first time and capture its graph.
 
         Args:
             trt: The module ``tensorrt`` or ``tensorrt_rtx``.
@@ -68,7 +71,8 @@ class TrtRunner:
         self._check = BatchCheck(stored.record)
         self._owner = threading.get_ident()
         self._faults = Faults(stored.record, process_logger(trt), cuda)
-        self._words: dict[str, str] = {}
+        name = f" ({stored.gpu.name})" if stored.gpu is not None else ""
+        self._words = {"device": f"{options.device}{name}"}
         self._free: list[Slot] = []
         self._busy: dict[Ticket, tuple[Slot, int]] = {}
         self._closed = False
@@ -78,7 +82,7 @@ class TrtRunner:
         try:
             with self._faults.told("open"):
                 cuda.init()
-                device = cuda.Device(0)
+                device = cuda.Device(options.device)
                 self._set_wait()
                 self._device_context = device.retain_primary_context()
             self._running = self._faults.current(self._device_context, "run")
@@ -91,7 +95,7 @@ class TrtRunner:
 
     @property
     def description(self) -> Mapping[str, str]:
-        """How it runs: wait, execution, memory, slots, scratch memory, warnings, the runtime cache of RTX."""
+        """How it runs: device, wait, execution, memory, slots, scratch memory, warnings, the runtime cache of RTX."""
         words = dict(self._words)
         slots = [*self._free, *(slot for slot, _ in self._busy.values())]
         if slots:
@@ -221,7 +225,8 @@ class TrtRunner:
             faults=self._faults,
             size=size,
         )
-        memory = self._words["memory"] = self._choose_memory(parts, device)
+        kept = MemoryFile(stored.place, stored.record, stored.gpu, str(trt.__version__))
+        memory = self._words["memory"] = self._choose_memory(parts, device, kept)
         wanted = self._options.slots or _SLOTS
         for index in range(wanted):
             with contextlib.ExitStack() as frees:
@@ -247,24 +252,32 @@ class TrtRunner:
         if self._loaded.cache is not None:
             self._loaded.cache.save()
 
-    def _choose_memory(self, parts: Parts, device: Any) -> str:
-        """Return ``device`` or ``mapped``: as asked, by the kind of GPU, or by measuring both."""
-        asked, attributes = self._options.memory, self._cuda.device_attribute
-        if asked != "auto":
-            self._words["memory_choice"] = "as asked"
-            return asked
+    def _choose_memory(self, parts: Parts, device: Any, kept: MemoryFile) -> str:
+        """Return ``device`` or ``mapped``: as asked, by the kind of GPU, as kept beside the engine, or by a trial."""
+        words, attributes = self._words, self._cuda.device_attribute
+        if self._options.memory != "auto":
+            words["memory_choice"] = "as asked"
+            return self._options.memory
         if not device.get_attribute(attributes.INTEGRATED):
-            self._words["memory_choice"] = "the GPU has its own"
+            words["memory_choice"] = "the GPU has its own"
             return "device"
-        median_ns = {kind: _median_ns(parts, kind, self._clock) for kind in ("device", "mapped")}
-        chosen = min(median_ns, key=median_ns.__getitem__)
-        measured = ", ".join(f"{kind} {value / 1e3:.0f} us" for kind, value in median_ns.items())
-        self._words["memory_choice"] = f"measured at batch {parts.size}, {measured}"
-        return chosen
+        known = kept.find(parts.size)
+        if known is not None:
+            words["memory_choice"] = f"{known.words}, as kept beside the engine"
+            return known.kind
+        medians_us, refused = _try_kinds(parts, self._clock)
+        if refused:  # perhaps for now alone: there is nothing to keep
+            left = next(iter(medians_us), "device")
+            reasons = "; ".join(f"{kind} memory failed: {why}" for kind, why in refused.items())
+            words["memory_choice"] = f"{left} is left, {reasons}"
+            return left
+        choice, place = kept.keep(parts.size, medians_us)
+        words["memory_choice"] = f"{choice.words}, {place}"
+        return choice.kind
 
     def _set_wait(self) -> None:
         sleep = self._options.blocking_wait
-        refusal = cuda_driver.set_wait(self._driver, sleep=sleep)
+        refusal = cuda_driver.set_wait(self._driver, self._options.device, sleep=sleep)
         wanted = "sleep" if sleep else "spin"
         self._words["wait"] = f"as the driver likes, not {wanted}: {refusal}" if refusal else wanted
 
@@ -303,16 +316,42 @@ class TrtRunner:
             raise ValueError(f"the runner of {self.record.engine} is closed")
 
 
-def _median_ns(parts: Parts, kind: str, clock: Callable[[], int]) -> float:
-    """Return how long one batch of the usual size takes from host memory to host memory, alone on the device."""
-    with contextlib.ExitStack() as frees:
-        slot, size = Slot(parts, kind, frees), parts.size
-        slot.warm(size)
-        batch = slot.buffers.host_input[:size].copy()
-        samples = []
-        for _ in range(_ROUNDS):
-            started = clock()
-            slot.enqueue(batch)
-            slot.wait(size)
-            samples.append(clock() - started)
-        return statistics.median(samples)
+def _try_kinds(parts: Parts, clock: Callable[[], int]) -> tuple[dict[str, float], dict[str, str]]:
+    """Have batches of the usual size answered in turns with each kind of memory, alone on the device.
+
+    In turns, because clocks rise and fall meanwhile: one kind after the other would compare two states of the GPU.
+
+    Returns:
+        Median time from host memory to host memory by kind, microseconds; and why a kind failed, by kind.
+    """
+    slots: dict[str, Slot] = {}
+    taken: dict[str, list[int]] = {}
+    refused: dict[str, str] = {}
+
+    @contextlib.contextmanager
+    def tried(kind: str) -> Iterator[None]:
+        try:
+            with parts.faults.told("open"):
+                yield
+        except EnvironmentProblem as error:
+            refused[kind] = error.what
+            taken.pop(kind, None)
+
+    with contextlib.ExitStack() as all_of_it:
+        for kind in BUFFERS:
+            with tried(kind), contextlib.ExitStack() as frees:
+                slots[kind] = Slot(parts, kind, frees)
+                slots[kind].warm(parts.size)
+                taken[kind] = []
+                all_of_it.push(frees.pop_all())
+        batch = np.zeros((parts.size, *parts.record.contract.input_shape), np.uint8)
+        for turn in range(_WARM_TURNS + _TURNS if len(taken) > 1 else 0):
+            for kind in list(reversed(taken)) if turn % 2 else list(taken):
+                with tried(kind):
+                    started = clock()
+                    slots[kind].enqueue(batch)
+                    slots[kind].wait(parts.size)
+                    taken[kind].append(clock() - started)
+    return {
+        kind: statistics.median(times[_WARM_TURNS:] or [0]) / 1e3 for kind, times in taken.items()
+    }, refused

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from engines.runtimes import (
 from engines.trt import versions
 from engines.trt.builder import build_plan
 from engines.trt.census import INSPECTOR
-from engines.trt.cuda import Gpu, find_gpu
+from engines.trt.cuda import Gpu, bound_device, find_gpu
 from engines.trt.loaded import StoredEngine
 from engines.trt.runner import TrtRunner
 from engines.trt.versions import RTX_GPUS, RTX_INT8
@@ -97,13 +98,14 @@ class TensorRtRuntime:
         Raises:
             AccuracyGateError: The engine would not run in the precision asked for.
             ArtefactError: TensorRT cannot read the model.
-            EnvironmentProblem: TensorRT or a GPU is missing, or ``out`` cannot be written.
+            EnvironmentProblem: TensorRT or the GPU is missing, or ``out`` cannot be written.
         """
         trt = packages.load(self.package)
-        gpu, reason = find_gpu()
+        gpu, reason = find_gpu(options.device)
         if gpu is None and not self.builds_on_cpu:
             raise EnvironmentProblem(f"{self.name} cannot build here: {reason}", remedy=_NO_GPU)
-        plan = build_plan(trt, model, options, has_gpu=gpu is not None)
+        with bound_device(options.device) if gpu is not None else contextlib.nullcontext():
+            plan = build_plan(trt, model, options, has_gpu=gpu is not None)
         write_bytes(out, plan.data)
         doubted = self.int8_doubt and options.precision is Precision.INT8 and plan.layers_source != INSPECTOR
         return BuildResult(
@@ -115,7 +117,7 @@ class TensorRtRuntime:
         )
 
     def inspect_layers(
-        self, engine: Path, record: EngineRecord
+        self, engine: Path, record: EngineRecord, device: int = 0
     ) -> tuple[tuple[EngineLayer, ...], str | None]:
         """Return the layers with TensorRT's own times of them, and the engine inspector's report.
 
@@ -124,7 +126,9 @@ class TensorRtRuntime:
             EnvironmentProblem: No GPU, no driver, a missing package.
         """
         # Without a graph, which would tell no times.
-        plain = RunnerOptions(slots=1, graph=False, memory="device", batch=record.batch.smallest)
+        plain = RunnerOptions(
+            slots=1, graph=False, memory="device", batch=record.batch.smallest, device=device
+        )
         with self.open_runner(engine, record, plain) as runner:
             return runner.inspect_layers(LAYER_RUNS)
 
@@ -140,13 +144,14 @@ class TensorRtRuntime:
         version = self.availability().version
         if version is None:
             packages.load(self.package)
-        gpu, reason = find_gpu()
+        gpu, reason = find_gpu(options.device)
         here = {"version": version or "unknown", **self._platform(gpu, record.tuning)}
-        _check_origin(record, {"version": record.runtime_version, **record.platform}, here)
+        _check_origin(record, {"version": record.runtime_version, **record.platform}, here, options.device)
         if gpu is None:
             raise EnvironmentProblem(f"{self.name} cannot run here: {reason}", remedy=_NO_GPU)
         trt, cuda = packages.load(self.package), packages.load("pycuda.driver")
-        return TrtRunner(trt, cuda, StoredEngine(read_engine(engine, record), record, engine), options)
+        stored = StoredEngine(read_engine(engine, record), record, engine, gpu)
+        return TrtRunner(trt, cuda, stored, options)
 
     def _platform(self, gpu: Gpu | None, tuning: Tuning) -> dict[str, str]:
         """What an engine is tied to."""
@@ -157,14 +162,7 @@ class TensorRtRuntime:
         facts |= {"system": platform.system(), "hardware_compatibility": _AMPERE_PLUS if portable else "none"}
         if gpu is None or portable:
             return facts
-        facts |= {"gpu": gpu.name, "compute_capability": gpu.compute_capability}
-        # All Orin modules have one name and one capability; TensorRT only warns of another (NVIDIA/TensorRT#2900).
-        more = {
-            "multiprocessors": str(gpu.multiprocessors or ""),
-            "memory": f"{gpu.memory_mib} MiB" if gpu.memory_mib else "",
-            "board": gpu.board,
-        }
-        return facts | {key: value for key, value in more.items() if value}
+        return facts | gpu.facts()
 
 
 TENSORRT = TensorRtRuntime(
@@ -184,7 +182,9 @@ TENSORRT_RTX = TensorRtRuntime(
 )
 
 
-def _check_origin(record: EngineRecord, there: Mapping[str, str], here: Mapping[str, str]) -> None:
+def _check_origin(
+    record: EngineRecord, there: Mapping[str, str], here: Mapping[str, str], device: int
+) -> None:
     """Hold where an engine was built against this machine, in what both sides name.
 
     What an engine is portable to is no such fact: it says which of the others count.
@@ -198,9 +198,10 @@ def _check_origin(record: EngineRecord, there: Mapping[str, str], here: Mapping[
         and not (key == "version" and record.tuning.version_compatible and _loads(there[key], here[key]))
     ]
     if differences:
+        choice = f" --device {device}" if device else ""
         raise ArtefactError(
             f"{record.engine} was built elsewhere: {'; '.join(differences)}",
-            remedy=f"rebuild it here: {record.build_command}",
+            remedy=f"rebuild it here: {record.build_command.removesuffix(choice)}{choice}",
         )
 
 

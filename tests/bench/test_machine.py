@@ -13,6 +13,7 @@ from bench.machine import (
     crowded,
     environment,
     first_gpu,
+    gpu_at,
     read_scheduled,
     read_state,
     throttled_between,
@@ -271,8 +272,10 @@ def nvml(**changes: Any) -> ModuleType:
 @pytest.fixture(autouse=True)
 def forgotten_gpu() -> Iterator[None]:
     first_gpu.cache_clear()
+    gpu_at.cache_clear()
     yield
     first_gpu.cache_clear()
+    gpu_at.cache_clear()
 
 
 def install(monkeypatch: pytest.MonkeyPatch, module: ModuleType | None) -> None:
@@ -293,6 +296,33 @@ def test_a_gpu_describes_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     }
     assert gpu.power_w() == 71.5
     assert gpu.memory_used() == 3 << 30
+
+
+def test_the_gpu_that_is_meant_is_described(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA's order may be another than NVML's: a GPU is found by its place on the bus."""
+    names = {"first GPU": "NVIDIA H100", "second GPU": "NVIDIA T4"}
+    places = {b"0000:41:00.0": "second GPU"}
+    module = nvml(
+        nvmlDeviceGetHandleByPciBusId=lambda place: places[place],
+        nvmlDeviceGetName=lambda device: names[device],
+        nvmlDeviceGetClockInfo=lambda device, kind: {"first GPU": 1980, "second GPU": 585}[device],
+    )
+    install(monkeypatch, module)
+    for place, model in (("0000:01:00.0", "H100"), ("0000:41:00.0", "T4")):
+        information = tmp_path / "proc/driver/nvidia/gpus" / place / "information"
+        information.parent.mkdir(parents=True)
+        information.write_text(f"Model: \t NVIDIA {model}\n")
+    second = gpu_at("0000:41:00.0")
+    found = environment(tmp_path, second)
+    assert (found["gpu"], found["nvml"]["name"]) == ("NVIDIA T4", "NVIDIA T4")
+    assert read_state(tmp_path, second)["gpu_mhz"] == 585
+    first = environment(tmp_path)
+    assert (first["gpu"], first["nvml"]["name"]) == ("NVIDIA H100", "NVIDIA H100")
+
+
+def test_a_place_where_nvml_knows_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, nvml(nvmlDeviceGetHandleByPciBusId=None))
+    assert gpu_at("0000:99:00.0") is None
 
 
 def test_a_gpu_that_is_held_back_is_part_of_the_machines_state(

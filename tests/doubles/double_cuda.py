@@ -1,9 +1,10 @@
-"""Stands for ``pycuda.driver`` and the CUDA driver library, on the CPU, strict where the real ones are not.
+"""Stands for ``pycuda.driver`` and the CUDA driver library of two GPUs, on the CPU, strict where the real ones are not.
 
 Work waits on its stream until something waits for it, as late as CUDA allows: what reads too early sees poison.
 What a real GPU would answer with garbage or a crash is a :class:`Misuse` here: freed memory, a wrong thread or no
-current context, memory that is too small, pageable memory in an asynchronous copy, a graph whose buffers or
-contexts are gone. What CUDA itself refuses raises :class:`Error`, and ``fail`` makes any call do so.
+current context, a context of the other GPU, memory that is too small, pageable memory in an asynchronous copy, a
+graph whose buffers or contexts are gone. What CUDA itself refuses raises :class:`Error`, and ``fail`` makes any call
+do so.
 """
 
 from __future__ import annotations
@@ -27,7 +28,12 @@ POISON, FREED = 0xAB, 0xDD
 DEVICE_BYTES = 128 << 20  # of memory that the device has
 COST_NS = {"h2d": 100_000, "execute": 1_000_000, "d2h": 50_000}  # of the virtual clock that events read
 CAPTURE_INVALIDATED, NOT_PERMITTED, OUT_OF_MEMORY, INVALID_CONTEXT = 901, 800, 2, 201
-NOT_INITIALIZED, PRIMARY_CONTEXT_ACTIVE = 3, 708
+NOT_INITIALIZED, PRIMARY_CONTEXT_ACTIVE, INVALID_DEVICE = 3, 708, 101
+# Name, place on the bus and what find_gpu asks of each: capability 8.9 and 8.7, processors. Source: cuda.h,
+# CUdevice_attribute
+NAMES = ("Double", "Second double")
+BUSES = ("0000:01:00.0", "0000:41:00.0")
+ATTRIBUTES = ({75: 8, 76: 9, 16: 4}, {75: 8, 76: 7, 16: 2})
 
 
 class Misuse(AssertionError):
@@ -57,6 +63,7 @@ class Allocation:
 
     def __init__(self, cuda: DoubleCuda, kind: str, size: int, address: int) -> None:
         self.cuda = cuda
+        self.device = cuda.here
         self.kind = kind
         self.address = address
         self.memory = np.full(size, POISON, np.uint8)
@@ -98,6 +105,7 @@ class Stream:
     def __init__(self, cuda: DoubleCuda, flags: int = 0) -> None:
         cuda.need_context("Stream")
         self.cuda = cuda
+        self.device = cuda.here
         self.flags = flags
         self.handle = next(cuda.addresses)
         self.pending: list[Work] = []
@@ -117,6 +125,8 @@ class Stream:
         return not self.pending
 
     def enqueue(self, work: Any) -> None:
+        if self.cuda.here != self.device:
+            raise Misuse(f"a stream of GPU {self.device} is used while GPU {self.cuda.here} is current")
         work.check()
         (self.pending if self.captured is None else self.captured).append(work)
 
@@ -170,8 +180,9 @@ class Event:
 
 
 class Context:
-    def __init__(self, cuda: DoubleCuda) -> None:
+    def __init__(self, cuda: DoubleCuda, device: int = 0) -> None:
         self.cuda = cuda
+        self.device = device
         self.alive = True
         self.pushed = 0  # by pycuda
 
@@ -194,11 +205,8 @@ class Context:
         # Releasing a primary context does not pop it.
         if not self.pushed:
             self.cuda.stack().append(self)
-        self.cuda.retained -= 1
         self.cuda.log.append("detach")
-        failing = bool(self.cuda.sick or self.cuda.fail)  # nothing can be freed then
-        if not failing and self.cuda.retained == 0 and (self.cuda.live or self.cuda.graphs):
-            raise Misuse(f"the last context goes before {self.cuda.live} and {self.cuda.graphs}")
+        self.cuda.release(self.device)
 
 
 class DoubleCuda:
@@ -209,7 +217,8 @@ class DoubleCuda:
         live: Memory that is allocated.
         graphs: Graphs that are instantiated, by handle.
         log: What was freed, in order.
-        integrated: Whether the GPU shares the host's memory.
+        integrated: Whether the GPUs share the host's memory.
+        references: How often the primary context of each GPU is retained.
     """
 
     Error, MemoryError = Error, MemoryError
@@ -223,7 +232,7 @@ class DoubleCuda:
         self.by_handle: dict[int, Stream] = weakref.WeakValueDictionary()  # type: ignore[assignment]
         self.graphs: dict[int, list[Any]] = {}
         self.stacks: dict[int, list[Context]] = {}
-        self.retained = 0
+        self.references = [0 for _ in NAMES]
         self.allocations = 0
         self.launches = 0
         self.log: list[str] = []
@@ -232,6 +241,7 @@ class DoubleCuda:
         self.sick = ""
         self.integrated = False
         self.initialised = False
+        self.Context = SimpleNamespace(get_device=self.current_device)
 
     def init(self, flags: int = 0) -> None:
         self.may_fail("init")
@@ -241,15 +251,41 @@ class DoubleCuda:
         if not self.initialised:
             raise Error("cuDeviceGet failed: initialization error")
 
+        if index >= len(NAMES):
+            raise Error("cuDeviceGet failed: invalid device ordinal")
+
         def retain() -> Context:
             self.may_fail("retain_primary_context")
-            self.retained += 1
-            return Context(self)
+            self.references[index] += 1
+            return Context(self, index)
 
         return SimpleNamespace(
             retain_primary_context=retain,
             get_attribute=lambda attribute: int(self.integrated or attribute != "INTEGRATED"),
         )
+
+    def current_device(self) -> Any:
+        """``Context.get_device``: the GPU of the current context, whoever pushed it (cuCtxGetDevice)."""
+        if not self.stack():
+            raise Error("cuCtxGetDevice failed: invalid device context")
+        return self.Device(self.here)
+
+    @property
+    def here(self) -> int:
+        """The GPU of the current context; without one the CUDA runtime takes the first."""
+        return self.stack()[-1].device if self.stack() else 0
+
+    @property
+    def retained(self) -> int:
+        return sum(self.references)
+
+    def release(self, device: int) -> None:
+        """Let go of a primary context; the last one takes all that is left of its GPU with it."""
+        self.references[device] -= 1
+        failing = bool(self.sick or self.fail)  # nothing can be freed then
+        left = [memory for memory in self.live if memory.device == device]
+        if not failing and self.references[device] == 0 and (left or (not self.retained and self.graphs)):
+            raise Misuse(f"the last context goes before {left} and {self.graphs}")
 
     def Stream(self, flags: int = 0) -> Stream:
         return Stream(self, flags)
@@ -275,7 +311,8 @@ class DoubleCuda:
 
     def mem_get_info(self) -> tuple[int, int]:
         self.need_context("mem_get_info")
-        held = sum(len(memory.memory) for memory in self.live if memory.kind == "device")
+        here = [memory for memory in self.live if memory.kind == "device" and memory.device == self.here]
+        held = sum(len(memory.memory) for memory in here)
         return DEVICE_BYTES - held, DEVICE_BYTES
 
     def memcpy_htod_async(self, dest: Any, src: np.ndarray, stream: Stream) -> None:
@@ -326,6 +363,8 @@ class DoubleCuda:
         item = self.owner_of(address)
         if isinstance(item, PagelockedHostAllocation) and not item.flags & self.host_alloc_flags.DEVICEMAP:
             raise Misuse("the device is given an address of host memory that is not mapped")
+        if item.kind == "device" and item.device != self.here:
+            raise Misuse(f"memory of GPU {item.device} is used while GPU {self.here} is current")
         start = address - item.address
         if start + size > item.memory.nbytes:
             raise Misuse(f"{size} bytes are wanted where {item.memory.nbytes - start} are allocated")
@@ -342,6 +381,11 @@ class DoubleCuda:
         self.need_healthy()
         if not self.stack():
             raise Misuse(f"{call} without a current context in this thread")
+        # pycuda allocates only in contexts that it pushed itself: cuda.hpp, explicit_context_dependent
+        if call in ("Stream", "Event", "pagelocked_empty", "mem_alloc") and not any(
+            context.pushed for context in self.stack()
+        ):
+            raise Error(f"{call}: invalid device context - no currently active context?")
 
     def need_healthy(self) -> None:
         if self.sick:
@@ -367,7 +411,7 @@ class DoubleCuda:
 
 
 class DoubleDriver:
-    """The library libcuda, as far as graphs need it. Arguments are what ctypes would pass."""
+    """The library libcuda, as far as graphs and choosing a GPU need it. Arguments are what ctypes would pass."""
 
     def __init__(self, cuda: DoubleCuda) -> None:
         self.cuda = cuda
@@ -375,7 +419,7 @@ class DoubleDriver:
         self.handles = itertools.count(1)
         self.caught: dict[int, list[Any]] = {}
         self.contexts: dict[int, Context] = {}
-        self.flags = 0  # of the primary context
+        self.flags_of = [0 for _ in NAMES]  # of each primary context
 
     def cuGetErrorName(self, status: ctypes.c_int, out: Any) -> int:
         names = {
@@ -383,26 +427,72 @@ class DoubleDriver:
             NOT_PERMITTED: b"CUDA_ERROR_NOT_PERMITTED",
             OUT_OF_MEMORY: b"CUDA_ERROR_OUT_OF_MEMORY",
             PRIMARY_CONTEXT_ACTIVE: b"CUDA_ERROR_PRIMARY_CONTEXT_ACTIVE",
+            INVALID_DEVICE: b"CUDA_ERROR_INVALID_DEVICE",
         }
         if status.value not in names:
             return 1
         out._obj.value = names[status.value]
         return 0
 
+    @property
+    def flags(self) -> int:
+        return self.flags_of[0]
+
+    def cuInit(self, flags: int) -> int:
+        self.cuda.initialised = True
+        return 0
+
+    def cuDeviceGetCount(self, out: Any) -> int:
+        out._obj.value = len(NAMES)
+        return 0
+
     def cuDeviceGet(self, out: Any, index: int) -> int:
+        if not self.cuda.initialised:
+            return NOT_INITIALIZED
         out._obj.value = index
+        return 0 if index < len(NAMES) else INVALID_DEVICE
+
+    def cuDeviceGetName(self, buffer: Any, size: int, device: ctypes.c_int) -> int:
+        buffer.value = NAMES[device.value].encode()
+        return 0
+
+    def cuDeviceGetPCIBusId(self, buffer: Any, size: int, device: ctypes.c_int) -> int:
+        buffer.value = BUSES[device.value].encode()
+        return 0
+
+    def cuDeviceGetAttribute(self, out: Any, number: int, device: ctypes.c_int) -> int:
+        out._obj.value = ATTRIBUTES[device.value][number]
+        return 0
+
+    def cuDeviceTotalMem_v2(self, out: Any, device: ctypes.c_int) -> int:
+        out._obj.value = DEVICE_BYTES
+        return 0
+
+    def cuDevicePrimaryCtxRetain(self, out: Any, device: ctypes.c_int) -> int:
+        if "cuDevicePrimaryCtxRetain" in self.refuse:
+            return self.refuse["cuDevicePrimaryCtxRetain"]
+        self.cuda.references[device.value] += 1
+        context = Context(self.cuda, device.value)
+        self.contexts[id(context)] = context
+        out._obj.value = id(context)
+        return 0
+
+    def cuDevicePrimaryCtxRelease_v2(self, device: ctypes.c_int) -> int:
+        self.cuda.release(device.value)
         return 0
 
     def cuDevicePrimaryCtxGetState(self, device: ctypes.c_int, flags: Any, active: Any) -> int:
-        flags._obj.value, active._obj.value = self.flags, int(self.cuda.retained > 0)
+        flags._obj.value = self.flags_of[device.value]
+        active._obj.value = int(self.cuda.references[device.value] > 0)
         return 0
 
+    # Source: cuda.h, CUDA_ERROR_PRIMARY_CONTEXT_ACTIVE: it "has already been initialized"
     def cuDevicePrimaryCtxSetFlags_v2(self, device: ctypes.c_int, flags: ctypes.c_uint) -> int:
         if not self.cuda.initialised:
             return NOT_INITIALIZED
-        if self.cuda.retained:
+        if self.cuda.references[device.value]:
             return PRIMARY_CONTEXT_ACTIVE
-        self.flags = flags.value
+        self.flags_of[device.value] = flags.value
         return 0
 
     def cuCtxPopCurrent_v2(self, out: Any) -> int:
@@ -414,6 +504,8 @@ class DoubleDriver:
         return 0
 
     def cuCtxPushCurrent_v2(self, context: ctypes.c_void_p) -> int:
+        if "cuCtxPushCurrent_v2" in self.refuse:
+            return self.refuse["cuCtxPushCurrent_v2"]
         self.cuda.stack().append(self.contexts[context.value or 0])
         return 0
 

@@ -205,6 +205,10 @@ class Execution(Guarded):
 
     def execute_async_v3(self, stream_handle: int) -> bool:
         self._trt._cuda.need_context("execute_async_v3")
+        if self._trt._cuda.here != self._engine._device:
+            raise Misuse(
+                f"an engine on GPU {self._engine._device} runs while GPU {self._trt._cuda.here} is current"
+            )
         stream = self._trt._stream(stream_handle)
         if self._trt._fails("execute_async_v3"):
             return False
@@ -334,6 +338,9 @@ class Engine(Guarded):
         self._shared = bool(head["shared"]) or trt._index > 0  # always, since 10.0: NvInfer.h 10.3 line 8602
         self._user_allocation = bool(head["user_allocation"]) or trt._index != RELEASES["rtx"]
         self._layers = head["layers"]
+        self._device = (
+            trt._cuda.here
+        )  # an engine is loaded onto the GPU that is current, and runs there alone
         self._executions: weakref.WeakSet[Execution] = weakref.WeakSet()
 
     def __del__(self) -> None:
@@ -441,6 +448,11 @@ class Runtime(Guarded):
         if values["release"] != self._trt.__version__ and not values["compatible"]:
             self._trt._log(f"version tag {values['release']} does not match {self._trt.__version__}")
             return None
+        portable = self._trt._index == RELEASES["rtx"] or values["told"][2]
+        if values["gpu"] != self._trt._cuda.here and not portable:
+            # It warns and loads (NVIDIA/TensorRT#2900): between Orin modules that is all that happens.
+            words = "Using an engine plan file across different models of devices is not recommended"
+            self._trt._log(words, self._trt.ILogger.WARNING)
         return Engine(self._trt, values, model)
 
 
@@ -667,6 +679,7 @@ class Builder(Guarded):
         level = config.hardware_compatibility_level
         head = {
             "release": self._trt.__version__,
+            "gpu": self._trt._cuda.here,  # kernels are timed on the GPU that is current: cudaSetDevice's
             "compatible": "VERSION_COMPATIBLE" in config._flags,
             "told": [config.builder_optimization_level, config.max_aux_streams, level and level.name],
             "names": read.names,

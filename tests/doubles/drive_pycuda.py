@@ -20,7 +20,9 @@ import numpy as np
 import pycuda.driver as cuda
 from double_tensorrt import DoubleTensorRt, session_of
 
+from engines.errors import EnvironmentProblem
 from engines.runtimes import RunnerOptions, answer_batches
+from engines.trt.cuda import bound_device, primary_context
 from engines.trt.loaded import StoredEngine
 from engines.trt.runner import TrtRunner
 
@@ -46,6 +48,14 @@ class Stream:
         assert DRIVER.stub_enqueue(ctypes.c_void_p(self.handle), callback) == 0
 
 
+class Device(SimpleNamespace):
+    """The double of CUDA, as far as that of TensorRT asks it."""
+
+    @property
+    def here(self) -> int:
+        return max(0, DRIVER.stub_device())
+
+
 class Streams(dict):
     def get(self, handle: int, default: object = None) -> Stream:
         return self.setdefault(handle, Stream(handle))
@@ -65,7 +75,7 @@ def count(name: str) -> int:
 
 def main() -> None:
     plan, record, model = pickle.loads(Path(sys.argv[1]).read_bytes())  # noqa: S301 - the test wrote it
-    device = SimpleNamespace(
+    device = Device(
         by_handle=Streams(),
         log=[],
         fail_on_device={},
@@ -81,7 +91,7 @@ def main() -> None:
     rng = np.random.default_rng(0)
     batches = [rng.integers(0, 256, (n, 224, 224, 1), np.uint8) for n in SIZES]
     expected = [session_of(model).run(None, {"image": batch})[0] for batch in batches]
-    found: dict[str, Any] = {"words": []}
+    found: dict[str, Any] = {"words": [], "devices": set()}
 
     def check(**options: Any) -> None:
         with TrtRunner(trt, cuda, StoredEngine(plan, record), RunnerOptions(**options)) as runner:
@@ -92,13 +102,14 @@ def main() -> None:
             runner.collect(ticket)
             found["stages"] = sorted(ticket.stages_ns or found.get("stages", ()))
             found["words"].append(runner.description["execution"])
+            found["devices"].add(runner.description["device"])
 
     for options in (
         {},
         {"graph": False},
         {"memory": "mapped"},
         {"time_stages": True},
-        {"slots": 3, "blocking_wait": True},
+        {"slots": 3, "blocking_wait": True, "device": 1},
     ):
         check(**options)
     threads = [threading.Thread(target=check) for _ in range(2)]
@@ -106,6 +117,14 @@ def main() -> None:
         thread.start()
     for thread in threads:
         thread.join()
+    with bound_device(1), primary_context(cuda):  # as a calibrator, in a build on the second GPU
+        found["fed"] = DRIVER.stub_device()
+        cuda.mem_alloc(4).free()
+    try:
+        check(device=2)
+    except EnvironmentProblem as error:
+        found["refused"] = error.what
+    found["devices"] = sorted(found["devices"])
     found |= {"live": count("stub_live"), "bad": count("stub_bad"), "depth": DRIVER.stub_depth()}
     found["references"] = ctypes.c_int.in_dll(DRIVER, "stub_refs").value
     print(json.dumps(found))  # noqa: T201

@@ -18,6 +18,7 @@ from edge_dsc.evaluate.metrics import classification_metrics
 from edge_dsc.inspection import inspect_path
 from edge_dsc.training.run_folder import METRICS, TRAINING_RECORD, RunMetrics, TrainingRecord
 from engines.errors import ArtefactError, BadInputError
+from engines.trt.cache import MEMORY, MemoryChoice, MemoryChoices
 
 
 def write_table(path: Path) -> None:
@@ -79,11 +80,24 @@ def write_metrics(path: Path) -> None:
     )
 
 
+def write_memory(path: Path) -> None:
+    choice = MemoryChoice(
+        gpu={"gpu": "Orin"},
+        runtime_version="10.3.0",
+        batch=1,
+        kind="mapped",
+        medians_us={"device": 80.0, "mapped": 50.0},
+        created="2026-01-01T00:00:00+00:00",
+    )
+    MEMORY.save(path, MemoryChoices(engine_sha256="0" * 64, choices=(choice,)))
+
+
 # How it is written, its kind, a field to change, the value it gets, and why that is refused.
 DOCUMENTS: dict[str, tuple[Callable[[Path], None], tuple[str, ...], Any, str]] = {
     "calibration table": (write_table, ("ranges", "x"), [0.0, 2.0], "was edited after it was made"),
     "split": (write_split, ("seed",), 7, "was edited after it was made"),
     "training record": (write_record, ("best_epoch",), 2, "was edited after it was made"),
+    "memory choices": (write_memory, ("engine_sha256",), "1" * 64, "was edited after it was made"),
     "evaluation": (
         write_evaluation,
         ("metrics", "accuracy"),

@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pydicom
 import pytest
+from msgspec.structs import replace
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import (
@@ -339,3 +340,6 @@ def test_a_dicom_file_goes_the_way_of_every_image(folder: Path) -> None:
     wanted = prepare_pixels(decode_grey(data), contract)
     for name in found:
         assert (read_input(study / name, contract) == wanted).all()
+        # A network of colour sees the grey picture in all three channels: DICOM stays grey.
+        colour = replace(contract, decode="rgb8-v1")
+        assert (read_input(study / name, colour) == wanted.repeat(3, axis=2)).all()

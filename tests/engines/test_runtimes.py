@@ -15,6 +15,7 @@ from engines.runtimes import (
     BuildOptions,
     BuildResult,
     DirectSubmission,
+    EngineLayer,
     RunnerOptions,
     Ticket,
     answer_batches,
@@ -22,6 +23,8 @@ from engines.runtimes import (
     check_precision,
     choose_runtime,
     get_runtime,
+    layer_times,
+    refuse_on_processor,
 )
 
 
@@ -119,6 +122,41 @@ def test_what_each_runtime_wants_and_where_it_runs() -> None:
     }
 
 
+def test_what_is_for_a_gpu_is_refused_by_name_on_the_processor() -> None:
+    refuse_on_processor(get_runtime("tensorrt"), ["--device"])
+    refuse_on_processor(get_runtime("onnxruntime"), [])
+    with pytest.raises(UsageError) as caught:
+        refuse_on_processor(get_runtime("onnxruntime"), ["--slots", "--device"])
+    assert str(caught.value) == (
+        "onnxruntime runs on the processor: --slots is for a GPU (leave --slots and --device out)"
+    )
+    with pytest.raises(
+        UsageError, match=r"^a\.engine is of onnxruntime, which runs on the processor: --device"
+    ):
+        refuse_on_processor(get_runtime("onnxruntime"), ["--device"], Path("a.engine"))
+
+
+@pytest.mark.parametrize(
+    ("layers", "expected"),
+    [
+        # 8.6 joins the names, 10 and 11 tell them beside a name of their own.
+        ([("stem + stem_relu", (), 2000.0), ("dense + logits.1", (), 500.0)], {"stem": 2.0, "dense": 0.5}),
+        ([("__myl_0", ("stem", "stem_relu"), 2000.0), ("__myl_1", ("dense",), 500.0)], {"stem": 2.0, "dense": 0.5}),
+        ([("__myl_0", ("stem", "pool"), 2000.0), ("__myl_1", ("dense", "logits"), 500.0)], {"stem": 2.0}),
+        ([("part 1 of stem", (), 2000.0), ("Reformatting CopyNode for Input Tensor 0 to stem", (), 250.0)],
+         {"stem": 2.25}),
+        ([("stem_relu", (), 1.0), ("model/stem", (), 1.0), ("stem.centre", (), 1.0)], {}),
+        ([("stem", (), None)], {}),
+        ([("stem [profile 1]", (), 1000.0), ("stem + dense", (), 1000.0)], {}),
+    ],
+)  # fmt: skip
+def test_the_time_of_an_onnx_layer_is_that_of_what_holds_it_alone(
+    layers: list[tuple[str, tuple[str, ...], float | None]], expected: dict[str, float]
+) -> None:
+    seen = [EngineLayer(name=name, onnx=onnx, microseconds=time) for name, onnx, time in layers]
+    assert layer_times(seen, ["stem", "dense", "logits"]) == expected
+
+
 class Doubling(DirectSubmission):
     def run(self, batch: int) -> int:
         return 2 * batch
@@ -206,9 +244,9 @@ def test_the_first_failure_is_told_and_the_rest_dropped() -> None:
     assert runner.open == 0
 
 
-@pytest.mark.parametrize("wrong", [{"slots": 0}, {"threads": 0}, {"memory": "managed"}])
+@pytest.mark.parametrize("wrong", [{"slots": 0}, {"threads": 0}, {"memory": "managed"}, {"device": -1}])
 def test_options_are_checked(wrong: dict) -> None:
-    with pytest.raises(ValueError, match="no slot, no thread, no batch, or a memory"):
+    with pytest.raises(ValueError, match="no slot, no thread, no batch, no GPU, or a memory"):
         RunnerOptions(**wrong)
 
 

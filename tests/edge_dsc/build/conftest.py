@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from double_cuda import DoubleCuda, DoubleDriver
+from double_tensorrt import DoubleTensorRt
 
 from calibration.collect import calibrate
 from calibration.select import read_set, select_images
 from calibration.table import CalibrationOptions, save_table
 from edge_dsc.build.calibrate import calibration_candidates
 from edge_dsc.data import discover
+from engines import packages
 from engines.graph import load_model
+from engines.trt import cuda as cuda_driver
 
 
 @pytest.fixture(scope="session")
@@ -43,3 +49,28 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> Counter[Path]:
 
     monkeypatch.setattr(Path, "open", counting)
     return seen
+
+
+@pytest.fixture
+def cuda() -> Iterator[DoubleCuda]:
+    double = DoubleCuda()
+    yield double
+    assert double.idle
+
+
+@pytest.fixture
+def machine(cuda: DoubleCuda, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], DoubleTensorRt]]:
+    """``machine(release)``: this machine has two GPUs, pycuda and that release of TensorRT from now on."""
+    real, driver = packages.load, DoubleDriver(cuda)
+    monkeypatch.setattr(cuda_driver, "load_driver", lambda: driver)
+    monkeypatch.setattr(packages, "is_installed", lambda name: True)
+
+    def have(release: str) -> DoubleTensorRt:
+        trt = DoubleTensorRt(release, cuda)
+        doubles = {trt.__name__: trt, "pycuda.driver": cuda}
+        monkeypatch.setattr(packages, "load", lambda name: doubles[name] if name in doubles else real(name))
+        monkeypatch.setattr(packages, "installed_version", lambda *_: trt.__version__)
+        return trt
+
+    yield have
+    gc.collect()  # what an error kept alive goes while the driver is there

@@ -4,20 +4,25 @@ import json
 import shutil
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
+from double_cuda import DoubleCuda
+from double_tensorrt import LAYER_MS
 from typer.testing import CliRunner
 
+import edge_dsc.build.debug as debug_module
 from calibration.sensitivity import LayerSensitivity, Sensitivity
 from calibration.table import load_table
 from edge_dsc.build.debug import Debugged, DebugRequest, debug, format_debugged
 from edge_dsc.build.engine import BuildRequest, build_engine
 from edge_dsc.cli.app import app
-from engines.errors import ArtefactError
+from engines import packages
+from engines.errors import AccuracyGateError, ArtefactError, EnvironmentProblem
 
 
 @pytest.mark.slow
@@ -98,6 +103,126 @@ def test_the_table_is_aligned_and_says_what_follows() -> None:
         "leaving stem in float would take away 50% of that error and give 2 answers back",
         "picture: s.png",
     ]
+
+
+def test_the_columns_are_those_of_what_was_timed_and_a_line_says_what_was_not() -> None:
+    layer = LayerSensitivity(
+        name="stem", op="Conv", depthwise=False, output_error=0.0, logit_error=1e-3, flips=0,
+        logit_error_without=0.0, flips_without=0, time_ms={"FP16": 0.05},
+    )  # fmt: skip
+    sensitivity = Sensitivity(layers=(layer,), logit_error=1e-3, flips=0, images=128, signed=True)
+    found = Debugged(Path("m.onnx"), "tensorrt", "mse", sensitivity, None, not_timed="in INT8, stem: fused")
+    lines = format_debugged(found).splitlines()
+    assert lines[2].split()[-2:] == ["ms", "FP16"]
+    assert lines[4].split()[-1] == "0.050"
+    assert lines[5] == "no times: in INT8, stem: fused"
+    assert found.to_dict()["not_timed"] == "in INT8, stem: fused"
+
+
+class Measured(Exception):
+    """The times are there; what the errors are takes seconds."""
+
+
+@pytest.fixture
+def times(
+    calibrated_run: Path, textures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., dict[str, dict[str, float]]]:
+    """``times(runtime, device)``: what ``debug`` hands on as the times of layers."""
+
+    def measure(*_: object, **more: Any) -> None:
+        raise Measured(more["times"])
+
+    monkeypatch.setattr("edge_dsc.build.debug.measure_sensitivity", measure)
+
+    def find(runtime: str, device: int | None = None) -> dict[str, dict[str, float]]:
+        request = DebugRequest(
+            target=calibrated_run / "model.onnx",
+            data=textures,
+            runtime=runtime,
+            device=device,
+            images=4,
+            out=tmp_path / "s.png",
+        )
+        before = sorted(calibrated_run.iterdir())
+        with pytest.raises(Measured) as caught:
+            debug(request)
+        assert sorted(calibrated_run.iterdir()) == before  # the engines were for this alone
+        return caught.value.args[0]
+
+    return find
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("release", ["8.6", "10.3", "11.4", "rtx"])
+def test_layers_are_timed_on_the_device(
+    machine: Callable[[str], Any], cuda: DoubleCuda, times: Callable[..., Any], release: str
+) -> None:
+    machine(release)
+    found = times("tensorrt-rtx" if release == "rtx" else "tensorrt", 1)
+    # The stand-in's n-th layer takes n times 0.25 ms, in every precision.
+    assert list(found.values()) == [
+        dict.fromkeys(("FP16", "INT8"), LAYER_MS * (index + 1)) for index in range(9)
+    ]
+    assert next(iter(found)) == "Conv_2"
+    assert cuda.idle
+
+
+@pytest.mark.slow
+def test_a_precision_that_cannot_be_built_is_said_and_the_other_timed(
+    machine: Callable[[str], Any], calibrated_run: Path, textures: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    machine("10.3")
+    seen: list[Any] = []
+
+    def measure(*_: object, **more: Any) -> Sensitivity:
+        seen.append(more["times"])
+        return Sensitivity(layers=(), logit_error=0.0, flips=0, images=1, signed=True)
+
+    build = debug_module.build_engine
+
+    def build_int8_alone(request: BuildRequest, *more: Any, **named: Any) -> Any:
+        if request.precision.value == "fp16":
+            raise AccuracyGateError("asked for 9 layers in FP16", remedy="")
+        return build(request, *more, **named)
+
+    monkeypatch.setattr(debug_module, "build_engine", build_int8_alone)
+    monkeypatch.setattr(debug_module, "measure_sensitivity", measure)
+    monkeypatch.setattr("edge_dsc.page.figures.draw_sensitivity", lambda *_, **__: None)
+    found = debug(
+        DebugRequest(target=calibrated_run / "model.onnx", data=textures, images=4, out=tmp_path / "s.png")
+    )
+    assert {tuple(kinds) for kinds in seen[0].values()} == {("INT8",)}
+    assert found.not_timed == "in FP16, asked for 9 layers in FP16"
+
+
+def test_a_gpu_that_is_not_there_ends_it(
+    machine: Callable[[str], Any], calibrated_run: Path, textures: Path, tmp_path: Path
+) -> None:
+    machine("10.3")
+    request = DebugRequest(
+        target=calibrated_run / "model.onnx", data=textures, device=2, out=tmp_path / "s.png"
+    )
+    with pytest.raises(EnvironmentProblem, match="there is no GPU 2: the CUDA driver finds 2"):
+        debug(request)
+
+
+def test_without_a_gpu_a_line_says_why_there_are_no_times(
+    calibrated_run: Path, textures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packages, "installed_version", lambda *_: "10.3.0")
+    monkeypatch.setattr("engines.trt.runtime.find_gpu", lambda *_: (None, "no CUDA driver"))
+    measured = Sensitivity(layers=(), logit_error=0.0, flips=0, images=128, signed=True)
+    monkeypatch.setattr(debug_module, "measure_sensitivity", lambda *_, **more: measured)
+    monkeypatch.setattr("edge_dsc.page.figures.draw_sensitivity", lambda *_, **__: None)
+    found = debug(DebugRequest(target=calibrated_run / "model.onnx", data=textures, out=tmp_path / "s.png"))
+    assert found.not_timed == "tensorrt does not work here: no CUDA driver"
+    with pytest.raises(EnvironmentProblem, match="tensorrt does not work here: no CUDA driver") as caught:
+        debug(
+            DebugRequest(
+                target=calibrated_run / "model.onnx", data=textures, device=0, out=tmp_path / "s.png"
+            )
+        )
+    assert "leave --device out" in caught.value.remedy
 
 
 def test_without_matplotlib_the_table_stands_and_a_note_says_why_there_is_no_picture(

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from double_cuda import DoubleCuda, DoubleDriver, current
+from double_cuda import DoubleCuda
 from double_tensorrt import DoubleTensorRt
 from msgspec import structs
 
@@ -20,39 +20,12 @@ from edge_dsc.build.gate import GateOptions
 from engines import packages
 from engines.errors import AccuracyGateError, ArtefactError, EnvironmentProblem, UsageError
 from engines.record import BatchRange, Precision
-from engines.trt import cuda as cuda_driver
-from engines.trt import runtime, versions
+from engines.runtimes import RunnerOptions, open_engine
+from engines.trt import versions
 from engines.trt.census import INSPECTOR
-from engines.trt.cuda import Gpu
 
 LAYERS = ("Conv_2", "Conv_5", "Conv_6", "Conv_9", "Conv_10", "Conv_13", "Conv_14", "MatMul_18")
 Machine = Callable[[str], DoubleTensorRt]
-
-
-@pytest.fixture
-def cuda() -> Iterator[DoubleCuda]:
-    double = DoubleCuda()
-    yield double
-    assert double.idle
-
-
-@pytest.fixture
-def machine(cuda: DoubleCuda, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
-    """``machine(release)``: this machine has a GPU, pycuda and that release of TensorRT from now on."""
-    real = packages.load
-    monkeypatch.setattr(cuda_driver, "load_driver", lambda: DoubleDriver(cuda))
-    monkeypatch.setattr(packages, "is_installed", lambda name: True)
-    monkeypatch.setattr(runtime, "find_gpu", lambda: (Gpu("Double", "8.9"), ""))
-
-    def have(release: str) -> DoubleTensorRt:
-        trt = DoubleTensorRt(release, cuda)
-        doubles = {trt.__name__: trt, "pycuda.driver": cuda}
-        monkeypatch.setattr(packages, "load", lambda name: doubles[name] if name in doubles else real(name))
-        monkeypatch.setattr(packages, "installed_version", lambda *_: trt.__version__)
-        return trt
-
-    with current(cuda):  # TensorRT makes one of its own where a thread has none
-        yield have
 
 
 @pytest.fixture(scope="module")
@@ -211,3 +184,42 @@ class TestBuilding:
         gate = GateOptions(data=textures)
         with pytest.raises(EnvironmentProblem, match="no graph holds its INT8: pycuda is not installed"):
             build_engine(request_of(run, tmp_path, gate=gate))
+
+    def test_the_gpu_that_was_asked_for_calibrates_and_builds(
+        self,
+        run: CalibrationRun,
+        textures: Path,
+        tmp_path: Path,
+        cuda: DoubleCuda,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        fed: set[int] = set()
+        allocate = cuda.mem_alloc
+        monkeypatch.setattr(cuda, "mem_alloc", lambda size: fed.add(cuda.here) or allocate(size))
+        request = CalibrationRequest(
+            model=run.model.path,
+            data=textures,
+            method="tensorrt-entropy",
+            images=128,
+            out=tmp_path / "calibration.json",
+            device=1,
+        )
+        again = run_calibration(request)
+        assert fed == {1}
+        assert again.table.ranges == run.table.ranges
+        built = build_engine(request_of(again, tmp_path, device=1))
+        assert built.record.platform["gpu"] == "Second double"
+        assert built.record.build_command.endswith(f"--device 1 --out {built.path}")
+        with pytest.raises(ArtefactError, match="gpu Second double there, Double here"):
+            open_engine(built.path)
+        open_engine(built.path, options=RunnerOptions(device=1)).close()
+        rebuilt = build_again(built.path, tmp_path / "again.engine", 1)
+        assert rebuilt.record.platform == built.record.platform
+
+    def test_the_gate_runs_the_engine_on_the_gpu_that_built_it(
+        self, run: CalibrationRun, textures: Path, tmp_path: Path
+    ) -> None:
+        gate = GateOptions(data=textures, max_drop=100)
+        built = build_engine(request_of(run, tmp_path, gate=gate, device=1))
+        assert built.record.validation is not None
+        assert built.record.validation.answered_by == "the engine on tensorrt 8.6.1"

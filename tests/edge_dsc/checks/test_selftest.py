@@ -2,28 +2,31 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from double_cuda import DoubleCuda, DoubleDriver, current
+from double_cuda import DoubleCuda, DoubleDriver
 from double_tensorrt import DoubleTensorRt
 
 import edge_dsc.checks.selftest as selftest
 from edge_dsc.build.deployed import fit_on_the_spot
-from edge_dsc.build.engine import BuildRequest, BuiltEngine, build_engine
+from edge_dsc.build.engine import BuildRequest, build_engine
 from edge_dsc.checks.selftest import SELFTEST, Outcome, SelfTest, SelfTestPlan, format_selftest, run_selftest
 from edge_dsc.data.phantoms import CLASSES, draw_phantom
 from edge_dsc.inspection import inspect_path
 from engines import packages
 from engines.contract import ModelContract
-from engines.errors import UsageError
+from engines.errors import EdgeDscError, EnvironmentProblem, UsageError
 from engines.images import prepare_pixels
 from engines.ort import open_session
+from engines.record import BatchRange
+from engines.runtimes import RunnerOptions
 from engines.trt import cuda as cuda_driver
 from engines.trt import runtime
-from engines.trt.cuda import Gpu
+from engines.trt.cache import MemoryFile
 
 MEMORY = ("host_peak_bytes", "host_before_bytes", "device_bytes")
 
@@ -42,7 +45,7 @@ def tested(tmp_path_factory: pytest.TempPathFactory) -> tuple[SelfTest, Path, li
     out, said = tmp_path_factory.mktemp("selftest") / "out", list[str]()
     plan = SelfTestPlan(out=out, seconds=0.2)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runtime, "find_gpu", lambda: (None, "no CUDA driver"))
+        patch.setattr(runtime, "find_gpu", lambda *_: (None, "no CUDA driver"))
         return run_selftest(plan, progress=ignore, say=said.append), out, said
 
 
@@ -65,9 +68,12 @@ def test_on_a_processor_everything_passes_or_says_why_not(tested: tuple[SelfTest
     for line in (
         "graph and no graph",
         "slots",
+        "a pile",
         "kinds of memory",
+        "memory kept",
         "waiting",
         "stage times",
+        "device",
         "no memory left",
     ):
         assert seen[f"onnxruntime: {line}"] == "not here"
@@ -159,15 +165,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], DoubleCuda]:
             packages, "installed_version", lambda name, *_: trt.__version__ if name == "tensorrt" else None
         )
         monkeypatch.setattr(packages, "is_installed", lambda name: True)
-        board = Gpu("Double", "8.9")
-        monkeypatch.setattr(runtime, "find_gpu", lambda: (board, ""))
         monkeypatch.setattr(selftest, "RUNTIME_NAMES", ("tensorrt",))
-
-        def build(request: BuildRequest) -> BuiltEngine:
-            with current(cuda):  # TensorRT makes one of its own where a thread has none
-                return build_engine(request)
-
-        monkeypatch.setattr(selftest, "build_engine", build)
         monkeypatch.setattr(selftest, "memory_pass", lambda *_, **__: dict.fromkeys(MEMORY, 1 << 20))
         return cuda
 
@@ -178,9 +176,13 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], DoubleCuda]:
 def test_on_a_gpu_every_way_to_run_is_tried(
     gpu: Callable[[str], DoubleCuda], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gpu("10.3")
+    cuda = gpu("10.3")
     monkeypatch.setattr(selftest, "ARCHITECTURES", ("dsc",))
-    found = run_selftest(SelfTestPlan(out=tmp_path / "out", seconds=0.2), progress=ignore, say=ignore)
+    plan = SelfTestPlan(out=tmp_path / "out", seconds=0.2, device=1)
+    retained: set[int] = set()
+    monkeypatch.setattr(cuda, "Device", lambda index, make=cuda.Device: retained.add(index) or make(index))
+    found = run_selftest(plan, progress=ignore, say=ignore)
+    assert retained == {1}  # whatever was run or filled, the first GPU was left alone
     seen = outcomes(found)
     words = {finding.name: finding.words for finding in found.findings}
     assert words["tensorrt dsc int8: layers"] == (
@@ -188,13 +190,59 @@ def test_on_a_gpu_every_way_to_run_is_tried(
     )
     assert {name: words[name] for name, outcome in seen.items() if outcome == "fail"} == {}
     ways = ("graph and no graph", "slots", "kinds of memory", "waiting", "stage times", "no memory left")
-    assert {seen[f"tensorrt: {way}"] for way in ways} == {"pass"}
+    assert {seen[f"tensorrt: {way}"] for way in (*ways, "a pile", "device")} == {"pass"}
+    assert (seen["tensorrt: memory kept"], words["tensorrt: memory kept"]) == (
+        "not here",
+        "the GPU has memory of its own: there is nothing to choose",
+    )
+    assert words["tensorrt: device"] == (
+        "runs on 1 (Second double); there is no GPU 255: the CUDA driver finds 2, numbered 0 to 1"
+    )
+    assert re.fullmatch(
+        r"batches of 1: \d+ images/s one by one, \d+ overlapping; batches of 4: .*; batches of 16: .*",
+        words["tensorrt: a pile"],
+    )
     assert (tmp_path / "out/dsc/dsc-int8.tensorrt.inspector.json").read_text().startswith("{")
     assert words["tensorrt: another thread"].startswith(
         "refused: the runner of dsc-fp32.tensorrt.engine belongs"
     )
     runs = next(finding.values["runs"] for finding in found.findings if finding.name.endswith(": slots"))
     assert {way["execution"] for way in runs.values()} == {"CUDA graph"}
+
+
+def test_where_memory_is_shared_the_choice_must_be_kept(
+    gpu: Callable[[str], DoubleCuda],
+    deployed_models: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gpu("10.3").integrated = True
+    model = Path(shutil.copy(deployed_models["dsc"], tmp_path / "model.onnx"))
+    engine = build_engine(BuildRequest(model=model, runtime="tensorrt", batch=BatchRange(1, 2, 4))).path
+    ways = selftest._Ways(engine, np.zeros((4, 224, 224, 1), np.uint8), tmp_path / "faults", RunnerOptions())
+    words, values = ways.memory_kept()
+    assert re.fullmatch(
+        r"(device|mapped): measured in turns at batch 2, device \d+ us, mapped \d+ us, "
+        r"kept in dsc-fp32\.tensorrt\.engine\.memory\.json; then the same",
+        words,
+    )
+    assert values["choices"][1][1].endswith("as kept beside the engine")
+    monkeypatch.setattr(MemoryFile, "find", lambda *_: None)  # as if nothing could be read again
+    with pytest.raises(EdgeDscError, match="the second run did otherwise"):
+        ways.memory_kept()
+    monkeypatch.setattr(MemoryFile, "_path", None)
+    shutil.rmtree(tmp_path / "faults")
+    with pytest.raises(EdgeDscError, match=r"nothing was kept: .*, not kept"):
+        ways.memory_kept()
+
+
+def test_a_gpu_that_is_not_there_ends_it_before_anything_is_made(
+    gpu: Callable[[str], DoubleCuda], tmp_path: Path
+) -> None:
+    gpu("10.3")
+    with pytest.raises(EnvironmentProblem, match="there is no GPU 2: the CUDA driver finds 2"):
+        run_selftest(SelfTestPlan(out=tmp_path / "out", device=2), progress=ignore, say=ignore)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_network_made_on_the_spot_has_learnt_and_is_the_same_every_time() -> None:

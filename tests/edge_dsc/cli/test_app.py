@@ -117,18 +117,19 @@ def test_a_usage_error_is_one_line(edge_dsc: Any, arguments: list[str], words: s
 
 
 RANGES = {
-    "infer": "--threads 256 --limit 1000000000000 --give-up nan --slots 64",
-    "evaluate": "--threads 256",
+    "infer": "--threads 256 --limit 1000000000000 --give-up nan --slots 64 --device 255",
+    "evaluate": "--threads 256 --device 255",
     "bench": "--threads 256 --batch 4096 --offline 16384 --iterations 10000000 --duration 604800 --warmup 604800 "
-    "--fps 100000 --power 604800 --builds 1000 --openings 1000 --slots 64 --seed 4294967295",
+    "--fps 100000 --power 604800 --builds 1000 --openings 1000 --slots 64 --device 255 --seed 4294967295",
     "import-times": "--batch 4096",
     "train": "--seed 4294967295 --epochs 10000",
-    "calibrate": "--seed 4294967295 --calib-images 1000000",
+    "calibrate": "--seed 4294967295 --calib-images 1000000 --device 255",
     "build-engine": "--seed 4294967295 --calib-images 1000000 --workspace 1048576 --max-drop 100 "
-    "--optimization-level 5 --max-aux-streams 64",
-    "debug": "--seed 4294967295 --images 1000000",
+    "--optimization-level 5 --max-aux-streams 64 --device 255",
+    "debug": "--seed 4294967295 --images 1000000 --device 255",
+    "inspect": "--device 255",
     "demo": "--seed 4294967295",
-    "selftest": "--seed 4294967295",
+    "selftest": "--seed 4294967295 --device 255",
     "compare": "--margin nan --fail-if-slower inf",
 }
 NUMBERS = [

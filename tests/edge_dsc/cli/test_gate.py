@@ -126,7 +126,7 @@ def test_an_engine_that_cannot_run_here_is_judged_by_its_graph(
     edge_dsc: Any, run: Path, answered: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("tensorrt_rtx")
-    monkeypatch.setattr("engines.trt.runtime.find_gpu", lambda: (None, "no CUDA driver: none here"))
+    monkeypatch.setattr("engines.trt.runtime.find_gpu", lambda *_: (None, "no CUDA driver: none here"))
     rtx = ("--backend", "tensorrt-rtx", "--validate", answered)
     done = edge_dsc("build-engine", run, "--int8", *rtx, "--max-drop", 20)
     assert done.code == 0, done.err

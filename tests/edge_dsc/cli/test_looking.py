@@ -66,7 +66,7 @@ def test_an_engine_that_cannot_run_here_has_the_layers_of_its_record(
     edge_dsc: Any, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("tensorrt_rtx")
-    monkeypatch.setattr(runtime, "find_gpu", lambda: (None, "no CUDA driver"))
+    monkeypatch.setattr(runtime, "find_gpu", lambda *_: (None, "no CUDA driver"))
     built = build_engine(BuildRequest(model=run / "model.onnx", runtime="tensorrt-rtx"))
     found = edge_dsc("inspect", built.path, "--layers", "--json").json
     why = "they are those of its record, because tensorrt-rtx cannot run here: no CUDA driver"

@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
+import foreign_models
 import pytest
 
-from edge_dsc.cli.making import Backend, CalibMethod, Int8Backend, PrecisionName, RecipeName
+from edge_dsc.cli.making import (
+    Backend,
+    CalibMethod,
+    Colour,
+    Gives,
+    Int8Backend,
+    PrecisionName,
+    RecipeName,
+)
 from edge_dsc.networks import NetworkChoice
 from engines.errors import UsageError
 
 
 def test_choices_are_those_of_the_library() -> None:
     from calibration.table import METHODS, TENSORRT_METHODS
+    from edge_dsc.build.conform import LOGITS, PROBABILITIES
     from edge_dsc.training import RECIPES
     from engines.record import Precision
     from engines.runtimes import RUNTIME_NAMES
@@ -24,6 +35,8 @@ def test_choices_are_those_of_the_library() -> None:
     assert [choice.value for choice in Backend] == ["auto", *RUNTIME_NAMES]
     assert [choice.value for choice in Int8Backend] == list(RUNTIME_NAMES)
     assert [choice.value for choice in CalibMethod] == [*METHODS, *TENSORRT_METHODS]
+    assert [choice.value for choice in Gives] == [LOGITS, PROBABILITIES]
+    assert [choice.value for choice in Colour] == ["grey", "rgb"]
     assert [choice.value for choice in RecipeName] == list(RECIPES)
 
 
@@ -232,3 +245,68 @@ def test_what_fine_tuning_refuses(
     done = edge_dsc("train", phantom_folder, "--qat", run, *(word.format(run=run) for word in extra))
     assert done.code == code, done.err
     assert words in done.err and done.out == ""
+
+
+def test_adopt_says_what_became_of_the_pixels(edge_dsc: Any, tmp_path: Path) -> None:
+    (tmp_path / "their net.onnx").write_bytes(foreign_models.residual().SerializeToString())
+    words = ("--labels", "a, b,c", "--scale", "1/255", "--mean", "0.485,0.456,0.406", "--std", "0.25")
+    found = edge_dsc("adopt", tmp_path / "their net.onnx", *words, "--out", tmp_path / "out")
+    assert found.code == 0, found.err
+    first, takes, front = found.out.splitlines()
+    assert re.fullmatch(
+        r".*/out/model\.onnx: equal to their net\.onnx within \d\.\de-\d\d on 8 images of phantoms", first
+    )
+    assert takes == "  takes grey pixels, 64 x 64; the original gives logits"
+    assert front == (
+        "  folded into the first convolution: Reshape, Concat, Mul, Add; its border: a constant plane"
+    )
+    assert f"next: edge-dsc build-engine {tmp_path / 'out'}" in found.err
+    again = edge_dsc("adopt", tmp_path / "their net.onnx", *words, "--out", tmp_path / "out", "--json")
+    document = json.loads(again.out)
+    assert document["kind"] == "edge-dsc/adopt-result"
+    record = document["record"]
+    assert record["contract"]["labels"] == ["a", "b", "c"]
+    assert record["contract"]["architecture"] == "their-net"
+    assert (record["scale"], record["mean"], record["std"]) == (1 / 255, [0.485, 0.456, 0.406], [0.25])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--scale", "much"), "--scale 'much' is no number (write it such as --scale 0.5 or 1/255)"),
+        (("--mean", "1,,2"), "--mean '1,,2' is no number"),
+        (("--std", "1/0"), "--std '1/0' is no number"),
+        (("--std", "0"), "--scale 1 --std 0: nothing is left of a pixel"),
+        (("--scale", "1,2"), "--scale 1,2 --std 1: nothing is left of a pixel"),
+        (("--scale", "nan"), "--scale 'nan' is no number"),
+        (("--size", "224x"), "--size '224x' is no size (write --size 224 or --size HEIGHTxWIDTH)"),
+    ],
+)
+def test_adopt_refuses_numbers_that_are_none(edge_dsc: Any, words: tuple[str, ...], message: str) -> None:
+    found = edge_dsc("adopt", "none.onnx", "--labels", "a,b", *words)
+    assert found.code == 2
+    assert message in found.err
+
+
+def test_adopt_hands_on_what_was_asked_for(edge_dsc: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def note(request: Any, progress: Any) -> None:
+        asked.append(request)
+        raise UsageError("enough", remedy="none")
+
+    monkeypatch.setattr("edge_dsc.build.adopt.adopt_model", note)
+    edge_dsc("adopt", "n.onnx", "--labels", "a,b")
+    edge_dsc(
+        "adopt", "n.onnx", "--labels", "a,b", "--colour", "rgb", "--size", "96x64", "--output", "logits",
+        "--check-on", "xrays",
+    )  # fmt: skip
+    first, second = asked
+    assert (first.colour, first.size, first.gives, first.images, first.out) == (False, None, None, None, None)
+    assert (first.normalisation.scale, first.normalisation.mean, first.normalisation.std) == (1, (0,), (1,))
+    assert (second.colour, second.size, second.gives, second.images) == (
+        True,
+        (96, 64),
+        "logits",
+        Path("xrays"),
+    )

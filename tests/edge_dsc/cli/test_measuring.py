@@ -104,7 +104,7 @@ def test_bench_measures_memory_and_power_in_passes_of_their_own(
 
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parents[3]))
     monkeypatch.setattr(
-        "edge_dsc.latency.subjects.find_rails", lambda: (Rail(name="VDD_IN", watts=lambda: 5.0),)
+        "edge_dsc.latency.subjects.find_rails", lambda **_: (Rail(name="VDD_IN", watts=lambda: 5.0),)
     )
     short = ("--iterations", 20, "--warmup", 0, "--out", tmp_path / "r.json", "--json")
     done = edge_dsc("bench", engine, *short, "--memory", "--power", 0.05, "--limits")
@@ -116,7 +116,7 @@ def test_bench_measures_memory_and_power_in_passes_of_their_own(
     assert limits["multiply_adds"] == 36_453_056
     assert limits["bytes_per_s"] > 1e6 and limits["multiply_adds_per_s"] > 1e6
     assert [power["rail"] for power in subject["passes"]["power"]] == ["VDD_IN"]
-    monkeypatch.setattr("edge_dsc.latency.subjects.find_rails", tuple)
+    monkeypatch.setattr("edge_dsc.latency.subjects.find_rails", lambda **_: ())
     (engine.parent / "model.onnx").rename(tmp_path / "away.onnx")
     done = edge_dsc("bench", engine, *short, "--power", 0.05, "--limits")
     assert done.code == 0 and "no rail can be read here" in done.err

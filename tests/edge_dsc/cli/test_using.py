@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from edge_dsc.cli.options import running_options
+from edge_dsc.cli.options import Running, running_options
 from engines.runtimes import DEFAULT_OPTIONS, RunnerOptions
 
 
@@ -43,7 +43,12 @@ def test_evaluate_against_itself_agrees(edge_dsc: Any, engine: Path, textures: P
 
 @pytest.mark.parametrize(
     ("words", "named"),
-    [(["--slots", "3"], "--slots"), (["--no-graph"], "--graph"), (["--wait", "sleep"], "--wait")],
+    [
+        (["--slots", "3"], "--slots"),
+        (["--no-graph"], "--graph"),
+        (["--wait", "sleep"], "--wait"),
+        (["--device", "0"], "--device"),
+    ],
 )
 @pytest.mark.parametrize("command", ["infer", "bench"])
 def test_what_is_for_a_gpu_is_refused_for_the_processor(
@@ -74,8 +79,53 @@ def test_words_that_are_no_choice_are_refused(
 
 def test_how_a_gpu_engine_runs_is_handed_on(engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("engines.runtimes.get_runtime", lambda name: SimpleNamespace(runs_on_cpu=False))
-    nothing = dict.fromkeys(("slots", "graph", "memory", "wait"))
-    assert running_options([engine], **nothing) is DEFAULT_OPTIONS  # type: ignore[arg-type]
-    found = running_options([engine], slots=3, graph=False, memory="mapped", wait="sleep")
-    assert found == RunnerOptions(slots=3, graph=False, memory="mapped", blocking_wait=True)
-    assert running_options([engine], slots=None, graph=True, memory=None, wait=None) == RunnerOptions()
+    assert running_options([engine], Running()) is DEFAULT_OPTIONS
+    found = running_options([engine], Running(slots=3, graph=False, memory="mapped", wait="sleep", device=1))
+    assert found == RunnerOptions(slots=3, graph=False, memory="mapped", blocking_wait=True, device=1)
+    assert running_options([engine], Running(graph=True)) == RunnerOptions()
+    assert running_options([engine], Running(device=0)) == RunnerOptions()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("evaluate", "ENGINE", "DATA"),
+        ("inspect", "ENGINE", "--layers"),
+    ],
+)
+def test_a_gpu_is_refused_by_name_wherever_one_can_be_named(
+    edge_dsc: Any, engine: Path, textures: Path, arguments: tuple[str, ...]
+) -> None:
+    places = {"ENGINE": engine, "DATA": textures}
+    done = edge_dsc(*[places.get(word, word) for word in arguments], "--device", "1")
+    assert done.code == 2
+    assert f"{engine} is of onnxruntime, which runs on the processor: --device is for a GPU" in done.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (
+            ("build-engine", "RUN", "--backend", "onnxruntime"),
+            "onnxruntime runs on the processor: --device is",
+        ),
+        (
+            ("debug", "RUN", "--calib-data", "DATA", "--backend", "onnxruntime"),
+            "onnxruntime runs on the processor: --device is",
+        ),
+        (
+            ("calibrate", "RUN", "--calib-data", "DATA"),
+            "ranges by mse are found on the processor: --device is",
+        ),
+        (("inspect", "RUN"), "--device has no use where nothing runs"),
+    ],
+)
+def test_a_gpu_is_refused_where_none_is_concerned(
+    edge_dsc: Any, run: Path, textures: Path, arguments: tuple[str, ...], words: str
+) -> None:
+    before = sorted(run.iterdir())
+    places = {"RUN": run, "DATA": textures}
+    done = edge_dsc(*[places.get(word, word) for word in arguments], "--device", "1")
+    assert (done.code, done.out) == (2, "")
+    assert words in done.err and "leave" in done.err
+    assert sorted(run.iterdir()) == before

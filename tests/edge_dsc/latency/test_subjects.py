@@ -9,11 +9,12 @@ import pytest
 
 from bench.plan import Plan
 from bench.statistics import stage_medians
-from edge_dsc.latency.subjects import BenchOptions, measure_engines, subject_names
+from edge_dsc.latency.subjects import BenchOptions, measure_engines, measured_board, subject_names
 from engines.contract import ModelContract
 from engines.errors import UsageError
 from engines.record import BatchRange, Precision
 from engines.runtimes import RunnerOptions
+from engines.trt.cuda import Gpu
 
 PLAN = Plan(iterations=10, rounds=5, warmup_seconds=0, lead_in=0)
 
@@ -22,12 +23,17 @@ class Fake:
     """A runner that reports stages where it is asked to, of a runtime that is not on the processor."""
 
     opened: ClassVar[list[Fake]] = []
+    most: ClassVar[int] = 2  # slots; on the processor one
 
     def __init__(self, options: RunnerOptions) -> None:
         self.options = options
         self.calls = 0
         self.closed = False
         self.thread_safe = False
+        self.slots = min(options.slots or 2, self.most)
+        self.in_flight: set[int] = set()  # how many batches were, after each was submitted
+        self.open = 0
+        self.sizes: list[int] = []
         self.description = {"execution": "CUDA graph", "scratch": "1.0 MiB"}
         self.record = SimpleNamespace(
             engine="a.engine",
@@ -44,12 +50,17 @@ class Fake:
 
     def run(self, batch: Any) -> None:
         self.calls += 1
+        self.sizes.append(len(batch))
 
     def submit(self, batch: Any) -> Any:
+        self.open += 1
+        self.in_flight.add(self.open)
+        self.sizes.append(len(batch))
         times = {"h2d": 10, "execute": 80, "d2h": 5} if self.options.time_stages else None
         return SimpleNamespace(stages_ns=times)
 
     def collect(self, ticket: Any) -> None:
+        self.open -= 1
         self.calls += 1
 
     def close(self) -> None:
@@ -115,6 +126,55 @@ def test_a_pile_is_measured_at_each_batch_and_has_no_other_pass(
     looked_at, *opened = fakes
     assert looked_at.calls == 0 and len(opened) == 3 * 5
     assert sum(runner.calls for runner in opened) == 10 * (7 + 4 + 2)
+    # Each is warmed up, and its memory chosen, for the batches that it gets; two are in flight, in the end none.
+    assert sorted((runner.options.batch, runner.slots) for runner in opened) == sorted(
+        [(1, 2), (2, 2), (4, 2)] * 5
+    )
+    for runner in opened:
+        assert runner.in_flight == {1, 2} and runner.open == 0
+        assert (max(runner.sizes), sum(runner.sizes)) == (runner.options.batch, 2 * 7)
+
+
+def test_a_pile_overlaps_only_where_there_is_more_than_one_slot(
+    monkeypatch: pytest.MonkeyPatch, fakes: list[Fake]
+) -> None:
+    options = BenchOptions(offline=7, control=False, running=RunnerOptions(slots=1))
+    measure_engines([Path("a.engine")], PLAN, options)
+    assert all(runner.calls and not runner.in_flight for runner in fakes[1:])
+    fakes.clear()
+    monkeypatch.setattr(Fake, "most", 1)  # as on the processor, whatever is asked for
+    measure_engines([Path("a.engine")], PLAN, BenchOptions(offline=7, control=False))
+    assert all(runner.calls and not runner.in_flight for runner in fakes[1:])
+
+
+def test_builds_and_passes_are_of_the_gpu_that_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    subjects, seen = "edge_dsc.latency.subjects", list[Any]()
+    second, board = Gpu("Second", "8.7", bus_id="0000:41:00.0"), object()
+    monkeypatch.setattr(f"{subjects}.find_gpu", lambda device: ({1: second}[device], ""))
+    monkeypatch.setattr(f"{subjects}.gpu_at", lambda bus_id: seen.append(bus_id) or board)
+    monkeypatch.setattr(f"{subjects}.environment", lambda gpu: {"gpu": "T4"} if gpu is board else {})
+    monkeypatch.setattr(f"{subjects}.read_state", lambda gpu: {"gpu_mhz": 585} if gpu is board else {})
+    monkeypatch.setattr(f"{subjects}.find_rails", lambda gpu: seen.append(gpu is board) or ())
+    monkeypatch.setattr(f"{subjects}.memory_pass", lambda engine, **how: seen.append(how) or {"error": "no"})
+    monkeypatch.setattr(
+        "edge_dsc.build.engine.rebuild_engine", lambda engine, folder, device: seen.append(device) or engine
+    )
+    options = BenchOptions(
+        running=RunnerOptions(device=1), builds=2, control=False, memory=True, power_seconds=0.1
+    )
+    report = measure_engines([Path("a.engine")], PLAN, options)
+    assert report.environment == report.environment_end == {"gpu": "T4"}
+    assert {state["gpu_mhz"] for state in report.states} == {585}
+    assert seen == [1, "0000:41:00.0", True, {"batch": 1, "threads": 1, "device": 1}]
+
+
+def test_engines_on_the_processor_ask_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edge_dsc.latency.subjects.find_gpu", pytest.fail)
+    monkeypatch.setattr(
+        "edge_dsc.latency.subjects.get_runtime", lambda name: SimpleNamespace(runs_on_cpu=True)
+    )
+    monkeypatch.setattr("edge_dsc.latency.subjects.first_gpu", lambda: "the first")
+    assert measured_board(["onnxruntime"], 0) == "the first"
 
 
 def test_limits_are_not_measured_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

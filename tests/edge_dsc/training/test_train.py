@@ -13,15 +13,17 @@ import cv2
 import numpy as np
 import pytest
 
+from edge_dsc.build.export import export_run
 from edge_dsc.data import load_split
 from edge_dsc.data.phantoms import write_phantoms
-from edge_dsc.networks import build_network, load_network, save_network
+from edge_dsc.networks import build_network, load_network, multiply_adds, save_network
 from edge_dsc.networks.keras_files import read_network
 from edge_dsc.training import RECIPES, TrainOptions, TrainProgress, TrainResult, train
 from edge_dsc.training.run_folder import METRICS, load_state, load_training_record
 from edge_dsc.training.train import check_folder
 from engines.errors import ArtefactError, BadInputError, EnvironmentProblem, UsageError
 from engines.files import sha256_file
+from engines.graph import count_multiply_adds
 
 slow = pytest.mark.slow
 
@@ -223,8 +225,7 @@ def test_a_network_really_learns(tmp_path: Path) -> None:
 
 
 @slow
-def test_a_backbone_learns_goes_on_after_a_stop_and_is_loaded_as_what_it_is(tmp_path: Path) -> None:
-    """Its features drawn and frozen but for two layers: the head alone tells some phantoms apart."""
+def test_a_backbone_trains_its_head_and_its_last_layers_and_is_exported(tmp_path: Path) -> None:
     write_phantoms(tmp_path / "phantoms", 8, seed=1)
     given = tmp_path / "features.keras"
     save_network(build_network("mobilenetv2", 3, 96), given)
@@ -236,9 +237,66 @@ def test_a_backbone_learns_goes_on_after_a_stop_and_is_loaded_as_what_it_is(tmp_
         weights=str(given),
         unfreeze=2,
         recipe="quick",
-        epochs=2,
+        epochs=1,
         augmentation=False,
     )
+    record = train(options).record
+    assert (record.architecture, record.network.size, record.network.unfreeze) == ("mobilenetv2", 96, 2)
+    assert (record.network.weights, record.network.weights_sha256) == ("features.keras", sha256_file(given))
+    assert record.recipe["augmentation"] is False
+    assert record.parameters["trainable"] < record.parameters["feature_extractor"]
+    digest = record.network.config_sha256
+    loaded = load_network(options.out / "model.keras", "mobilenetv2", 3, config_sha256=digest)
+    before, after = (
+        {layer.name: layer.get_weights() for layer in model.layers} for model in (read_network(given), loaded)
+    )
+    changed = {name for name, weights in after.items() if not equal(weights, before[name])}
+    assert changed == {"block_16_project", "Conv_1", "dense", "probabilities"}
+    exported = export_run(options.out)
+    assert exported.parity <= 1e-4 and exported.images > 0
+    assert exported.contract.input_shape == (96, 96, 1)
+    graph = exported.model.proto.graph
+    assert [node.op_type for node in graph.node[:2]] == ["Cast", "Reshape"]
+    assert "BatchNormalization" not in {node.op_type for node in graph.node}
+    assert count_multiply_adds(exported.model.proto) == multiply_adds(loaded)
+
+
+def own_function(folder: Path) -> str:
+    """A network with a layer of its own, which no file can bring back."""
+    code = """
+import keras
+
+class Halved(keras.layers.Layer):
+    def call(self, x):
+        return x * 0.5
+
+def build(classes, size):
+    image = keras.layers.Input((size, size, 3))
+    x = Halved()(keras.layers.Rescaling(1 / 64)(image))
+    x = keras.layers.Conv2D(8, 5, strides=4, activation="relu")(x)
+    return keras.Model(image, keras.layers.Dense(classes)(keras.layers.GlobalAveragePooling2D()(x)))
+
+def other(classes, size):
+    return build(classes, size)
+"""
+    (folder / "nets.py").write_text(code)
+    return f"{folder / 'nets.py'}:build"
+
+
+@slow
+def test_a_network_of_ones_own_goes_on_after_a_stop_and_is_exported_by_its_function(tmp_path: Path) -> None:
+    write_phantoms(tmp_path / "phantoms", 8, seed=1)
+    options = TrainOptions(
+        data=tmp_path / "phantoms",
+        out=tmp_path / "run",
+        architecture=own_function(tmp_path),
+        size=48,
+        recipe="quick",
+        epochs=2,
+        augmentation=False,
+        fold=(1, 2),
+    )
+    whole = train(replace(options, out=tmp_path / "whole"))
 
     def stop(state: TrainProgress) -> None:
         if state.epoch == 2:
@@ -247,50 +305,25 @@ def test_a_backbone_learns_goes_on_after_a_stop_and_is_loaded_as_what_it_is(tmp_
     with pytest.raises(SystemExit):
         train(options, progress=stop)
     with pytest.raises(UsageError, match="begun with other options") as caught:
-        train(replace(options, resume=True, unfreeze=None))
+        train(replace(options, resume=True, size=64))
     assert caught.value.remedy == (
-        "resume it with --arch mobilenetv2 --recipe quick --epochs 2 --no-augmentation --size 96"
-        " --weights features.keras --unfreeze 2 --seed 0"
+        "resume it with --arch nets.py:build --recipe quick --epochs 2 --no-augmentation --size 48 --seed 0"
     )
-    record = train(replace(options, resume=True)).record
-    assert (record.architecture, record.network.size, record.network.unfreeze) == ("mobilenetv2", 96, 2)
-    assert (record.network.weights, record.network.weights_sha256) == ("features.keras", sha256_file(given))
-    assert record.recipe["augmentation"] is False
-    assert record.parameters["trainable"] < record.parameters["feature_extractor"]
-    assert len(record.history["loss"]) == 2
-    assert record.history["loss"][1] < record.history["loss"][0]
-    digest = record.network.config_sha256
-    loaded = load_network(options.out / "model.keras", "mobilenetv2", 3, config_sha256=digest)
-    before, after = (
-        {layer.name: layer.get_weights() for layer in model.layers} for model in (read_network(given), loaded)
-    )
-    changed = {name for name, weights in after.items() if not equal(weights, before[name])}
-    assert changed == {"block_16_project", "Conv_1", "dense", "probabilities"}
-
-
-@slow
-def test_a_network_of_ones_own_is_trained_from_a_file(tmp_path: Path) -> None:
-    import keras
-
-    write_phantoms(tmp_path / "phantoms", 8, seed=1)
-    image = keras.layers.Input((48, 48, 3))
-    x = keras.layers.Conv2D(8, 5, strides=4, activation="relu")(keras.layers.Rescaling(1 / 255)(image))
-    x = keras.layers.Dense(3)(keras.layers.GlobalAveragePooling2D()(x))
-    save_network(keras.Model(image, x), tmp_path / "mine.keras")
-    options = TrainOptions(
-        data=tmp_path / "phantoms",
-        out=tmp_path / "run",
-        architecture=str(tmp_path / "mine.keras"),
-        recipe="quick",
-        epochs=1,
-        fold=(1, 2),
-    )
-    result = train(options)
-    assert (result.record.architecture, result.record.network.size) == ("mine.keras", 48)
+    result = train(replace(options, resume=True))
+    assert result.record.history == whole.record.history
+    assert (result.record.architecture, result.record.network.size) == ("nets.build", 48)
     assert load_split(options.out / "split.json").fold == (1, 2)
-    assert result.metrics["held_out"].count == len(
-        result.split.samples("evaluation") + result.split.samples("test")
-    )
+    held_out = result.split.samples("evaluation") + result.split.samples("test")
+    assert result.metrics["held_out"].count == len(held_out)
+    with pytest.raises(
+        ArtefactError, match=r"Keras cannot load .*edge-dsc export RUN --arch module:function"
+    ):
+        export_run(options.out)
+    with pytest.raises(UsageError, match=r"is of nets\.build, not of .*nets\.py:other"):
+        export_run(options.out, architecture=options.architecture.replace(":build", ":other"))
+    exported = export_run(options.out, architecture=options.architecture)
+    assert exported.parity <= 1e-4
+    assert exported.contract.architecture == "nets.build"
 
 
 @slow

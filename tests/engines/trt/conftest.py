@@ -21,6 +21,7 @@ from engines.record import BatchRange, EngineRecord, Precision
 from engines.runtimes import BuildOptions, RunnerOptions
 from engines.trt import cuda as cuda_driver
 from engines.trt.builder import build_plan
+from engines.trt.cuda import Gpu
 from engines.trt.loaded import StoredEngine
 from engines.trt.runner import TrtRunner
 
@@ -130,13 +131,34 @@ def record(release: str, plan: bytes) -> EngineRecord:
 
 
 @pytest.fixture
+def turns() -> Callable[[int, int], Callable[[], int]]:
+    """``turns(device_us, mapped_us)``: a clock for a trial of both kinds of memory, after five turns that count not."""
+
+    def clock(device_us: int, mapped_us: int) -> Callable[[], int]:
+        now = [0]
+        for turn in range(25):
+            kinds = [device_us, mapped_us] if turn >= 5 else [9000 * mapped_us, 9000 * device_us]
+            for microseconds in kinds if turn % 2 == 0 else reversed(kinds):
+                now += [now[-1] + 1000 * microseconds, now[-1] + 1000 * microseconds]
+        times = iter(now)
+        return lambda: next(times)
+
+    return clock
+
+
+@pytest.fixture
 def open_runner(
     trt: DoubleTensorRt, cuda: DoubleCuda, driver: DoubleDriver, plan: bytes, record: EngineRecord
 ) -> Callable[..., TrtRunner]:
     """``open_runner(slots=2, ...)``: a runner with these options."""
 
-    def make(place: Path | None = None, clock: Callable[[], int] | None = None, **options: Any) -> TrtRunner:
+    def make(
+        place: Path | None = None,
+        clock: Callable[[], int] | None = None,
+        gpu: Gpu | None = None,
+        **options: Any,
+    ) -> TrtRunner:
         more = {"clock": clock} if clock is not None else {}
-        return TrtRunner(trt, cuda, StoredEngine(plan, record, place), RunnerOptions(**options), **more)
+        return TrtRunner(trt, cuda, StoredEngine(plan, record, place, gpu), RunnerOptions(**options), **more)
 
     return make

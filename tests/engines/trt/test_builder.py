@@ -34,7 +34,7 @@ Graphs = Callable[..., bytes]
 
 @pytest.fixture(autouse=True)
 def without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtime, "find_gpu", lambda: (None, "no CUDA driver: libcuda.so.1 not found"))
+    monkeypatch.setattr(runtime, "find_gpu", lambda *_: (None, "no CUDA driver: libcuda.so.1 not found"))
 
 
 def options(precision: str, required: int = 1, **more: object) -> BuildOptions:

@@ -1,8 +1,10 @@
-"""The runtime cache of TensorRT for RTX, kept beside the engine."""
+"""The runtime cache of TensorRT for RTX and the choice of memory, kept beside the engine."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from dataclasses import replace as replace_gpu
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +15,7 @@ from msgspec.structs import replace
 from engines.errors import AccuracyGateError, EnvironmentProblem
 from engines.files import atomic_path
 from engines.trt import cache
+from engines.trt.cuda import Gpu
 from engines.trt.runner import TrtRunner
 
 Open = Callable[..., TrtRunner]
@@ -156,3 +159,146 @@ def test_an_engine_that_cannot_be_captured_is_enqueued(open_runner: Open, trt: A
             runner.description["execution"]
             == "enqueue (no CUDA graph: the engine cannot be captured; it works in memory of its own)"
         )
+
+
+ORIN = Gpu("Orin", "8.7", 8, 7620, "NVIDIA Jetson Orin Nano Developer Kit")
+KEPT = ", as kept beside the engine"
+
+
+class TestMemory:
+    @pytest.fixture
+    def release(self) -> str:
+        return "10.3"
+
+    @pytest.fixture
+    def choice(self, open_runner: Open, cuda: Any, place: Path, turns: Any) -> Callable[..., tuple[str, str]]:
+        """``choice(device_us, mapped_us)``: the memory that a runner takes, and why."""
+        cuda.integrated = True
+
+        def choose(*microseconds: int, gpu: Gpu = ORIN, **options: Any) -> tuple[str, str]:
+            clock = turns(*microseconds) if microseconds else (lambda: pytest.fail("a trial"))
+            with open_runner(place=place, gpu=gpu, clock=clock, **options) as runner:
+                return runner.description["memory"], runner.description["memory_choice"]
+
+        return choose
+
+    def test_a_second_run_repeats_the_choice_of_the_first(
+        self, choice: Callable[..., tuple[str, str]], place: Path
+    ) -> None:
+        measured = "measured in turns at batch 4, device 80 us, mapped 50 us"
+        assert choice(80, 50) == ("mapped", f"{measured}, kept in dsc.engine.memory.json")
+        assert choice() == ("mapped", measured + KEPT)
+        assert [path.name for path in place.parent.iterdir()] == ["dsc.engine.memory.json"]
+        document = json.loads(cache.memory_path(place).read_text())
+        assert (document["kind"], document["schema_version"]) == ("edge-dsc/memory-choices", 1)
+        (kept,) = document["choices"]
+        assert kept.pop("created").startswith("20")
+        assert kept == {
+            "gpu": {
+                "gpu": "Orin",
+                "compute_capability": "8.7",
+                "multiprocessors": "8",
+                "memory": "7620 MiB",
+                "board": "NVIDIA Jetson Orin Nano Developer Kit",
+            },
+            "runtime_version": "10.3.0",
+            "batch": 4,
+            "kind": "mapped",
+            "medians_us": {"device": 80.0, "mapped": 50.0},
+        }
+
+    def test_each_batch_size_and_gpu_has_a_choice_of_its_own(
+        self, choice: Callable[..., tuple[str, str]]
+    ) -> None:
+        larger = replace_gpu(ORIN, multiprocessors=16)
+        for microseconds, options in (
+            ((80, 50), {}),
+            ((50, 80), {"batch": 1}),
+            ((40, 30), {"gpu": larger}),
+        ):
+            assert choice(*microseconds, **options)[1].endswith(", kept in dsc.engine.memory.json")
+        assert choice()[0] == "mapped"
+        assert choice(batch=1) == (
+            "device",
+            f"measured in turns at batch 1, device 50 us, mapped 80 us{KEPT}",
+        )
+        assert choice(gpu=larger)[1].startswith("measured in turns at batch 4, device 40 us, mapped 30 us")
+
+    def test_what_is_asked_for_by_hand_is_neither_tried_nor_kept(
+        self, choice: Callable[..., tuple[str, str]], place: Path
+    ) -> None:
+        assert choice(memory="mapped") == ("mapped", "as asked")
+        assert not cache.memory_path(place).exists()
+
+    @pytest.mark.parametrize(
+        "damage",
+        [
+            lambda text: text[:-20],
+            lambda text: "",
+            lambda text: "\0" * 100,
+            lambda text: "[1, 2]",
+            lambda text: text.replace('"mapped",', '"device",'),  # the seal
+            lambda text: text.replace('"schema_version": 1', '"schema_version": 2'),
+        ],
+    )
+    def test_a_damaged_file_costs_a_trial(
+        self, choice: Callable[..., tuple[str, str]], place: Path, damage: Callable[[str], str]
+    ) -> None:
+        choice(80, 50)
+        path = cache.memory_path(place)
+        whole = path.read_text()
+        assert damage(whole) != whole
+        path.write_text(damage(whole))
+        memory, words = choice(50, 80)
+        assert memory == "device"
+        if damage(whole) == "[1, 2]":  # it may be somebody's: it stays
+            assert "not kept" in words and path.read_text() == "[1, 2]"
+        else:
+            assert words.endswith(", kept in dsc.engine.memory.json")
+            assert choice()[0] == "device"
+
+    def test_a_file_of_another_engine_costs_a_trial(
+        self, choice: Callable[..., tuple[str, str]], place: Path
+    ) -> None:
+        choice(80, 50)
+        path = cache.memory_path(place)
+        found = cache.MEMORY.load(path)
+        cache.MEMORY.save(path, replace(found, engine_sha256="1" * 64))
+        assert choice(50, 80)[0] == "device"
+        assert len(cache.MEMORY.load(path).choices) == 1  # the other engine's are gone
+
+    def test_a_folder_that_cannot_be_written_costs_nothing(
+        self, choice: Callable[..., tuple[str, str]], place: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def refuse(*_: object) -> None:
+            raise EnvironmentProblem("cannot write dsc: Read-only file system", remedy="")
+
+        monkeypatch.setattr(type(cache.MEMORY), "save", refuse)
+        assert choice(80, 50) == (
+            "mapped",
+            "measured in turns at batch 4, device 80 us, mapped 50 us, "
+            "not kept: cannot write dsc: Read-only file system",
+        )
+        assert list(place.parent.iterdir()) == []
+
+    def test_the_file_does_not_grow_for_ever(self, place: Path, record: Any) -> None:
+        kept = cache.MemoryFile(place, record, ORIN, "10.3.0")
+        for batch in range(1, 100):
+            kept.keep(batch, {"device": 1.0, "mapped": 2.0})
+        assert [choice.batch for choice in cache.MEMORY.load(cache.memory_path(place)).choices] == list(
+            range(36, 100)
+        )
+
+    def test_the_choice_made_before_an_engine_is_shipped_goes_with_it(
+        self, open_runner: Open, cuda: Any, place: Path, plan: bytes, turns: Any
+    ) -> None:
+        cuda.integrated = True
+        with atomic_path(place) as temporary:
+            temporary.write_bytes(plan)
+            open_runner(place=temporary, gpu=ORIN, clock=turns(80, 50)).close()
+        assert sorted(path.name for path in place.parent.iterdir()) == [
+            "dsc.engine",
+            "dsc.engine.memory.json",
+        ]
+        with open_runner(place=place, gpu=ORIN) as runner:
+            assert runner.description["memory_choice"].endswith(KEPT)

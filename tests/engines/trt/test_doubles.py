@@ -11,7 +11,7 @@ from double_cuda import API, POISON, DoubleCuda, DoubleDriver, Error, Misuse
 from double_tensorrt import IMAGE_BYTES, LAYER_MS, RELEASES, DoubleTensorRt
 
 from engines.trt import versions
-from engines.trt.cuda import GraphError, capture_graph
+from engines.trt.cuda import GraphError, bound_device, capture_graph
 from engines.trt.faults import process_logger
 
 SHAPE = (2, 224, 224, 1)
@@ -209,6 +209,45 @@ def test_a_logger_that_is_gone(cuda: DoubleCuda) -> None:
         trt._log("a message")
 
 
+@pytest.mark.parametrize("release", RELEASES, indirect=True)
+def test_an_engine_of_another_gpu_is_warned_of_and_loaded(
+    cuda: DoubleCuda, trt: DoubleTensorRt, plan: bytes, release: str
+) -> None:
+    cuda.init()
+    cuda.Device(1).retain_primary_context().push()
+    logger = process_logger(trt)
+    made = Device(cuda, trt, plan)
+    made.address()
+    made.work()
+    made.stream.synchronize()
+    words = "Using an engine plan file across different models of devices is not recommended"
+    assert logger.warnings == ([] if release == "rtx" else [words])
+
+
+def test_what_is_of_one_gpu_is_not_used_on_the_other(device: Device, cuda: DoubleCuda) -> None:
+    device.work()
+    device.stream.synchronize()
+    cuda.Device(1).retain_primary_context().push()
+    with pytest.raises(Misuse, match="an engine on GPU 0 runs while GPU 1 is current"):
+        device.execution.execute_async_v3(device.stream.handle)
+    with pytest.raises(Misuse, match="memory of GPU 0 is used while GPU 1 is current"):
+        cuda.need_memory(int(device.memory_in), 4)
+    with pytest.raises(Misuse, match="a stream of GPU 0 is used while GPU 1 is current"):
+        cuda.Event().record(device.stream)
+    assert cuda.mem_get_info()[0] == cuda.mem_get_info()[1]  # nothing is allocated there
+    with pytest.raises(Error, match="invalid device ordinal"):
+        cuda.Device(2)
+
+
+def test_pycuda_works_only_in_contexts_that_it_pushed(cuda: DoubleCuda, driver: DoubleDriver) -> None:
+    with bound_device(1):
+        assert cuda.Context.get_device() is not None
+        with pytest.raises(Error, match="no currently active context"):
+            cuda.mem_alloc(4)
+    with pytest.raises(Error, match="invalid device context"):
+        cuda.Context.get_device()
+
+
 def test_a_change_under_waiting_work(device: Device) -> None:
     device.work()
     device.execution.set_input_shape("image", (1, 224, 224, 1))
@@ -355,7 +394,14 @@ def test_methods_are_those_of_the_release(device: Device, trt: DoubleTensorRt, r
 
 def test_the_cuda_double_has_no_name_that_pycuda_lacks(device: Device) -> None:
     own = {"init", "Device", "Stream", "Event", "pagelocked_empty", "mem_alloc", "Error", "MemoryError"}
-    own |= {"memcpy_htod_async", "memcpy_dtoh_async", "host_alloc_flags", "event_flags", "device_attribute"}
+    own |= {
+        "memcpy_htod_async",
+        "memcpy_dtoh_async",
+        "host_alloc_flags",
+        "event_flags",
+        "device_attribute",
+        "Context",
+    }
     assert own <= set(API["module"])
     for thing, kind in (
         (device.stream, "Stream"),

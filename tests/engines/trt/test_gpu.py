@@ -82,7 +82,7 @@ def stack(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
     monkeypatch.setattr(packages, "load", lambda name: modules.get(name) or load(name))
     monkeypatch.setattr(packages, "installed_version", lambda name, *others: trt.__version__)
     monkeypatch.setattr(packages, "is_installed", lambda name: True)
-    monkeypatch.setattr(runtime_module, "find_gpu", lambda: (Gpu("Double", "8.7"), ""))
+    monkeypatch.setattr(runtime_module, "find_gpu", lambda *_: (Gpu("Double", "8.7"), ""))
     yield Stack("tensorrt-rtx" if request.param == "rtx" else "tensorrt", cuda)
     assert cuda.idle
 

@@ -70,5 +70,7 @@ def test_the_loop_on_the_real_pycuda(
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found.pop("words") == [*GRAPHS, "CUDA graph", "CUDA graph", "CUDA graph"]
+    assert (found.pop("devices"), found.pop("fed")) == (["0", "1"], 1)
+    assert "cannot open dsc.engine: cuDeviceGet failed: " in found.pop("refused")
     assert found == {"stages": ["d2h", "execute", "h2d"], "live": 0, "bad": 0, "depth": 0, "references": 0}
     assert "Warning" not in done.stderr

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from double_cuda import PagelockedHostAllocation
 from double_tensorrt import IMAGE_BYTES, LAYER_MS, RELEASES, session_of
 from msgspec.structs import replace
 
@@ -266,6 +267,7 @@ def test_what_it_says_of_itself(open_runner: Open, trt: Any) -> None:
     cache = words.pop("runtime_cache", None)
     assert words.pop("scratch").endswith(" MiB of device memory for 2 slots")
     assert words == {
+        "device": "0",
         "execution": "CUDA graph",
         "memory": "device",
         "memory_choice": "the GPU has its own",
@@ -281,19 +283,106 @@ def test_what_it_says_of_itself(open_runner: Open, trt: Any) -> None:
         assert runner.description["execution"] == "CUDA graph of the execution"
 
 
-@pytest.mark.parametrize(("device_ns", "mapped_ns", "chosen"), [(80, 50, "mapped"), (50, 80, "device")])
-def test_memory_is_chosen_by_measuring_where_it_is_shared(
-    open_runner: Open, cuda: Any, pixels: Any, expected: Any, device_ns: int, mapped_ns: int, chosen: str
+@pytest.mark.parametrize(("device_us", "mapped_us", "chosen"), [(80, 50, "mapped"), (50, 80, "device")])
+def test_memory_is_chosen_by_measuring_in_turns_where_it_is_shared(
+    open_runner: Open,
+    cuda: Any,
+    pixels: Any,
+    expected: Any,
+    turns: Any,
+    device_us: int,
+    mapped_us: int,
+    chosen: str,
 ) -> None:
     cuda.integrated = True
-    times = iter(np.cumsum([0] + [1000 * device_ns, 0] * 20 + [1000 * mapped_ns, 0] * 20).tolist())
-    with open_runner(clock=lambda: next(times)) as runner:
-        assert runner.description["memory"] == chosen  # what was measured is no condition of a comparison
+    with open_runner(clock=turns(device_us, mapped_us)) as runner:
+        assert runner.description["memory"] == chosen
         assert runner.description["memory_choice"] == (
-            f"measured at batch 4, device {device_ns} us, mapped {mapped_ns} us"
+            f"measured in turns at batch 4, device {device_us} us, mapped {mapped_us} us, not kept"
         )
         assert cuda.allocations - len(cuda.live) == 8  # what the measurement needed is freed
         np.testing.assert_array_equal(runner.run(pixels(4)), expected(pixels(4)))
+    assert cuda.idle
+
+
+@pytest.mark.parametrize("batch", [1, 8])
+def test_memory_is_tried_at_the_size_that_will_be_used(
+    open_runner: Open, cuda: Any, trt: Any, batch: int
+) -> None:
+    cuda.integrated = True
+    with open_runner(batch=batch) as runner:
+        assert f"at batch {batch}, " in runner.description["memory_choice"]
+    assert {size for size, _ in trt._ran} == {batch}
+
+
+@pytest.mark.parametrize(
+    ("left", "call", "after"),
+    [
+        ("device", "get_device_pointer", 0),  # mapped memory that the driver refuses
+        ("device", "Stream", 1),
+        ("mapped", "memcpy_htod_async", 0),
+        ("mapped", "memcpy_htod_async", 20),  # in the middle of the turns
+    ],
+)
+def test_a_trial_that_fails_leaves_the_other_kind(
+    open_runner: Open,
+    cuda: Any,
+    pixels: Any,
+    expected: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    left: str,
+    call: str,
+    after: int,
+) -> None:
+    cuda.integrated = True
+    if call == "Stream":  # the second one only: the runner itself needs some
+        make, made = cuda.Stream, []
+
+        def second(flags: int) -> Any:
+            made.append(flags)
+            if len(made) == 2:
+                raise cuda.Error("Stream failed: out of memory")
+            return make(flags)
+
+        monkeypatch.setattr(cuda, "Stream", second)
+    elif call == "get_device_pointer":
+
+        def refuse(memory: Any) -> int:
+            raise cuda.Error("get_device_pointer failed: not supported")
+
+        monkeypatch.setattr(PagelockedHostAllocation, "get_device_pointer", refuse)
+    else:
+        cuda.fail[call] = after
+    gone = "device" if left == "mapped" else "mapped"
+    with open_runner(place=tmp_path / "dsc.engine", gpu=Gpu("Orin", "8.7"), graph=False) as runner:
+        cuda.fail.clear()
+        words = runner.description
+        assert words["memory"] == left
+        assert words["memory_choice"].startswith(
+            f"{left} is left, {gone} memory failed: tensorrt cannot open dsc"
+        )
+        assert call in words["memory_choice"]
+        np.testing.assert_array_equal(runner.run(pixels(4)), expected(pixels(4)))
+    assert cuda.idle
+    assert list(tmp_path.iterdir()) == []  # it may work next time: nothing is kept
+
+
+@pytest.mark.parametrize("release", RELEASES, indirect=True)
+def test_the_gpu_that_was_asked_for_runs(
+    open_runner: Open, driver: Any, cuda: Any, pixels: Any, expected: Any, trt: Any
+) -> None:
+    with open_runner(device=1, gpu=Gpu("Second double", "8.7"), blocking_wait=True) as runner:
+        assert runner.description["device"] == "1 (Second double)"
+        assert cuda.references == [0, 1]
+        assert {memory.device for memory in cuda.live} == {1}
+        assert (driver.flags_of, runner.description["wait"]) == ([0, 4], "sleep")
+        answers_are_right(runner, pixels, expected)
+        with open_runner() as other:  # the first GPU, beside it
+            assert cuda.references == [1, 1]
+            tickets = [runner.submit(pixels(3, seed=1)), other.submit(pixels(2, seed=2))]
+            np.testing.assert_array_equal(other.collect(tickets[1]), expected(pixels(2, seed=2)))
+            np.testing.assert_array_equal(runner.collect(tickets[0]), expected(pixels(3, seed=1)))
     assert cuda.idle
 
 
@@ -705,7 +794,7 @@ def test_layers_are_those_of_a_single_image_and_have_times(
     modules = {"tensorrt": trt, "tensorrt_rtx": trt, "pycuda.driver": cuda}
     monkeypatch.setattr(packages, "load", modules.__getitem__)
     monkeypatch.setattr(packages, "installed_version", lambda *names: record.runtime_version)
-    monkeypatch.setattr(runtime, "find_gpu", lambda: (Gpu("Double", "8.9"), ""))
+    monkeypatch.setattr(runtime, "find_gpu", lambda *_: (Gpu("Double", "8.9"), ""))
     layers, report = get_runtime(record.runtime).inspect_layers(engine, record)
     assert layers == (expected,)
     names = [entry["Name"] for entry in json.loads(report or "")["Layers"]]

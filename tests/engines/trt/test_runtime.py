@@ -6,12 +6,14 @@ from dataclasses import replace as replace_gpu
 from pathlib import Path
 
 import pytest
+from double_cuda import DoubleCuda, DoubleDriver
+from double_tensorrt import LAYER_MS, RELEASES, DoubleTensorRt
 from msgspec.structs import replace
 
 from engines import packages
 from engines.errors import ArtefactError, EnvironmentProblem
 from engines.record import BatchRange, EngineRecord, Precision, Tuning
-from engines.runtimes import Availability, BuildOptions, BuildResult, get_runtime
+from engines.runtimes import Availability, BuildOptions, BuildResult, RunnerOptions, get_runtime
 from engines.trt import runtime
 from engines.trt.cuda import Gpu
 
@@ -25,7 +27,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """``machine(gpu, version, pycuda)``: what this machine has."""
 
     def have(gpu: Gpu | None = None, version: str | None = "10.3.0", pycuda: bool = True) -> None:
-        monkeypatch.setattr(runtime, "find_gpu", lambda: (gpu, "" if gpu else NO_DRIVER))
+        monkeypatch.setattr(runtime, "find_gpu", lambda *_: (gpu, "" if gpu else NO_DRIVER))
         monkeypatch.setattr(packages, "installed_version", lambda name, *distributions: version)
         monkeypatch.setattr(packages, "is_installed", lambda name: pycuda)
 
@@ -224,3 +226,83 @@ def test_a_repackaged_release_is_the_same_version(
     machine(None, "10.3.0.post1")
     with pytest.raises(EnvironmentProblem, match="cannot run here"):
         TENSORRT.open_runner(tmp_path / record.engine, record)
+
+
+class TestTwoGpus:
+    """Of two kinds; the driver is asked for each by its number."""
+
+    @pytest.fixture
+    def trt(
+        self, release: str, cuda: DoubleCuda, driver: DoubleDriver, monkeypatch: pytest.MonkeyPatch
+    ) -> DoubleTensorRt:
+        trt = DoubleTensorRt(release, cuda)
+        modules = {trt.__name__: trt, "pycuda.driver": cuda}
+        monkeypatch.setattr(packages, "load", modules.__getitem__)
+        monkeypatch.setattr(packages, "installed_version", lambda *_: trt.__version__)
+        monkeypatch.setattr(packages, "is_installed", lambda name: True)
+        return trt
+
+    @pytest.fixture
+    def build(
+        self, trt: DoubleTensorRt, small_model: Path, record_of: Callable[..., EngineRecord], tmp_path: Path
+    ) -> Callable[[int], tuple[Path, EngineRecord]]:
+        """``build(device)``: an engine with its record, built on that GPU."""
+        name = trt.__name__.replace("_", "-")
+
+        def make(device: int) -> tuple[Path, EngineRecord]:
+            engine, batch = tmp_path / f"{device}.engine", BatchRange(1, 4, 8)
+            options = BuildOptions(precision=Precision.FP32, batch=batch, device=device)
+            result = get_runtime(name).build(small_model.read_bytes(), engine, options)
+            made = record_of(engine, "dsc", "fp32", result, batch, runtime=name)
+            contract = replace(made.contract, labels=("clear", "focal", "diffuse"))
+            return engine, replace(made, runtime_version=trt.__version__, contract=contract)
+
+        return make
+
+    @pytest.mark.parametrize("release", RELEASES, indirect=True)
+    def test_an_engine_is_built_and_run_on_the_gpu_that_was_asked_for(
+        self, build: Callable[..., tuple[Path, EngineRecord]], cuda: DoubleCuda, pixels: Callable
+    ) -> None:
+        engine, made = build(1)
+        assert b'"gpu": 1' in engine.read_bytes()
+        assert cuda.idle
+        if made.runtime == "tensorrt":
+            assert made.platform["gpu"] == "Second double"
+            assert made.platform["compute_capability"] == "8.7"
+            assert made.platform["multiprocessors"] == "2"
+        runtime_here = get_runtime(made.runtime)
+        with runtime_here.open_runner(engine, made, RunnerOptions(device=1)) as runner:
+            assert runner.description["device"] == "1 (Second double)"
+            assert cuda.references == [0, 1]
+            assert runner.run(pixels(2)).shape == (2, 3)
+        layers, _ = runtime_here.inspect_layers(engine, made, 1)
+        assert [layer.microseconds for layer in layers] == [1000 * LAYER_MS]
+        assert cuda.idle
+
+    @pytest.mark.parametrize("release", ["8.6", "10.3", "11.4"], indirect=True)
+    def test_an_engine_of_the_other_kind_of_gpu_is_refused(
+        self, build: Callable[..., tuple[Path, EngineRecord]]
+    ) -> None:
+        engine, made = build(1)
+        with pytest.raises(ArtefactError, match="gpu Second double there, Double here"):
+            TENSORRT.open_runner(engine, made)
+        first, made = build(0)
+        with pytest.raises(ArtefactError, match="gpu Double there, Second double here") as caught:
+            TENSORRT.open_runner(first, made, RunnerOptions(device=1))
+        assert caught.value.remedy == f"rebuild it here: {made.build_command} --device 1"
+
+    @pytest.mark.parametrize("release", RELEASES, indirect=True)
+    def test_a_gpu_that_is_not_there_is_no_place_to_build_or_run(
+        self, build: Callable[..., tuple[Path, EngineRecord]], cuda: DoubleCuda, tmp_path: Path
+    ) -> None:
+        words = "^there is no GPU 2: the CUDA driver finds 2, numbered 0 to 1"
+        with pytest.raises(EnvironmentProblem, match=words) as caught:
+            build(2)
+        assert caught.value.exit_code == 3
+        assert list(tmp_path.glob("*.engine")) == []
+        engine, made = build(0)
+        with pytest.raises(EnvironmentProblem, match=words):
+            get_runtime(made.runtime).open_runner(engine, made, RunnerOptions(device=2))
+        with pytest.raises(EnvironmentProblem, match=words):
+            get_runtime(made.runtime).inspect_layers(engine, made, 2)
+        assert cuda.idle
