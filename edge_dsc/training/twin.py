@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_dsc.data.split import SPLIT_FILE, load_split
-from edge_dsc.evaluate.metrics import classification_metrics
+from edge_dsc.evaluate.metrics import Metrics, classification_metrics
 from edge_dsc.networks import (
     NetworkChoice,
     build_network,
@@ -134,8 +134,9 @@ def make_twin(
     """Make the separable twin of a trained network.
 
     With images it is fine-tuned with the original as teacher and written as a run folder. The twin of a run holds the
-    same split, so the images held back from the original are held back from the twin. Same original, images, options,
-    seed and machine: same weights. The twin of a file without images is a file, as near to the original as its
+    same split, so the images held back from the original are held back from the twin. The weights that are kept are
+    those of the lowest validation loss, of an epoch or of the start. Same original, images, options, seed and machine:
+    same weights. The twin of a file without images is a file, as near to the original as its
     kernels can be, with what a twin has lost.
 
     Raises:
@@ -239,11 +240,16 @@ def _fine_tune(
     batches = TaughtBatches(**vars(make_batches(images, recipe, options.seed)), teacher=original.model)
     stride = max(1, len(batches.pixels) // _FIT_IMAGES)
     separation = fit_pairs(twin, batches.pixels[::stride][:_FIT_IMAGES].astype(np.float32))
-    before = [_validation_accuracy(model, images) for model in (original.model, twin.model)]
+    before, start = (_validate(model, images) for model in (original.model, twin.model))
+    fitted_weights = twin.model.get_weights()
     interrupted = False
     if recipe.epochs:
         compile_model(twin.model, recipe, batches.steps)
         interrupted = fit_model(twin.model, batches, images.pixels["validation"], state, progress)
+        if start.loss < min(state.history["validation_loss"]):
+            # A start may be better than all that few images make of it.
+            twin.model.set_weights(fitted_weights)
+            state.best_epoch = 0
     fitted = Fitted(
         model=twin.model,
         architecture=twin.model.name,
@@ -260,12 +266,12 @@ def _fine_tune(
         parent_sha256=original.sha256,
         separation=separation,
     )
-    after = _validation_accuracy(twin.model, images)
+    after = _validate(twin.model, images)
     return TwinResult(
         out=options.out,
         separation=separation,
         trained=finish_run(_train_options(options, original.data), images, fitted),
-        validation=(before[0], before[1], after),
+        validation=(before.accuracy, start.accuracy, after.accuracy),
     )
 
 
@@ -285,9 +291,9 @@ def _recipe(options: TwinOptions, base: Recipe) -> Recipe:
     )
 
 
-def _validation_accuracy(model: Model, images: RunImages) -> float:
+def _validate(model: Model, images: RunImages) -> Metrics:
     pixels, targets = images.pixels["validation"]
-    return classification_metrics(targets, predict(model, pixels), images.split.labels).accuracy
+    return classification_metrics(targets, predict(model, pixels), images.split.labels)
 
 
 def fit_pairs(twin: Twin, images: NDArray[np.floating]) -> Separation:
