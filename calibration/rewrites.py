@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
 from calibration.layers import Layer, find_layers
+from engines.contract import ModelContract
 from engines.errors import ArtefactError
+from engines.graph import replace_contract
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
@@ -89,6 +91,70 @@ def center_pixels(model: ModelProto) -> ModelProto:
         centred.graph.node.insert(place + index, made)
     _drop_unused(centred)
     return centred
+
+
+def pixel_border(model: ModelProto) -> int | None:
+    """Return what the first convolution pads the pixels with: 0 or 1 on all sides.
+
+    Returns:
+        None where its padding is another one, or :func:`center_pixels` does not take it.
+    """
+    layer = find_layers(model)[0]
+    node = next(node for node in model.graph.node if node.name == layer.name)
+    pads = next((set(attribute.ints) for attribute in node.attribute if attribute.name == "pads"), {0})
+    return min(pads) if _fits(layer, node, model) and pads in ({0}, {1}) else None
+
+
+def take_int8_pixels(model: ModelProto, contract: ModelContract) -> ModelProto:
+    """Return a Q/DQ graph whose input is its centred pixels themselves, as int8, in place of grey uint8 ones.
+
+    Cast, Reshape, Add and Pad go from its front: the host subtracts 128 and gives black its place around the picture
+    (:func:`engines.images.shape_input`). A signed grid has scale 1 and zero point 0, so that its first pair would give
+    back the integers that it takes, and it goes too: the input feeds DequantizeLinear, which a builder fuses into the
+    convolution. An unsigned grid keeps its pair, and so its integers, which are grey itself. Every other layer sees the
+    values that it saw before.
+
+    Args:
+        model: What :func:`calibration.qdq.quantize` made; it is not changed.
+        contract: The contract of the engine: :meth:`engines.contract.ModelContract.with_input`.
+    """
+    made = onnx.ModelProto()
+    made.CopyFrom(model)
+    graph, image = made.graph, contract.input_name
+    producers = {name: node for node in graph.node for name in node.output}
+    (centred,) = (name for name in producers if name.endswith(SUFFIX))
+    front = producers[centred]
+    while front is not None:
+        before = producers.get(front.input[0])
+        graph.node.remove(front)
+        front = before
+    ends = onnx.helper.make_tensor_value_info(image, onnx.TensorProto.INT8, ("N", *contract.input_shape))
+    graph.input[0].CopyFrom(ends)
+    grid: dict[str, NDArray[Any]] = {
+        f"{image}.scale": np.array(1, np.float32),
+        f"{image}.zero": np.array(0, np.int8),
+    }
+    graph.initializer.extend(onnx.numpy_helper.from_array(value, key) for key, value in grid.items())
+    made_float = onnx.helper.make_node("DequantizeLinear", [image, *grid], [centred], f"{image}.dequantize")
+    graph.node.insert(0, made_float)
+    _drop_signed_pair(made, centred)
+    _drop_unused(made)
+    return replace_contract(made, contract)
+
+
+def _drop_signed_pair(model: ModelProto, tensor: str) -> None:
+    """Remove the Q/DQ pair of a tensor where its integers are signed."""
+    nodes, stored = model.graph.node, {value.name: value for value in model.graph.initializer}
+    takers = [node for node in nodes if node.input[0] == tensor and node.op_type == "QuantizeLinear"]
+    for quantise in takers:
+        if stored[quantise.input[2]].data_type != onnx.TensorProto.INT8:
+            continue
+        (dequantise,) = (node for node in nodes if node.input[0] == quantise.output[0])
+        back = dequantise.output[0]
+        nodes.remove(quantise)
+        nodes.remove(dequantise)
+        for node in nodes:
+            node.input[:] = [tensor if name == back else name for name in node.input]
 
 
 def pixel_range(tensor: str, *, signed: bool) -> Bounds:

@@ -135,7 +135,7 @@ def read_set(
             # Without the folder: a table must not depend on where its images lie.
             skipped.append(SkippedImage(name, image.pixels.what.replace(str(image.path), name)))
         else:
-            pixels.append(image.pixels)
+            pixels.append(np.asarray(image.pixels, np.uint8))  # as every model takes them
             images.append(CalibrationImage(name, candidate.label, image.sha256))
             places.append(place)
         if progress is not None:

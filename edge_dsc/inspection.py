@@ -13,6 +13,7 @@ import msgspec
 
 from calibration.table import CalibrationTable
 from edge_dsc.evaluate.evaluation import format_validation
+from engines.contract import NVJPEG_RULE
 from engines.errors import ArtefactError, BadInputError, EnvironmentProblem, UsageError
 from engines.files import read_regular, sha256_file
 from engines.record import RECORD, EngineRecord, Precision, load_record, record_path
@@ -326,12 +327,25 @@ def format_record(record: EngineRecord) -> str:
         f" {record.runtime} {record.runtime_version}, batch {record.batch}, built in {record.build_seconds:.2f} s",
         f"  layers with weights: {layers} ({record.layers_source})",
         *_layer_lines(record),
+        *_place_lines(record),
         *(f"  note: {note}" for note in record.notes),
     ]
     if record.validation is not None:
         text = format_validation(record.validation, precision=record.precision.value)
         lines += [f"  {line}" for line in text.splitlines()]
     return "\n".join(map(printable, lines))
+
+
+def _place_lines(record: EngineRecord) -> list[str]:
+    """Say what goes into an engine where that is not grey uint8, and what runs on the Deep Learning Accelerator."""
+    contract, core = record.contract, record.tuning.dla
+    sides = ", ".join(map(str, contract.input_shape))
+    lines = [f"  takes {contract.dtype} [N, {sides}]"] if contract.dtype != "uint8" else []
+    if contract.decode == NVJPEG_RULE:
+        lines.append(f"  JPEGs decoded by nvJPEG ({contract.decode})")
+    if core is not None:
+        lines.append(f"  DLA core {core}, on the GPU: {', '.join(record.gpu_layers) or 'nothing'}")
+    return lines
 
 
 def _layer_lines(record: EngineRecord) -> list[str]:

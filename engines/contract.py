@@ -16,7 +16,11 @@ SCHEMA_VERSION = 1
 METADATA_KEY = "edge_dsc.contract"
 DECODE_RULE = "grey8-v1"  # engines.images.decode_image, one channel
 COLOUR_RULE = "rgb8-v1"  # the same with three channels, red first
+NVJPEG_RULE = "grey8-nvjpeg-v1"  # grey8-v1 but for JPEGs, which engines.trt.nvjpeg decodes
+DECODERS = {"opencv": DECODE_RULE, "nvjpeg": NVJPEG_RULE}  # by their names on the command line
 RESIZE_RULE = "halve-area-v1"  # engines.images.resize_to
+BORDERED_RULE = "halve-area-bordered-v1"  # the same with a black border, one pixel wide, around it
+INPUT_TYPES = ("uint8", "int8", "float16")  # engines.images.shape_input
 
 LARGEST_MODEL = 512 << 20  # bytes; ours have a few MB, and protobuf itself ends at 2 GiB
 _LARGEST_CONTRACT = 1 << 20  # characters
@@ -48,12 +52,12 @@ class ModelContract(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         output_name: Name of the graph's output tensor, ``float32 [N, len(labels)]``, probabilities.
         height: Input height in pixels.
         width: Input width in pixels.
-        dtype: Element type of the input.
+        dtype: Element type of the input: ``uint8`` or ``float16``, 0..255 as they are; ``int8``, minus 128.
         layout: Axis order; with one grey channel NHWC and NCHW are the same bytes.
-        decode: Name of the rule that turns a file into 8-bit pixels: ``grey8-v1`` or ``rgb8-v1``.
+        decode: Name of the rule that turns a file into 8-bit pixels: ``grey8-v1``, ``rgb8-v1``, ``grey8-nvjpeg-v1``.
         resize: Name of the rule that brings those pixels to ``height`` x ``width``.
-        scale: Factor on the pixel values; it is folded into the first layer's weights, so callers
-            hand over raw 0..255 and must not apply it.
+        scale: Factor on the grey values; it is folded into the first layer's weights, so callers
+            must not apply it.
         schema_version: Version of this description.
 
     Raises:
@@ -79,14 +83,30 @@ class ModelContract(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             raise ValueError("a class is named twice")
 
     @property
+    def border(self) -> int:
+        """Pixels of black on each side of the resized picture; they are part of the input."""
+        return 1 if self.resize == BORDERED_RULE else 0
+
+    @property
     def input_shape(self) -> tuple[int, int, int]:
-        """Shape of one input without the batch: ``(height, width, channels)``."""
-        return (self.height, self.width, self.channels)
+        """Shape of one input without the batch, with its border: ``(height, width, channels)``, or channels first."""
+        sides = (self.height + 2 * self.border, self.width + 2 * self.border)
+        return (*sides, self.channels) if self.layout == "NHWC" else (self.channels, *sides)
 
     @property
     def channels(self) -> int:
         """Channels of the input, as the decode rule gives them: 1 grey, or 3 in the order red, green, blue."""
         return 3 if self.decode == COLOUR_RULE else 1
+
+    def with_input(self, dtype: str, border: int = 0) -> ModelContract:
+        """Return the contract of an engine of this model whose first convolution takes the input as it comes.
+
+        Args:
+            dtype: ``int8`` or ``float16``.
+            border: What the convolution leaves to the host to pad with: 0 or 1.
+        """
+        resize = BORDERED_RULE if border else self.resize
+        return msgspec.structs.replace(self, dtype=dtype, layout="NCHW", resize=resize)
 
     @property
     def preprocess_sha256(self) -> str:
@@ -129,10 +149,10 @@ class ModelContract(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         """
         known: dict[str, tuple[object, ...]] = {
             "schema_version": (SCHEMA_VERSION,),
-            "decode": (DECODE_RULE, COLOUR_RULE),
-            "resize": (RESIZE_RULE,),
-            "dtype": ("uint8",),
-            "layout": ("NHWC",),
+            "decode": (DECODE_RULE, COLOUR_RULE, NVJPEG_RULE),
+            "resize": (RESIZE_RULE, BORDERED_RULE),
+            "dtype": INPUT_TYPES,
+            "layout": ("NHWC", "NCHW"),
         }
         for name, values in known.items():
             seen = getattr(self, name)

@@ -73,6 +73,10 @@ def load_model(path: Path) -> OnnxModel:
     except OSError as error:
         raise ArtefactError(f"cannot read {path}: {error.strerror or error}", remedy=EXPORT_AGAIN) from error
     model = parse_model(data, path)
+    if model.contract.dtype != "uint8":
+        raise ArtefactError(
+            f"{path} is no exported model: it takes {model.contract.dtype} pixels", remedy=EXPORT_AGAIN
+        )
     for node in model.proto.graph.node:
         if node.domain not in ("", "ai.onnx"):
             raise ArtefactError(
@@ -197,7 +201,7 @@ def contract_of(model: ModelProto, source: str) -> ModelContract:
     inputs = [value for value in model.graph.input if value.name not in stored]
     seen = (_describe(inputs), _describe(model.graph.output))
     expected = (
-        [(contract.input_name, TensorProto.UINT8, contract.input_shape)],
+        [(contract.input_name, TensorProto.DataType.Value(contract.dtype.upper()), contract.input_shape)],
         [(contract.output_name, TensorProto.FLOAT, (len(contract.labels),))],
     )
     if seen != expected:
@@ -207,6 +211,15 @@ def contract_of(model: ModelProto, source: str) -> ModelContract:
             remedy=EXPORT_AGAIN,
         )
     return contract
+
+
+def replace_contract(model: ModelProto, contract: ModelContract) -> ModelProto:
+    """Return a copy of a model with this contract in its metadata."""
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    kept = {entry.key: entry.value for entry in model.metadata_props}
+    onnx.helper.set_model_props(copy, {**kept, **contract.to_metadata()})
+    return copy
 
 
 def _describe(values: Iterable[ValueInfoProto]) -> list[_Value]:
@@ -423,6 +436,31 @@ def cast_to_fp16(model: ModelProto) -> ModelProto:
         _halve_node(node)
     _keep_outputs(graph)
     return half
+
+
+def take_half_pixels(model: ModelProto, contract: ModelContract) -> ModelProto:
+    """Return an FP16 graph whose first layer takes the pixels as float16, with nothing in front.
+
+    Args:
+        model: What :func:`cast_to_fp16` made; it is not changed.
+        contract: The contract of the engine: :meth:`engines.contract.ModelContract.with_input`.
+    """
+    made = replace_contract(model, contract)
+    graph, image = made.graph, contract.input_name
+    name, takers = image, [node for node in graph.node if image in node.input]
+    while len(takers) == 1 and takers[0].op_type in ("Cast", "Reshape", "Transpose"):
+        name = takers[0].output[0]
+        graph.node.remove(takers[0])
+        takers = [node for node in graph.node if name in node.input]
+    for node in takers:
+        node.input[:] = [image if given == name else given for given in node.input]
+    ends = onnx.helper.make_tensor_value_info(image, TensorProto.FLOAT16, ("N", *contract.input_shape))
+    graph.input[0].CopyFrom(ends)
+    used = {name for node in graph.node for name in node.input}
+    kept = [tensor for tensor in graph.initializer if tensor.name in used]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
+    return made
 
 
 def _halve_tensor(tensor: TensorProto) -> None:

@@ -11,17 +11,18 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import TypeAlias, TypeVar, cast
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.contract import ModelContract
+from engines.contract import NVJPEG_RULE, ModelContract
 from engines.dicom import check_pixels, check_scans, decode_dicom, is_dicom, jpeg_frame
 from engines.errors import EdgeDscError, ImageError
 from engines.files import read_regular, sha256_bytes
 
+InputPixels: TypeAlias = NDArray[np.uint8 | np.int8 | np.float16]  # as the contract says
 _Pixels = NDArray[np.uint8 | np.uint16]
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -52,14 +53,15 @@ _REDUCED = (
 )
 
 
-def read_input(path: Path, contract: ModelContract) -> NDArray[np.uint8]:
+def read_input(path: Path, contract: ModelContract) -> InputPixels:
     """Turn an image file into one network input.
 
     Returns:
-        ``uint8 [height, width, channels]``, raw 0..255.
+        The input, of the contract's type and shape, such as ``uint8 [height, width, channels]``.
 
     Raises:
         ImageError: Missing, empty, damaged, no image, too small or too large.
+        EnvironmentProblem: The contract's decoder is missing.
     """
     return _prepare(read_bytes(path), contract, path)
 
@@ -71,12 +73,12 @@ class InputImage:
     Attributes:
         path: The file.
         sha256: Hash of the very bytes that were decoded.
-        pixels: ``uint8 [height, width, channels]``, raw 0..255; or why there are none.
+        pixels: Of the contract's type and shape, such as ``uint8 [height, width, channels]``; or why there are none.
     """
 
     path: Path
     sha256: str
-    pixels: NDArray[np.uint8] | ImageError
+    pixels: InputPixels | ImageError
 
 
 def read_inputs(
@@ -106,7 +108,7 @@ def read_inputs(
     yield from map_in_threads(read, paths, threads=threads or usable_processors(), ahead=4)
 
 
-def _prepare(data: bytes, contract: ModelContract, path: Path) -> NDArray[np.uint8]:
+def _prepare(data: bytes, contract: ModelContract, path: Path) -> InputPixels:
     return prepare_pixels(decode_image(data, contract, name=str(path)), contract, name=str(path))
 
 
@@ -169,14 +171,27 @@ def read_bytes(path: Path) -> bytes:
     return data
 
 
+def require_decoder(contract: ModelContract) -> None:
+    """Open the contract's decoder before there is a picture, so that a job that cannot go on does not begin.
+
+    Raises:
+        EnvironmentProblem: It is missing on this machine.
+    """
+    if contract.decode == NVJPEG_RULE:
+        from engines.trt.nvjpeg import require_nvjpeg
+
+        require_nvjpeg()
+
+
 def decode_image(data: bytes, contract: ModelContract, *, name: str = "image") -> NDArray[np.uint8]:
-    """Decode an encoded image to 8-bit pixels by a contract's rule, ``grey8-v1`` or ``rgb8-v1``.
+    """Decode an encoded image to 8-bit pixels by a contract's rule: ``grey8-v1``, ``rgb8-v1``, ``grey8-nvjpeg-v1``.
 
     EXIF orientation is applied, alpha is dropped, palettes are expanded. 16-bit pixels lose their low bits; when no
     pixel needs more than 8, 10, 12 or 14 bits, that is taken for the stored depth, because detectors of 10 to 14 bits
     write 16-bit files that would else come out black. A large JPEG is decoded at a half, a quarter or an eighth of its
     size while 448 pixels a side remain, or twice the network's longer side where that is more. By ``grey8-v1`` colour
-    becomes luma; by ``rgb8-v1`` it stays, and a grey file has three equal channels.
+    becomes luma; by ``rgb8-v1`` it stays, and a grey file has three equal channels. By ``grey8-nvjpeg-v1`` a JPEG is
+    decoded by nvJPEG, in full size, and every other file as by ``grey8-v1``.
 
     Args:
         data: The file's bytes: JPEG, PNG, BMP, TIFF, WebP or DICOM (see :func:`engines.dicom.decode_dicom`).
@@ -189,8 +204,15 @@ def decode_image(data: bytes, contract: ModelContract, *, name: str = "image") -
 
     Raises:
         ImageError: Not one of these formats, damaged, several pictures in one file, or too large.
-        EnvironmentProblem: A DICOM file, and ``pydicom`` is missing.
+        EnvironmentProblem: A DICOM file, and ``pydicom`` is missing; or a JPEG, and nvJPEG is.
     """
+    if contract.decode == NVJPEG_RULE and data.startswith(_JPEG):
+        from engines.trt.nvjpeg import decode_jpeg  # engines of this rule are few
+
+        require_decoder(contract)  # what is missing is no fault of this picture
+        with _as_image_error(name):
+            _check_encoded(data, name)
+            return decode_jpeg(data, name=name)
     shortest = max(_REDUCE_ABOVE, 2 * contract.height, 2 * contract.width)
     return _decode_any(data, name, colour=contract.channels == 3, shortest=shortest)
 
@@ -221,19 +243,10 @@ def _as_image_error(name: str) -> Iterator[None]:
 
 
 def _decode(data: bytes, name: str, *, colour: bool, shortest: int) -> NDArray[np.uint8]:
+    size = _check_encoded(data, name)
     flags = (cv2.IMREAD_COLOR if colour else cv2.IMREAD_GRAYSCALE) | cv2.IMREAD_ANYDEPTH
-    size = encoded_size(data)
-    if size is None:  # another format, or a header that does not say how much memory the decoder would take
-        raise _undecodable(data, name)
-    check_pixels(*size, name)
-    if _has_more_pictures(data):
-        raise ImageError(f"{name} holds more than one picture", remedy="give single radiographs")
     if data.startswith(_JPEG):
         flags = _jpeg_flags(min(size), shortest, colour=colour)
-        _check_jpeg_end(data, name)
-        check_scans(data, name)
-    elif data.startswith(_PNG) and data.rfind(_PNG_END) < 0:  # libpng would say so on the terminal
-        raise _truncated(data, "PNG", name)
     try:
         pixels = cast(_Pixels | None, cv2.imdecode(np.frombuffer(data, np.uint8), flags))
     except cv2.error as error:
@@ -242,6 +255,22 @@ def _decode(data: bytes, name: str, *, colour: bool, shortest: int) -> NDArray[n
         raise _undecodable(data, name)
     check_pixels(pixels.shape[0], pixels.shape[1], name)
     return _eight_bits(pixels, name, colour=colour)
+
+
+def _check_encoded(data: bytes, name: str) -> tuple[int, int]:
+    """Hold an encoded image to what its header and its end say, before a decoder sees it; return height and width."""
+    size = encoded_size(data)
+    if size is None:  # another format, or a header that does not say how much memory the decoder would take
+        raise _undecodable(data, name)
+    check_pixels(*size, name)
+    if _has_more_pictures(data):
+        raise ImageError(f"{name} holds more than one picture", remedy="give single radiographs")
+    if data.startswith(_JPEG):
+        _check_jpeg_end(data, name)
+        check_scans(data, name)
+    elif data.startswith(_PNG) and data.rfind(_PNG_END) < 0:  # libpng would say so on the terminal
+        raise _truncated(data, "PNG", name)
+    return size
 
 
 def convert_frame(pixels: _Pixels, contract: ModelContract, *, name: str = "image") -> NDArray[np.uint8]:
@@ -285,10 +314,8 @@ def _eight_bits(pixels: _Pixels, name: str, *, colour: bool) -> NDArray[np.uint8
     return cast(NDArray[np.uint8], pixels)
 
 
-def prepare_pixels(
-    pixels: NDArray[np.uint8], contract: ModelContract, *, name: str = "image"
-) -> NDArray[np.uint8]:
-    """Turn decoded pixels into one network input: size check, the contract's resize rule, then its channels.
+def prepare_pixels(pixels: NDArray[np.uint8], contract: ModelContract, *, name: str = "image") -> InputPixels:
+    """Turn decoded pixels into one network input: size check, the contract's resize rule, channels, border and type.
 
     Args:
         pixels: ``uint8 [H, W]`` grey, or ``uint8 [H, W, 3]`` BGR for a contract of three channels.
@@ -296,7 +323,8 @@ def prepare_pixels(
         name: Named in errors.
 
     Returns:
-        ``uint8 [height, width, channels]``; three channels are red, green and blue.
+        The input, of the contract's type and shape, such as ``uint8 [height, width, channels]``; three channels are
+        red, green and blue.
 
     Raises:
         ImageError: A side shorter than 32 pixels.
@@ -309,9 +337,37 @@ def prepare_pixels(
     with _as_image_error(name):
         resized = resize_to(pixels, contract.height, contract.width)
         if contract.channels == 1:
-            return resized[:, :, None]
+            return shape_input(resized[:, :, None], contract)
         to_rgb = cv2.COLOR_GRAY2RGB if resized.ndim == 2 else cv2.COLOR_BGR2RGB
-        return cast(NDArray[np.uint8], cv2.cvtColor(resized, to_rgb))
+        return shape_input(cast(NDArray[np.uint8], cv2.cvtColor(resized, to_rgb)), contract)
+
+
+def shape_input(pixels: NDArray[np.uint8], contract: ModelContract) -> InputPixels:
+    """Give resized pixels the border, the type and the axes of a contract, in one pass over them.
+
+    Args:
+        pixels: ``uint8 [..., height, width, channels]``.
+        contract: What the engine takes.
+
+    Returns:
+        ``[..., *contract.input_shape]``; ``pixels`` itself where the contract wants nothing else.
+    """
+    made: InputPixels = pixels
+    if contract.dtype == "float16":
+        made = pixels.astype(np.float16)
+    elif contract.dtype == "int8":
+        made = _subtract_middle(pixels, contract.border)
+    return made if contract.layout == "NHWC" else np.ascontiguousarray(np.moveaxis(made, -1, -3))
+
+
+def _subtract_middle(pixels: NDArray[np.uint8], border: int) -> NDArray[np.int8]:
+    """Return pixels minus 128 with a black border: in two's complement the same byte with its highest bit turned."""
+    *stack, rows, columns, channels = pixels.shape
+    made = np.full((*stack, rows + 2 * border, columns + 2 * border, channels), 0x80, np.uint8)
+    np.bitwise_xor(
+        pixels, np.uint8(0x80), out=made[..., border : border + rows, border : border + columns, :]
+    )
+    return made.view(np.int8)
 
 
 def resize_to(pixels: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:

@@ -39,6 +39,8 @@ from engines.runtimes import (
 if TYPE_CHECKING:
     from onnx import ModelProto
 
+    from engines.images import InputPixels
+
 # The same import package comes in several distributions.
 _DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml")
 _KERNEL_TIME = "_kernel_time"  # how its profiler names what a node took
@@ -152,7 +154,7 @@ class OnnxRuntime:
 
         _check_origin(record, str(packages.load("onnxruntime").__version__))
         contract = record.contract
-        batch = np.zeros((record.batch.smallest, *contract.input_shape), np.uint8)
+        batch = np.zeros((record.batch.smallest, *contract.input_shape), contract.dtype)
         rebuild = f"rebuild it: {record.build_command}"
         events = profile_nodes(
             read_engine(engine, record),
@@ -216,11 +218,11 @@ class OrtRunner(DirectSubmission):
         self._input = record.contract.input_name
         self._failures = _failure_types()
 
-    def run(self, batch: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def run(self, batch: InputPixels) -> NDArray[np.float32]:
         """Classify a batch.
 
         Args:
-            batch: ``uint8 [N, height, width, channels]`` with N within the engine's batch range.
+            batch: ``[N, *contract.input_shape]`` of the contract's type, with N within the engine's batch range.
 
         Returns:
             Probabilities, ``float32 [N, classes]``, owned by the caller.
@@ -293,7 +295,7 @@ def open_reference(graph: ModelProto, record: EngineRecord, *, threads: int = 1)
 
 
 def profile_nodes(
-    model: bytes, feed: Mapping[str, NDArray[np.uint8]], *, runs: int, source: str, remedy: str
+    model: bytes, feed: Mapping[str, InputPixels], *, runs: int, source: str, remedy: str
 ) -> list[dict[str, Any]]:
     """Run a model on one thread, as :func:`open_session` opens it, with ONNX Runtime's profiler.
 

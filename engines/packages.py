@@ -30,6 +30,8 @@ _REMEDIES = {
     "tensorrt": "on a Jetson TensorRT comes with JetPack (create the venv with --system-site-packages); "
     "elsewhere pip install 'edge-dsc[tensorrt]'",
     "tensorrt_rtx": "pip install 'edge-dsc[rtx]' (x86-64 Linux and Windows)",
+    "nvidia": "decoding JPEGs on the GPU needs nvImageCodec: pip install 'nvidia-nvimgcodec-cu12[nvjpeg]' (cu13 for "
+    "CUDA 13; nvidia-nvimgcodec-tegra-cu12 on a Jetson)",
     "pycuda": "running TensorRT engines needs pycuda and a CUDA driver: pip install pycuda",
 }
 

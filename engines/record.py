@@ -174,12 +174,14 @@ class Tuning(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         max_aux_streams: Streams that the engine may use beside its caller's.
         version_compatible: The engine loads in later releases of the runtime too.
         hardware_compatible: It runs on all GPUs of compute capability 8.0 and later.
+        dla: Core of the Deep Learning Accelerator that runs what it can; the GPU runs the rest.
     """
 
     optimization_level: Annotated[int, Meta(ge=0, le=5)] | None = None
     max_aux_streams: Annotated[int, Meta(ge=0, le=64)] | None = None
     version_compatible: bool = False
     hardware_compatible: bool = False
+    dla: Annotated[int, Meta(ge=0, le=15)] | None = None
 
 
 class EngineRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -207,6 +209,7 @@ class EngineRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         layers_source: Where that count comes from.
         layer_types: The same by name, such as ``{"stem": "INT8"}``, in the order of the graph; empty where the
             runtime does not tell the layers apart, and in records of older versions.
+        gpu_layers: Of an engine for the Deep Learning Accelerator: layers that run on the GPU, by TensorRT's names.
         float_layers: Layers that were left in floating point on purpose, by name; for INT8 and mixed.
         validation: The accuracy gate that the engine went through, where one was asked for.
         notes: What the builder wants the reader to know, such as a CPU on which INT8 is slower.
@@ -239,12 +242,9 @@ class EngineRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     created: Text
     notes: tuple[Text, ...] = ()
     layer_types: Mapping[Name, Text] = msgspec.field(default_factory=dict)
+    gpu_layers: tuple[Name, ...] = ()
     float_layers: tuple[Name, ...] = ()
     validation: Validation | None = None
-
-    def renamed(self, engine: str) -> EngineRecord:
-        """Return the record of the same engine under another file name."""
-        return msgspec.structs.replace(self, engine=engine)
 
 
 def _from_version_1(body: dict[str, Any]) -> dict[str, Any]:
@@ -258,13 +258,18 @@ def _from_version_2(body: dict[str, Any]) -> dict[str, Any]:
     return {"tuning": {}, **body}
 
 
+def _from_version_3(body: dict[str, Any]) -> dict[str, Any]:
+    """Add what version 4 added."""
+    return {"gpu_layers": [], **body}
+
+
 RECORD = DocumentKind(
     name="edge-dsc/engine-record",
-    version=3,
+    version=4,
     body=EngineRecord,
     renew=_BUILD,
     seal="record_sha256",
-    older={1: _from_version_1, 2: _from_version_2},
+    older={1: _from_version_1, 2: _from_version_2, 3: _from_version_3},
 )
 
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:  # the help of the command line gets by without numpy
     import numpy as np
     from numpy.typing import NDArray
 
+    from engines.images import InputPixels
+
 Progress = Callable[[str, int, int], None]  # phase, steps done, steps in all
 MEMORY_KINDS = ("auto", "device", "mapped")
 LAYER_RUNS = 100  # of the smallest batch, for the time of each layer
@@ -92,6 +94,7 @@ class BuildResult:
         platform: What the engine is tied to.
         notes: Warnings for the reader.
         layer_types: The same count by the layer's name; empty where the runtime does not tell them apart.
+        gpu_layers: Layers of a build for the Deep Learning Accelerator that the GPU runs.
     """
 
     layers: Mapping[str, int]
@@ -99,6 +102,7 @@ class BuildResult:
     platform: Mapping[str, str]
     notes: tuple[str, ...] = ()
     layer_types: Mapping[str, str] = field(default_factory=dict)
+    gpu_layers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,18 +242,19 @@ class Runner(Protocol):
         """How it runs, by topic."""
         ...
 
-    def run(self, batch: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def run(self, batch: InputPixels) -> NDArray[np.float32]:
         """Classify a batch.
 
         Args:
-            batch: ``uint8 [N, height, width, channels]`` with N within the engine's batch range.
+            batch: ``[N, *contract.input_shape]`` of the contract's type, such as ``uint8 [N, height, width, 1]``,
+                with N within the engine's batch range.
 
         Returns:
             Probabilities, ``float32 [N, classes]``, owned by the caller.
         """
         ...
 
-    def submit(self, batch: NDArray[np.uint8]) -> Ticket:
+    def submit(self, batch: InputPixels) -> Ticket:
         """Begin a batch and return, where the runtime can, before it is answered.
 
         Args:
@@ -431,11 +436,11 @@ class DirectSubmission:
 
     slots = 1
 
-    def run(self, batch: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def run(self, batch: InputPixels) -> NDArray[np.float32]:
         """Classify a batch; the runner's own."""
         raise NotImplementedError
 
-    def submit(self, batch: NDArray[np.uint8]) -> Ticket:
+    def submit(self, batch: InputPixels) -> Ticket:
         """Run the batch at once; the ticket holds the answers."""
         return Ticket(self, self.run(batch))
 
@@ -462,8 +467,8 @@ class BatchCheck:
         self._engine = record.engine
         self._rebuild = record.build_command
 
-    def __call__(self, batch: NDArray[np.uint8]) -> None:
-        """Accept ``uint8 [N, height, width, channels]`` with N in the engine's range.
+    def __call__(self, batch: InputPixels) -> None:
+        """Accept ``[N, *contract.input_shape]`` of the contract's type with N in the engine's range.
 
         Raises:
             BadInputError: Another type, shape or size.
@@ -477,16 +482,16 @@ class BatchCheck:
         ):
             return
         seen = f"{getattr(batch, 'dtype', type(batch).__name__)} {list(shape)}"
-        height, width, channels = self._shape
+        sides = ", ".join(map(str, self._shape))
         largest = f"N from {self._smallest} to {self._largest}"
         raise BadInputError(
-            f"{self._engine} takes {self._dtype} [N, {height}, {width}, {channels}], {largest}, not {seen}",
+            f"{self._engine} takes {self._dtype} [N, {sides}], {largest}, not {seen}",
             remedy=f"give another batch, or build with another --batch: {self._rebuild}",
         )
 
 
 def answer_batches(
-    runner: Runner, batches: Iterable[tuple[_Tag, NDArray[np.uint8]]]
+    runner: Runner, batches: Iterable[tuple[_Tag, InputPixels]]
 ) -> Iterator[tuple[_Tag, NDArray[np.float32]]]:
     """Run tagged batches with as many in flight as the runner has slots, and yield them in order.
 

@@ -40,6 +40,7 @@ from bench.compare import Ratio, compare_reports, compare_subjects
 from bench.measure import Opened, Subject, measure
 from bench.plan import PLANS, Plan, choose_plan
 from bench.statistics import Verdict
+from edge_dsc.latency.subjects import input_noise
 from engines.runtimes import open_engine
 
 
@@ -105,8 +106,7 @@ def subject_of(engine: Path, name: str, slower: float) -> Subject:
 
     def opened(stack: ExitStack) -> Opened:
         runner = stack.enter_context(open_engine(engine, threads=1))
-        shape = (1, *runner.record.contract.input_shape)
-        pixels = np.random.default_rng(0).integers(0, 256, shape, "uint8")
+        pixels = input_noise(runner, 1)
         return Opened(slowed(lambda: runner.run(pixels), slower))
 
     return Subject(name=name, open=opened)

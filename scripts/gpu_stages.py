@@ -40,7 +40,7 @@ from engines.trt.cuda import capture_graph
 from engines.trt.faults import process_logger
 
 KIND, SCHEMA_VERSION = "edge-dsc/gpu-stages", 1
-Pixels = NDArray[np.uint8]
+Pixels = images.InputPixels
 Call = Callable[[Pixels], NDArray[np.float32]]
 
 
@@ -49,8 +49,11 @@ def main() -> None:
     options = _arguments()
     record = load_record(options.engine)
     size = options.batch or record.batch.best
-    rng = np.random.default_rng(0)
-    pixels = rng.integers(0, 256, (size, *record.contract.input_shape), np.uint8)
+    contract = record.contract
+    noise = np.random.default_rng(0).integers(
+        0, 256, (size, contract.height, contract.width, contract.channels), np.uint8
+    )
+    pixels = images.shape_input(noise, contract)
     body: dict[str, Any] = {
         "engine": msgspec.to_builtins(record),
         "batch": size,
@@ -147,7 +150,7 @@ def open_bare(engine: Path, record: EngineRecord, size: int, *, graph: bool) -> 
         settings, _ = versions.make_runtime_config(trt, parts.engine)
         parts.execution = parts.engine.create_execution_context(*([settings] if settings is not None else []))
         stream = cuda.Stream(1)
-        host_in = cuda.pagelocked_empty((size, *contract.input_shape), np.uint8)
+        host_in = cuda.pagelocked_empty((size, *contract.input_shape), contract.dtype)
         host_out = cuda.pagelocked_empty((size, len(contract.labels)), np.float32)
         device_in, device_out = cuda.mem_alloc(host_in.nbytes), cuda.mem_alloc(host_out.nbytes)
         for memory in (host_in.base, host_out.base, device_in, device_out):

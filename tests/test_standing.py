@@ -29,6 +29,7 @@ HEAVY = (
     "pycuda",
     "pydicom",
     "pynvml",
+    "nvidia",
 )
 BLOCKER = """
 import sys
@@ -132,7 +133,7 @@ MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob
 
 def test_the_house_has_few_rooms() -> None:
     others = [*(ROOT / "scripts").glob("*.py"), *ROOT.glob("*.py")]
-    assert len(MODULES) + len(others) <= 125
+    assert len(MODULES) + len(others) <= 126
 
 
 @pytest.mark.parametrize(

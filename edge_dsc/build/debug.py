@@ -226,7 +226,7 @@ def _read_pixels(chosen: Sequence[Candidate], contract: ModelContract, known: _K
     for candidate, image in zip(unread, read, strict=True):
         # Calibration names those that cannot be read; here they only make the sample smaller.
         if not isinstance(image.pixels, ImageError):
-            found[candidate.sha256] = image.pixels
+            found[candidate.sha256] = np.asarray(image.pixels, np.uint8)  # as every model takes them
     pixels = [found[image.sha256] for image in chosen if image.sha256 in found]
     if not pixels:
         raise BadInputError(

@@ -22,6 +22,7 @@ import msgspec
 
 from calibration.layers import find_layers, quantizable_layers
 from calibration.qdq import put_rest_in_half, quantize
+from calibration.rewrites import pixel_border, take_int8_pixels
 from calibration.table import CalibrationTable, check_table, load_table
 from calibration.tensorrt import OwnCalibration, cache_of_table, check_release
 from edge_dsc import __version__
@@ -30,9 +31,11 @@ from edge_dsc.build.calibrate import CALIBRATION_NAME, CalibrationRun
 from edge_dsc.build.gate import GateOptions, run_gate
 from edge_dsc.data import Dataset, Split, discover
 from edge_dsc.data.purposes import split_beside
+from engines.contract import DECODE_RULE, DECODERS, NVJPEG_RULE, ModelContract
 from engines.errors import ArtefactError, EdgeDscError, EnvironmentProblem, UsageError
 from engines.files import ENGINE, atomic_path, require_writable, sha256_file
-from engines.graph import OnnxModel, cast_to_fp16, load_model
+from engines.graph import OnnxModel, cast_to_fp16, load_model, replace_contract, take_half_pixels
+from engines.images import require_decoder
 from engines.record import (
     DEFAULT_WORKSPACE_MIB,
     RECORD,
@@ -60,6 +63,7 @@ from engines.runtimes import (
 if TYPE_CHECKING:
     from onnx import ModelProto
 
+DLA_METHOD = "tensorrt-entropy"
 _CALIBRATED = {Precision.INT8: "INT8", Precision.MIXED: "mixed precision"}
 _PACKAGES = Path(__file__).resolve().parents[2]  # the folder that edge_dsc is imported from
 
@@ -80,6 +84,10 @@ class BuildRequest:
         layers: For mixed: an engine whose assignment of layers to take instead of searching one.
         tuning: What else the builder is told.
         timing_cache: Whether the builder keeps its timings beside the engine and takes those of earlier builds.
+        input: Element type of the engine's input: ``uint8``, grey as the model takes it; ``int8``, for INT8 and mixed:
+            grey minus 128 and with the border of the first convolution, both made by the host; or ``float16``, for
+            FP16: grey. None takes ``float16`` for FP16 on the Deep Learning Accelerator, else ``uint8``.
+        decode: The rule by which the engine's pictures are decoded; None takes the model's.
         device: Which GPU builds, and runs the engine for its gate; None takes the first where one is needed.
     """
 
@@ -94,6 +102,8 @@ class BuildRequest:
     layers: Path | None = None
     tuning: Tuning = field(default_factory=Tuning)
     timing_cache: bool = True
+    input: str | None = None
+    decode: str | None = None
     device: int | None = None
 
 
@@ -107,6 +117,7 @@ class Build:
         runtime: What builds.
         chosen: Why this runtime: one line.
         path: The engine file that will be written.
+        contract: What the engine takes and gives: the model's contract, with the input that was asked for.
         table: The calibration table; None where none is needed.
         table_sha256: Hash of its file.
         dataset: The images of the gate's folder; None without a gate.
@@ -123,6 +134,7 @@ class Build:
     runtime: Runtime
     chosen: str
     path: Path
+    contract: ModelContract
     table: CalibrationTable | None = None
     table_sha256: str | None = None
     dataset: Dataset | None = None
@@ -239,6 +251,8 @@ def build_again(engine: Path, out: Path, device: int = 0) -> BuiltEngine:
         workspace_mib=record.workspace_mib,
         layers=engine if record.precision is Precision.MIXED else None,
         tuning=record.tuning,
+        input=record.contract.dtype,
+        decode=NVJPEG_RULE if record.contract.decode == NVJPEG_RULE else None,
         timing_cache=False,  # builds differ by what their builder measured: each measures for itself
         device=device or None,
     )
@@ -265,8 +279,17 @@ def _begin(request: BuildRequest, calibrated: CalibrationRun | None = None) -> B
     )
     require_writable(path, ENGINE)
     require_writable(record_path(path), RECORD.name)
-    build = Build(request=request, model=model, runtime=runtime, chosen=chosen, path=path, graph=model.proto)
+    build = Build(
+        request=request,
+        model=model,
+        runtime=runtime,
+        chosen=chosen,
+        path=path,
+        contract=_engine_contract(request, model),
+        graph=model.proto,
+    )
     if request.precision not in _CALIBRATED:
+        _check_dla(request, None)
         return build
     if request.calibration is None:
         raise UsageError(
@@ -275,10 +298,78 @@ def _begin(request: BuildRequest, calibrated: CalibrationRun | None = None) -> B
         )
     table = calibrated.table if calibrated is not None else load_table(request.calibration)
     check_table(table, model, path=request.calibration)
+    _check_dla(request, table)
     if table.implicit:
+        if build.contract.dtype != "uint8":
+            raise UsageError(
+                f"ranges by {table.method} are for a graph without Q/DQ pairs, which takes uint8 pixels",
+                remedy="leave --input out, or calibrate with another --calib-method",
+            )
         runtime.require_calibrators(table.method)
         check_release(table, runtime.availability().version or "")
     return replace(build, table=table, table_sha256=sha256_file(request.calibration))
+
+
+def _engine_contract(request: BuildRequest, model: OnnxModel) -> ModelContract:
+    """Return the model's contract with the decoder and the input that were asked for.
+
+    Raises:
+        UsageError: They do not go with this model or this precision.
+    """
+    contract, precision = model.contract, request.precision
+    if request.decode is not None:
+        if contract.decode != DECODE_RULE:
+            raise UsageError(
+                f"{request.model} is decoded by {contract.decode}, which has one decoder",
+                remedy="leave --decode out",
+            )
+        contract = msgspec.structs.replace(contract, decode=request.decode)
+    accelerated = request.tuning.dla is not None and precision is Precision.FP16
+    wanted = request.input or ("float16" if accelerated else "uint8")
+    if wanted == "uint8":
+        return contract
+    fitting = (Precision.FP16,) if wanted == "float16" else tuple(_CALIBRATED)
+    if precision not in fitting:
+        raise UsageError(
+            f"--input {wanted} is for {' and '.join(kind.value for kind in fitting)}, not {precision.value}",
+            remedy="leave --input out, or choose another --precision",
+        )
+    if wanted == "float16":
+        return contract.with_input(wanted)
+    border = pixel_border(model.proto)
+    if border is None:
+        raise UsageError(
+            f"the first layer of {request.model} is no convolution of raw pixels with a padding of 0 or 1 all round",
+            remedy="leave --input out",
+        )
+    return contract.with_input(wanted, border)
+
+
+def _check_dla(request: BuildRequest, table: CalibrationTable | None) -> None:
+    """Refuse what the Deep Learning Accelerator cannot do.
+
+    It takes no Q/DQ pairs, and of TensorRT's calibrators the entropy one alone. Source: TensorRT documentation,
+    "Working with DLA", and NVIDIA/TensorRT#2222.
+
+    Raises:
+        UsageError: FP32 or mixed precision, several batch sizes, or INT8 by other ranges.
+    """
+    if request.tuning.dla is None:
+        return
+    if request.precision not in (Precision.FP16, Precision.INT8):
+        raise UsageError(
+            f"DLA computes in FP16 and INT8, not {request.precision.value}",
+            remedy="add --fp16, or leave --dla out",
+        )
+    if request.batch.smallest != request.batch.largest:
+        raise UsageError(
+            f"DLA runs one batch size, {request.batch} was asked for", remedy="give one, such as --batch 1"
+        )
+    if table is not None and table.method != DLA_METHOD:
+        raise UsageError(
+            f"DLA takes no Q/DQ pairs: its INT8 needs ranges by {DLA_METHOD}, these are by {table.method}",
+            remedy=f"add --calib-data DIR --calib-method {DLA_METHOD} (TensorRT 8.6 to 10.7), or build with --fp16",
+        )
 
 
 def _find_images(build: Build, calibrated: CalibrationRun | None) -> Build:
@@ -286,6 +377,7 @@ def _find_images(build: Build, calibrated: CalibrationRun | None) -> Build:
     gate = build.request.gate
     if gate is None:
         return build
+    require_decoder(build.contract)
     if calibrated is not None and calibrated.dataset.root == gate.data:
         return replace(build, dataset=calibrated.dataset, split=calibrated.split)
     dataset = discover(gate.data, labels=build.model.contract.labels)
@@ -297,10 +389,17 @@ def _finish(
 ) -> BuiltEngine:
     """Take the steps from the graph to the record."""
     model, precision = build.model.proto, build.request.precision
+    if build.contract != build.model.contract:
+        model = replace_contract(model, build.contract)
     build = replace(
         build,
         graph=graph_in_precision(
-            model, precision, build.table, build.runtime, float_layers=build.float_layers
+            model,
+            precision,
+            build.table,
+            build.runtime,
+            float_layers=build.float_layers,
+            contract=build.contract,
         ),
         wanted=wanted_layers(model, precision, build.float_layers),
     )
@@ -345,6 +444,7 @@ def graph_in_precision(
     runtime: Runtime,
     *,
     float_layers: Collection[str] = (),
+    contract: ModelContract | None = None,
 ) -> ModelProto:
     """Return the ONNX graph that holds the precision: as it is, cast to FP16, or with Q/DQ pairs.
 
@@ -356,16 +456,24 @@ def graph_in_precision(
         table: The calibration table, for INT8 and mixed.
         runtime: Decides between signed and unsigned activations, and whether FP16 surrounds INT8.
         float_layers: For INT8 and mixed: layers that stay in floating point, beside the last one.
+        contract: The contract of the engine, where its input is not the model's.
 
     Raises:
-        UsageError: There is no such layer.
+        UsageError: There is no such layer, or INT8 pixels are asked for and no layer is in INT8.
     """
     if precision is Precision.FP32:
         return model
+    dtype = contract.dtype if contract is not None else "uint8"
     if precision is Precision.FP16:
-        return cast_to_fp16(model)
+        half_model = cast_to_fp16(model)
+        return take_half_pixels(half_model, contract) if contract and dtype == "float16" else half_model
     half = runtime.rest_in_half()
     if not _integer_layers(model, float_layers):
+        if dtype == "int8":
+            raise UsageError(
+                "no layer of this mixed engine runs in INT8: it takes uint8 pixels",
+                remedy="leave --input out",
+            )
         return cast_to_fp16(model) if runtime.float_precision is Precision.FP16 else model
     assert table is not None, "an INT8 build has a table: its second step saw to it"
     if table.implicit and precision is Precision.INT8:
@@ -373,6 +481,8 @@ def graph_in_precision(
     graph: ModelProto = quantize(
         model, table, signed_activations=runtime.signed_activations, float_layers=tuple(float_layers)
     )
+    if contract and dtype == "int8":
+        graph = take_int8_pixels(graph, contract)
     return put_rest_in_half(graph) if half else graph
 
 
@@ -423,6 +533,10 @@ def build_command(build: Build) -> str:
     elif request.precision is Precision.MIXED:
         words += ["--validate", "DIR"]  # the command line builds no mixed engine unjudged
     words += ["--workspace", str(request.workspace_mib), *_tuning_words(request.tuning)]
+    words += ["--input", build.contract.dtype] if build.contract.dtype != "uint8" else []
+    words += [
+        word for name, rule in DECODERS.items() if rule == request.decode for word in ("--decode", name)
+    ]
     words += ["--device", str(request.device)] if request.device else []
     return shlex.join([*words, "--out", str(build.path)])
 
@@ -450,7 +564,7 @@ def _record(build: Build, result: BuildResult, engine: Path, seconds: float) -> 
         platform=dict(result.platform),
         precision=request.precision,
         batch=request.batch,
-        contract=build.model.contract,
+        contract=build.contract,
         onnx=os.path.relpath(request.model, folder),
         onnx_sha256=build.model.sha256,
         calibration=None if table is None else os.path.relpath(table, folder),
@@ -460,6 +574,7 @@ def _record(build: Build, result: BuildResult, engine: Path, seconds: float) -> 
         layers=dict(result.layers),
         layers_source=result.layers_source,
         layer_types=dict(result.layer_types),
+        gpu_layers=result.gpu_layers,
         build_seconds=round(seconds, 3),
         build_command=build_command(build),
         edge_dsc=__version__,

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from calibration.table import DEFAULT_METHOD
 from edge_dsc.data.purposes import images_to_judge
 from edge_dsc.evaluate.evaluation import evaluate_runner, format_validation
@@ -68,7 +70,9 @@ def run_gate(
     assert gate is not None and dataset is not None, "a build with a gate has its images"
     calibrated = {image.sha256 for image in build.table.images} if build.table is not None else set()
     judging = images_to_judge(dataset, build.split, calibrated | build.searched)
-    with open_reference(build.model.proto, record.renamed("FP32")) as reference:
+    # FP32 answers what the model's own contract makes of the files, whatever input the engine takes.
+    plain = msgspec.structs.replace(record, engine="FP32", contract=build.model.contract)
+    with open_reference(build.model.proto, plain) as reference:
         runner, answered_by = _open_runner(build, engine, record)
         with runner:
             result = evaluate_runner(

@@ -21,6 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import cv2
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
@@ -40,19 +41,20 @@ from edge_dsc.build.engine import BuildRequest, BuiltEngine, build_engine, graph
 from edge_dsc.checks.doctor import examine
 from edge_dsc.data import discover
 from edge_dsc.data.loading import load_images
-from edge_dsc.data.phantoms import CLASSES, write_phantoms
+from edge_dsc.data.phantoms import CLASSES, draw_phantom, write_phantoms
 from edge_dsc.infer.inference import InferRequest, infer_source
 from edge_dsc.latency.passes import memory_pass
 from edge_dsc.latency.subjects import BenchOptions, measure_engines, measured_board
 from edge_dsc.networks import ARCHITECTURES
 from edge_dsc.page.document import Section, report_sections, save_page
-from engines.contract import ModelContract
-from engines.errors import AccuracyGateError, ArtefactError, EdgeDscError, EnvironmentProblem
+from engines.contract import NVJPEG_RULE, ModelContract
+from engines.errors import AccuracyGateError, ArtefactError, EdgeDscError, EnvironmentProblem, UsageError
 from engines.files import ONNX_MODEL, DocumentKind, clear_folder, write_bytes, write_text
 from engines.graph import load_model, seal_model
+from engines.images import InputPixels, decode_image, shape_input
 from engines.ort import open_reference, open_session
 from engines.packages import load
-from engines.record import BatchRange, Precision, record_path
+from engines.record import BatchRange, Precision, Tuning, record_path
 from engines.runtimes import (
     RUNTIME_NAMES,
     Progress,
@@ -251,6 +253,7 @@ class _Test:
         for runtime in RUNTIME_NAMES:
             self.run_in_every_way(runtime)
         self.measure()
+        self.line("nvJPEG", _nvjpeg)
         self.line("camera", self._camera)
 
     def line(self, name: str, action: Callable[[], Seen]) -> bool:
@@ -308,20 +311,41 @@ class _Test:
         for architecture, network in self.networks.items():
             for precision in PRECISIONS:
                 name = f"{runtime} {architecture} {precision.value}: build"
-                self.line(name, partial(self._build, runtime, network, precision))
+                self.line(name, partial(self._build, self._request(runtime, network, precision)))
+        if self.networks:
+            architecture, network = next(iter(self.networks.items()))
+            for precision, kind in ((Precision.INT8, "int8"), (Precision.FP16, "float16")):
+                request = self._request(runtime, network, precision, input=kind)
+                name = f"{runtime} {architecture} {precision.value}, {kind} pixels: build"
+                self.line(name, partial(self._build, request))
+            one = BatchRange(1, 1, 1)
+            request = self._request(runtime, network, Precision.FP16, batch=one, tuning=Tuning(dla=0))
+            self.line(f"{runtime} {architecture} fp16 on DLA core 0: build", partial(self._build, request))
 
-    def _build(self, runtime: str, network: _Network, precision: Precision) -> Seen:
-        table = network.table if precision is Precision.INT8 else None
-        request = BuildRequest(
+    def _request(self, runtime: str, network: _Network, precision: Precision, **more: Any) -> BuildRequest:
+        """Return what builds a network of this test; what is special stands in the engine's name."""
+        words = [precision.value, *([more["input"]] if "input" in more else [])]
+        if (core := more.get("tuning", Tuning()).dla) is not None:
+            words.append(f"dla{core}")
+        return BuildRequest(
             model=network.path,
             precision=precision,
             runtime=runtime,
-            batch=BATCH,
-            calibration=table,
+            batch=more.pop("batch", BATCH),
+            calibration=network.table if precision is Precision.INT8 else None,
+            out=network.path.with_name(f"{network.path.parent.name}-{'-'.join(words)}.{runtime}.engine"),
             device=None if get_runtime(runtime).runs_on_cpu else self.plan.device,
+            **more,
         )
+
+    def _build(self, request: BuildRequest) -> Seen:
+        runtime = request.runtime
         try:
             built = build_engine(request)
+        except (EnvironmentProblem, UsageError) as error:
+            if request.tuning.dla is None:
+                raise
+            raise _NotHereError(error.what) from error  # the runtime, the release or the device has none
         except AccuracyGateError as error:
             if not get_runtime(runtime).runs_on_cpu:
                 raise
@@ -330,6 +354,8 @@ class _Test:
         record = built.record
         layers = ", ".join(f"{count} {kind}" for kind, count in record.layers.items())
         words = f"{layers} by the {record.layers_source}, {record.build_seconds:.1f} s"
+        if record.tuning.dla is not None:
+            words += f"; on the GPU: {', '.join(record.gpu_layers) or 'nothing'}"
         return words, {"record": record_path(built.path).name, "layers": dict(record.layers)}
 
     def run_in_every_way(self, runtime: str) -> None:
@@ -340,7 +366,7 @@ class _Test:
             self.line(f"{runtime}: run", partial(_refuse, reason))
             return
         for engine in mine:
-            name = f"{runtime} {engine.record.contract.architecture} {engine.record.precision.value}"
+            name = f"{runtime} {_title(engine)}"
             self.line(f"{name}: answers", partial(self._answers, engine))
             self.line(f"{name}: layers", partial(_layers, engine, self.plan.device))
         if mine:
@@ -358,10 +384,12 @@ class _Test:
         network, record = self._network_of(engine), engine.record
         table = load_table(network.table) if record.precision is Precision.INT8 and network.table else None
         model, runtime = load_model(network.path).proto, get_runtime(record.runtime)
-        with open_reference(graph_in_precision(model, record.precision, table, runtime), record) as reference:
-            expected = _answer_all(reference, network.pixels)
+        graph = graph_in_precision(model, record.precision, table, runtime, contract=record.contract)
+        pixels = shape_input(network.pixels, record.contract)
+        with open_reference(graph, record) as reference:
+            expected = _answer_all(reference, pixels)
         with open_engine(engine.path, options=self.running) as runner:
-            answers, runs = _answer_all(runner, network.pixels), dict(runner.description)
+            answers, runs = _answer_all(runner, pixels), dict(runner.description)
         difference, agreement = float(np.abs(answers - expected).mean()), _agreement(answers, expected)
         with_fp32 = _agreement(answers, network.reference)
         words = (
@@ -414,6 +442,8 @@ class _Test:
         command = [tool, f"--loadEngine={engine.path}", f"--shapes={contract.input_name}:{shape}"]
         command += [f"--exportTimes={times}", "--duration=3", "--useSpinWait"]
         command += [f"--device={self.plan.device}"]
+        if engine.record.tuning.dla is not None:
+            command.append(f"--useDLACore={engine.record.tuning.dla}")
         done = subprocess.run(command, capture_output=True, text=True, timeout=_TRTEXEC_S, check=False)
         write_text(engine.path.with_suffix(".trtexec.txt"), done.stdout + done.stderr)
         if done.returncode != 0:
@@ -687,13 +717,39 @@ def _rails(board: Board | None) -> Seen:
     return ", ".join(f"{name} {value} W" for name, value in watts.items()), {"watts": watts}
 
 
+def _title(engine: BuiltEngine) -> str:
+    record = engine.record
+    title = f"{record.contract.architecture} {record.precision.value}"
+    if record.tuning.dla is not None:
+        return f"{title} on DLA core {record.tuning.dla}"
+    return title if record.contract.dtype == "uint8" else f"{title}, {record.contract.dtype} pixels"
+
+
+def _nvjpeg() -> Seen:
+    """How far nvJPEG's pixels are from OpenCV's, on a phantom in a JPEG of quality 95."""
+    contract = ModelContract(labels=CLASSES, architecture="")
+    data = bytes(cv2.imencode(".jpg", draw_phantom(CLASSES[0], 0))[1].tobytes())
+    expected = decode_image(data, contract).astype(np.int16)
+    try:
+        seen = decode_image(data, msgspec.structs.replace(contract, decode=NVJPEG_RULE))
+    except EnvironmentProblem as error:
+        raise _NotHereError(error.what) from error
+    if seen.shape != expected.shape:  # OpenCV's may be reduced
+        raise EdgeDscError(f"nvJPEG gives {seen.shape}, OpenCV {expected.shape}", remedy="see doctor")
+    apart = np.abs(seen - expected)
+    words = f"{apart.mean():.3f} grey levels from OpenCV on average, {apart.max()} at most"
+    _require(apart.mean() <= 1.0, words)
+    return words, {"mean": float(apart.mean()), "largest": int(apart.max())}
+
+
 def _labelled(root: Path, contract: ModelContract) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     dataset = discover(root)
     loaded = load_images(root, dataset.samples, contract)
     return loaded.pixels, np.array([contract.labels.index(sample.label) for sample in loaded.samples])
 
 
-def _answer_all(runner: Runner, pixels: NDArray[np.uint8], size: int = BATCH.best) -> NDArray[np.float32]:
+def _answer_all(runner: Runner, pixels: InputPixels, size: int = BATCH.best) -> NDArray[np.float32]:
+    size = min(size, runner.record.batch.largest)
     parts = [pixels[first : first + size] for first in range(0, len(pixels) - len(pixels) % size, size)]
     rest = len(pixels) % size
     batches = enumerate([*parts, *([pixels[-rest:]] if rest else [])])

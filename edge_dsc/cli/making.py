@@ -27,6 +27,7 @@ from engines.errors import UsageError
 from engines.text_table import printable
 
 if TYPE_CHECKING:
+    from edge_dsc.build.engine import BuiltEngine
     from edge_dsc.build.gate import GateOptions
     from edge_dsc.build.qat import QatOptions
     from edge_dsc.training import TrainOptions
@@ -46,6 +47,24 @@ class Gives(str, enum.Enum):
 
     LOGITS = "logits"
     PROBABILITIES = "probabilities"
+
+
+# Those of edge_dsc.networks.NAMES, for the shell to complete; any other network is a file or a function.
+NETWORKS = (
+    "dsc",
+    "cnn",
+    "resnet50v2",
+    "inceptionv3",
+    "inceptionresnetv2",
+    "xception",
+    "mobilenetv2",
+    "vgg19",
+    "densenet121",
+)
+
+
+def _complete_network(incomplete: str) -> list[str]:
+    return [name for name in NETWORKS if name.startswith(incomplete)]
 
 
 class RecipeName(str, enum.Enum):
@@ -86,6 +105,21 @@ class Backend(str, enum.Enum):
     TENSORRT_RTX = "tensorrt-rtx"
 
 
+class InputType(str, enum.Enum):
+    """What an engine takes; the values of a contract's dtype."""
+
+    UINT8 = "uint8"
+    INT8 = "int8"
+    FLOAT16 = "float16"
+
+
+class DecoderName(str, enum.Enum):
+    """The names of engines.contract.DECODERS."""
+
+    OPENCV = "opencv"
+    NVJPEG = "nvjpeg"
+
+
 class Int8Backend(str, enum.Enum):
     """The runtimes that run INT8 graphs."""
 
@@ -116,6 +150,7 @@ def train(
         typer.Option(
             "--arch",
             metavar="NETWORK",
+            autocompletion=_complete_network,
             help="A name that edge-dsc networks lists, FILE.keras, or a function: module:function, FILE.py:function.",
         ),
     ] = "dsc",
@@ -645,6 +680,32 @@ def build_engine(
             "--hardware-compatible", help="TensorRT: it runs on all GPUs from 8.0 on; not on Jetson."
         ),
     ] = False,
+    dla: Annotated[
+        Optional[int],
+        typer.Option(
+            "--dla",
+            min=0,
+            max=15,
+            help="TensorRT on a Jetson: run on this core of the Deep Learning Accelerator what it can; one batch size.",
+            show_default=False,
+        ),
+    ] = None,
+    input_type: Annotated[
+        Optional[InputType],
+        typer.Option(
+            "--input",
+            help="What the engine takes: int8 for --int8, float16 for --fp16: nothing in front of the first layer.",
+            show_default=False,
+        ),
+    ] = None,
+    decode: Annotated[
+        Optional[DecoderName],
+        typer.Option(
+            "--decode",
+            help="nvjpeg: JPEGs are decoded on the GPU, with pixels of its own.",
+            show_default=False,
+        ),
+    ] = None,
     verbose: Annotated[bool, typer.Option("--verbose", help="TensorRT: print its log.")] = False,
     timing_cache: Annotated[
         bool, typer.Option(help="TensorRT: keep the timings of kernels beside the engine for the next build.")
@@ -676,9 +737,8 @@ def build_engine(
     from edge_dsc.build.calibrate import CALIBRATION_NAME, CalibrationRequest, run_calibration
     from edge_dsc.build.engine import BuildRequest
     from edge_dsc.build.engine import build_engine as build
-    from edge_dsc.cli.console import give, give_json, progress_bar, say
     from edge_dsc.cli.options import parse_batch, parse_gate, parse_precision
-    from edge_dsc.inspection import format_record
+    from engines.contract import DECODERS
     from engines.record import Precision, Tuning
 
     path = model_of(model)
@@ -719,14 +779,23 @@ def build_engine(
                     max_aux_streams=max_aux_streams,
                     version_compatible=version_compatible,
                     hardware_compatible=hardware_compatible,
+                    dla=dla,
                 ),
                 timing_cache=timing_cache,
+                input=input_type and input_type.value,
+                decode=decode and DECODERS[decode.value],
                 device=device,
             ),
             progress,
             calibrated=made,
             log=say if verbose else None,
         )
+    _give_engine(built, json=json)
+
+
+def _give_engine(built: BuiltEngine, *, json: bool) -> None:
+    from edge_dsc.inspection import format_record
+
     say(f"runtime: {built.chosen}")
     if json:
         give_json("edge-dsc/build-engine-result", {"path": str(built.path), "record": built.record})

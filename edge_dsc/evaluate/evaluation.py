@@ -20,6 +20,7 @@ from edge_dsc.evaluate.metrics import Metrics, classification_metrics
 from edge_dsc.infer.classify import Answer, classify_files
 from engines.errors import BadInputError, NotComparableError, UsageError
 from engines.files import DocumentKind
+from engines.images import require_decoder
 from engines.record import Agreement, Change, Validation, peek_record
 from engines.runtimes import DEFAULT_OPTIONS, Progress, Runner, RunnerOptions, open_engine
 from engines.text_table import align_rows, printable
@@ -102,6 +103,9 @@ def evaluate_runner(
 ) -> Evaluation:
     """Evaluate a loaded engine on samples of a folder; see :func:`evaluate`."""
     labels = _common_classes(runner, reference, samples)
+    for each in (runner, reference):
+        if each is not None:
+            require_decoder(each.record.contract)
     paths = [data / sample.path for sample in samples]
     others = None if reference is None else _answer_all(paths, reference, threads, progress)
     answers = _answer_all(paths, runner, threads, progress)

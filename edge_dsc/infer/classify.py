@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from edge_dsc.infer.source import Frame
 from engines.contract import ModelContract
 from engines.errors import ImageError
-from engines.images import convert_frame, decode_image, prepare_pixels, read_bytes
+from engines.images import InputPixels, convert_frame, decode_image, prepare_pixels, read_bytes
 from engines.runtimes import Runner, answer_batches
 
 # A thread takes a few items at once: all are decoded, then all run, so that the network's weights stay in the
@@ -35,14 +35,14 @@ class Prepared:
 
     Attributes:
         path: The file, or the name of the video or camera.
-        pixels: ``uint8 [height, width, channels]``, or the error.
+        pixels: The network's input, as the contract wants it; or the error.
         seconds: What decoding and resizing took.
         picture: The picture to draw on, ``uint8 [H, W]`` or ``uint8 [H, W, 3]`` BGR, where somebody will.
         frame: The frame that it was, for videos and cameras.
     """
 
     path: Path | str
-    pixels: NDArray[np.uint8] | ImageError
+    pixels: InputPixels | ImageError
     seconds: float
     picture: NDArray[np.uint8] | None = None
     frame: Frame | None = None
@@ -226,8 +226,8 @@ def _answer_in_batches(prepared: Iterable[Prepared | None], runner: Runner) -> I
             resumed = time.perf_counter()
 
 
-def _stack(group: Sequence[Prepared], smallest: int) -> NDArray[np.uint8] | None:
-    """Return the good pictures as one batch, ``uint8 [N, height, width, channels]``; None where all are bad."""
+def _stack(group: Sequence[Prepared], smallest: int) -> InputPixels | None:
+    """Return the good pictures as one batch, ``[N, *contract.input_shape]``; None where all are bad."""
     good = [picture.pixels for picture in group if not isinstance(picture.pixels, ImageError)]
     if len(good) == smallest == 1:
         return good[0][None]

@@ -36,7 +36,7 @@ from edge_dsc.infer.source import (
 )
 from edge_dsc.infer.stop import Stop, stop_on_signals
 from engines.errors import BadInputError, UsageError
-from engines.images import quiet_decoder
+from engines.images import quiet_decoder, require_decoder
 from engines.runtimes import DEFAULT_OPTIONS, Progress, Runner, RunnerOptions, open_engine
 
 _IMAGE_KINDS = (SourceKind.FILES, SourceKind.LIST)
@@ -169,6 +169,7 @@ def infer_source(
         if spec.kind is SourceKind.LIVE:  # a frame is answered before the next is taken
             options = replace(options, slots=options.slots or 1, batch=1)
         runner = stack.enter_context(open_engine(request.engine, options=options))
+        require_decoder(runner.record.contract)
         stack.enter_context(stop_on_signals(stop))
         contract = runner.record.contract
         if spec.scheme == "csi" and contract.channels == 3:

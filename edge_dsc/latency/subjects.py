@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from bench.compare import control_subject
 from bench.machine import Gpu, environment, first_gpu, gpu_at, read_state
@@ -27,7 +26,7 @@ from bench.statistics import BUILD_OF
 from edge_dsc.infer.source import expand_source
 from edge_dsc.latency.passes import add_pass, limits_pass, measure_ceilings, memory_pass, power_pass
 from engines.errors import BadInputError, ImageError, UsageError
-from engines.images import read_input, read_inputs, usable_processors
+from engines.images import InputPixels, read_input, read_inputs, shape_input, usable_processors
 from engines.record import EngineRecord
 from engines.runtimes import (
     DEFAULT_OPTIONS,
@@ -221,7 +220,7 @@ def _describe(runner: Runner, options: BenchOptions) -> dict[str, Any]:
 def _stages(
     engine: Path,
     record: EngineRecord,
-    pixels: NDArray[np.uint8],
+    pixels: InputPixels,
     options: BenchOptions,
     stack: ExitStack,
 ) -> Callable[[], Mapping[str, int]] | None:
@@ -327,7 +326,7 @@ def offline_subjects(
 
 
 def _open_pile(
-    opener: Callable[[], Runner], parts: Sequence[NDArray[np.uint8]], count: int, stack: ExitStack
+    opener: Callable[[], Runner], parts: Sequence[InputPixels], count: int, stack: ExitStack
 ) -> Opened:
     runner = stack.enter_context(opener())
     if count == 1 and runner.slots == 1:  # nothing to overlap: without the cost of a ticket
@@ -350,14 +349,14 @@ def _limits(
     return {name: limits for name, limits in found.items() if limits is not None}
 
 
-def input_noise(runner: Runner, count: int) -> NDArray[np.uint8]:
-    """Return noise of a fixed seed, ``uint8 [count, height, width, channels]``.
+def input_noise(runner: Runner, count: int) -> InputPixels:
+    """Return noise of a fixed seed, ``[count, *contract.input_shape]`` of the contract's type.
 
     The time of these networks does not depend on what is in the picture.
     """
-    shape = (count, *runner.record.contract.input_shape)
-    noise = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    return noise
+    contract = runner.record.contract
+    shape = (count, contract.height, contract.width, contract.channels)
+    return shape_input(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8), contract)
 
 
 def subject_names(engines: Sequence[Path]) -> list[str]:

@@ -32,6 +32,7 @@ class Plan:
         layers_source: Where that count comes from.
         notes: Warnings for the reader.
         layer_types: The same by the layers' names.
+        gpu_layers: Of a build for the Deep Learning Accelerator: the layers that the GPU runs.
     """
 
     data: Any
@@ -39,6 +40,7 @@ class Plan:
     layers_source: str
     notes: tuple[str, ...]
     layer_types: dict[str, str]
+    gpu_layers: tuple[str, ...] = ()
 
 
 def build_plan(trt: Any, model: bytes, options: BuildOptions, *, has_gpu: bool) -> Plan:
@@ -106,30 +108,56 @@ def _make_plan(
         builder = trt.Builder(logger)
     except (RuntimeError, TypeError) as error:  # pybind11's answer to a null pointer
         raise _cannot_build(trt, logger, str(error)) from error
-    implicit = options.implicit
-    network = builder.create_network(versions.network_flags(trt, implicit=implicit is not None))
+    implicit, dla = options.implicit, options.tuning.dla
+    _check_dla(trt, builder, dla)
+    weak = _is_weak(trt, options)
+    network = builder.create_network(versions.network_flags(trt, weak=weak))
     if network is None:
         raise _cannot_build(trt, logger, "no network")
     parser = _parse(trt, logger, network, model)
     if implicit is not None and implicit.layers:
         versions.insist_on_int8(trt, census.weighted_layers(trt, network), implicit.layers)
     if options.precision is Precision.FP16:
-        versions.insist_on_half(trt, census.weighted_layers(trt, network))
+        versions.insist_on_half(trt, census.weighted_layers(trt, network), weak=weak)
     types = census.network_layer_types(trt, network)
     check_precision(Counter(types.values()), options)
     tensor = network.get_input(0)
-    data, notes = _serialize(trt, logger, builder, network, options, interrupts)
+    if dla is not None:
+        # It has no dynamic dimensions, and is asked about each layer before there is a profile.
+        tensor.shape = (options.batch.best, *tuple(tensor.shape)[1:])
+    data, notes, gpu_layers = _serialize(trt, logger, builder, network, options, interrupts)
     del parser  # it owns the weights until the builder has run
     if options.precision is Precision.FP32:
         notes = (_TF32_NOTE, *notes)
-    plan = Plan(data, Counter(types.values()), census.NETWORK, notes, types)
-    shape = (options.batch.best, *tuple(tensor.shape)[1:])
-    found = census.inspect_plan(trt, logger, data, {tensor.name: shape}) if has_gpu else None
+    plan = Plan(data, Counter(types.values()), census.NETWORK, notes, types, gpu_layers)
+    shapes = {tensor.name: (options.batch.best, *tuple(tensor.shape)[1:])}
+    found = census.inspect_plan(trt, logger, data, shapes, dla=dla) if has_gpu else None
     if found is not None:
         return _prove(plan, found, options)
     if implicit is not None:
         check_precision({_UNKNOWN: len(types)}, options)
     return plan
+
+
+def _is_weak(trt: Any, options: BuildOptions) -> bool:
+    """Whether the network is to have no types although the release has such networks.
+
+    Implicit INT8 needs that, and so does the Deep Learning Accelerator as long as a release has calibrators: it takes
+    FP16 and INT8 by the builder's flags there, and by types from 11.4.1 on. Source: TensorRT documentation of 8.6 and
+    10.7, "Working with DLA", and of 11.4.1, "Strongly Typed Networks for DLA".
+    """
+    return options.implicit is not None or (options.tuning.dla is not None and versions.has_calibrators(trt))
+
+
+def _check_dla(trt: Any, builder: Any, core: int | None) -> None:
+    count = int(builder.num_DLA_cores) if core is not None else 0
+    if core is None or core < count:
+        return
+    cores = f"the DLA cores {', '.join(map(str, range(count)))}" if count else "no DLA"
+    raise EnvironmentProblem(
+        f"{_name(trt)} finds {cores} on this device, not core {core}",
+        remedy="give another --dla" if count else "leave --dla out",
+    )
 
 
 def _parse(trt: Any, logger: Any, network: Any, model: bytes) -> Any:
@@ -147,8 +175,8 @@ def _parse(trt: Any, logger: Any, network: Any, model: bytes) -> Any:
 
 def _serialize(
     trt: Any, logger: Any, builder: Any, network: Any, options: BuildOptions, interrupts: Sequence[int]
-) -> tuple[Any, tuple[str, ...]]:
-    """Build; returns the serialised engine and what is to be said of it."""
+) -> tuple[Any, tuple[str, ...], tuple[str, ...]]:
+    """Build; returns the serialised engine, what is to be said of it, and the layers that DLA leaves to the GPU."""
     implicit = options.implicit
     with contextlib.nullcontext() if implicit is None else implicit.calibrator(trt) as calibrator:
         config = builder.create_builder_config()
@@ -157,13 +185,14 @@ def _serialize(
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mib << 20)
         # The inspector reports nothing without it.
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-        versions.set_precision(trt, config, options.precision, implicit=implicit is not None)
+        versions.set_precision(trt, config, options.precision, weak=_is_weak(trt, options))
         versions.share_profile(trt, config)
         versions.allow_capture(trt, config)
         versions.tune(trt, config, options.tuning)
         timings = None
         if options.timing_cache is not None and versions.keeps_timings(trt):
             timings = TimingCache(trt, config, options.timing_cache)
+        gpu_layers = _place_layers(trt, config, network, options.tuning.dla)
         tensor = network.get_input(0)
         _add_profiles(trt, logger, builder, config, tensor, options.batch)
         if calibrator is not None:
@@ -179,7 +208,31 @@ def _serialize(
             raise failure
         if data is None:
             raise _cannot_build(trt, logger, "no engine")
-        return data, notes
+        return data, notes, gpu_layers
+
+
+def _place_layers(trt: Any, config: Any, network: Any, core: int | None) -> tuple[str, ...]:
+    """Put the network on a core of the Deep Learning Accelerator; return the layers that stay on the GPU.
+
+    With the fallback allowed TensorRT says nothing of them.
+
+    Raises:
+        EnvironmentProblem: All layers with weights are among them.
+    """
+    if core is None:
+        return ()
+    versions.place_on_dla(trt, config, core)
+    layers = [network.get_layer(index) for index in range(network.num_layers)]
+    left = [
+        layer for layer in layers if layer.type != trt.LayerType.CONSTANT and not config.can_run_on_DLA(layer)
+    ]
+    names = tuple(str(layer.name) for layer in left)
+    if {str(layer.name) for layer in census.weighted_layers(trt, network)} <= set(names):
+        raise EnvironmentProblem(
+            f"DLA core {core} runs no layer with weights of this network in this precision",
+            remedy="leave --dla out; --verbose shows what TensorRT says of each layer",
+        )
+    return names
 
 
 def _add_profiles(trt: Any, logger: Any, builder: Any, config: Any, tensor: Any, batch: BatchRange) -> None:
@@ -209,8 +262,10 @@ def _prove(plan: Plan, found: census.Inspection, options: BuildOptions) -> Plan:
     it alone is believed: no tensor of that network is INT8.
     """
     seen = census.engine_layer_types(found.report, plan.layer_types)
-    parsed = plan.layer_types if options.implicit is None else dict.fromkeys(plan.layer_types, _UNKNOWN)
-    types = {**parsed, **seen}
+    # What DLA runs is one layer to the inspector: there the precision that was set, and obeyed, is the proof.
+    on_dla = plan.layer_types.keys() - set(plan.gpu_layers) if options.tuning.dla is not None else set[str]()
+    unseen = {} if options.implicit is None else dict.fromkeys(plan.layer_types.keys() - on_dla, _UNKNOWN)
+    types = {**plan.layer_types, **unseen, **seen}
     check_precision(Counter(types.values()), options)
     source = census.INSPECTOR
     notes = (

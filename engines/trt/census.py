@@ -193,7 +193,7 @@ class Inspection:
 
 
 def inspect_plan(
-    trt: Any, logger: Any, plan: Any, shapes: Mapping[str, tuple[int, ...]]
+    trt: Any, logger: Any, plan: Any, shapes: Mapping[str, tuple[int, ...]], *, dla: int | None = None
 ) -> Inspection | None:
     """Load a serialised engine and ask its inspector; needs a GPU.
 
@@ -202,6 +202,7 @@ def inspect_plan(
         logger: TensorRT's logger.
         plan: The serialised engine.
         shapes: A shape for every input by its name: the formats of tensors are known only then.
+        dla: The core of the Deep Learning Accelerator that the engine is for.
 
     Returns:
         What was found, or None where the engine cannot be loaded on this machine.
@@ -209,6 +210,7 @@ def inspect_plan(
     runtime = trt.Runtime(logger)
     # A version-compatible engine brings its runtime: it was built just now.
     runtime.engine_host_code_allowed = True
+    versions.use_dla(runtime, dla)
     engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
         return None

@@ -11,13 +11,16 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engines.errors import EnvironmentProblem
 from engines.record import EngineRecord
+
+if TYPE_CHECKING:
+    from engines.images import InputPixels
 
 _LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 # Source: cuda.h, CUdevice_attribute
@@ -217,7 +220,7 @@ class DeviceBuffers:
     """Page-locked host memory, device memory, and asynchronous copies.
 
     Attributes:
-        host_input: ``uint8 [largest, height, width, channels]``.
+        host_input: ``[largest, *contract.input_shape]`` of the contract's type.
         host_output: ``float32 [largest, classes]``.
         input_address: Where TensorRT reads, a device pointer.
         output_address: Where it writes.
@@ -287,12 +290,13 @@ def _device_address(array: NDArray[Any]) -> int:
 
 def _host_arrays(
     cuda: Any, record: EngineRecord, frees: contextlib.ExitStack, flags: int
-) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+) -> tuple[InputPixels, NDArray[np.float32]]:
     """Allocate page-locked memory for the largest batch and for its answers."""
     largest = record.batch.largest
-    images = cuda.pagelocked_empty((largest, *record.contract.input_shape), np.uint8, mem_flags=flags)
+    contract = record.contract
+    images = cuda.pagelocked_empty((largest, *contract.input_shape), contract.dtype, mem_flags=flags)
     frees.callback(images.base.free)  # the array over it is dead from then on
-    answers = cuda.pagelocked_empty((largest, len(record.contract.labels)), np.float32, mem_flags=flags)
+    answers = cuda.pagelocked_empty((largest, len(contract.labels)), np.float32, mem_flags=flags)
     frees.callback(answers.base.free)
     return images, answers
 

@@ -9,12 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from engines.errors import EnvironmentProblem
 from engines.record import EngineRecord
 from engines.trt import versions
 from engines.trt.cache import RuntimeCache
 from engines.trt.census import read_report
 from engines.trt.cuda import Gpu
 from engines.trt.faults import Faults
+
+_DATA_TYPES = {
+    "uint8": "UINT8",
+    "int8": "INT8",
+    "float16": "HALF",
+}  # of a contract's input, as TensorRT calls them
 
 
 @dataclass(frozen=True)
@@ -57,6 +64,7 @@ class LoadedEngine:
         runtime = trt.Runtime(faults.logger)
         # A version-compatible engine brings its runtime along: code that is loaded with it.
         runtime.engine_host_code_allowed = record.tuning.version_compatible
+        _use_dla(runtime, record)
         engine = runtime.deserialize_cuda_engine(stored.plan)
         if engine is None:
             raise faults.refused()
@@ -124,6 +132,23 @@ class LoadedEngine:
         return read_report(self._trt, self._engine, execution)
 
 
+def _use_dla(runtime: Any, record: EngineRecord) -> None:
+    """Have an engine for the Deep Learning Accelerator run on the core that it was built for.
+
+    Raises:
+        EnvironmentProblem: The device has no such core.
+    """
+    core = record.tuning.dla
+    if core is None:
+        return
+    if core >= runtime.num_DLA_cores:
+        raise EnvironmentProblem(
+            f"{record.engine} runs on DLA core {core}, this device has {runtime.num_DLA_cores} of them",
+            remedy=f"build it for what is here: {record.build_command}",
+        )
+    versions.use_dla(runtime, core)
+
+
 def _own_profiles(engine: Any, name: str) -> dict[int, int]:
     """Return the places of the optimisation profiles that are for one batch size alone, by that size."""
     found = {}
@@ -142,7 +167,7 @@ def _check_tensors(trt: Any, engine: Any, record: EngineRecord, faults: Faults) 
     if (inputs, outputs) != ([contract.input_name], [contract.output_name]):
         raise faults.refused(f"it takes {inputs} and gives {outputs}")
     types = (engine.get_tensor_dtype(contract.input_name), engine.get_tensor_dtype(contract.output_name))
-    if types != (trt.DataType.UINT8, trt.DataType.FLOAT):
+    if types != (getattr(trt.DataType, _DATA_TYPES[contract.dtype]), trt.DataType.FLOAT):
         raise faults.refused(f"it takes {types[0]} and gives {types[1]}")
     shapes = [tuple(engine.get_tensor_shape(name))[1:] for name in (*inputs, *outputs)]
     if shapes != [contract.input_shape, (len(contract.labels),)]:

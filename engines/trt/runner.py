@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,9 @@ from engines.trt.cuda import BUFFERS
 from engines.trt.faults import Faults, describe_warnings, process_logger
 from engines.trt.loaded import LoadedEngine, StoredEngine
 from engines.trt.slot import Parts, Slot
+
+if TYPE_CHECKING:
+    from engines.images import InputPixels
 
 _SLOTS = 2  # one batch is copied while another is executed
 # Batches of each kind of memory where the kind is measured: to warm up, and to be counted.
@@ -106,7 +109,7 @@ class TrtRunner:
             words["runtime_cache"] = self._loaded.cache.state
         return words
 
-    def run(self, batch: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def run(self, batch: InputPixels) -> NDArray[np.float32]:
         """Classify a batch; returns when the device has answered. Arguments and errors as for submit and collect."""
         self._check_usable()
         self._check(batch)
@@ -115,11 +118,11 @@ class TrtRunner:
             slot.enqueue(batch)
             return slot.wait(len(batch))
 
-    def submit(self, batch: NDArray[np.uint8]) -> Ticket:
+    def submit(self, batch: InputPixels) -> Ticket:
         """Copy a batch and enqueue its work; returns before the device has done it.
 
         Args:
-            batch: ``uint8 [N, height, width, channels]`` with N within the engine's batch range.
+            batch: ``[N, *contract.input_shape]`` of the contract's type, with N within the engine's batch range.
 
         Raises:
             BadInputError: Another type, shape or size.

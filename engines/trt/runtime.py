@@ -114,6 +114,7 @@ class TensorRtRuntime:
             platform=self._platform(gpu, options.tuning),
             notes=(*plan.notes, self.int8_doubt) if doubted else plan.notes,
             layer_types=plan.layer_types,
+            gpu_layers=plan.gpu_layers,
         )
 
     def inspect_layers(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,9 @@ from engines.trt.census import describe_layers
 from engines.trt.cuda import BUFFERS, CudaGraph, GraphError, capture_graph
 from engines.trt.faults import Faults
 from engines.trt.loaded import LoadedEngine
+
+if TYPE_CHECKING:
+    from engines.images import InputPixels
 
 # Batch sizes with a graph at a time, for each slot: the full batch and the rest at the end of a folder.
 SIZES = 2
@@ -96,8 +99,9 @@ class Slot:
         self._spare.append(self._new_execution(parts.size))
 
     def warm(self, size: int, runs: int = 2) -> None:
-        """Answer a black batch; at the second time lazy initialisation is over, and the graph is captured."""
-        batch = np.zeros((size, *self._parts.record.contract.input_shape), np.uint8)
+        """Answer a batch of zeros; at the second time lazy initialisation is over, and the graph is captured."""
+        contract = self._parts.record.contract
+        batch = np.zeros((size, *contract.input_shape), contract.dtype)
         for _ in range(runs):
             self.enqueue(batch)
             self.wait(size)
@@ -111,7 +115,7 @@ class Slot:
         report = loaded.report_layers(execution)
         return describe_layers(report, execution.active_optimization_profile, times), report
 
-    def enqueue(self, batch: NDArray[np.uint8]) -> None:
+    def enqueue(self, batch: InputPixels) -> None:
         """Copy a batch into the slot's own memory and enqueue all of its work.
 
         Raises:

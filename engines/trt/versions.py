@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
+from engines.packages import parse_version
 from engines.record import Precision, Tuning
 
 # By default an engine of TensorRT for RTX runs on all of these, on Linux and on Windows.
@@ -35,15 +36,37 @@ def has_calibrators(trt: Any) -> bool:
     return hasattr(trt, "IInt8EntropyCalibrator2")
 
 
-def network_flags(trt: Any, *, implicit: bool = False) -> int:
-    """Return the flags that a network is created with; implicit INT8 needs a weakly typed one."""
+def has_dla(trt: Any) -> bool:
+    """Whether this release builds for the Deep Learning Accelerator: until 10.7, and again from 11.4.1 on.
+
+    All of them have its names. Source: TensorRT 11.4.1 documentation, "Working with DLA".
+    """
+    version = parse_version(str(trt.__version__))[:3]
+    return not is_for_rtx(trt) and (version < (10, 8) or version >= (11, 4, 1))
+
+
+def place_on_dla(trt: Any, config: Any, core: int) -> None:
+    """Have the builder put what it can on a core of the Deep Learning Accelerator, and the rest on the GPU."""
+    config.default_device_type = trt.DeviceType.DLA
+    config.DLA_core = core
+    config.set_flag(trt.BuilderFlag.GPU_FALLBACK)
+
+
+def use_dla(runtime: Any, core: int | None) -> None:
+    """Have engines that a runtime loads from now on run on a core of the Deep Learning Accelerator."""
+    if core is not None:
+        runtime.DLA_core = core
+
+
+def network_flags(trt: Any, *, weak: bool = False) -> int:
+    """Return the flags that a network is created with; ``weak`` asks for one without types, where there is a choice."""
     kinds = trt.NetworkDefinitionCreationFlag
-    if hasattr(kinds, "STRONGLY_TYPED") and not implicit:
+    if hasattr(kinds, "STRONGLY_TYPED") and not weak:
         return 1 << int(kinds.STRONGLY_TYPED)
     return 1 << int(kinds.EXPLICIT_BATCH)
 
 
-def set_precision(trt: Any, config: Any, precision: Precision, *, implicit: bool = False) -> None:
+def set_precision(trt: Any, config: Any, precision: Precision, *, weak: bool = False) -> None:
     """Tell the builder the precision, where the network's types do not.
 
     FP32 switches TF32 off everywhere: with it, an "FP32" convolution keeps 10 of its 23 mantissa bits. The rest
@@ -51,24 +74,24 @@ def set_precision(trt: Any, config: Any, precision: Precision, *, implicit: bool
     """
     if precision is Precision.FP32:
         config.clear_flag(trt.BuilderFlag.TF32)
-    if is_strongly_typed(trt) and not implicit:
+    if is_strongly_typed(trt) and not weak:
         return
     if precision is not Precision.FP32 and hasattr(trt.BuilderFlag, "FP16"):
         config.set_flag(trt.BuilderFlag.FP16)
     if precision is Precision.INT8 and hasattr(trt.BuilderFlag, "INT8"):
         config.set_flag(trt.BuilderFlag.INT8)
-    bound = implicit or precision is Precision.FP16
+    bound = weak or precision is Precision.FP16
     if bound and hasattr(trt.BuilderFlag, "OBEY_PRECISION_CONSTRAINTS"):
         config.set_flag(trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
 
 
-def insist_on_half(trt: Any, layers: Iterable[Any]) -> None:
+def insist_on_half(trt: Any, layers: Iterable[Any], *, weak: bool = False) -> None:
     """Bind layers of a weakly typed network to FP16.
 
     The flag alone only allows FP16: a layer that runs faster in FP32 stays there (NvInfer.h 8.6.1 line 8772).
     """
     for layer in layers:
-        if not is_strongly_typed(trt) and hasattr(layer, "precision"):
+        if (weak or not is_strongly_typed(trt)) and hasattr(layer, "precision"):
             layer.precision = trt.DataType.HALF
 
 
@@ -117,7 +140,8 @@ def known_tuning(trt: Any) -> tuple[str, ...]:
     engine (1.7: "Unable to load library: libnvinfer_lean.so.1").
     """
     common = ("optimization_level", "max_aux_streams")
-    return common if is_for_rtx(trt) else (*common, "version_compatible", "hardware_compatible")
+    dla = ("dla",) if has_dla(trt) else ()
+    return common if is_for_rtx(trt) else (*common, "version_compatible", "hardware_compatible", *dla)
 
 
 def tune(trt: Any, config: Any, tuning: Tuning) -> None:

@@ -8,10 +8,12 @@ import onnxruntime
 import pytest
 
 from calibration.layers import find_layers
-from calibration.qdq import quantize
-from calibration.rewrites import center_pixels, scale_channels
+from calibration.qdq import put_rest_in_half, quantize
+from calibration.rewrites import center_pixels, pixel_border, scale_channels, take_int8_pixels
 from calibration.table import CalibrationTable
 from engines.errors import ArtefactError
+from engines.graph import contract_of
+from engines.images import shape_input
 
 PIXELS = np.random.default_rng(3).integers(0, 256, (3, 224, 224, 1), dtype=np.uint8)
 
@@ -26,6 +28,16 @@ def run(model: onnx.ModelProto, *outputs: str, pixels: np.ndarray = PIXELS) -> l
         opened.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
     return list(session.run(None, {"image": pixels}))
+
+
+def before_first_layer(model: onnx.ModelProto) -> list[str]:
+    producers = {name: node for node in model.graph.node for name in node.output}
+    name = next(node for node in model.graph.node if node.op_type == "Conv").input[0]
+    found: list[str] = []
+    while name in producers:
+        found.insert(0, producers[name].op_type)
+        name = producers[name].input[0]
+    return found
 
 
 @pytest.mark.parametrize("architecture", ["dsc", "cnn"])
@@ -58,6 +70,56 @@ def test_int8_holds_every_pixel_exactly(
     seen = run(graph, node.input[0])[1]
     expected = np.pad(PIXELS.astype(np.float32)[..., 0] - 128, ((0, 0), (1, 1), (1, 1)), constant_values=-128)
     np.testing.assert_array_equal(seen[:, 0], expected)
+
+
+@pytest.mark.parametrize("float_stem", [False, True])
+@pytest.mark.parametrize("signed", [True, False])
+@pytest.mark.parametrize("architecture", ["dsc", "cnn"])
+def test_int8_pixels_give_the_very_answers_of_grey_ones(
+    deployed_models: dict[str, Path],
+    network_tables: dict[str, CalibrationTable],
+    architecture: str,
+    signed: bool,
+    float_stem: bool,
+) -> None:
+    model = onnx.load(deployed_models[architecture])
+    left = (find_layers(model)[0].name,) if float_stem else ()
+    graph = quantize(model, network_tables[architecture], signed_activations=signed, float_layers=left)
+    contract = contract_of(model, "model").with_input("int8", 1)
+    taken = take_int8_pixels(graph, contract)
+    onnx.checker.check_model(taken, full_check=True)
+    assert contract_of(taken, "taken") == contract
+    pair = [] if signed else ["QuantizeLinear", "DequantizeLinear"]
+    assert before_first_layer(taken) == ["DequantizeLinear", *pair]
+    assert before_first_layer(graph)[:4] == ["Cast", "Reshape", "Add", "Pad"]
+    pixels = shape_input(PIXELS, contract)
+    assert (pixels.dtype, pixels.shape) == (np.int8, (3, 1, 226, 226))
+    seen, expected = (
+        run(which, find_layers(model)[-1].input, pixels=given)
+        for which, given in ((taken, pixels), (graph, PIXELS))
+    )
+    for here, there in zip(seen, expected, strict=True):
+        np.testing.assert_array_equal(here, there)
+    if signed:
+        half = put_rest_in_half(taken)
+        onnx.checker.check_model(half, full_check=True)
+        np.testing.assert_array_equal(run(half, pixels=pixels)[0], run(put_rest_in_half(graph))[0])
+
+
+def test_only_a_padding_of_one_or_none_can_be_given_by_the_host(deployed_models: dict[str, Path]) -> None:
+    model = onnx.load(deployed_models["dsc"])
+    assert pixel_border(model) == 1
+    pads = next(
+        attribute
+        for node in model.graph.node
+        if node.op_type == "Conv"
+        for attribute in node.attribute
+        if attribute.name == "pads"
+    )
+    for values, border in (([0] * 4, 0), ([2] * 4, None), ([0, 0, 1, 1], None)):
+        pads.ints[:] = values
+        assert pixel_border(model) == border
+    assert pixel_border(center_pixels(onnx.load(deployed_models["dsc"]))) is None
 
 
 @pytest.mark.parametrize("signed", [True, False])

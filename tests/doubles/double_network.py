@@ -52,8 +52,12 @@ def read_network(trt: Any, model: bytes) -> SimpleNamespace:
     for value in (*graph.input, *graph.output, *graph.value_info):
         element[value.name] = value.type.tensor_type.elem_type
     takers = {node.op_type for node in graph.node if graph.input[0].name in node.input}
-    if takers != {"Cast"}:
-        raise ValueError("a UINT8 input must be cast first")
+    # NvInferRuntime.h, DataType: kUINT8 must be cast before any other layer; kINT8 is quantised, and what computes in
+    # floating point takes it from a dequantize layer.
+    wanted = {TensorProto.UINT8: {"Cast"}, TensorProto.INT8: {"DequantizeLinear"}}
+    kind = graph.input[0].type.tensor_type.elem_type
+    if takers != wanted.get(kind, takers):
+        raise ValueError(f"a {_TYPES[kind]} input is taken by {takers}, not by {wanted[kind]}")
 
     def tensor(name: str) -> SimpleNamespace:
         kind = _TYPES.get(element.get(name, 0), "FLOAT")
@@ -68,6 +72,7 @@ def read_network(trt: Any, model: bytes) -> SimpleNamespace:
         kind = _LAYERS.get(node.op_type, "SHUFFLE")
         title = node.name or node.output[0]
         layers.append(Layer(trt, kind, title, [tensor(name) for name in names], tensor(node.output[0])))
+        layers[-1]._op = node.op_type
     ends = (graph.input[0], graph.output[0])
     return SimpleNamespace(
         model=model,
@@ -102,6 +107,16 @@ class Layer:
             if name == "precision":
                 object.__setattr__(self, "precision_is_set", True)
         object.__setattr__(self, name, value)
+
+
+def runs_on_dla(layer: Layer, flags: set[str], *, strong: bool) -> bool:
+    """Whether the Deep Learning Accelerator runs a layer: in FP16 or INT8 alone, no Q/DQ, no Cast, no matrix product.
+
+    Source: TensorRT documentation, "DLA Supported Layers and Restrictions"; that DLA takes no explicit quantisation:
+    NVIDIA/TensorRT#2222. By types from 11.4.1 on, by the builder's flags before.
+    """
+    low = layer._output._kind == "HALF" if strong else bool(flags & {"FP16", "INT8"})
+    return low and layer._op in ("Conv", "Relu", "MaxPool", "Add")
 
 
 def describe_layers(

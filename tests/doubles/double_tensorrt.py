@@ -23,7 +23,7 @@ import numpy as np
 import onnx
 import onnxruntime
 from double_cuda import DoubleCuda, Misuse, Stream, Work
-from double_network import describe_layers, inspect_layer, read_network
+from double_network import describe_layers, inspect_layer, read_network, runs_on_dla
 
 SURFACE = json.loads((Path(__file__).parents[1] / "engines" / "tensorrt_api.json").read_text())
 RELEASES = {"8.6": 0, "10.3": 2, "11.4": 7, "rtx": 8}
@@ -31,6 +31,7 @@ _MAGIC = b"double of a TensorRT plan\n"
 _ENUM_VALUES = {"EXPLICIT_BATCH": 0, "STRONGLY_TYPED": 1}
 LAYER_MS = 0.25  # of the first layer; the second takes twice as long, and so on
 IMAGE_BYTES = 4096  # of activations for each image of a batch
+_NUMPY = {"UINT8": np.uint8, "INT8": np.int8, "HALF": np.float16}
 
 
 def names_of(owner: str, index: int) -> frozenset[str]:
@@ -267,7 +268,8 @@ class Execution(Guarded):
         source, target = (self._addresses[name] for name in engine._names)
         me = weakref.ref(self)
         assert shape is not None
-        in_bytes, out_bytes = int(np.prod(shape)), shape[0] * engine._shapes[1][1] * 4
+        kind = np.dtype(_NUMPY[engine._types[0]])
+        in_bytes, out_bytes = int(np.prod(shape)) * kind.itemsize, shape[0] * engine._shapes[1][1] * 4
         memory = self._memory
         allocations = (cuda.owner_of(source), cuda.owner_of(target), cuda.owner_of(memory))
 
@@ -285,7 +287,7 @@ class Execution(Guarded):
             if self_error := cuda.fail_on_device.pop("execute", ""):
                 cuda.sick = self_error
             cuda.need_healthy()
-            pixels = cuda.need_memory(source, in_bytes).reshape(shape)
+            pixels = cuda.need_memory(source, in_bytes).view(kind).reshape(shape)
             answers = session_of(engine._model).run(None, {engine._names[0]: pixels})[0]
             cuda.need_memory(target, out_bytes)[:] = answers.reshape(-1).view(np.uint8)
 
@@ -338,6 +340,7 @@ class Engine(Guarded):
         self._shared = bool(head["shared"]) or trt._index > 0  # always, since 10.0: NvInfer.h 10.3 line 8602
         self._user_allocation = bool(head["user_allocation"]) or trt._index != RELEASES["rtx"]
         self._layers = head["layers"]
+        self._on_dla = head["on_dla"]
         self._device = (
             trt._cuda.here
         )  # an engine is loaded onto the GPU that is current, and runs there alone
@@ -404,7 +407,10 @@ class Engine(Guarded):
 
     def _inspected(self, profile: int, *, shaped: bool) -> list[dict[str, Any]]:
         release = self._trt._index
-        return [
+        # As trtexec lists it: [DlaLayer] {ForeignNode[conv1...relu5]}. What is inside has no entry of its own.
+        dla = f"{{ForeignNode[{self._on_dla[0]}...{self._on_dla[-1]}]}}" if self._on_dla else ""
+        inside = [{"Name": dla, "LayerType": "DLA", "Inputs": [], "TacticName": ""}] if dla else []
+        return inside + [
             inspect_layer(
                 *layer,
                 index=index,
@@ -414,6 +420,7 @@ class Engine(Guarded):
                 profile=profile,
             )
             for index, layer in enumerate(self._layers)
+            if layer[1] not in self._on_dla
         ]
 
     def _memory_limit(self) -> int:
@@ -427,10 +434,15 @@ class Engine(Guarded):
 class Runtime(Guarded):
     _class = "Runtime"
     engine_host_code_allowed = False
+    DLA_core = -1
 
     def __init__(self, trt: DoubleTensorRt, logger: Any) -> None:
         super().__init__(trt)
         trt._take_logger(logger)
+
+    @property
+    def num_DLA_cores(self) -> int:
+        return self._trt._dla_cores
 
     def __del__(self) -> None:
         self._dropped("runtime")
@@ -444,6 +456,9 @@ class Runtime(Guarded):
         values = json.loads(head)
         if values["compatible"] and not self.engine_host_code_allowed:
             self._trt._log("the engine holds host code, and that is not allowed")
+            return None
+        if values["dla"] is not None and values["dla"] != self.DLA_core:
+            self._trt._log(f"the engine is for DLA core {values['dla']}, the runtime uses {self.DLA_core}")
             return None
         if values["release"] != self._trt.__version__ and not values["compatible"]:
             self._trt._log(f"version tag {values['release']} does not match {self._trt.__version__}")
@@ -554,6 +569,8 @@ class Config(Guarded):
     builder_optimization_level = 3
     max_aux_streams = -1
     hardware_compatibility_level: Any = None
+    default_device_type: Any = None
+    DLA_core = -1
     _timings: TimingCache | None = None
 
     def __init__(self, trt: DoubleTensorRt) -> None:
@@ -581,6 +598,11 @@ class Config(Guarded):
         self._calibration_profile = profile
         return True
 
+    def can_run_on_DLA(self, layer: Any) -> bool:
+        if self.default_device_type is None:
+            raise Misuse("asked before the configuration is complete")
+        return runs_on_dla(layer, self._flags, strong="precision" not in names_of("ILayer", self._trt._index))
+
     def set_memory_pool_limit(self, pool: Any, pool_size: int) -> None:
         assert pool_size > 0
 
@@ -596,6 +618,21 @@ class Config(Guarded):
     def add_optimization_profile(self, profile: Profile) -> int:
         self._profiles.append(profile)
         return len(self._profiles) - 1
+
+
+class Input:
+    """A network's input, whose shape can be set (pyGraph.cpp, ``ITensor.shape``)."""
+
+    def __init__(self, read: SimpleNamespace) -> None:
+        self._read, self.name = read, read.names[0]
+
+    @property
+    def shape(self) -> list[int]:
+        return self._read.shapes[0]
+
+    @shape.setter
+    def shape(self, shape: tuple[int, ...]) -> None:
+        self._read.shapes[0] = list(shape)
 
 
 class Network(Guarded):
@@ -616,7 +653,7 @@ class Network(Guarded):
         return self._read.layers[index]
 
     def get_input(self, index: int) -> Any:
-        return SimpleNamespace(name=self._read.names[0], shape=self._read.shapes[0])
+        return Input(self._read)
 
 
 class Parser(Guarded):
@@ -649,6 +686,10 @@ class Builder(Guarded):
         super().__init__(trt)
         trt._take_logger(logger)
 
+    @property
+    def num_DLA_cores(self) -> int:
+        return self._trt._dla_cores
+
     def create_network(self, flags: int) -> Network:
         return Network(self._trt, flags)
 
@@ -669,6 +710,9 @@ class Builder(Guarded):
         if not self._trt._report_progress(config.progress_monitor if self._trt._index else None):
             return None
         read = network._read
+        on_dla = self._placed(network, config)
+        if on_dla is None:
+            return None
         ranged: dict[str, float] = {}
         if "INT8" in config._flags and config.int8_calibrator is not None:
             ranged = calibrate(self._trt, read, config)
@@ -688,9 +732,39 @@ class Builder(Guarded):
             "profiles": [profile._sizes for profile in config._profiles],
             "shared": "PROFILE_SHARING_0806" in config._features,
             "user_allocation": "REQUIRE_USER_ALLOCATION" in config._flags,
+            "dla": config.DLA_core if on_dla else None,
+            "on_dla": on_dla,
             "layers": describe_layers(read, config._flags, strong=network._strong, ranged=ranged),
         }
         return HostMemory(_MAGIC + json.dumps(head).encode() + b"\n" + read.model)
+
+    def _placed(self, network: Network, config: Config) -> list[str] | None:
+        """Name the layers that DLA runs; None where it refuses.
+
+        Source: TensorRT documentation, "DLA Supported Layers and Restrictions" (min, opt and max must be equal),
+        "GPU Fallback Mode"; of calibrators DLA takes the second entropy one (NVIDIA/TensorRT#2222).
+        """
+        if config.default_device_type is not self._trt.DeviceType.DLA:
+            return []
+        layers = network._read.layers
+        strong = "precision" not in names_of("ILayer", self._trt._index)
+        if network._strong and not strong:
+            raise Misuse("DLA wants the builder's flags of this release, not a network with types")
+        placed = [layer.name for layer in layers if runs_on_dla(layer, config._flags, strong=strong)]
+        calibrator = config.int8_calibrator if not strong else None
+        dynamic = network._read.shapes[0][0] < 1 or any(
+            len(set(profile._sizes)) > 1 for profile in config._profiles
+        )
+        if dynamic or len(config._profiles) > 1 or not 0 <= config.DLA_core < self._trt._dla_cores:
+            self._trt._log("DLA does not support dynamic shapes, or there is no such core")
+            return None
+        if len(placed) < len(layers) and "GPU_FALLBACK" not in config._flags:
+            self._trt._log("a layer is not supported on DLA, and GPU fallback is disabled")
+            return None
+        if calibrator is not None and not isinstance(calibrator, IInt8EntropyCalibrator2):
+            self._trt._log("DLA takes no other calibrator than IInt8EntropyCalibrator2")
+            return None
+        return placed
 
 
 class DoubleTensorRt:
@@ -708,6 +782,7 @@ class DoubleTensorRt:
         self._first: Any = None  # a weak reference to the logger
         self._warns = ""  # while it builds
         self._interrupted = False  # whether Ctrl-C comes while TensorRT logs
+        self._dla_cores = 0 if release == "rtx" else 2
         self._silent = False  # whether the inspector says nothing of the precision
         self.fail: dict[str, str] = {}
         self._capturable = True

@@ -16,7 +16,7 @@ from edge_dsc.data import PARTS, Sample, Split, save_split
 from edge_dsc.evaluate.evaluation import EVALUATION, Evaluation
 from edge_dsc.evaluate.metrics import classification_metrics
 from edge_dsc.inspection import inspect_path
-from edge_dsc.training.run_folder import METRICS, TRAINING_RECORD, RunMetrics, TrainingRecord
+from edge_dsc.training.run_folder import METRICS, TRAINING_RECORD, RunMetrics, TrainedNetwork, TrainingRecord
 from engines.errors import ArtefactError, BadInputError
 from engines.trt.cache import MEMORY, MemoryChoice, MemoryChoices
 
@@ -44,6 +44,7 @@ def write_split(path: Path) -> None:
 def write_record(path: Path) -> None:
     record = TrainingRecord(
         architecture="dsc",
+        network=TrainedNetwork(source="dsc"),
         labels=("a", "b"),
         recipe={"name": "quick"},
         seed=0,

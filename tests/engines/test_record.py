@@ -194,8 +194,18 @@ def test_an_edited_record_of_version_1_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_later_version_is_refused_by_its_number(tmp_path: Path) -> None:
-    write_record(tmp_path / "x.json", msgspec.to_builtins(RECORD), version=4)
-    with pytest.raises(ArtefactError, match="has schema version 4, this edge-dsc reads 1 and 2 and 3"):
+    write_record(tmp_path / "x.json", msgspec.to_builtins(RECORD), version=5)
+    with pytest.raises(ArtefactError, match="has schema version 5, this edge-dsc reads 1 and 2 and 3 and 4"):
+        KIND.load(tmp_path / "x.json")
+
+
+def test_records_of_version_3_knew_nothing_of_the_accelerator(tmp_path: Path) -> None:
+    values = msgspec.to_builtins(RECORD)
+    assert values.pop("gpu_layers") == () and values["tuning"].pop("dla") is None
+    write_record(tmp_path / "x.json", values, version=3)
+    assert KIND.load(tmp_path / "x.json") == RECORD
+    write_record(tmp_path / "x.json", {**values, "tuning": {"dla": 16}})
+    with pytest.raises(ArtefactError, match=r"\$\.tuning\.dla"):
         KIND.load(tmp_path / "x.json")
 
 
@@ -254,7 +264,7 @@ def test_contract_round_trip_and_refusals() -> None:
         ModelContract.from_metadata({}, source="m")
     with pytest.raises(ArtefactError, match="damaged contract"):
         ModelContract.from_metadata({"edge_dsc.contract": "{"}, source="m")
-    with pytest.raises(ArtefactError, match="resize 'crop-v9', this edge-dsc knows 'halve-area-v1'"):
+    with pytest.raises(ArtefactError, match="resize 'crop-v9', this edge-dsc knows 'halve-area-v1' and "):
         replace(contract, resize="crop-v9").check("m")
     with pytest.raises(ArtefactError, match=r"damaged contract: .*missing required field `architecture`"):
         ModelContract.from_metadata({"edge_dsc.contract": '{"labels": ["a", "b"]}'}, source="m")

@@ -16,11 +16,18 @@ from double_tensorrt import DoubleTensorRt
 from calibration.collect import calibrate
 from calibration.select import read_set, select_images
 from calibration.table import CalibrationOptions, save_table
-from edge_dsc.build.calibrate import calibration_candidates
+from edge_dsc.build.calibrate import (
+    CalibrationRequest,
+    CalibrationRun,
+    calibration_candidates,
+    run_calibration,
+)
 from edge_dsc.data import discover
 from engines import packages
 from engines.graph import load_model
 from engines.trt import cuda as cuda_driver
+
+Machine = Callable[[str], DoubleTensorRt]
 
 
 @pytest.fixture(scope="session")
@@ -74,3 +81,21 @@ def machine(cuda: DoubleCuda, monkeypatch: pytest.MonkeyPatch) -> Iterator[Calla
 
     yield have
     gc.collect()  # what an error kept alive goes while the driver is there
+
+
+@pytest.fixture(scope="session")
+def calibrated(
+    tmp_path_factory: pytest.TempPathFactory, deployed_models: dict[str, Path], textures: Path
+) -> Callable[..., CalibrationRun]:
+    """``calibrated(release, method)``: what that release found, made once."""
+    made: dict[tuple[str, str], CalibrationRun] = {}
+
+    def calibrate(release: str, method: str = "tensorrt-entropy") -> CalibrationRun:
+        if (release, method) not in made:
+            folder = tmp_path_factory.mktemp("calibrated")
+            model = Path(shutil.copy(deployed_models["dsc"], folder / "model.onnx"))
+            request = CalibrationRequest(model=model, data=textures, method=method, images=128)
+            made[release, method] = run_calibration(request)
+        return made[release, method]
+
+    return calibrate

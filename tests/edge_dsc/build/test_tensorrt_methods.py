@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -26,24 +25,6 @@ from engines.trt.census import INSPECTOR
 
 LAYERS = ("Conv_2", "Conv_5", "Conv_6", "Conv_9", "Conv_10", "Conv_13", "Conv_14", "MatMul_18")
 Machine = Callable[[str], DoubleTensorRt]
-
-
-@pytest.fixture(scope="module")
-def calibrated(
-    tmp_path_factory: pytest.TempPathFactory, deployed_models: dict[str, Path], textures: Path
-) -> Callable[..., CalibrationRun]:
-    """``calibrated(release, method)``: what that release found, made once."""
-    made: dict[tuple[str, str], CalibrationRun] = {}
-
-    def calibrate(release: str, method: str = "tensorrt-entropy") -> CalibrationRun:
-        if (release, method) not in made:
-            folder = tmp_path_factory.mktemp("calibrated")
-            model = Path(shutil.copy(deployed_models["dsc"], folder / "model.onnx"))
-            request = CalibrationRequest(model=model, data=textures, method=method, images=128)
-            made[release, method] = run_calibration(request)
-        return made[release, method]
-
-    return calibrate
 
 
 def request_of(run: CalibrationRun, out: Path, **more: object) -> BuildRequest:

@@ -25,7 +25,7 @@ from engines.ort import open_session
 from engines.record import BatchRange
 from engines.runtimes import RunnerOptions
 from engines.trt import cuda as cuda_driver
-from engines.trt import runtime
+from engines.trt import nvjpeg, runtime
 from engines.trt.cache import MemoryFile
 
 MEMORY = ("host_peak_bytes", "host_before_bytes", "device_bytes")
@@ -77,6 +77,10 @@ def test_on_a_processor_everything_passes_or_says_why_not(tested: tuple[SelfTest
         "no memory left",
     ):
         assert seen[f"onnxruntime: {line}"] == "not here"
+    special = ("int8, int8 pixels", "fp16, float16 pixels", "fp16 on DLA core 0")
+    assert [seen[f"tensorrt-rtx dsc {kind}: build"] for kind in special] == ["pass", "pass", "not here"]
+    assert seen["onnxruntime dsc int8, int8 pixels: answers"] == "pass"
+    assert seen["onnxruntime dsc fp16 on DLA core 0: build"] == seen["nvJPEG"] == "not here"
     assert seen["tensorrt-rtx: run"] == seen["camera"] == seen["trtexec"] == "not here"
     assert seen["latency"] == seen["environment"] == "pass"
     assert len(said) >= len(found.findings)
@@ -165,6 +169,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], DoubleCuda]:
             packages, "installed_version", lambda name, *_: trt.__version__ if name == "tensorrt" else None
         )
         monkeypatch.setattr(packages, "is_installed", lambda name: True)
+        monkeypatch.setattr(nvjpeg, "find_gpu", lambda: (None, "no CUDA driver"))
         monkeypatch.setattr(selftest, "RUNTIME_NAMES", ("tensorrt",))
         monkeypatch.setattr(selftest, "memory_pass", lambda *_, **__: dict.fromkeys(MEMORY, 1 << 20))
         return cuda
@@ -202,6 +207,9 @@ def test_on_a_gpu_every_way_to_run_is_tried(
         r"batches of 1: \d+ images/s one by one, \d+ overlapping; batches of 4: .*; batches of 16: .*",
         words["tensorrt: a pile"],
     )
+    for kind in ("int8, int8 pixels", "fp16, float16 pixels", "fp16 on DLA core 0"):
+        assert seen[f"tensorrt dsc {kind}: build"] == seen[f"tensorrt dsc {kind}: answers"] == "pass"
+    assert "; on the GPU: flatten, dense, " in words["tensorrt dsc fp16 on DLA core 0: build"]
     assert (tmp_path / "out/dsc/dsc-int8.tensorrt.inspector.json").read_text().startswith("{")
     assert words["tensorrt: another thread"].startswith(
         "refused: the runner of dsc-fp32.tensorrt.engine belongs"

@@ -89,7 +89,7 @@ def test_help_begins_with_the_summary_and_explains_every_option(edge_dsc: Any, n
         assert parameter.help, f"{name} {parameter.name}"  # type: ignore[attr-defined]
     names = {parameter.name for parameter in command.params}
     assert {"json", "version"} <= names
-    assert name in ("infer", "demo", "doctor", "inspect") or "out" in names
+    assert name in ("infer", "demo", "doctor", "inspect", "networks") or "out" in names
 
 
 def test_without_a_command_the_help_is_shown_and_the_code_is_2(edge_dsc: Any) -> None:
@@ -106,7 +106,7 @@ def test_without_a_command_the_help_is_shown_and_the_code_is_2(edge_dsc: Any) ->
         (["infer"], "Missing argument 'engine' (see edge-dsc infer --help)"),
         (["infer", "a", "b", "--bogus"], "No such option: --bogus"),
         (["infer", "a", "b", "--threads", "0"], "Invalid value for '--threads'"),
-        (["train", "d", "--arch", "vgg"], "'vgg' is not one of 'dsc', 'cnn'"),
+        (["train", "d", "--arch", "vgg"], "there is no network 'vgg' (choose one of dsc, cnn, "),
     ],
 )
 def test_a_usage_error_is_one_line(edge_dsc: Any, arguments: list[str], words: str) -> None:
@@ -122,10 +122,10 @@ RANGES = {
     "bench": "--threads 256 --batch 4096 --offline 16384 --iterations 10000000 --duration 604800 --warmup 604800 "
     "--fps 100000 --power 604800 --builds 1000 --openings 1000 --slots 64 --device 255 --seed 4294967295",
     "import-times": "--batch 4096",
-    "train": "--seed 4294967295 --epochs 10000",
     "calibrate": "--seed 4294967295 --calib-images 1000000 --device 255",
+    "train": "--seed 4294967295 --epochs 10000 --size 1024 --unfreeze 10000",
     "build-engine": "--seed 4294967295 --calib-images 1000000 --workspace 1048576 --max-drop 100 "
-    "--optimization-level 5 --max-aux-streams 64 --device 255",
+    "--optimization-level 5 --max-aux-streams 64 --dla 15 --device 255",
     "debug": "--seed 4294967295 --images 1000000 --device 255",
     "inspect": "--device 255",
     "demo": "--seed 4294967295",
@@ -178,7 +178,8 @@ def complete(words: str) -> list[str]:
 def test_the_shell_completes_commands_options_and_choices() -> None:
     assert complete("edge-dsc in") == ["infer", "inspect"]
     assert complete("edge-dsc train --re") == ["--recipe", "--resume"]
-    assert complete("edge-dsc train --arch ") == ["dsc", "cnn"]
+    assert complete("edge-dsc train --arch ")[:3] == ["dsc", "cnn", "resnet50v2"]
+    assert complete("edge-dsc train --arch in") == ["inceptionv3", "inceptionresnetv2"]
 
 
 def test_it_shows_the_script_for_the_shell(edge_dsc: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,10 +12,13 @@ import foreign_models
 import pytest
 
 from edge_dsc.cli.making import (
+    NETWORKS,
     Backend,
     CalibMethod,
     Colour,
+    DecoderName,
     Gives,
+    InputType,
     Int8Backend,
     PrecisionName,
     RecipeName,
@@ -27,7 +30,9 @@ from engines.errors import UsageError
 def test_choices_are_those_of_the_library() -> None:
     from calibration.table import METHODS, TENSORRT_METHODS
     from edge_dsc.build.conform import LOGITS, PROBABILITIES
+    from edge_dsc.networks import NAMES
     from edge_dsc.training import RECIPES
+    from engines.contract import DECODERS, INPUT_TYPES
     from engines.record import Precision
     from engines.runtimes import RUNTIME_NAMES
 
@@ -35,9 +40,12 @@ def test_choices_are_those_of_the_library() -> None:
     assert [choice.value for choice in Backend] == ["auto", *RUNTIME_NAMES]
     assert [choice.value for choice in Int8Backend] == list(RUNTIME_NAMES)
     assert [choice.value for choice in CalibMethod] == [*METHODS, *TENSORRT_METHODS]
+    assert [choice.value for choice in InputType] == list(INPUT_TYPES)
+    assert [choice.value for choice in DecoderName] == list(DECODERS)
     assert [choice.value for choice in Gives] == [LOGITS, PROBABILITIES]
     assert [choice.value for choice in Colour] == ["grey", "rgb"]
     assert [choice.value for choice in RecipeName] == list(RECIPES)
+    assert NETWORKS == NAMES
 
 
 @pytest.mark.parametrize(
@@ -245,6 +253,25 @@ def test_what_fine_tuning_refuses(
     done = edge_dsc("train", phantom_folder, "--qat", run, *(word.format(run=run) for word in extra))
     assert done.code == code, done.err
     assert words in done.err and done.out == ""
+
+
+@pytest.mark.slow
+def test_what_an_engine_takes_is_asked_for(edge_dsc: Any, run: Path, textures: Path) -> None:
+    build = ("build-engine", run, "--backend", "onnxruntime", "--out", run / "a.engine", "--json")
+    contract = edge_dsc(*build, "--int8", "--input", "int8").json["record"]["contract"]
+    assert (contract["dtype"], contract["layout"], contract["resize"]) == (
+        "int8",
+        "NCHW",
+        "halve-area-bordered-v1",
+    )
+    found = edge_dsc("inspect", run / "a.engine")
+    assert "dtype: int8" in found.out
+    assert edge_dsc("infer", run / "a.engine", textures / "focal").code == 0
+    assert edge_dsc(*build, "--fp32", "--decode", "nvjpeg").json["record"]["contract"]["decode"] == (
+        "grey8-nvjpeg-v1"
+    )
+    done = edge_dsc(*build, "--fp16", "--dla", "1", "--batch", "1")
+    assert (done.code, "onnxruntime has no --dla" in done.err) == (2, True)
 
 
 def test_adopt_says_what_became_of_the_pixels(edge_dsc: Any, tmp_path: Path) -> None:
