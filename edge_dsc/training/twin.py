@@ -423,8 +423,9 @@ def _patches(layer: Layer, inputs: Any, places: NDArray[np.int64]) -> NDArray[np
         here = places[(places >= before) & (places < before + len(rows))] - before
         found.append(rows[here].astype(np.float64))
         before += len(rows)
-    patches: NDArray[np.float64] = np.concatenate(found).reshape(len(places), channels, taps)
-    return patches.transpose(1, 0, 2)
+    by_place = np.concatenate(found).reshape(len(places), channels, taps)
+    patches: NDArray[np.float64] = by_place.transpose(1, 0, 2)
+    return patches
 
 
 def _match(pair: Pair, wanted: _Responses, found: _Responses) -> None:
