@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from calibration.sensitivity import LayerSensitivity, Sensitivity
     from edge_dsc.evaluate.metrics import Metrics
 
+MOST_BARS = 32  # of layers in one picture
 _BLUE, _ORANGE, _GREY = "#4c72b0", "#dd8452", "#444444"
 
 
@@ -86,9 +87,10 @@ def draw_confusion(metrics: Metrics, path: Path, *, title: str) -> None:
 @drawing_style()
 def draw_coverage(found: Coverage, path: Path) -> None:
     """Draw to a PNG file how each tensor's largest value grows with the images, and how much is saturated."""
-    figure = _new_figure(10, 3.8)
+    tensors = found.shown
+    figure = _new_figure(10, max(3.8, 0.2 * len(tensors)))
     growth, share = figure.add_subplot(1, 2, 1), figure.add_subplot(1, 2, 2)
-    for tensor in found.tensors:
+    for tensor in tensors:
         parts = len(tensor.growth)
         counts = [found.images * part // parts for part in range(1, parts + 1)]
         growth.plot(counts, tensor.growth, marker="o", markersize=3, label=tensor.name)
@@ -97,9 +99,9 @@ def draw_coverage(found: Coverage, path: Path) -> None:
     growth.set_title("does the range still grow?", fontsize=10)
     growth.grid(alpha=0.3)
     growth.legend(fontsize=6)
-    places = range(len(found.tensors))[::-1]
-    share.barh(places, [100 * tensor.saturated for tensor in found.tensors], color=_BLUE)
-    share.set_yticks(places, [tensor.name for tensor in found.tensors], fontsize=7)
+    places = range(len(tensors))[::-1]
+    share.barh(places, [100 * tensor.saturated for tensor in tensors], color=_BLUE)
+    share.set_yticks(places, [tensor.name for tensor in tensors], fontsize=7)
     share.set_xlabel("values beyond the range, %")
     share.set_title(f"what {found.method} cuts off", fontsize=10)
     share.grid(axis="x", alpha=0.3)
@@ -112,12 +114,16 @@ def draw_coverage(found: Coverage, path: Path) -> None:
 def draw_sensitivity(found: Sensitivity, path: Path, *, title: str) -> None:
     """Draw one bar per layer to a PNG file: its error alone in INT8, and the error left when it alone is float.
 
+    Of a large network the :data:`MOST_BARS` layers with the largest error are drawn.
+
     Args:
         found: The measurement.
         path: The PNG file.
         title: Above the picture.
     """
-    layers = found.layers
+    layers = found.harmful(MOST_BARS)
+    if len(layers) < len(found.layers):
+        title += f", {len(layers)} of {len(found.layers)} layers"
     figure = _new_figure(9.5, 1.6 + 0.42 * len(layers))
     alone, without = figure.add_subplot(1, 2, 1), figure.add_subplot(1, 2, 2)
     _draw_errors(alone, layers, [(layer.logit_error, layer.flips) for layer in layers])
