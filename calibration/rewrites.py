@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -83,9 +83,12 @@ def center_pixels(model: ModelProto) -> ModelProto:
     kept = [attribute for attribute in node.attribute if attribute.name != "pads"]
     del node.attribute[:]
     node.attribute.extend(kept)
+    taken = {other.name for other in centred.graph.node}
     before = [
-        onnx.helper.make_node("Add", [layer.input, middle], [shifted], f"{layer.name}.centre"),
-        onnx.helper.make_node("Pad", [shifted, frame, middle], [padded], f"{layer.name}.border"),
+        onnx.helper.make_node("Add", [layer.input, middle], [shifted], _free(f"{layer.name}.centre", taken)),
+        onnx.helper.make_node(
+            "Pad", [shifted, frame, middle], [padded], _free(f"{layer.name}.border", taken)
+        ),
     ]
     for index, made in enumerate(before):
         centred.graph.node.insert(place + index, made)
@@ -155,6 +158,13 @@ def _drop_signed_pair(model: ModelProto, tensor: str) -> None:
         nodes.remove(dequantise)
         for node in nodes:
             node.input[:] = [tensor if name == back else name for name in node.input]
+
+
+def _free(name: str, taken: Collection[str]) -> str:
+    """Return a name that no other node has."""
+    while name in taken:
+        name += "_"
+    return name
 
 
 def pixel_range(tensor: str, *, signed: bool) -> Bounds:

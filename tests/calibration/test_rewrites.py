@@ -223,3 +223,10 @@ def test_factors_and_shifts_behind_a_convolution_are_folded_and_shared_weights_l
     assert not {"gain", "offset", "norm"} & set(names)
     assert {"a_norm.mul", "a_norm.add"} <= set(names)
     np.testing.assert_allclose(run(folded, pixels=SMALL)[0], run(model, pixels=SMALL)[0], atol=2e-6)
+
+
+def test_a_node_that_has_the_name_of_the_border_keeps_it() -> None:
+    model = BRANCHED["swish"]()
+    model.graph.node[1].name = "stem.border"
+    names = [node.name for node in center_pixels(model).graph.node]
+    assert names[1:4] == ["stem.border", "stem.centre", "stem.border_"]
