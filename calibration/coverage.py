@@ -182,8 +182,8 @@ def _measure_chain(model: ModelProto, table: CalibrationTable, pixels: Pixels) -
 
 def _measure_graph(graph: ModelProto, table: CalibrationTable, pixels: Pixels) -> tuple[TensorCoverage, ...]:
     """Look at every tensor that has a range."""
-    names = tensors_to_calibrate(graph)
-    ranges = activation_ranges(graph, table, signed=False, pairs=names)
+    ranges = activation_ranges(graph, table, signed=False, pairs=tensors_to_calibrate(graph))
+    names = [name for node in graph.graph.node for name in node.output if name in ranges]
 
     def measure(values: Sequence[Floats]) -> list[_Part]:
         return [_measure(array, ranges[name]) for name, array in zip(names, values, strict=True)]
