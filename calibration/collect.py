@@ -10,17 +10,24 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from calibration.chain import Floats, chunks, map_in_threads
-from calibration.layers import raw_pixel_tensors, tensors_to_calibrate, unclipped_tensors
-from calibration.rewrites import Bounds
-from calibration.search import SEARCHED_IMAGES, search_ranges
+from calibration.chain import Floats, Pixels, chunks, map_in_threads, runs_in_pieces
+from calibration.chain.search import SEARCHED_IMAGES, search_ranges
+from calibration.layers import (
+    is_chain,
+    raw_pixel_tensors,
+    share_ranges,
+    tensors_to_calibrate,
+    unclipped_tensors,
+)
+from calibration.rewrites import Bounds, Factors, fold_norms
 from calibration.select import CalibrationSet
 from calibration.table import HISTOGRAM_BINS, QUANTIZED_BINS, CalibrationOptions, CalibrationTable
 from engines.errors import BadInputError
@@ -33,8 +40,12 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
 Ranges = dict[str, Bounds]
+Result = TypeVar("Result")
 
 CHUNK = 8  # images; 8 times about 1 million floats of the depthwise network are 34 MB
+MOST_VALUES = 16 << 20  # of all watched tensors at a time: 64 MB, for each thread and each chunk that waits
+# Parts of the range seen that a tensor's own range is searched among: 1 down to an eighth.
+RANGE_CUTS = tuple(2 ** (-step / 16) for step in range(49))
 
 
 def calibrate(
@@ -52,23 +63,27 @@ def calibrate(
         progress: Called with (phase, images done, images in all).
 
     Raises:
-        ArtefactError: The graph is no chain of layers, or cannot run.
+        ArtefactError: The graph cannot run.
         BadInputError: A tensor never changes over the images.
     """
     factors: dict[str, tuple[float, ...]] = {}
+    pieces = options.method == "mse" and runs_in_pieces(model.proto)
+    graph = fold_norms(model.proto)
     with failures_of(str(model.path), remedy=EXPORT_AGAIN):
         if options.method in ("minmax", "mse"):
-            ranges = _find_extremes(model, images, progress)
+            ranges = _find_extremes(graph, images, progress)
         else:
-            ranges = _cut_histograms(model, images, options, progress)
-        if options.method == "mse":
-            found = search_ranges(model.proto, images.pixels, progress)
+            ranges = _cut_histograms(graph, images, options, progress)
+        if options.method == "mse" and pieces:
+            found = search_ranges(graph, images.pixels, progress)
             ranges, factors = {**ranges, **found.ranges}, found.channel_factors
+        elif options.method == "mse":
+            ranges = _least_errors(graph, images, ranges, progress)
     return CalibrationTable(
         method=options.method,
-        parameters=_parameters(options),
+        parameters=_parameters(options, pieces=pieces),
         seed=options.seed,
-        ranges=ranges,
+        ranges=share_ranges(graph, ranges),
         onnx_sha256=model.sha256,
         preprocess_sha256=model.contract.preprocess_sha256,
         images=images.images,
@@ -78,33 +93,116 @@ def calibrate(
     )
 
 
-def _find_extremes(model: OnnxModel, images: CalibrationSet, progress: Progress | None) -> Ranges:
-    """Return the smallest and the largest value of each tensor: onnxruntime's minmax in a tenth of its time."""
-    tensors = tensors_to_calibrate(model.proto)
-    session = _session(model.proto, tensors)
+def watch_tensors(
+    graph: ModelProto,
+    tensors: Sequence[str],
+    pixels: Pixels,
+    look: Callable[[Sequence[Floats]], Result],
+    report: Callable[[int], None] = lambda done: None,
+) -> Iterator[Result]:
+    """Run a graph over images, and yield what ``look`` sees in its tensors, a few images at a time and in their order.
 
-    def measure(part: slice) -> list[Bounds]:
-        values = session.run(list(tensors), {model.contract.input_name: images.pixels[part]})
+    Args:
+        graph: The FP32 graph.
+        tensors: Which of its tensors.
+        pixels: ``uint8 [N, height, width, channels]``.
+        look: Called in threads with the values of the tensors over a few images, each ``float32 [n, ...]``. They are
+            not kept: what a network with hundreds of large tensors needs stays bounded.
+        report: Called with the number of images done.
+    """
+    session, name = _session(graph, tensors), graph.graph.input[0].name
+
+    def run(part: slice) -> Result:
+        return look(session.run(list(tensors), {name: pixels[part]}))
+
+    parts = chunks(len(pixels), _images_at_once(graph, tensors))
+    for part, found in zip(parts, map_in_threads(run, parts), strict=True):
+        yield found
+        report(part.stop)
+
+
+def _images_at_once(graph: ModelProto, tensors: Sequence[str]) -> int:
+    """Return how many images fit into :data:`MOST_VALUES` of these tensors; 1 to :data:`CHUNK`."""
+    wanted = set(tensors)
+    inferred = onnx.shape_inference.infer_shapes(graph, data_prop=True).graph
+    each = sum(
+        math.prod(dim.dim_value for dim in value.type.tensor_type.shape.dim[1:])
+        for value in inferred.value_info
+        if value.name in wanted
+    )
+    return max(1, min(CHUNK, MOST_VALUES // max(1, int(each))))
+
+
+def _reporting(phase: str, images: CalibrationSet, progress: Progress | None) -> Callable[[int], None]:
+    return lambda done: progress(phase, done, len(images.pixels)) if progress is not None else None
+
+
+def _find_extremes(graph: ModelProto, images: CalibrationSet, progress: Progress | None) -> Ranges:
+    """Return the smallest and the largest value of each tensor: onnxruntime's minmax in a tenth of its time."""
+    tensors = tensors_to_calibrate(graph)
+
+    def measure(values: Sequence[Floats]) -> list[Bounds]:
         return [(float(array.min()), float(array.max())) for array in values]
 
-    seen = []
-    parts = chunks(len(images.pixels), CHUNK)
-    for part, bounds in zip(parts, map_in_threads(measure, parts), strict=True):
-        seen.append(bounds)
-        if progress is not None:
-            progress("calibrate", part.stop, len(images.pixels))
+    report = _reporting("calibrate", images, progress)
+    seen = list(watch_tensors(graph, tensors, images.pixels, measure, report))
     lows, highs = np.array(seen).min(axis=0)[:, 0], np.array(seen).max(axis=0)[:, 1]
     ranges = {name: (float(lows[i]), float(highs[i])) for i, name in enumerate(tensors)}
-    _refuse_constants(ranges, model.proto)
-    return ranges
+    return _usable(ranges, graph)
+
+
+def _least_errors(
+    graph: ModelProto, images: CalibrationSet, extremes: Ranges, progress: Progress | None
+) -> Ranges:
+    """Return the range of each tensor with the least squared error of its values on the signed grid of TensorRT.
+
+    Each tensor for itself: what its error does to the logits is not asked, as :mod:`calibration.chain.search` does.
+    """
+    kept = unclipped_tensors(graph)
+    tensors = [name for name in tensors_to_calibrate(graph) if name not in kept]
+    spans = [extremes[name] for name in tensors]
+
+    def count(values: Sequence[Floats]) -> NDArray[np.int64]:
+        return np.stack([_histogram(array, *span) for array, span in zip(values, spans, strict=True)])
+
+    report = _reporting("searching ranges", images, progress)
+    counts = np.zeros((len(tensors), HISTOGRAM_BINS), np.int64)
+    for found in watch_tensors(graph, tensors, images.pixels, count, report):
+        counts += found
+    searched = {
+        name: _least_error(seen, span) for name, seen, span in zip(tensors, counts, spans, strict=True)
+    }
+    return {**extremes, **searched}
+
+
+def _histogram(values: Floats, low: float, high: float) -> NDArray[np.int64]:
+    """Count values in :data:`HISTOGRAM_BINS` equal bins over their range: as numpy does."""
+    places = (values.reshape(-1) - np.float32(low)) * np.float32(HISTOGRAM_BINS / (high - low))
+    bins = np.minimum(places.astype(np.int32), HISTOGRAM_BINS - 1)
+    return np.bincount(bins, minlength=HISTOGRAM_BINS)
+
+
+def _least_error(counts: NDArray[np.int64], span: Bounds) -> Bounds:
+    """Return the one of :data:`RANGE_CUTS` of a range in which rounding its histogram errs least."""
+    low, high = span
+    width = (high - low) / len(counts)
+    middles: Factors = low + (np.arange(len(counts), dtype=np.float64) + 0.5) * width
+    middles[np.abs(middles) < width] = 0.0  # the many zeros behind ReLU are exact on every grid
+    best = min(RANGE_CUTS, key=lambda cut: _rounding_error(counts, middles, cut * max(-low, high)))
+    return low * best, high * best
+
+
+def _rounding_error(counts: NDArray[np.int64], middles: Factors, largest: float) -> float:
+    scale = largest / 127
+    rounded = np.clip(np.rint(middles / scale), -127, 127) * scale
+    return float((counts * (rounded - middles) ** 2).sum())
 
 
 def _cut_histograms(
-    model: OnnxModel, images: CalibrationSet, options: CalibrationOptions, progress: Progress | None
+    graph: ModelProto, images: CalibrationSet, options: CalibrationOptions, progress: Progress | None
 ) -> Ranges:
     """Return the ranges that onnxruntime's collector makes of each tensor's histogram by the method asked for."""
-    tensors = tensors_to_calibrate(model.proto)
-    session = _session(model.proto, tensors)
+    tensors = tensors_to_calibrate(graph)
     collector = load("onnxruntime.quantization.calibrate").HistogramCollector(
         method=options.method,
         symmetric=False,
@@ -114,20 +212,15 @@ def _cut_histograms(
         scenario="same",
     )
 
-    def run(part: slice) -> list[Floats]:
-        values: list[Floats] = session.run(list(tensors), {model.contract.input_name: images.pixels[part]})
-        return values
-
-    parts = chunks(len(images.pixels), CHUNK)
-    for part, values in zip(parts, map_in_threads(run, parts), strict=True):
+    report = _reporting("calibrate", images, progress)
+    for values in watch_tensors(graph, tensors, images.pixels, list, report):
         with _quiet():
             collector.collect(dict(zip(tensors, values, strict=True)))
-        if progress is not None:
-            progress("calibrate", part.stop, len(images.pixels))
     histograms = collector.get_histogram_dict()
     extremes = {name: (float(seen[2]), float(seen[3])) for name, seen in histograms.items()}
-    _refuse_constants(extremes, model.proto)
-    for name in unclipped_tensors(model.proto):
+    extremes = _usable(extremes, graph)
+    silent = {name for name, seen in histograms.items() if not seen[2] < seen[3]}
+    for name in (unclipped_tensors(graph) | silent) & set(histograms):
         del histograms[name]
     if options.method == "entropy":
         for counts, *_ in histograms.values():
@@ -137,15 +230,24 @@ def _cut_histograms(
     return {**extremes, **{name: (float(value[0]), float(value[1])) for name, value in found.items()}}
 
 
-def _refuse_constants(extremes: Ranges, graph: ModelProto) -> None:
-    pixels = raw_pixel_tensors(graph)
+def _usable(extremes: Ranges, graph: ModelProto) -> Ranges:
+    """Refuse tensors that never change; one of a silent branch among others that do gets a range of its own.
+
+    Raises:
+        BadInputError: A tensor of a chain never changes, or the pixels, or one holds no number.
+    """
+    pixels, chain = raw_pixel_tensors(graph), is_chain(graph)
+    usable = {}
     for name, (low, high) in extremes.items():
-        if not low < high:  # also refuses NaN
+        silent = low == high and not chain and name not in pixels
+        if not low < high and not silent:  # also refuses NaN
             where = "the images' pixels" if name in pixels else name
             raise BadInputError(
                 f"calibration saw only the constant value {low:g} in {where}",
                 remedy="give real images: these leave the network without a signal",
             )
+        usable[name] = (min(low, 0.0), max(high, 0.0) or float(low == 0)) if silent else (low, high)
+    return usable
 
 
 def _level_zero(counts: NDArray[np.int64]) -> None:
@@ -160,11 +262,11 @@ def _level_zero(counts: NDArray[np.int64]) -> None:
     counts[zero] = counts[zero + 1]
 
 
-def _parameters(options: CalibrationOptions) -> dict[str, int | float]:
+def _parameters(options: CalibrationOptions, *, pieces: bool) -> dict[str, int | float]:
     if options.method == "minmax":
         return {}
     if options.method == "mse":
-        return {"searched_images": SEARCHED_IMAGES}
+        return {"searched_images": SEARCHED_IMAGES} if pieces else {"histogram_bins": HISTOGRAM_BINS}
     if options.method == "percentile":
         return {"percentile": options.percentile, "histogram_bins": HISTOGRAM_BINS}
     return {"histogram_bins": HISTOGRAM_BINS, "quantized_bins": QUANTIZED_BINS}

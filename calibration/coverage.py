@@ -6,18 +6,24 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
 
-from calibration.chain import Chain, Floats, Pixels, chunks, map_in_threads
+from calibration.chain import Chain, Floats, Pixels, chunks, map_in_threads, runs_in_pieces
+from calibration.collect import watch_tensors
+from calibration.layers import tensors_to_calibrate
 from calibration.qdq import activation_ranges
-from calibration.rewrites import Bounds, scale_channels
+from calibration.rewrites import Bounds, fold_norms, scale_channels
 from calibration.select import CalibrationSet
 from calibration.table import CalibrationTable, calibrate_command
 from engines.files import DocumentKind
 from engines.graph import OnnxModel
 from engines.text_table import align_rows
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
 
 PARTS = 8  # of the set, added one after the other
 
@@ -26,6 +32,7 @@ LOPSIDED = 3.0  # largest class / smallest class
 SETTLED = 0.10  # growth of a tensor's mean range between half and all of the images
 SATURATED = 0.01  # of a tensor's values beyond the range
 IMAGES_A_PATIENT = 2.0
+MOST_ROWS = 24  # of tensors in the table, and of warnings about them
 
 _HEADER = ("tensor", "range", "seen", "deviation", "saturated", "max at half", "drift")
 
@@ -76,8 +83,14 @@ class Coverage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     tensors: tuple[TensorCoverage, ...]
     warnings: tuple[str, ...]
 
+    @property
+    def shown(self) -> list[TensorCoverage]:
+        """The tensors that fit into a table: all, or those that still move most, in the order of the graph."""
+        most = sorted(self.tensors, key=lambda tensor: -tensor.drift)[:MOST_ROWS]
+        return [tensor for tensor in self.tensors if tensor in most]
+
     def text(self) -> str:
-        """Return the report as a table and a verdict."""
+        """Return the report as a table and a verdict; of a large network the tensors that still move most."""
         held = ", ".join(f"{name} {count}" for name, count in self.classes.items())
         whose = f" of {self.patients} patients" if self.patients is not None else ""
         rows = [
@@ -90,9 +103,12 @@ class Coverage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
                 f"{tensor.growth[PARTS // 2 - 1]:.0%}",
                 f"{tensor.drift:.1%}",
             )
-            for tensor in self.tensors
+            for tensor in self.shown
         ]
         table = align_rows(_HEADER, rows, numeric=False)
+        hidden = len(self.tensors) - len(rows)
+        if hidden:
+            table += f"\nand {hidden} more tensors that drift less"
         verdict = [f"warning: {line}" for line in self.warnings] or [
             "the set is even and its ranges have settled"
         ]
@@ -121,25 +137,9 @@ def measure_coverage(
         patients: The patient of each image by its hash, where known.
     """
     pixels: Pixels = images.pixels[list(images.drawn)]
-    scaled = scale_channels(model.proto, table.channel_factors)
-    ranges = activation_ranges(scaled, table, signed=False)
-    chain = Chain(scaled, signed=False)
-    bounds = [ranges[layer.input] for layer in chain.layers]
-
-    def measure(part: slice) -> list[_Part]:
-        values = chain.start(pixels[part])
-        found = []
-        for index, ends in enumerate(bounds):
-            found.append(_measure(values, ends))
-            if index + 1 < len(bounds):
-                values = chain.step(index, values, None, int8=False)
-        return found
-
-    parts = zip(*map_in_threads(measure, chunks(len(pixels))), strict=True)
-    tensors = tuple(
-        _summarise(layer.input, ends, found)
-        for layer, ends, found in zip(chain.layers, bounds, parts, strict=True)
-    )
+    graph = fold_norms(model.proto)
+    measure = _measure_chain if runs_in_pieces(model.proto) else _measure_graph
+    tensors = measure(graph, table, pixels)
     classes = Counter(image.label for image in images.images)
     known = None if patients is None else len({patients[image.sha256] for image in images.images})
     return Coverage(
@@ -155,6 +155,41 @@ def measure_coverage(
 def save_coverage(path: Path, coverage: Coverage) -> None:
     """Write the report as a JSON document."""
     COVERAGE.save(path, coverage)
+
+
+def _measure_chain(model: ModelProto, table: CalibrationTable, pixels: Pixels) -> tuple[TensorCoverage, ...]:
+    """Look at the input of every layer, with its channels as they are scaled."""
+    scaled = scale_channels(model, table.channel_factors)
+    ranges = activation_ranges(scaled, table, signed=False)
+    chain = Chain(scaled, signed=False)
+    bounds = [ranges[layer.input] for layer in chain.layers]
+
+    def measure(part: slice) -> list[_Part]:
+        values = chain.start(pixels[part])
+        found = []
+        for index, ends in enumerate(bounds):
+            found.append(_measure(values, ends))
+            if index + 1 < len(bounds):
+                values = chain.step(index, values, None, int8=False)
+        return found
+
+    parts = zip(*map_in_threads(measure, chunks(len(pixels))), strict=True)
+    return tuple(
+        _summarise(layer.input, ends, found)
+        for layer, ends, found in zip(chain.layers, bounds, parts, strict=True)
+    )
+
+
+def _measure_graph(graph: ModelProto, table: CalibrationTable, pixels: Pixels) -> tuple[TensorCoverage, ...]:
+    """Look at every tensor that has a range."""
+    ranges = activation_ranges(graph, table, signed=False, pairs=tensors_to_calibrate(graph))
+    names = [name for node in graph.graph.node for name in node.output if name in ranges]
+
+    def measure(values: Sequence[Floats]) -> list[_Part]:
+        return [_measure(array, ranges[name]) for name, array in zip(names, values, strict=True)]
+
+    parts = zip(*watch_tensors(graph, names, pixels, measure), strict=True)
+    return tuple(_summarise(name, ranges[name], found) for name, found in zip(names, parts, strict=True))
 
 
 @dataclass(frozen=True)
@@ -222,9 +257,12 @@ def _warnings(
     images = sum(classes.values())
     if patients is not None and images > IMAGES_A_PATIENT * patients:
         found.append(f"{images} images come from only {patients} patients")
+    about = []
     for tensor in tensors:
         if tensor.drift > SETTLED:
-            found.append(f"{tensor.name} still moves by {tensor.drift:.0%} in the second half: add images")
+            about.append(f"{tensor.name} still moves by {tensor.drift:.0%} in the second half: add images")
         if tensor.saturated > SATURATED:
-            found.append(f"{tensor.name} saturates in {tensor.saturated:.1%} of its values")
-    return tuple(found)
+            about.append(f"{tensor.name} saturates in {tensor.saturated:.1%} of its values")
+    if len(about) > MOST_ROWS:
+        about[MOST_ROWS:] = [f"and {len(about) - MOST_ROWS} more warnings like these"]
+    return tuple(found + about)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,8 +10,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx
 
-from calibration.chain import Chain, Floats, Grid, Pixels, chunks, map_in_threads, quantized_chain
-from calibration.layers import Layer, find_layers
+from calibration.branched import MixedGraph
+from calibration.chain import (
+    Chain,
+    Floats,
+    Grid,
+    Pixels,
+    chunks,
+    map_in_threads,
+    quantized_chain,
+    runs_in_pieces,
+)
+from calibration.layers import Layer, find_layers, followers, quantizable_layers
 from calibration.table import CalibrationTable
 from engines.errors import AccuracyGateError, ArtefactError, BadInputError, UsageError
 from engines.runtimes import Progress
@@ -29,7 +38,9 @@ INT8_FACTOR = 0.5
 # Source: NVIDIA/TensorRT issues 4529 and 1409.
 DEPTHWISE_INT8_FACTOR = 1.0
 CHANGE_FACTOR = 1.0  # a converted element counts as a multiply-add
-MOST_LAYERS = 10  # 1,024 mixes; beyond that the search would have to choose
+MOST_MIXES = 256  # all of so many are tried; of more, chosen ones
+MOST_TRIES = 48  # of chosen mixes
+ORDERING_IMAGES = 32  # that put layers in the order in which they are left in float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,8 +153,9 @@ class MixedSearch:
     def text(self) -> str:
         """The result on one line."""
         kept = ", ".join(self.float_layers) or "none"
+        possible = self.possible if self.possible <= 10**6 else f"2^{self.possible.bit_length() - 1}"
         return (
-            f"mixed precision: {self.tried} of {self.possible} mixes tried on {self.images} images; "
+            f"mixed precision: {self.tried} of {possible} mixes tried on {self.images} images; "
             f"left out of INT8: {kept}; accuracy drop {self.drop:.2f} points, same top class "
             f"{self.best.same_top1}/{self.images}; predicted cost {self.best.cost:.4g} {self.unit} "
             f"(all INT8 {self.all_int8.cost:.4g}, all float {self.all_float.cost:.4g})"
@@ -163,7 +175,12 @@ def search(
 ) -> MixedSearch:
     """Find the mix of INT8 and float layers that keeps the accuracy at the least predicted cost.
 
-    All mixes are run on all images. Allowed are those that lose at most ``max_drop`` points, answer no fewer
+    Up to :data:`MOST_MIXES` all mixes of a chain are run on all images. Of others at most :data:`MOST_TRIES` are: the
+    layers are put in the order of what each alone does to the logits in INT8, worst first. As few from the worst on as
+    keep the budget are left in float, found by doubling and halving; then each is tried in INT8 again, from the least
+    harmful on.
+
+    Of the mixes that were run allowed are those that lose at most ``max_drop`` points, answer no fewer
     images right than all-INT8, and cost no more than all-float. Of these only such stay as change at most
     ``max_drop`` percent of all answers, for better or worse (at least one image; as few as any mix can, where
     none can so few). The cheapest is taken; among equally cheap ones the one with the most unchanged answers,
@@ -180,7 +197,7 @@ def search(
         progress: Called with (phase, images done, images in all).
 
     Raises:
-        UsageError: More than :data:`MOST_LAYERS` layers, or a negative budget.
+        UsageError: No layer is meant for INT8, or a negative budget.
         BadInputError: No images.
         AccuracyGateError: No mix with at least one INT8 layer keeps the budget.
     """
@@ -190,16 +207,19 @@ def search(
         raise BadInputError(
             f"{len(pixels)} images with {len(labels)} labels to search on", remedy="give labelled images"
         )
-    chain, grids = quantized_chain(model, table, signed=signed)
-    layers = [layer for layer in chain.layers if not layer.last]
-    if len(layers) > MOST_LAYERS:
-        raise UsageError(
-            f"{len(layers)} layers have {2 ** len(layers)} mixes", remedy="build with --int8 or --fp16"
-        )
+    layers = quantizable_layers(model)
+    if not layers:
+        raise UsageError("no layer of this network is meant for INT8", remedy="build with --fp16 or --fp32")
     unit = "measured" if costs else "weighted multiply-adds"
     known = costs or predict_costs(model)
-    tally = _try_all(chain, grids, pixels, labels, progress)
-    mixes = [_mix(choice, layers, tally[choice], known, len(labels)) for choice in sorted(tally)]
+    scales = _Scales(layers, known, followers(model, layers), len(labels), max_drop)
+    if runs_in_pieces(model) and 2 ** len(layers) <= MOST_MIXES:
+        chain, grids = quantized_chain(model, table, signed=signed)
+        tally = _try_all(chain, grids, pixels, labels, progress)
+    else:
+        graph = MixedGraph(model, table, signed=signed)
+        tally = _GreedySearch(graph, pixels, labels, scales, progress).run()
+    mixes = [scales.weigh(choice, tally[choice]) for choice in sorted(tally)]
     by_name = {mix.float_layers: mix for mix in mixes}
     all_int8, all_float = by_name[()], by_name[tuple(layer.name for layer in layers)]
     best = _choose(mixes, all_int8, all_float, max_drop, len(labels))
@@ -265,23 +285,137 @@ def squared_error(reference: Floats, logits: Floats) -> float:
     return float((difference**2).sum())
 
 
-def _mix(
-    choice: Choice, layers: Sequence[Layer], counts: list[float], costs: Mapping[str, LayerCost], images: int
-) -> Mix:
-    cost = sum(
-        costs[layer.name].int8 if int8 else costs[layer.name].rest
-        for layer, int8 in zip(layers, choice, strict=True)
-    )
-    # Where the precision changes between two layers the tensor between them is converted.
-    for (_, before), (layer, after) in itertools.pairwise(zip(layers, choice, strict=True)):
-        cost += costs[layer.name].change if before != after else 0.0
-    return Mix(
-        float_layers=tuple(layer.name for layer, int8 in zip(layers, choice, strict=True) if not int8),
-        correct=int(counts[0]),
-        same_top1=int(counts[1]),
-        error=counts[2] / images,
-        cost=cost,
-    )
+class _GreedySearch:
+    """Mixes of a network that has too many of them, each chosen by what the ones before it gave."""
+
+    def __init__(
+        self,
+        graph: MixedGraph,
+        pixels: Pixels,
+        labels: Sequence[int],
+        scales: _Scales,
+        progress: Progress | None,
+    ) -> None:
+        self._graph, self._pixels, self._labels = graph, pixels, np.asarray(labels)
+        self._scales, self._progress = scales, progress
+        self._reference = graph.logits(pixels, graph.names)
+        right = int((self._reference.argmax(1) == self._labels).sum())
+        nothing = tuple(False for _ in graph.names)
+        self._tally: dict[Choice, list[float]] = {nothing: [right, len(pixels), 0.0]}
+
+    def run(self) -> dict[Choice, list[float]]:
+        """Return what each mix that was tried gave: ``{choice: [right, same top class, summed squared error]}``."""
+        if not self._keeps(()):
+            order = self._order()
+            self._give_back(order[: self._fewest(order)])
+        return self._tally
+
+    def _order(self) -> list[str]:
+        """Return the layers by what each alone does to the logits, worst first."""
+        few = self._pixels[:: max(1, len(self._pixels) // ORDERING_IMAGES)][:ORDERING_IMAGES]
+        reference = self._graph.logits(few, self._graph.names)
+        errors = {}
+        for done, name in enumerate(self._graph.names, start=1):
+            errors[name] = squared_error(reference, self._graph.alone(few, name).logits)
+            if self._progress is not None:
+                self._progress("sensitivity", done, len(self._graph.names))
+        return sorted(errors, key=lambda name: -errors[name])
+
+    def _fewest(self, order: Sequence[str]) -> int:
+        """Return how many of the worst layers must stay in float; all but one where no number that was tried keeps."""
+        most = len(order) - 1
+        failing, keeping = 0, 1
+        while keeping < most and not self._keeps(order[:keeping]):
+            failing, keeping = keeping, min(2 * keeping, most)
+        while keeping - failing > 1:
+            middle = (failing + keeping) // 2
+            if self._keeps(order[:middle]):
+                keeping = middle
+            else:
+                failing = middle
+        return keeping
+
+    def _give_back(self, floating: Sequence[str]) -> None:
+        """Try each layer in INT8 again, the least harmful first, as long as tries are left."""
+        kept = list(floating)
+        for name in reversed(floating):
+            if len(self._tally) >= MOST_TRIES:
+                return
+            fewer = [other for other in kept if other != name]
+            if self._keeps(fewer):
+                kept = fewer
+
+    def _keeps(self, floating: Sequence[str]) -> bool:
+        """Whether a mix loses no more than allowed, and changes no more answers; it is run unless it was before."""
+        choice = tuple(name not in floating for name in self._graph.names)
+        if choice not in self._tally:
+            logits = self._graph.logits(self._pixels, floating)
+            right = int((logits.argmax(1) == self._labels).sum())
+            same = int((logits.argmax(1) == self._reference.argmax(1)).sum())
+            self._tally[choice] = [right, same, squared_error(self._reference, logits)]
+            if self._progress is not None:
+                self._progress("mixed precision", len(self._tally), MOST_TRIES)
+        return self._scales.keeps(choice, self._tally)
+
+
+@dataclass(frozen=True)
+class _Scales:
+    """What mixes are weighed by.
+
+    Attributes:
+        layers: The layers that each mix is about.
+        costs: The cost of each.
+        changes: Places of layers that follow one another: where their precisions differ a tensor is converted.
+        images: How many images each mix was run on.
+        max_drop: Points of accuracy that may be lost.
+    """
+
+    layers: Sequence[Layer]
+    costs: Mapping[str, LayerCost]
+    changes: Sequence[tuple[int, int]]
+    images: int
+    max_drop: float
+
+    def weigh(self, choice: Choice, counts: Sequence[float]) -> Mix:
+        """Join what a mix gave with what it costs."""
+        cost = sum(
+            self.costs[layer.name].int8 if int8 else self.costs[layer.name].rest
+            for layer, int8 in zip(self.layers, choice, strict=True)
+        )
+        # Where the precision changes between two layers the tensor between them is converted, once for all its takers.
+        differ = [self.layers[after] for before, after in self.changes if choice[before] != choice[after]]
+        converted = {layer.input: layer.name for layer in differ}
+        cost += sum(self.costs[name].change for name in converted.values())
+        return Mix(
+            float_layers=tuple(
+                layer.name for layer, int8 in zip(self.layers, choice, strict=True) if not int8
+            ),
+            correct=int(counts[0]),
+            same_top1=int(counts[1]),
+            error=counts[2] / self.images,
+            cost=cost,
+        )
+
+    def keeps(self, choice: Choice, tally: Mapping[Choice, Sequence[float]]) -> bool:
+        """Whether a mix may be chosen: within the budget, no worse than all-INT8, no dearer than all-float.
+
+        Args:
+            choice: A mix in ``tally``.
+            tally: What the mixes gave, all-INT8 and all-float among them.
+        """
+        everything, nothing = (tuple(value for _ in choice) for value in (True, False))
+        mix, whole, plain = (self.weigh(each, tally[each]) for each in (choice, everything, nothing))
+        return (
+            100 * (plain.correct - mix.correct) / self.images <= self.max_drop
+            and mix.correct >= whole.correct
+            and mix.cost <= plain.cost
+            and self.images - mix.same_top1 <= most_changes(self.max_drop, self.images)
+        )
+
+
+def most_changes(max_drop: float, images: int) -> int:
+    """Return how many answers a mix may change: the budget's share of all of them, at least one."""
+    return max(math.floor(max_drop * images / 100), 1)
 
 
 def _choose(mixes: Sequence[Mix], all_int8: Mix, all_float: Mix, max_drop: float, images: int) -> Mix:
@@ -300,6 +434,6 @@ def _choose(mixes: Sequence[Mix], all_int8: Mix, all_float: Mix, max_drop: float
             remedy="allow more with --max-drop, calibrate with another --calib-method, or build with --fp16",
         )
     # On a few hundred images gains hide losses, so what changes at all is held to the budget where that can be.
-    most = max(math.floor(max_drop * images / 100), 1, images - max(mix.same_top1 for mix in allowed))
+    most = max(most_changes(max_drop, images), images - max(mix.same_top1 for mix in allowed))
     steady = [mix for mix in allowed if images - mix.same_top1 <= most]
     return min(steady, key=lambda mix: (mix.cost, -mix.same_top1, mix.error, mix.float_layers))

@@ -9,8 +9,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from calibration.layers import WEIGHTED_OPS, Layer, find_layers, quantizable_layers
-from calibration.rewrites import SUFFIX, Bounds, center_pixels, pixel_range, scale_channels
+from calibration.layers import WEIGHTED_OPS, Layer, find_layers, paired_tensors, quantizable_layers
+from calibration.rewrites import SUFFIX, Bounds, center_pixels, fold_norms, pixel_range, scale_channels
 from calibration.table import CalibrationTable, calibrate_command
 from engines.errors import ArtefactError, UsageError
 from engines.graph import cast_to_fp16
@@ -59,13 +59,14 @@ def quantize(
     if not signed_activations:
         _merge_dense_bias(graph)
     metadata = {entry.key: entry.value for entry in model.metadata_props}
-    ranges = activation_ranges(graph, table, signed=signed_activations)
+    pairs = paired_tensors(graph, layers, signed=signed_activations)
+    ranges = activation_ranges(graph, table, signed=signed_activations, pairs=pairs)
     quantizer = _quantizer(graph, layers, ranges, signed=signed_activations)
-    if not signed_activations:
-        # A pair at the input of a float layer, too: it ends the integer part of the graph, and without it
-        # onnxruntime runs the layer before in floating point.
-        for layer in find_layers(graph):
-            quantizer.quantize_activation_tensor(layer.input)
+    inputs = {layer.input for layer in layers}
+    for tensor in pairs:
+        # The quantiser itself puts a pair at the input of each layer.
+        if not signed_activations or tensor not in inputs:
+            quantizer.quantize_activation_tensor(tensor)
     quantizer.quantize_model()
     quantizer.model.topological_sort()
     quantized: ModelProto = quantizer.model.model
@@ -77,19 +78,27 @@ def quantize(
 
 
 def prepare(model: ModelProto, table: CalibrationTable) -> ModelProto:
-    """Return the same network in the form that is quantised: channels scaled, pixels centred.
+    """Return the same network in the form that is quantised: norms folded, channels scaled, pixels centred.
 
     Raises:
         ArtefactError: The table's channel factors are of another network.
     """
-    return center_pixels(scale_channels(model, table.channel_factors))
+    return center_pixels(scale_channels(fold_norms(model), table.channel_factors))
 
 
-def activation_ranges(model: ModelProto, table: CalibrationTable, *, signed: bool) -> dict[str, Bounds]:
-    """Return the range of every layer's input; the image's pixels, centred or not, have that of their grid.
+def activation_ranges(
+    model: ModelProto, table: CalibrationTable, *, signed: bool, pairs: Collection[str] | None = None
+) -> dict[str, Bounds]:
+    """Return the range of every tensor with a pair; the image's pixels, centred or not, have that of their grid.
+
+    Args:
+        model: The graph as :func:`prepare` gives it.
+        table: Its calibration table.
+        signed: Which kind of INT8 graph.
+        pairs: Tensors as :func:`calibration.layers.paired_tensors` names them; None takes every layer's input.
 
     Raises:
-        ArtefactError: The table has none for a layer's input.
+        ArtefactError: The table has none for a tensor.
         UsageError: Its ranges are TensorRT's own.
     """
     if table.implicit:
@@ -97,15 +106,18 @@ def activation_ranges(model: ModelProto, table: CalibrationTable, *, signed: boo
             f"ranges by {table.method} are for TensorRT's own INT8, no Q/DQ graph is made of them",
             remedy="calibrate with another --calib-method",
         )
+    takers = {layer.input: layer for layer in reversed(find_layers(model))}
     ranges: dict[str, Bounds] = {}
-    for layer in find_layers(model):
-        if layer.input not in table.ranges and not layer.input.endswith(SUFFIX):
+    for name in pairs if pairs is not None else [layer.input for layer in find_layers(model)]:
+        layer = takers.get(name)
+        if name not in table.ranges and not name.endswith(SUFFIX):
+            where = f", the input of {layer.name}" if layer is not None else ""
             raise ArtefactError(
-                f"the calibration table has no range for {layer.input}, the input of {layer.name}",
+                f"the calibration table has no range for {name}{where}",
                 remedy=f"calibrate this model: {calibrate_command(method=table.method)}",
             )
-        known = pixel_range(layer.input, signed=signed) if layer.raw_pixels else table.ranges[layer.input]
-        ranges[layer.input] = known
+        raw = layer is not None and layer.raw_pixels
+        ranges[name] = pixel_range(name, signed=signed) if raw else table.ranges[name]
     return ranges
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from calibration.layers import Layer, find_layers
+from calibration.layers import SHIFTED, Layer, find_layers
 from engines.contract import ModelContract
 from engines.errors import ArtefactError
 from engines.graph import replace_contract
@@ -75,7 +75,7 @@ def center_pixels(model: ModelProto) -> ModelProto:
     centred.graph.initializer.extend(
         onnx.numpy_helper.from_array(value, key) for key, value in constants.items()
     )
-    shifted, padded = f"{layer.input}.shifted", f"{layer.input}{SUFFIX}"
+    shifted, padded = f"{layer.input}{SHIFTED}", f"{layer.input}{SUFFIX}"
     middle, frame = f"{layer.input}.middle", f"{layer.input}.pads"
     place = list(centred.graph.node).index(node)
     node.input[0] = padded
@@ -83,9 +83,12 @@ def center_pixels(model: ModelProto) -> ModelProto:
     kept = [attribute for attribute in node.attribute if attribute.name != "pads"]
     del node.attribute[:]
     node.attribute.extend(kept)
+    taken = {other.name for other in centred.graph.node}
     before = [
-        onnx.helper.make_node("Add", [layer.input, middle], [shifted], f"{layer.name}.centre"),
-        onnx.helper.make_node("Pad", [shifted, frame, middle], [padded], f"{layer.name}.border"),
+        onnx.helper.make_node("Add", [layer.input, middle], [shifted], _free(f"{layer.name}.centre", taken)),
+        onnx.helper.make_node(
+            "Pad", [shifted, frame, middle], [padded], _free(f"{layer.name}.border", taken)
+        ),
     ]
     for index, made in enumerate(before):
         centred.graph.node.insert(place + index, made)
@@ -155,6 +158,13 @@ def _drop_signed_pair(model: ModelProto, tensor: str) -> None:
         nodes.remove(dequantise)
         for node in nodes:
             node.input[:] = [tensor if name == back else name for name in node.input]
+
+
+def _free(name: str, taken: Collection[str]) -> str:
+    """Return a name that no other node has."""
+    while name in taken:
+        name += "_"
+    return name
 
 
 def pixel_range(tensor: str, *, signed: bool) -> Bounds:
@@ -285,3 +295,131 @@ def _biases(model: ModelProto, producer: Layer, end: str) -> list[str]:
         name = next(value for value in node.input if value not in stored)
     found += [value for value in by_output[name].input[2:] if value in stored]
     return found
+
+
+def fold_norms(model: ModelProto) -> ModelProto:
+    """Return the same network with every BatchNormalization folded into the convolution before it.
+
+    So is every Mul and Add of one constant per channel behind a convolution that nothing else takes. A norm that
+    stands elsewhere (behind a sum or a concatenation) becomes one Mul and one Add, so that float16 does not have
+    to hold its variance.
+
+    Args:
+        model: The deployed FP32 graph; it is not changed.
+
+    Returns:
+        A new graph; the same object where there is nothing to fold.
+    """
+    graph = _Affine(model)
+    steps = [node.output[0] for node in model.graph.node if graph.step(node) is not None]
+    norms = any(node.op_type == "BatchNormalization" for node in model.graph.node)
+    if not norms and not any(graph.convolution_before(name) for name in steps):
+        return model
+    folded = onnx.ModelProto()
+    folded.CopyFrom(model)
+    graph = _Affine(folded)
+    for name in steps:  # in the order of the graph, so that one behind the other reaches the same convolution
+        graph.fold(name)
+    del folded.graph.value_info[:]
+    _drop_unused(folded)
+    return folded
+
+
+class _Affine:
+    """The nodes of a graph that multiply each channel by a constant and add one."""
+
+    def __init__(self, model: ModelProto) -> None:
+        self._graph = model.graph
+        self._stored = {tensor.name: tensor for tensor in model.graph.initializer}
+        inferred = onnx.shape_inference.infer_shapes(model).graph
+        self._ranks = {
+            value.name: len(value.type.tensor_type.shape.dim)
+            for value in (*inferred.value_info, *inferred.output)
+        }
+
+    def step(self, node: NodeProto | None) -> tuple[str, Factors, Factors] | None:
+        """Return what a node takes, its factor and its shift, each one number or one per channel; else None."""
+        if node is None:
+            return None
+        if node.op_type == "BatchNormalization" and all(name in self._stored for name in node.input[1:5]):
+            gamma, beta, mean, variance = (self._values(name) for name in node.input[1:5])
+            epsilon = next((entry.f for entry in node.attribute if entry.name == "epsilon"), 1e-5)
+            factor = gamma / np.sqrt(variance + epsilon)
+            return node.input[0], factor, beta - mean * factor
+        if node.op_type not in ("Mul", "Add"):
+            return None
+        constants = [name for name in node.input if name in self._stored]
+        others = [name for name in node.input if name not in self._stored]
+        if len(constants) != 1 or len(others) != 1:
+            return None
+        values = self._values(constants[0])
+        # Along the channels alone: [C, 1, 1] and [1, C, 1, 1] of the 4 dimensions of a convolution's output.
+        if values.size > 1 and (values.ndim < 3 or values.size != values.shape[-3]):
+            return None
+        flat = values.reshape(-1)
+        one, zero = np.ones(1), np.zeros(1)
+        return (others[0], flat, zero) if node.op_type == "Mul" else (others[0], one, flat)
+
+    def convolution_before(self, output: str) -> NodeProto | None:
+        """Return the convolution whose output the node of this output alone takes, if its weights are its own."""
+        node = self._maker(output)
+        found = self.step(node)
+        source = self._maker(found[0]) if found is not None else None
+        if source is None or source.op_type != "Conv":
+            return None
+        stored = [name for name in source.input[1:] if name in self._stored]
+        free = [name for name in (source.output[0], *stored) if self._uses(name) == 1]
+        return source if len(free) == len(source.input) else None
+
+    def fold(self, output: str) -> None:
+        """Put a step into the convolution before it; leave a norm that has none as Mul and Add."""
+        node, convolution = self._maker(output), self.convolution_before(output)
+        found = self.step(node)
+        assert node is not None and found is not None, (
+            "it was a step before, and only convolutions were changed"
+        )
+        source, factor, shift = found
+        if convolution is None:
+            if node.op_type == "BatchNormalization":
+                self._spell_out(node, source, factor, shift)
+            return
+        weight = self._values(convolution.input[1])
+        self._store(convolution.input[1], weight * factor.reshape(-1, *[1] * (weight.ndim - 1)))
+        if len(convolution.input) < 3:
+            convolution.input.append(f"{convolution.name}.folded_bias")
+            self._store(convolution.input[2], np.zeros(len(weight)))
+        self._store(convolution.input[2], self._values(convolution.input[2]) * factor + shift)
+        convolution.output[0] = output
+        self._graph.node.remove(node)
+
+    def _spell_out(self, node: NodeProto, source: str, factor: Factors, shift: Factors) -> None:
+        name, output = node.name or node.output[0], node.output[0]
+        for part, values in (("factor", factor), ("shift", shift)):
+            self._store(f"{name}.{part}", _along(values, 1, self._ranks[output]))
+        place = next(at for at, other in enumerate(self._graph.node) if other.output[0] == output)
+        self._graph.node.remove(node)
+        scaled = f"{output}.scaled"
+        made = [
+            onnx.helper.make_node("Mul", [source, f"{name}.factor"], [scaled], f"{name}.mul"),
+            onnx.helper.make_node("Add", [scaled, f"{name}.shift"], [output], f"{name}.add"),
+        ]
+        for offset, new in enumerate(made):
+            self._graph.node.insert(place + offset, new)
+
+    def _values(self, name: str) -> Factors:
+        return onnx.numpy_helper.to_array(self._stored[name]).astype(np.float64)
+
+    def _store(self, name: str, values: Factors) -> None:
+        made = onnx.numpy_helper.from_array(values.astype(np.float32), name)
+        if name in self._stored:
+            self._stored[name].CopyFrom(made)
+        else:
+            self._stored[name] = self._graph.initializer.add()
+            self._stored[name].CopyFrom(made)
+
+    def _maker(self, output: str) -> NodeProto | None:
+        return next((node for node in self._graph.node if output in node.output), None)
+
+    def _uses(self, name: str) -> int:
+        ends = [value.name for value in self._graph.output]
+        return [*ends, *(value for node in self._graph.node for value in node.input)].count(name)

@@ -10,12 +10,23 @@ from typing import TYPE_CHECKING
 import msgspec
 import numpy as np
 
-from calibration.chain import Chain, Floats, Grid, Pixels, chunks, map_in_threads, quantized_chain
+from calibration.branched import MixedGraph
+from calibration.chain import (
+    Chain,
+    Floats,
+    Grid,
+    Pixels,
+    chunks,
+    map_in_threads,
+    quantized_chain,
+    runs_in_pieces,
+)
+from calibration.layers import Layer
 from calibration.mixed import squared_error
 from calibration.table import CalibrationTable
 from engines.errors import BadInputError
-from engines.graph import EXPORT_AGAIN, WEIGHTED_OPERATORS
-from engines.ort import profile_nodes
+from engines.graph import EXPORT_AGAIN, WEIGHTED_OPERATORS, source_layers
+from engines.ort import KERNEL_TIME, profile_nodes
 from engines.runtimes import Progress
 
 if TYPE_CHECKING:
@@ -32,7 +43,7 @@ class LayerSensitivity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
         op: ``Conv``, ``MatMul`` or ``Gemm``.
         depthwise: Whether it is a depthwise convolution, where INT8 seldom pays.
         output_error: Alone in INT8: root mean square error of what the next layer gets (behind bias, ReLU and
-            pooling), relative to that tensor's root mean square.
+            pooling), relative to that tensor's root mean square; in a graph that is no chain, of its own output.
         logit_error: Alone in INT8: mean squared error of the centred logits, summed over the classes.
         flips: Alone in INT8: images whose top class changes.
         logit_error_without: All others in INT8 and this one in float: the same error.
@@ -74,6 +85,11 @@ class Sensitivity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         """The layer whose return to float would help most."""
         return min(self.layers, key=lambda layer: (layer.logit_error_without, layer.name))
 
+    def harmful(self, count: int) -> tuple[LayerSensitivity, ...]:
+        """Return the layers that do most to the logits alone in INT8, at most ``count``, in the order of the graph."""
+        most = sorted(self.layers, key=lambda layer: -layer.logit_error)[:count]
+        return tuple(layer for layer in self.layers if layer in most)
+
 
 def measure_sensitivity(
     model: ModelProto,
@@ -92,26 +108,20 @@ def measure_sensitivity(
         pixels: ``uint8 [N, height, width, 1]``.
         signed: Which kind of INT8 graph.
         times: For each layer, its time by precision in ms, where a runtime reports it.
-        progress: Called with (phase, images done, images in all).
+        progress: Called with (phase, images done, images in all), or with layers where the graph is no chain.
 
     Raises:
         BadInputError: No images.
     """
     if len(pixels) == 0:
         raise BadInputError("no images to measure sensitivity on", remedy="give a folder of real X-rays")
-    chain, grids = quantized_chain(model, table, signed=signed)
-    count = len(chain.layers) - 1
-    tallies = [_Tally() for _ in range(count)]
-    whole = _Tally()
-    parts = chunks(len(pixels))
-    measured = map_in_threads(lambda part: _measure_chunk(chain, grids, pixels[part]), parts)
-    for part, (each, together) in zip(parts, measured, strict=True):
-        for tally, found in zip(tallies, each, strict=True):
-            tally.add(found)
-        whole.add(together)
-        if progress is not None:
-            progress("sensitivity", part.stop, len(pixels))
-    layers = tuple(
+    if runs_in_pieces(model):
+        layers, tallies, whole = _measure_chain(
+            *quantized_chain(model, table, signed=signed), pixels, progress
+        )
+    else:
+        layers, tallies, whole = _measure_graph(MixedGraph(model, table, signed=signed), pixels, progress)
+    found = tuple(
         LayerSensitivity(
             name=layer.name,
             op=layer.op,
@@ -123,10 +133,10 @@ def measure_sensitivity(
             flips_without=tally.flips_without,
             time_ms=(times or {}).get(layer.name, {}),
         )
-        for layer, tally in zip(chain.layers[:-1], tallies, strict=True)
+        for layer, tally in zip(layers, tallies, strict=True)
     )
     return Sensitivity(
-        layers=layers,
+        layers=found,
         logit_error=whole.alone / len(pixels),
         flips=whole.flips,
         images=len(pixels),
@@ -152,6 +162,53 @@ class _Tally:
         self.flips += other.flips
         self.without += other.without
         self.flips_without += other.flips_without
+
+
+_Measured = tuple[
+    tuple[Layer, ...], list[_Tally], _Tally
+]  # each layer with its tally, and that of all together
+
+
+def _measure_chain(
+    chain: Chain, grids: Sequence[Grid], pixels: Pixels, progress: Progress | None
+) -> _Measured:
+    """Take all layers of a few images at a time, so that what they have in common is computed once."""
+    layers = tuple(chain.layers[:-1])
+    tallies = [_Tally() for _ in layers]
+    whole = _Tally()
+    parts = chunks(len(pixels))
+    measured = map_in_threads(lambda part: _measure_chunk(chain, grids, pixels[part]), parts)
+    for part, (each, together) in zip(parts, measured, strict=True):
+        for tally, found in zip(tallies, each, strict=True):
+            tally.add(found)
+        whole.add(together)
+        if progress is not None:
+            progress("sensitivity", part.stop, len(pixels))
+    return layers, tallies, whole
+
+
+def _measure_graph(graph: MixedGraph, pixels: Pixels, progress: Progress | None) -> _Measured:
+    """Take all images of one layer at a time."""
+    reference = graph.logits(pixels, graph.names)
+    together = graph.logits(pixels)
+    tallies = []
+    for place, name in enumerate(graph.names, start=1):
+        alone = graph.alone(pixels, name)
+        rest = graph.logits(pixels, (name,))
+        tallies.append(
+            _Tally(
+                output=alone.error,
+                power=alone.power,
+                alone=squared_error(reference, alone.logits),
+                flips=_changed(reference, alone.logits),
+                without=squared_error(reference, rest),
+                flips_without=_changed(reference, rest),
+            )
+        )
+        if progress is not None:
+            progress("sensitivity", place, len(graph.names))
+    whole = _Tally(alone=squared_error(reference, together), flips=_changed(reference, together))
+    return graph.layers, tallies, whole
 
 
 def _measure_chunk(chain: Chain, grids: Sequence[Grid], pixels: Pixels) -> tuple[list[_Tally], _Tally]:
@@ -199,8 +256,7 @@ def _changed(reference: Floats, logits: Floats) -> int:
 def time_layers(model: ModelProto, layers: Sequence[str], pixels: Pixels) -> dict[str, float]:
     """Return the median time of each layer for one image on one thread, ms.
 
-    ONNX Runtime renames what it fuses, but runs a chain in its order: the n-th node with weights of a run is
-    the n-th layer. A layer's time holds what was fused into it, and not what stays beside it.
+    A layer's time holds what was fused into it, and not what stays beside it.
 
     Args:
         model: A graph in FP32, or unsigned INT8.
@@ -222,10 +278,11 @@ def time_layers(model: ModelProto, layers: Sequence[str], pixels: Pixels) -> dic
         remedy=EXPORT_AGAIN,
     )
     kernels = [event for event in events if event["args"].get("op_name") in WEIGHTED_OPERATORS]
-    count = len(layers)
-    if len(kernels) != count * RUNS:
+    called = [str(event["name"]).removesuffix(KERNEL_TIME) for event in kernels]
+    seen: dict[str, list[float]] = {}
+    for owner, event in zip(source_layers(called, layers, model), kernels, strict=True):
+        if owner is not None:
+            seen.setdefault(owner, []).append(event["dur"] / 1000)
+    if {name: len(times) for name, times in seen.items()} != dict.fromkeys(layers, RUNS):
         return {}
-    return {
-        name: statistics.median(event["dur"] for event in kernels[index::count]) / 1000
-        for index, name in enumerate(layers)
-    }
+    return {name: statistics.median(seen[name]) for name in layers}

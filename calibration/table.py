@@ -32,7 +32,7 @@ HISTOGRAM_BINS = 2048
 QUANTIZED_BINS = 256
 
 
-# A search finds 1 to 1,000 (calibration.search); far beyond it weights overflow, and the engine answers nonsense.
+# A search finds 1 to 1,000 (calibration.chain.search); far beyond it weights overflow, and the engine answers nonsense.
 _Factor: TypeAlias = Annotated[float, Meta(ge=1e-6, le=1e6)]
 
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.layers import find_layers
+from calibration.layers import find_layers, is_chain, tensors_to_calibrate
 from calibration.qdq import activation_ranges
-from calibration.rewrites import SUFFIX
+from calibration.rewrites import SUFFIX, fold_norms
 from calibration.select import CalibrationSet
 from calibration.table import TENSORRT_METHODS, CalibrationTable, calibrate_command
 from engines import packages
@@ -103,7 +103,15 @@ def _scaled(method: str) -> UsageError:
 
 
 def tensor_scales(table: CalibrationTable, model: ModelProto) -> dict[str, float]:
-    """Return the symmetric int8 scale of every tensor between the layers, in the order of the graph."""
+    """Return the symmetric int8 scale of every tensor between the layers, in the order of the graph.
+
+    In a graph that is no chain, of every tensor that has a range: TensorRT runs what takes another one in float.
+    """
+    order = [name for node in model.graph.node for name in node.output]
+    if not is_chain(model):
+        pairs = tensors_to_calibrate(fold_norms(model))
+        bounds = activation_ranges(model, table, signed=True, pairs=pairs)
+        return {name: _scale(*bounds[name]) for name in order if name in bounds}
     ranges = activation_ranges(model, table, signed=True)
     by_output = {name: node for node in model.graph.node for name in node.output}
     stored = {tensor.name for tensor in model.graph.initializer}
@@ -112,8 +120,7 @@ def tensor_scales(table: CalibrationTable, model: ModelProto) -> dict[str, float
     found: dict[str, float] = {}
     for layer in layers:
         assert not layer.input.endswith(SUFFIX), "a cache is of the graph as it was exported"
-        low, high = ranges[layer.input]
-        scale = struct.unpack(">f", struct.pack(">f", max(-low, high) / 127))[0]
+        scale = _scale(*ranges[layer.input])
         name = layer.input
         while name in by_output:
             found[name] = scale
@@ -122,8 +129,13 @@ def tensor_scales(table: CalibrationTable, model: ModelProto) -> dict[str, float
             if node.name in names or node.op_type == "Cast":
                 break
             name = next(value for value in node.input if value not in stored)
-    order = [name for node in model.graph.node for name in node.output]
     return {name: found[name] for name in order if name in found}
+
+
+def _scale(low: float, high: float) -> float:
+    """Return a symmetric range's scale as float32 holds it."""
+    found: float = struct.unpack(">f", struct.pack(">f", max(-low, high) / 127))[0]
+    return found
 
 
 def read_cache(text: str, *, source: str) -> TrtCache:

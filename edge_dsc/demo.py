@@ -15,7 +15,7 @@ from bench.report import Report, save_report
 from bench.statistics import summarise
 from calibration.table import DEFAULT_METHOD, CalibrationTable
 from edge_dsc.build.calibrate import CalibrationRequest, run_calibration
-from edge_dsc.build.engine import BuildRequest, BuiltEngine, build_engine, graph_in_precision
+from edge_dsc.build.engine import BuiltEngine, build_everywhere, open_to_answer
 from edge_dsc.build.export import export_run
 from edge_dsc.data.phantoms import CLASSES, write_phantoms
 from edge_dsc.evaluate.evaluation import evaluate_runner
@@ -25,17 +25,14 @@ from edge_dsc.networks import ARCHITECTURES
 from edge_dsc.page.document import Picture, Section, report_sections, save_page
 from edge_dsc.training import TrainOptions, TrainResult, train
 from edge_dsc.training.train import step_progress
-from engines.errors import AccuracyGateError
 from engines.files import clear_folder
 from engines.graph import OnnxModel, count_multiply_adds, load_model
 from engines.images import decode_grey, read_bytes, resize_to, usable_processors
-from engines.ort import open_reference
-from engines.record import BatchRange, Precision
-from engines.runtimes import RUNTIME_NAMES, Progress, get_runtime, open_engine
+from engines.record import BatchRange
+from engines.runtimes import Progress
 from engines.text_table import Table, render_text
 
 BATCH = BatchRange(1, 8, 32)
-PRECISIONS = (Precision.FP32, Precision.FP16, Precision.INT8)
 _MARKER = ".edge-dsc-demo"
 _MADE = ("phantoms", "dsc", "cnn", "results.csv", "report.json", "demo.html")
 
@@ -277,7 +274,7 @@ def _make_network(architecture: str, plan: DemoPlan, progress: Progress, say: Sa
     request = CalibrationRequest(model=model, data=plan.data, method=plan.method, seed=plan.seed)
     calibrated = run_calibration(request, progress)
     say(f"5/8 $ edge-dsc build-engine {run} --fp32|--fp16|--int8 --backend ...")
-    engines, notes = _build_engines(model, calibrated.path)
+    engines, notes = build_everywhere(model, calibrated.path, BATCH)
     return _Network(
         trained=trained,
         model=load_model(model),
@@ -285,34 +282,6 @@ def _make_network(architecture: str, plan: DemoPlan, progress: Progress, say: Sa
         engines=tuple(engines),
         notes=(*trained.notes, *notes),
     )
-
-
-def _build_engines(model: Path, table: Path) -> tuple[list[BuiltEngine], list[str]]:
-    """Build a model in every precision on every runtime that builds here.
-
-    Returns:
-        The engines, and a note for each runtime or precision that was left out, with its reason.
-    """
-    engines: list[BuiltEngine] = []
-    notes: list[str] = []
-    for runtime in RUNTIME_NAMES:
-        reason = get_runtime(runtime).availability().no_build
-        if reason is not None:
-            notes.append(f"{runtime} left out: {reason}")
-            continue
-        for precision in PRECISIONS:
-            calibration = table if precision is Precision.INT8 else None
-            request = BuildRequest(
-                model=model, precision=precision, runtime=runtime, batch=BATCH, calibration=calibration
-            )
-            try:
-                built = build_engine(request)
-            except AccuracyGateError as error:
-                notes.append(f"{runtime} in {precision.value} left out of {model.parent.name}: {error.what}")
-                continue
-            notes += [f"{built.path.stem}: {note}" for note in built.record.notes]
-            engines.append(built)
-    return engines, notes
 
 
 def _classify(engine: Path, plan: DemoPlan, progress: Progress, say: Say) -> None:
@@ -324,14 +293,8 @@ def _classify(engine: Path, plan: DemoPlan, progress: Progress, say: Say) -> Non
 
 def _measure_accuracy(engine: BuiltEngine, network: _Network, plan: DemoPlan) -> float:
     """Return the accuracy of an engine on phantoms that were held back, or of its graph where it cannot run here."""
-    record, split = engine.record, network.trained.split
-    if engine.runs_here:
-        runner = open_engine(engine.path)
-    else:
-        table = network.table if record.precision is Precision.INT8 else None
-        runtime = get_runtime(record.runtime)
-        graph = graph_in_precision(network.model.proto, record.precision, table, runtime)
-        runner = open_reference(graph, record)
+    split = network.trained.split
+    runner = open_to_answer(engine, network.model, network.table)
     samples = [*split.samples("evaluation"), *split.samples("test")]
     with runner:
         found = evaluate_runner(runner, plan.data, samples, threads=usable_processors())

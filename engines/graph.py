@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +38,9 @@ _WEIGHT_INPUT = {
 _INTEGER_LAYERS = frozenset({"QLinearConv", "QLinearMatMul", "QGemm", "ConvInteger", "MatMulInteger"})
 # What layers with weights are called, also once ONNX Runtime has optimised a graph.
 WEIGHTED_OPERATORS = _INTEGER_LAYERS.union(_WEIGHT_INPUT)
+# How ONNX Runtime's optimiser names a layer: with a number or a merged node behind the name, or after the tensor that
+# it gives.
+_RENAMED = re.compile(r"(?:fused )?(?P<name>.*?)(?:/MatMulAddFusion)?(?P<tensor>_nchwc)?(?:_token_\d+)?")
 # What does not change the numbers on the way from a stored tensor to the layer that uses it.
 _PASS_THROUGH = frozenset({"Cast", "Identity", "Transpose", "Reshape", "QuantizeLinear", "DequantizeLinear"})
 
@@ -324,21 +328,65 @@ def layer_types(model: ModelProto) -> dict[str, str]:
     return named if len(named) == len(found) and "" not in named else {}
 
 
-def executed_layer_types(model: ModelProto, names: Sequence[str]) -> dict[str, str]:
+def executed_layer_types(
+    model: ModelProto, names: Sequence[str], source: ModelProto | None = None
+) -> dict[str, str]:
     """Give the layers of an optimised graph, as :func:`executed_layers` counts them, the names of its source's.
-
-    ONNX Runtime renames what it fuses. The networks are chains, in which every layer depends on the one before:
-    no optimiser can change their order.
 
     Args:
         model: The optimised graph.
         names: The layers of the graph that it was made from, in order.
+        source: That graph, to find them by what ONNX Runtime calls them. Without it they are taken in order, which is
+            right for a chain: there every layer depends on the one before, and no optimiser can change their order.
 
     Returns:
-        Precision by name; empty where the optimiser has merged or split layers.
+        Precision by name; empty where the optimiser has merged or split layers, or they cannot be told apart.
     """
-    found = [kind for _, kind in _typed_layers(model, pairs=False)]
-    return dict(zip(names, found, strict=True)) if len(found) == len(names) else {}
+    found = _typed_layers(model, pairs=False)
+    if source is None:
+        return (
+            {name: kind for name, (_, kind) in zip(names, found, strict=False)}
+            if len(found) == len(names)
+            else {}
+        )
+    owners = source_layers([name for name, _ in found], names, source)
+    # What belongs to no layer is a norm, or a factor per channel, that it turned into a convolution.
+    types = [(owner, kind) for owner, (_, kind) in zip(owners, found, strict=True) if owner is not None]
+    named = dict(types)
+    return {name: named[name] for name in names} if len(types) == len(named) == len(names) else {}
+
+
+def source_layers(executed: Sequence[str], names: Collection[str], source: ModelProto) -> list[str | None]:
+    """Return the layer of a graph that each node of what ONNX Runtime made of it stands for.
+
+    Args:
+        executed: Names of nodes with weights as ONNX Runtime runs them.
+        names: Names of the layers with weights in ``source``.
+        source: The graph before optimisation.
+
+    Returns:
+        A layer's name for each; None where it cannot be told.
+    """
+    producers, stored = _producers(source), _stored(source)
+
+    def owner(node: str) -> str | None:
+        match = _RENAMED.fullmatch(node)
+        assert match is not None, "the pattern takes any text"
+        if match["name"] in names:
+            return match["name"]
+        # Named after the tensor behind it: the way back to the layer, as long as there is but one.
+        tensor = match["name"]
+        while tensor in producers:
+            made = producers[tensor]
+            if made.name in names:
+                return made.name
+            computed = [name for name in made.input if name and name not in stored]
+            if len(computed) != 1:
+                return None
+            tensor = computed[0]
+        return None
+
+    return [owner(node) for node in executed]
 
 
 def _count_layers(model: ModelProto, *, pairs: bool) -> dict[str, int]:

@@ -8,7 +8,7 @@ import platform
 import re
 import statistics
 import tempfile
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType, TracebackType
@@ -43,8 +43,12 @@ if TYPE_CHECKING:
 
 # The same import package comes in several distributions.
 _DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml")
-_KERNEL_TIME = "_kernel_time"  # how its profiler names what a node took
+KERNEL_TIME = "_kernel_time"  # how its profiler names what a node took
 _LAYERS_SOURCE = "graph as ONNX Runtime runs it on this machine"
+# On an x86-64 CPU without VNNI the products of unsigned activations and signed weights are summed in 16 bits, which
+# overflow: of 64 answers of an INT8 DenseNet121 14 were those of FP32, with unsigned weights 62. Elsewhere this changes
+# nothing. Source: onnxruntime_session_options_config_keys.h, kOrtSessionOptionsAvx2PrecisionMode.
+EXACT_SUMS = ("session.x64quantprecision", "1")
 SILENT = 4  # log severity: what fails is raised, too, and told in one line
 # It quantises the weights of a float layer that stands between two Q/DQ pairs, a tensor at a time, so a layer left in
 # floating point on purpose would run in INT8; and it quantises biases that the graph keeps in float (1.23 to 1.32).
@@ -122,9 +126,10 @@ class OnnxRuntime:
                 remedy="free some space, or set TMPDIR to another place",
             ) from error
         executed = onnx.load_model_from_string(running)
-        layers = executed_layers(executed)
+        source = onnx.load_model_from_string(model)
+        named = executed_layer_types(executed, tuple(layer_types(source)), source)
+        layers = dict(Counter(named.values())) if named else executed_layers(executed)
         check_precision(layers, options)
-        named = executed_layer_types(executed, tuple(layer_types(onnx.load_model_from_string(model))))
         engine = parse_model(portable, out)
         write_bytes(out, portable)
         notes: tuple[str, ...] = ()
@@ -143,21 +148,26 @@ class OnnxRuntime:
     ) -> tuple[tuple[EngineLayer, ...], None]:
         """Return the nodes that run on this machine with ONNX Runtime's own times of them, on one thread.
 
-        A node's precision is the type of what it gives. The layers with weights keep their order through all
-        optimisations, so the n-th of them is the n-th that the record names.
+        A node's precision is the type of what it gives. The layers with weights keep their names through all
+        optimisations, or are named after what they give.
 
         Raises:
             ArtefactError: Not the engine of this record, built by another version of ONNX Runtime, or damaged.
             EnvironmentProblem: ``onnxruntime``, memory or a place for temporary files is missing.
         """
-        from engines.graph import WEIGHTED_OPERATORS  # here, because it imports onnx
+        from engines.graph import (
+            WEIGHTED_OPERATORS,
+            parse_model,
+            source_layers,
+        )  # here, because it imports onnx
 
         _check_origin(record, str(packages.load("onnxruntime").__version__))
         contract = record.contract
         batch = np.zeros((record.batch.smallest, *contract.input_shape), contract.dtype)
         rebuild = f"rebuild it: {record.build_command}"
+        data = read_engine(engine, record)
         events = profile_nodes(
-            read_engine(engine, record),
+            data,
             {contract.input_name: batch},
             runs=LAYER_RUNS,
             source=str(engine),
@@ -167,8 +177,9 @@ class OnnxRuntime:
         for event in events:
             nodes[event["args"]["node_index"]].append(event)
         weighted = [key for key, runs in nodes.items() if runs[0]["args"]["op_name"] in WEIGHTED_OPERATORS]
-        known = len(weighted) == len(record.layer_types)
-        names = dict(zip(weighted, record.layer_types, strict=True)) if known else {}
+        called = [str(nodes[key][0]["name"]).removesuffix(KERNEL_TIME) for key in weighted]
+        owners = source_layers(called, record.layer_types, parse_model(data, engine).proto)
+        names = {key: owner for key, owner in zip(weighted, owners, strict=True) if owner is not None}
         return tuple(_layer(runs, names.get(key)) for key, runs in nodes.items()), None
 
     def open_runner(
@@ -326,7 +337,7 @@ def profile_nodes(
         raise EnvironmentProblem(
             f"cannot write a profile: {error}", remedy="set TMPDIR to a place with some space"
         ) from error
-    nodes = [event for event in events if event.get("cat") == "Node" and event["name"].endswith(_KERNEL_TIME)]
+    nodes = [event for event in events if event.get("cat") == "Node" and event["name"].endswith(KERNEL_TIME)]
     nodes.sort(key=lambda event: int(event["ts"]))
     return nodes[len(nodes) // (runs + 1) :]
 
@@ -336,7 +347,7 @@ def _layer(runs: list[dict[str, Any]], source: str | None) -> EngineLayer:
     first = runs[0]
     types = [name for value in first["args"].get("output_type_shape", ()) for name in value]
     return EngineLayer(
-        name=str(first["name"]).removesuffix(_KERNEL_TIME),
+        name=str(first["name"]).removesuffix(KERNEL_TIME),
         onnx=() if source is None else (source,),
         kind=str(first["args"]["op_name"]),
         precision=_PRECISIONS.get(types[0], types[0].upper()) if types else "",
@@ -370,6 +381,7 @@ def open_session(model: bytes, source: str, *, threads: int, remedy: str, profil
     # With more than one thread the workers would spin between and after runs, and take the cores from the
     # threads that decode the next image: twice the CPU time on two busy cores, for a run that gains a tenth.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry(*EXACT_SUMS)
     if profile is not None:
         options.enable_profiling = True
         options.profile_file_prefix = str(profile)

@@ -79,6 +79,8 @@ SMALLEST_SIDE = 32  # as of a picture
 _ONNX = ("", "ai.onnx")
 _CHANGING = frozenset({"Add", "BatchNormalization", "Div", "Mul", "Sub"})  # what scales or shifts pixels
 _KERAS_REASON = re.compile(r"Exception encountered: ([^.\n]+\.)")
+_NAME_A_FILE = "name an .onnx file, as torch.onnx.export writes one, or a .keras file"
+_WHERE_ITS_CODE_IS = "export it to ONNX where its code is, and adopt that"
 _EXPORT_ELSE = "export it again, with ONNX's own operators, opset 13 to 20"
 
 _Answer = Callable[
@@ -367,10 +369,7 @@ def _size_of(request: AdoptRequest, source: SourceGraph) -> tuple[int, int]:
             )
         side = own or asked
         if side is None:
-            raise UsageError(
-                f"{request.source} leaves its {name} open",
-                remedy="give the size it was trained with: --size 224",
-            )
+            raise _open_size(request.source)
         if side < SMALLEST_SIDE:
             raise BadInputError(
                 f"the network's {name} is {side}",
@@ -380,22 +379,24 @@ def _size_of(request: AdoptRequest, source: SourceGraph) -> tuple[int, int]:
     return sides[0], sides[1]
 
 
+def _open_size(path: Path) -> UsageError:
+    return UsageError(
+        f"{path} leaves the size of its input open", remedy="give the one it was trained with: --size 224"
+    )
+
+
 def _read_onnx(path: Path, _size: tuple[int, int] | None) -> _Original:
     """Read a foreign ONNX file: one graph of ONNX's own operators, all of it in this file."""
     try:
         data = read_regular(path, LARGEST_MODEL)
     except OSError as error:
-        raise BadInputError(
-            f"cannot read {path}: {error.strerror or error}", remedy="name an .onnx or .keras file"
-        ) from error
+        raise BadInputError(f"cannot read {path}: {error.strerror or error}", remedy=_NAME_A_FILE) from error
     try:
         proto = onnx.load_model_from_string(data)
     except DecodeError as error:
-        raise BadInputError(f"{path} is not an ONNX model", remedy="name an .onnx or .keras file") from error
+        raise BadInputError(f"{path} is not an ONNX model", remedy=_NAME_A_FILE) from error
     if not proto.graph.node:
-        raise BadInputError(
-            f"{path} is not an ONNX model: no nodes inside", remedy="name an .onnx or .keras file"
-        )
+        raise BadInputError(f"{path} is not an ONNX model: no nodes inside", remedy=_NAME_A_FILE)
     if any(entry.key == METADATA_KEY for entry in proto.metadata_props):
         raise UsageError(
             f"{path} is a model of edge-dsc already", remedy="use it as it is: edge-dsc build-engine"
@@ -481,9 +482,7 @@ def _read_keras(path: Path, size: tuple[int, int] | None) -> _Original:
     try:
         data = read_regular(path, LARGEST_MODEL)
     except OSError as error:
-        raise BadInputError(
-            f"cannot read {path}: {error.strerror or error}", remedy="name an .onnx or .keras file"
-        ) from error
+        raise BadInputError(f"cannot read {path}: {error.strerror or error}", remedy=_NAME_A_FILE) from error
     try:
         model = read_network(path)
     except ArtefactError as error:
@@ -492,7 +491,7 @@ def _read_keras(path: Path, size: tuple[int, int] | None) -> _Original:
         what = f"Keras cannot load {path}: {inner[-1]}" if inner else error.what
         raise BadInputError(
             f"{what} Lambda layers and custom objects are code, which is not run from a file",
-            remedy="export it to ONNX where its code is, and adopt that",
+            remedy=_WHERE_ITS_CODE_IS,
         ) from error
     shape = getattr(model, "input_shape", None)
     if not isinstance(shape, tuple) or len(shape) != 4 or shape[3] not in (1, 3):
@@ -500,11 +499,21 @@ def _read_keras(path: Path, size: tuple[int, int] | None) -> _Original:
             f"{path} takes {shape}",
             remedy="adopt a network with one input [N, H, W, C] of one or three channels",
         )
-    if None in shape[1:3] and size is not None:
-        keras = load("keras")
-        image = keras.Input((*size, shape[3]), name="image")
-        model = keras.Model(image, model(image), name=model.name)
-    proto = convert_to_onnx(model)
+    if None in shape[1:3] and size is None:
+        raise _open_size(path)
+    try:
+        if None in shape[1:3]:
+            keras = load("keras")
+            image = keras.Input((*(size or ()), shape[3]), name="image")
+            model = keras.Model(image, model(image), name=model.name)
+        proto = convert_to_onnx(model)
+    # Keras says so of a size that leaves a layer nothing; tf2onnx has no error of its own.
+    except (ValueError, TypeError, LookupError, AttributeError, NotImplementedError, RuntimeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise BadInputError(
+            f"{path} cannot be converted to ONNX: {reason}",
+            remedy="give a larger --size" if size else _WHERE_ITS_CODE_IS,
+        ) from error
 
     def answer(images: NDArray[np.float32]) -> NDArray[np.float32]:
         found: NDArray[np.float32] = model.predict(images, batch_size=8, verbose=0)

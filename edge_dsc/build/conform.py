@@ -149,7 +149,8 @@ def describe_source(model: ModelProto) -> SourceGraph:
 
 
 def _dims(value: ValueInfoProto) -> list[int | None]:
-    return [dim.dim_value or None for dim in value.type.tensor_type.shape.dim]
+    # An open one has a name, nothing, or from some exporters -1.
+    return [dim.dim_value if dim.dim_value > 0 else None for dim in value.type.tensor_type.shape.dim]
 
 
 def _shown(shape: list[int | None]) -> str:
@@ -195,7 +196,7 @@ def deploy_any(
 
     Returns:
         A checked model: ``uint8 [N, H, W, C]`` in, Cast first, ``float32 [N, classes]`` probabilities out; every node
-        with a name of its own. Equal to the original up to rounding: compare it with :func:`run_graph`.
+        with a name of its own. Equal to the original up to rounding: compare them.
 
     Raises:
         BadInputError: The graph is none of an image classifier, or does not fit the contract.
@@ -206,6 +207,7 @@ def deploy_any(
     _to_opset(work)
     source = describe_source(work)
     _check_fit(source, contract)
+    _store_constants(work)
     _free_batch(work, source, contract)
     work = _simplified(work)
     _rename_clashes(work, contract)
@@ -258,8 +260,25 @@ def _check_fit(source: SourceGraph, contract: ModelContract) -> None:
                 f"the network's {side} is {seen}, not {wanted}", remedy=f"give its own size: {seen}"
             )
     if contract.channels > source.channels:
-        raise BadInputError("the network takes one grey channel, not colour", remedy="adopt it with grey")
+        raise BadInputError("the network takes one grey channel, not colour", remedy="use --colour grey")
     check_labels(source.classes, len(contract.labels))
+
+
+def _store_constants(model: ModelProto) -> None:
+    """Turn Constant nodes into stored tensors, in place."""
+    for node in [node for node in model.graph.node if node.op_type == "Constant"]:
+        (entry,) = node.attribute
+        value = onnx.helper.get_attribute_value(entry)
+        if entry.name == "value":
+            value = onnx.numpy_helper.to_array(value)
+        elif entry.name in ("value_float", "value_floats"):
+            value = np.array(value, np.float32)
+        elif entry.name in ("value_int", "value_ints"):
+            value = np.array(value, np.int64)
+        else:  # strings, which no classifier computes with
+            continue
+        model.graph.initializer.append(onnx.numpy_helper.from_array(value, node.output[0]))
+        model.graph.node.remove(node)
 
 
 def _free_batch(model: ModelProto, source: SourceGraph, contract: ModelContract) -> None:

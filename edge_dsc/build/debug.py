@@ -38,6 +38,7 @@ from engines.runtimes import Progress, Runtime, get_runtime, layer_times, refuse
 from engines.text_table import align_rows
 
 PICTURE_NAME = "sensitivity.png"
+MOST_ROWS = 24  # layers in the table; of more, those with the largest error
 _Known = Mapping[str, NDArray[np.uint8]]  # one input by the hash of its image file
 
 
@@ -168,8 +169,13 @@ def format_debugged(found: Debugged) -> str:
             str(layer.flips_without),
             *(f"{layer.time_ms[key]:.3f}" if key in layer.time_ms else "-" for key in timed),
         )
-        for layer in result.layers
+        for layer in result.harmful(MOST_ROWS)
     ]
+    rest = len(result.layers) - len(rows)
+    if rest:
+        shown = {layer.name for layer in result.harmful(MOST_ROWS)}
+        errors = sum(layer.logit_error for layer in result.layers if layer.name not in shown)
+        rows.append((f"{rest} more layers, summed", "-", f"{errors:.2e}", *["-"] * 5))
     worst = result.worst
     gain = 1 - worst.logit_error_without / result.logit_error if result.logit_error else 0.0
     return "\n".join(

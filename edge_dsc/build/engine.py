@@ -32,10 +32,11 @@ from edge_dsc.build.gate import GateOptions, run_gate
 from edge_dsc.data import Dataset, Split, discover
 from edge_dsc.data.purposes import split_beside
 from engines.contract import DECODE_RULE, DECODERS, NVJPEG_RULE, ModelContract
-from engines.errors import ArtefactError, EdgeDscError, EnvironmentProblem, UsageError
+from engines.errors import AccuracyGateError, ArtefactError, EdgeDscError, EnvironmentProblem, UsageError
 from engines.files import ENGINE, atomic_path, require_writable, sha256_file
 from engines.graph import OnnxModel, cast_to_fp16, load_model, replace_contract, take_half_pixels
 from engines.images import require_decoder
+from engines.ort import open_reference
 from engines.record import (
     DEFAULT_WORKSPACE_MIB,
     RECORD,
@@ -49,14 +50,17 @@ from engines.record import (
 )
 from engines.runtimes import (
     FLOAT,
+    RUNTIME_NAMES,
     BuildOptions,
     BuildResult,
     ImplicitInt8,
     Progress,
+    Runner,
     Runtime,
     check_layers,
     choose_runtime,
     get_runtime,
+    open_engine,
     refuse_on_processor,
 )
 
@@ -195,6 +199,60 @@ def build_engine(
     if request.precision is Precision.MIXED:
         build = assign_layers(build, progress)
     return _finish(build, progress, log)
+
+
+def build_everywhere(
+    model: Path, table: Path | None, batch: BatchRange, progress: Progress | None = None
+) -> tuple[list[BuiltEngine], list[str]]:
+    """Build a model in FP32, FP16 and INT8 on every runtime that builds here, beside the model.
+
+    Args:
+        model: The FP32 ONNX model.
+        table: Its calibration table; None leaves INT8 out.
+        batch: The optimisation profile.
+        progress: Called with (phase, done, total).
+
+    Returns:
+        The engines, and a note for each runtime or precision that was left out, with its reason.
+    """
+    engines: list[BuiltEngine] = []
+    notes: list[str] = []
+    for runtime in RUNTIME_NAMES:
+        reason = get_runtime(runtime).availability().no_build
+        if reason is not None:
+            notes.append(f"{runtime} left out: {reason}")
+            continue
+        for precision in (Precision.FP32, Precision.FP16, Precision.INT8):
+            calibration = table if precision is Precision.INT8 else None
+            if precision is Precision.INT8 and table is None:
+                continue
+            request = BuildRequest(
+                model=model, precision=precision, runtime=runtime, batch=batch, calibration=calibration
+            )
+            try:
+                built = build_engine(request, progress)
+            except AccuracyGateError as error:
+                notes.append(f"{runtime} in {precision.value} left out of {model.parent.name}: {error.what}")
+                continue
+            notes += [f"{built.path.stem}: {note}" for note in built.record.notes]
+            engines.append(built)
+    return engines, notes
+
+
+def open_to_answer(built: BuiltEngine, model: OnnxModel, table: CalibrationTable | None) -> Runner:
+    """Open an engine that was just built, or its graph on ONNX Runtime where it cannot run here.
+
+    Args:
+        built: The engine.
+        model: The FP32 model that it was built from.
+        table: The calibration table that it was built with, if any.
+    """
+    if built.runs_here:
+        return open_engine(built.path)
+    record = built.record
+    used = table if record.precision is Precision.INT8 else None
+    graph = graph_in_precision(model.proto, record.precision, used, get_runtime(record.runtime))
+    return open_reference(graph, record)
 
 
 def rebuild_engine(engine: Path, folder: Path, device: int = 0) -> Path:

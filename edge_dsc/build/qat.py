@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,24 +21,21 @@ from calibration.table import QAT_METHOD, CalibrationImage, CalibrationTable, sa
 from edge_dsc.build.calibrate import CALIBRATION_NAME
 from edge_dsc.build.export import export_run
 from edge_dsc.data import Split, load_split
-from edge_dsc.data.loading import load_dataset
-from edge_dsc.data.purposes import images_to_train
 from edge_dsc.data.split import SPLIT_FILE
 from edge_dsc.networks import ARCHITECTURES, fold_network, load_keras, load_network
-from edge_dsc.training.batches import Batches
+from edge_dsc.training.batches import TaughtBatches
 from edge_dsc.training.fit import compile_model, fit_model, seed_everything
 from edge_dsc.training.recipes import RECIPES, Recipe, ReportProgress, TrainOptions
 from edge_dsc.training.run_folder import MODEL_FILE, TrainingRecord, TrainState, load_training_record
 from edge_dsc.training.train import (
     Fitted,
-    RunImages,
     TrainResult,
     check_folder,
     finish_run,
     make_batches,
-    pixels_by_part,
+    read_run_images,
 )
-from engines.errors import ArtefactError, BadInputError, UsageError
+from engines.errors import ArtefactError, UsageError
 from engines.files import KERAS_MODEL, require_writable
 from engines.graph import OnnxModel
 from engines.packages import load
@@ -97,28 +94,6 @@ class QatResult:
     table: Path
 
 
-@dataclass(frozen=True, kw_only=True)
-class TaughtBatches(Batches):
-    """Training images whose targets are the answers of the network that is to be followed, not their labels.
-
-    INT8 shall answer as FP32 does; labels would move the network elsewhere, and its answers with it.
-    Source: Hinton, Vinyals and Dean, Distilling the Knowledge in a Neural Network, arXiv 1503.02531 (2015); for
-    quantised networks Mishra and Marr, Apprentice, ICLR 2018.
-
-    Attributes:
-        teacher: The FP32 network in its deployed form.
-    """
-
-    teacher: Model
-
-    def of_epoch(
-        self, epoch: int
-    ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]]:
-        """Yield an epoch's batches, see :meth:`Batches.of_epoch`, with probabilities as targets."""
-        for images, _, weights in super().of_epoch(epoch):
-            yield images, self.teacher.predict_on_batch(images), weights
-
-
 def fine_tune(
     options: QatOptions, *, progress: ReportProgress | None = None, reading: Progress | None = None
 ) -> QatResult:
@@ -139,7 +114,8 @@ def fine_tune(
     settings = _settings(options, parent)
     check_folder(settings)
     recipe = _recipe(parent, options.epochs)
-    images = _read_images(options, load_split(options.run / SPLIT_FILE), reading)
+    split = load_split(options.run / SPLIT_FILE)
+    images = read_run_images(options.data, split, run=options.run, reading=reading)
     require_writable(options.out / MODEL_FILE, KERAS_MODEL)  # said before an epoch is trained
     trained = load_network(
         options.run / MODEL_FILE,
@@ -182,7 +158,7 @@ def _settings(options: QatOptions, parent: TrainingRecord) -> TrainOptions:
         raise UsageError(f"{options.out} is the run to start from", remedy="give another folder with --out")
     if options.epochs < 1:
         raise UsageError(f"{options.epochs} epochs", remedy="train for at least 1")
-    if parent.parent_sha256 is not None:
+    if parent.recipe.get("name") == QAT_METHOD:
         raise UsageError(
             f"{options.run} was fine-tuned for INT8 already", remedy="start from the run it came from"
         )
@@ -213,20 +189,6 @@ def _recipe(parent: TrainingRecord, epochs: int) -> Recipe:
         dense_start=False,
         convolution_start=False,
     )
-
-
-def _read_images(options: QatOptions, split: Split, reading: Progress | None) -> RunImages:
-    """Read the images of the run's own split, found by their content wherever they lie below the folder."""
-    dataset, loaded = load_dataset(options.data, progress=reading)
-    here = images_to_train(dataset, split, run=options.run)
-    wanted = {sample.path for samples in here.parts.values() for sample in samples}
-    for path, reason in loaded.skipped:
-        if path in wanted:
-            raise BadInputError(
-                f"{path} can no longer be read: {reason}",
-                remedy="restore the images that the run was trained on",
-            )
-    return RunImages(split=split, pixels=pixels_by_part(loaded, here), skipped=())
 
 
 def _table(

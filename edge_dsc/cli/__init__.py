@@ -30,6 +30,7 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "train": Command("making:train", "Train a network on a folder of X-rays"),
+    "separate": Command("making:separate", "Make the separable twin of a network, from its trained weights"),
     "export": Command("making:export", "Export a trained network as ONNX, proven equal to Keras"),
     "adopt": Command("making:adopt", "Bring in a classifier that was trained elsewhere"),
     "calibrate": Command("making:calibrate", "Find the activation ranges for INT8 over real images"),
@@ -49,6 +50,9 @@ COMMANDS = {
         "looking:selftest", "Try everything on this machine, and keep what was seen in one folder"
     ),
     "demo": Command("looking:demo", "Walk the whole line on procedural chest phantoms"),
+    "study": Command(
+        "looking:study", "Compare networks over many trainings, as the paper does, and end in a verdict"
+    ),
 }
 DESCRIPTION = """\
 Train, calibrate, build and measure small X-ray classifiers for NVIDIA Jetson.

@@ -15,6 +15,9 @@ from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 from engines.text_table import printable
 
 if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+    from edge_dsc.study.run_study import Board, Standing, Watch
     from engines.errors import EnvironmentProblem
     from engines.runtimes import Progress
 
@@ -180,3 +183,96 @@ class _PlainProgress:
         self._said[name] = float("inf") if finished else now
         seconds = now - self._started[name]
         say(f"{name}: {done}/{total} {detail}".rstrip() + f" ({seconds:.1f} s)")
+
+
+_BOARD_S = 60.0  # between two lines on how a study stands, where no terminal shows its table
+
+
+@contextlib.contextmanager
+def study_board() -> Iterator[Watch]:
+    """Give what shows where a study's trainings stand: one live table on a terminal, lines elsewhere."""
+    if not sys.stderr.isatty():
+        yield _PlainBoard()
+        return
+    from rich.console import Console
+    from rich.live import Live
+
+    console = Console(stderr=True)
+    with Live(console=console, refresh_per_second=4) as live:
+        yield lambda board: live.update(board_table(board, console))
+
+
+def board_table(board: Board, console: Console) -> RenderableType:
+    """Draw the trainings, or only those at work and those that failed where the terminal has no room for all.
+
+    Args:
+        board: Where they stand.
+        console: The terminal.
+    """
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(caption=_summary(board), caption_justify="left", box=None, pad_edge=False, expand=True)
+    for number, name in enumerate(("training", "", "epoch", "training", "validation")):
+        table.add_column(name, justify="left" if number < 2 else "right", no_wrap=True)
+    shown = board.standings
+    if len(shown) > console.height - 5:
+        shown = tuple(one for one in shown if one.state in ("running", "failed"))[
+            : max(1, console.height - 5)
+        ]
+    for one in shown:
+        cells = (
+            one.training.title,
+            one.phase or one.state,
+            f"{one.done}/{one.epochs}",
+            "" if one.accuracy is None else f"{one.accuracy:.1%}",
+            "" if one.validation is None else f"{one.validation:.1%}",
+        )
+        style = {"failed": "red", "done": "green", "waiting": "dim"}.get(one.state, "")
+        table.add_row(*(Text(printable(cell), style=style) for cell in cells))
+    return table
+
+
+def _summary(board: Board) -> str:
+    failed = board.count("failed")
+    words = f"{board.count('done')} of {len(board.standings)} trainings done"
+    words += f", {failed} failed" if failed else ""
+    return words if not board.seconds_left else f"{words}, about {clock(board.seconds_left)} of training left"
+
+
+class _PlainBoard:
+    """A line when a training begins and when it ends, and one a minute: readable in a log file."""
+
+    def __init__(self) -> None:
+        self._states: dict[str, str] = {}
+        self._said = time.monotonic()
+
+    def __call__(self, board: Board) -> None:
+        for one in board.standings:
+            before = self._states.get(one.training.title)
+            self._states[one.training.title] = one.state
+            if one.state != before and (before is not None or one.state == "running"):
+                self._tell(one, board)
+        if time.monotonic() - self._said >= _BOARD_S:
+            at_work = [
+                f"{one.training.title}: {one.phase or one.state}, {one.done}/{one.epochs} epochs"
+                for one in board.standings
+                if one.state == "running"
+            ]
+            say("; ".join([_summary(board), *at_work]))
+            self._said = time.monotonic()
+
+    def _tell(self, one: Standing, board: Board) -> None:
+        words = {
+            "running": f"from epoch {one.done + 1} of {one.epochs}",
+            "failed": one.problem.what if one.problem else "",
+        }.get(one.state, _summary(board))
+        say(f"{one.training.title} {one.state}: {words}")
+        self._said = time.monotonic()
+
+
+def clock(seconds: float) -> str:
+    """Return a time as hours, minutes and seconds: ``1:02:03``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}"

@@ -1,4 +1,4 @@
-"""Commands that make things: train, export, adopt, calibrate, build-engine, debug."""
+"""Commands that make things: train, separate, export, adopt, calibrate, build-engine, debug."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from edge_dsc.build.gate import GateOptions
     from edge_dsc.build.qat import QatOptions
     from edge_dsc.training import TrainOptions
+    from edge_dsc.training.twin import TwinOptions
     from engines.record import Precision
 
 
@@ -337,6 +338,112 @@ def _fine_tune(options: QatOptions, *, json: bool) -> None:
         raise typer.Exit(INTERRUPTED)
 
 
+def separate(
+    original: Annotated[
+        Path, typer.Argument(help="A run folder that train wrote, or anyone's network as FILE.keras.")
+    ],
+    layers: Annotated[
+        Optional[str],
+        typer.Option(
+            "--layers",
+            metavar="NAMES",
+            help="Separate these alone: names or patterns, joined by commas; with ^ in front: all but these.",
+            show_default=False,
+        ),
+    ] = None,
+    rank: Annotated[
+        int, typer.Option("--rank", min=1, max=1024, help="Spatial filters per input channel.")
+    ] = 1,
+    batch_norm: Annotated[
+        bool, typer.Option("--batch-norm/--no-batch-norm", help="BatchNorm after a pair that has none.")
+    ] = True,
+    data: Annotated[
+        Optional[Path],
+        typer.Option(
+            "--data", help="Images to fine-tune on; default: those of the run's training.", show_default=False
+        ),
+    ] = None,
+    epochs: Annotated[
+        Optional[int],
+        typer.Option(
+            "--epochs",
+            min=0,
+            max=10_000,
+            help="Of fine-tuning, with the original as teacher; default: a fifth of the original's.",
+            show_default=False,
+        ),
+    ] = None,
+    seed: Seed = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is at --out.")] = False,
+    out: Annotated[
+        Optional[Path],
+        typer.Option(
+            "--out",
+            help="The run folder, or the file of a FILE.keras; default: the original's name with -separable.",
+            show_default=False,
+        ),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Every ordinary convolution larger than 1x1 becomes a depthwise and a pointwise one, the nearest to the original.
+
+    The paper's formulas are printed layer by layer. The twin of a run then learns, for a few epochs, to answer as the
+    run does, and is a run folder itself; that of a FILE.keras is a file, which train takes with --arch.
+    """
+    from edge_dsc.networks.separable import SeparationOptions
+    from edge_dsc.training.twin import TwinOptions
+
+    names = tuple(name.strip() for name in (layers or "").split(",") if name.strip())
+    options = TwinOptions(
+        original=original,
+        out=out or original.with_name(_twin_name(original, data)),
+        separation=SeparationOptions(rank=rank, batch_norm=batch_norm, layers=names),
+        data=data,
+        epochs=epochs,
+        seed=seed,
+        overwrite=overwrite,
+    )
+    _separate(options, json=json)
+
+
+def _twin_name(original: Path, data: Path | None) -> str:
+    """Return where a twin goes beside its original: a file beside a file, a run folder where there are images."""
+    if original.suffix != ".keras" or original.is_dir():
+        return f"{original.name}-separable"
+    return f"{original.stem}-separable{'' if data else '.keras'}"
+
+
+def _separate(options: TwinOptions, *, json: bool) -> None:
+    from edge_dsc.evaluate.evaluation import format_metrics
+    from edge_dsc.networks.separable import format_separation
+    from edge_dsc.training.train import step_progress
+    from edge_dsc.training.twin import make_twin
+
+    with progress_bar() as progress:
+        result = make_twin(options, progress=step_progress("twin", progress), reading=progress)
+    trained = result.trained
+    for note in trained.notes if trained else ():
+        say(note)
+    if json:
+        body = {"path": str(result.out), "separation": result.separation, "validation": result.validation}
+        give_json("edge-dsc/separate-result", {**body, "metrics": trained.metrics if trained else None})
+    else:
+        give(format_separation(result.separation))
+    if trained is None or result.validation is None:
+        say(f"{result.out}: not trained since; next: edge-dsc train DATA --arch {result.out}")
+        return
+    if not json:
+        original, start, end = result.validation
+        give(
+            f"accuracy on validation images: original {original:.2%}, twin {start:.2%} at the start, {end:.2%} now"
+        )
+        give(f"{printable(result.out)}: evaluation and test images together, none seen in training")
+        give(format_metrics(trained.metrics["held_out"]))
+    if trained.record.interrupted:
+        say(f"interrupted: kept the best weights so far, of epoch {trained.record.best_epoch}")
+        raise typer.Exit(INTERRUPTED)
+
+
 def export(
     run: Annotated[Path, typer.Argument(help="A run folder that train wrote.")] = DEFAULT_RUN,
     data: Annotated[
@@ -471,8 +578,8 @@ def calibrate(
     from msgspec import to_builtins
 
     from edge_dsc.build.calibrate import CalibrationRequest, run_calibration
+    from edge_dsc.checks.inspection import describe_table
     from edge_dsc.cli.console import give, give_json, progress_bar
-    from edge_dsc.inspection import describe_table
     from engines.errors import UsageError
 
     if calib_data is None:
@@ -687,7 +794,7 @@ def build_engine(
 
 
 def _give_engine(built: BuiltEngine, *, json: bool) -> None:
-    from edge_dsc.inspection import format_record
+    from edge_dsc.checks.inspection import format_record
 
     say(f"runtime: {built.chosen}")
     if json:

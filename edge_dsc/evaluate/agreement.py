@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -136,22 +136,37 @@ def calibration_error(
     return float(np.abs(gaps).sum() / len(confidence))
 
 
-def _changes(
-    images: LabelledImages, before: NDArray[np.int64], after: NDArray[np.int64], seed: int
-) -> tuple[Change, Change]:
-    """Accuracy and macro F1 of both, with intervals of the difference over the same draws of patients.
+def resample_patients(patients: Sequence[str], seed: int) -> Iterator[NDArray[np.float64]]:
+    """Yield how often each image is drawn when whole patients are drawn with replacement, as many as there are.
+
+    Images of one patient share their luck: drawn one by one they would pass for more evidence than they are.
+
+    Args:
+        patients: Patient of each of N images; an image may stand in several rows.
+        seed: Seed of the draws; the same patients and seed give the same draws.
+
+    Yields:
+        ``[r, N]``, some draws at once; :data:`RESAMPLES` in all.
 
     Source:
-        Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 13: the percentile interval.
+        Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 13: the percentile interval; Davison
+        and Hinkley, Bootstrap Methods and their Application (1997), section 3.8: whole groups are drawn.
     """
-    true, classes = images.true, len(images.labels)
-    _, group = np.unique(np.asarray(images.patients), return_inverse=True)
+    _, group = np.unique(np.asarray(patients), return_inverse=True)
     groups = int(group.max()) + 1
     rng = np.random.default_rng(seed)
     drawn = rng.multinomial(groups, np.full(groups, 1 / groups), size=RESAMPLES)
+    for rows in np.array_split(drawn, max(1, RESAMPLES * len(group) // _CELLS)):
+        yield rows[:, group].astype(np.float64)
+
+
+def _changes(
+    images: LabelledImages, before: NDArray[np.int64], after: NDArray[np.int64], seed: int
+) -> tuple[Change, Change]:
+    """Accuracy and macro F1 of both, with intervals of the difference over the same draws of patients."""
+    true, classes = images.true, len(images.labels)
     moved = []
-    for rows in np.array_split(drawn, max(1, RESAMPLES * len(true) // _CELLS)):
-        weights = rows[:, group].astype(np.float64)
+    for weights in resample_patients(images.patients, seed):
         figures = [_figures(weights, true, answers, classes) for answers in (before, after)]
         moved.append(figures[1] - figures[0])
     low, high = np.quantile(

@@ -354,10 +354,10 @@ def _of_file(choice: NetworkChoice) -> Network:
 def _of_function(choice: NetworkChoice) -> Network:
     """Return the network that a function builds: ``function(classes, size)`` gives a Keras model."""
     text, size = choice.architecture, choice.size or INPUT_SIDE
+    load_keras()  # before the person's own code imports it, without what TensorFlow says then
     function = load_function(text)
 
     def make(classes: int) -> Model:
-        load_keras()
         try:
             built = function(classes, size)
         except Exception as error:  # whatever the function's own code raises

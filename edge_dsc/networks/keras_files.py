@@ -102,7 +102,8 @@ def read_network(
             return keras.models.load_model(path, compile=False, safe_mode=True)
     # A file that asks for a layer of PyTorch ends in ImportError, a deep one in RecursionError, a RuntimeError.
     except (OSError, ValueError, TypeError, LookupError, AttributeError, ImportError, RuntimeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        # Its later sentences advise what must not be done: to run the file's code all the same.
+        reason = (str(error).splitlines() or [type(error).__name__])[0].partition(". ")[0]
         raise ArtefactError(
             f"Keras cannot load {path}: {reason}",
             remedy=remedy,

@@ -169,6 +169,37 @@ def ratio_plot(ratios: Sequence[Ratio]) -> Plot | None:
 
 
 @drawing_style(_STYLE)
+def difference_plot(differences: Mapping[str, tuple[float, float, float]], *, margin: float) -> Plot | None:
+    """Draw differences of accuracy as dots with their intervals; the band is what may be lost.
+
+    Args:
+        differences: By name: the difference, and the lower and upper end of its interval, percentage points.
+        margin: What may be lost, percentage points.
+    """
+    if not differences:
+        return None
+    texts = [
+        (name, f"{value:+.2f} [{low:+.2f}, {high:+.2f}]") for name, (value, low, high) in differences.items()
+    ]
+    figure, axes = _new_rows(texts, side=_RIGHT, bottom=_BOTTOM)
+    ends = [-margin, 0.0, *(end for _, low, high in differences.values() for end in (low, high))]
+    room = (max(ends) - min(ends)) * 0.04
+    axes.set_xlim(min(ends) - room, max(ends) + room)
+    axes.set_xlabel("difference of accuracy, percentage points; above 0 is better")
+    axes.grid(visible=False)
+    for row, (value, low, high) in enumerate(differences.values()):
+        axes.barh(row, margin, 0.4, -margin, color=_COLOUR["band"])
+        axes.vlines(0, row - 0.2, row + 0.2, color=_COLOUR["soft"], linewidth=1)
+        axes.plot([low, high], [row, row], "|-", color=_COLOUR["s0"], markersize=10, mew=2)
+        axes.plot([value], [row], "o", color=_COLOUR["s0"], markersize=7, gid=f"data-{row}")
+    return Plot(
+        figure=figure,
+        label="; ".join(f"{name}: {text}" for name, text in texts),
+        caption=f"Differences with their 95 % intervals; the grey band is the margin of {margin:g} points.",
+    )
+
+
+@drawing_style(_STYLE)
 def stage_plot(report: Report) -> Plot | None:
     """Draw the stages of a request as one bar per engine, on a common scale."""
     found = {subject.name: stage_medians(subject) for subject in report.measured}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from calibration.sensitivity import LayerSensitivity, Sensitivity
     from edge_dsc.evaluate.metrics import Metrics
 
+MOST_BARS = 32  # of layers in one picture
 _BLUE, _ORANGE, _GREY = "#4c72b0", "#dd8452", "#444444"
 
 
@@ -66,29 +68,83 @@ def draw_confusion(metrics: Metrics, path: Path, *, title: str) -> None:
     size = max(3.6, 1.5 + 0.8 * len(labels))
     figure = _new_figure(size + 0.8, size)
     axes = figure.add_subplot()
-    shares = [[value / max(sum(row), 1) for value in row] for row in metrics.confusion]
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    for row, values in enumerate(metrics.confusion):
-        for column, value in enumerate(values):
-            share = shares[row][column]
-            colour = "white" if share > 0.5 else "black"
-            axes.text(
-                column, row, f"{value}\n{share:.0%}", ha="center", va="center", fontsize=9, color=colour
-            )
-    axes.set_xticks(range(len(labels)), labels, rotation=30, ha="right")
-    axes.set_yticks(range(len(labels)), labels)
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("true")
+    _draw_matrix(axes, metrics.confusion, labels)
     axes.set_title(f"{title}\naccuracy {metrics.accuracy:.1%} of {metrics.count} images", fontsize=10)
+    _save(figure, path)
+
+
+@drawing_style()
+def draw_confusions(
+    matrices: Mapping[str, Sequence[Sequence[int]]], labels: Sequence[str], path: Path, *, title: str
+) -> None:
+    """Draw several confusion matrices of one network side by side to a PNG file.
+
+    Args:
+        matrices: ``[true][predicted]`` counts by name, such as ``training``.
+        labels: Class names.
+        path: The PNG file.
+        title: Above all of them.
+    """
+    size = max(3.0, 1.4 + 0.7 * len(labels))
+    figure = _new_figure((size + 0.3) * len(matrices), size + 0.5)
+    for place, (name, matrix) in enumerate(matrices.items(), start=1):
+        axes = figure.add_subplot(1, len(matrices), place)
+        _draw_matrix(axes, matrix, labels)
+        count = sum(map(sum, matrix))
+        right = sum(row[index] for index, row in enumerate(matrix)) / max(count, 1)
+        axes.set_title(f"{name}: {right:.1%} of {count:,}", fontsize=10)
+    figure.suptitle(title, fontsize=11)
+    _save(figure, path)
+
+
+@drawing_style()
+def draw_trainings(histories: Mapping[str, Sequence[Mapping[str, Sequence[float]]]], path: Path) -> None:
+    """Draw the accuracy of training and validation over the epochs to a PNG file, one panel per network.
+
+    Args:
+        histories: By network, the history of each of its trainings: ``accuracy`` and ``validation_accuracy``, one
+            number per epoch.
+        path: The PNG file.
+    """
+    columns = min(2, len(histories))
+    rows = math.ceil(len(histories) / columns)
+    figure = _new_figure(4.6 * columns, 3.1 * rows)
+    axes_of: list[Axes] = []
+    for place, (name, runs) in enumerate(histories.items(), start=1):
+        axes = figure.add_subplot(rows, columns, place, sharey=axes_of[0] if axes_of else None)
+        axes_of.append(axes)
+        for number, run in enumerate(runs):
+            epochs = range(1, len(run["accuracy"]) + 1)
+            for key, colour, style, words in (
+                ("accuracy", _BLUE, "-", "training"),
+                ("validation_accuracy", _ORANGE, "--", "validation"),
+            ):
+                axes.plot(
+                    epochs,
+                    [100 * value for value in run[key]],
+                    style,
+                    color=colour,
+                    marker="o" if len(epochs) < 3 else None,
+                    linewidth=1.2,
+                    alpha=0.8,
+                    label=words if number == 0 else None,
+                )
+        axes.set_title(name, fontsize=10)
+        axes.set_xlabel("epoch")
+        axes.set_ylabel("accuracy, %")
+        axes.locator_params(axis="x", integer=True)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
     _save(figure, path)
 
 
 @drawing_style()
 def draw_coverage(found: Coverage, path: Path) -> None:
     """Draw to a PNG file how each tensor's largest value grows with the images, and how much is saturated."""
-    figure = _new_figure(10, 3.8)
+    tensors = found.shown
+    figure = _new_figure(10, max(3.8, 0.2 * len(tensors)))
     growth, share = figure.add_subplot(1, 2, 1), figure.add_subplot(1, 2, 2)
-    for tensor in found.tensors:
+    for tensor in tensors:
         parts = len(tensor.growth)
         counts = [found.images * part // parts for part in range(1, parts + 1)]
         growth.plot(counts, tensor.growth, marker="o", markersize=3, label=tensor.name)
@@ -97,9 +153,9 @@ def draw_coverage(found: Coverage, path: Path) -> None:
     growth.set_title("does the range still grow?", fontsize=10)
     growth.grid(alpha=0.3)
     growth.legend(fontsize=6)
-    places = range(len(found.tensors))[::-1]
-    share.barh(places, [100 * tensor.saturated for tensor in found.tensors], color=_BLUE)
-    share.set_yticks(places, [tensor.name for tensor in found.tensors], fontsize=7)
+    places = range(len(tensors))[::-1]
+    share.barh(places, [100 * tensor.saturated for tensor in tensors], color=_BLUE)
+    share.set_yticks(places, [tensor.name for tensor in tensors], fontsize=7)
     share.set_xlabel("values beyond the range, %")
     share.set_title(f"what {found.method} cuts off", fontsize=10)
     share.grid(axis="x", alpha=0.3)
@@ -112,12 +168,16 @@ def draw_coverage(found: Coverage, path: Path) -> None:
 def draw_sensitivity(found: Sensitivity, path: Path, *, title: str) -> None:
     """Draw one bar per layer to a PNG file: its error alone in INT8, and the error left when it alone is float.
 
+    Of a large network the :data:`MOST_BARS` layers with the largest error are drawn.
+
     Args:
         found: The measurement.
         path: The PNG file.
         title: Above the picture.
     """
-    layers = found.layers
+    layers = found.harmful(MOST_BARS)
+    if len(layers) < len(found.layers):
+        title += f", {len(layers)} of {len(found.layers)} layers"
     figure = _new_figure(9.5, 1.6 + 0.42 * len(layers))
     alone, without = figure.add_subplot(1, 2, 1), figure.add_subplot(1, 2, 2)
     _draw_errors(alone, layers, [(layer.logit_error, layer.flips) for layer in layers])
@@ -143,6 +203,23 @@ def _draw_errors(axes: Axes, layers: Sequence[LayerSensitivity], errors: Sequenc
     axes.set_xlabel("squared error of the logits (number: changed answers)", fontsize=8)
     axes.margins(x=0.12)
     axes.grid(axis="x", alpha=0.3)
+
+
+def _draw_matrix(axes: Axes, confusion: Sequence[Sequence[int]], labels: Sequence[str]) -> None:
+    """Draw ``[true][predicted]`` counts, shaded by the share of the true class."""
+    shares = [[value / max(sum(row), 1) for value in row] for row in confusion]
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for row, values in enumerate(confusion):
+        for column, value in enumerate(values):
+            share = shares[row][column]
+            colour = "white" if share > 0.5 else "black"
+            axes.text(
+                column, row, f"{value}\n{share:.0%}", ha="center", va="center", fontsize=9, color=colour
+            )
+    axes.set_xticks(range(len(labels)), labels, rotation=30, ha="right")
+    axes.set_yticks(range(len(labels)), labels)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
 
 
 def _new_figure(width: float, height: float) -> Figure:

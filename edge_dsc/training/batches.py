@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -12,6 +13,10 @@ from numpy.typing import NDArray
 
 from edge_dsc.training.recipes import Recipe
 
+if TYPE_CHECKING:
+    from keras import Model
+
+SMALLEST_PROBABILITY = 1e-7  # as in Keras' cross-entropy: its logarithm is a number
 # Images [B, height, width, 1] 0..255, one-hot targets [B, C], weights [B].
 Batch = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]
 
@@ -73,6 +78,37 @@ class Batches:
             )
         one_hot = np.eye(self.classes, dtype=np.float32)[self.targets[indices]]
         return images, one_hot, self.weights[indices]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TaughtBatches(Batches):
+    """Training images whose targets are the answers of the network that is to be followed, not their labels.
+
+    What is made of a trained network, in INT8 or with other convolutions, shall answer as it does; labels would move it
+    elsewhere, and its answers with it.
+    Source: Hinton, Vinyals and Dean, Distilling the Knowledge in a Neural Network, arXiv 1503.02531 (2015); for
+    quantised networks Mishra and Marr, Apprentice, ICLR 2018.
+
+    Attributes:
+        teacher: The network to follow; takes the images as they are and gives probabilities.
+    """
+
+    teacher: Model
+
+    def of_epoch(self, epoch: int) -> Iterator[Batch]:
+        """Yield an epoch's batches, see :meth:`Batches.of_epoch`, with the teacher's probabilities as targets."""
+        for images, _, weights in super().of_epoch(epoch):
+            answers = self.teacher.predict_on_batch(images)
+            yield images, soften(answers, self.recipe.temperature), weights
+
+
+def soften(probabilities: NDArray[np.float32], temperature: float) -> NDArray[np.float32]:
+    """Return the softmax of the logits over a temperature, from the probabilities: above 1 the unlikely weigh more."""
+    if temperature == 1.0:
+        return probabilities
+    powers = np.maximum(probabilities.astype(np.float64), SMALLEST_PROBABILITY) ** (1 / temperature)
+    softened: NDArray[np.float32] = (powers / powers.sum(axis=1, keepdims=True)).astype(np.float32)
+    return softened
 
 
 def augment_image(image: NDArray[np.uint8], recipe: Recipe, rng: np.random.Generator) -> NDArray[np.uint8]:

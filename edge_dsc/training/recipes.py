@@ -34,6 +34,7 @@ class Recipe:
         zoom: Largest change of size, as a share, either way.
         shift: Largest move, as a share of the side, either way and in both directions.
         augmentation: Whether images are changed at all; without, all ranges are zero and nothing is mirrored.
+        temperature: Of a teacher's answers, and of those that are held against them; 1 without a teacher.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Recipe:
     zoom: float
     shift: float = 0.0
     augmentation: bool = True
+    temperature: float = 1.0
 
     def without_augmentation(self) -> Recipe:
         """Return the same recipe with images as they are."""

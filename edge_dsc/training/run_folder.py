@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from edge_dsc.evaluate.metrics import Metrics
 from edge_dsc.networks import INPUT_SIDE, NO_WEIGHTS, Network
+from edge_dsc.networks.separable import Separation
 from engines.contract import LARGEST_MODEL, Count, Labels, PathName, Seconds, Seed, Sha256, Text
 from engines.errors import ArtefactError
 from engines.files import DocumentKind, read_regular, require_unpacked, sha256_file, write_bytes
@@ -81,7 +82,8 @@ class TrainingRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         versions: Package versions.
         created: UTC time, ISO 8601.
         edge_dsc: Version of edge-dsc.
-        parent_sha256: Hash of the ``model.keras`` that was trained further, for quantisation-aware fine-tuning.
+        parent_sha256: Hash of the ``model.keras`` that this one was made of: fine-tuned for INT8, or separated.
+        separation: For a separable twin, what became of every convolution.
     """
 
     architecture: PathName
@@ -101,6 +103,7 @@ class TrainingRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     created: Text
     edge_dsc: Text
     parent_sha256: Sha256 | None = None
+    separation: Separation | None = None
 
 
 def _from_version_1(body: dict[str, Any]) -> dict[str, Any]:
@@ -109,9 +112,9 @@ def _from_version_1(body: dict[str, Any]) -> dict[str, Any]:
 
 
 def _from_version_2(body: dict[str, Any]) -> dict[str, Any]:
-    """Version 2 knew the paper's two networks alone, which the name says all of."""
+    """Version 2 knew the paper's two networks alone, which the name says all of, and no twin."""
     network = msgspec.to_builtins(TrainedNetwork(source=body["architecture"]))
-    return {**body, "network": network}
+    return {**body, "network": network, "separation": None}
 
 
 TRAINING_RECORD = DocumentKind(

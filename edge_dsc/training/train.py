@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from edge_dsc import __version__
 from edge_dsc.data.loading import LoadedImages, load_dataset
+from edge_dsc.data.purposes import images_to_train
 from edge_dsc.data.split import SPLIT_FILE, Split, keep_split, save_split, split_dataset
 from edge_dsc.evaluate.metrics import Metrics, classification_metrics
 from edge_dsc.networks import (
@@ -28,6 +29,7 @@ from edge_dsc.networks import (
     open_network,
     save_network,
 )
+from edge_dsc.networks.separable import Separation
 from edge_dsc.page.figures import draw_confusion, draw_curves
 from edge_dsc.training.batches import Batches, class_weights
 from edge_dsc.training.fit import (
@@ -53,7 +55,7 @@ from edge_dsc.training.run_folder import (
     package_versions,
     save_training_record,
 )
-from engines.errors import ArtefactError, UsageError
+from engines.errors import ArtefactError, BadInputError, UsageError
 from engines.files import KERAS_MODEL, atomic_path, require_writable, sha256_file
 from engines.runtimes import Progress
 
@@ -91,7 +93,8 @@ class Fitted:
         interrupted: Whether the user ended it early; then ``state.npz`` stays.
         seconds: Time of training.
         deployed: What to write as ``model.keras`` instead of ``model``.
-        parent_sha256: Hash of the ``model.keras`` that was trained further.
+        parent_sha256: Hash of the ``model.keras`` that this one was made of.
+        separation: For a separable twin, what became of every convolution.
     """
 
     model: Model
@@ -103,6 +106,7 @@ class Fitted:
     seconds: float
     deployed: Model | None = None
     parent_sha256: str | None = None
+    separation: Separation | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +157,7 @@ def train(
     recipe = options.resolve_recipe()
     check_folder(options)
     network = open_network(options.network)
-    images = _read_images(options, network.size, reading)
+    images = read_images(options, network.size, reading)
     for line in images.split.warnings():
         if say:
             say(line)
@@ -214,6 +218,43 @@ def check_folder(options: TrainOptions) -> None:
         )
 
 
+def read_images(options: TrainOptions, size: int, reading: Progress | None) -> RunImages:
+    """Read everything, leave out what is damaged, and split the rest, or keep the split that it comes in.
+
+    Raises:
+        BadInputError: The data cannot be used.
+    """
+    found, loaded = load_dataset(options.data, size=size, kinds=options.kinds, progress=reading)
+    usable = replace(found, samples=loaded.samples)
+    left_out: tuple[tuple[str, str], ...] = ()
+    if options.keep_split:
+        split, left_out = keep_split(usable, options.seed)
+    else:
+        split = split_dataset(usable, options.seed, fold=options.fold)
+    pixels = pixels_by_part(loaded, split)
+    return RunImages(split=split, pixels=pixels, skipped=loaded.skipped + left_out)
+
+
+def read_run_images(
+    data: Path, split: Split, *, run: Path, size: int = INPUT_SIDE, reading: Progress | None = None
+) -> RunImages:
+    """Read the images of a run's own split, found by their content wherever they lie below a folder.
+
+    Raises:
+        BadInputError: Not all of them are there, or one can no longer be read.
+    """
+    dataset, loaded = load_dataset(data, size=size, progress=reading)
+    here = images_to_train(dataset, split, run=run)
+    wanted = {sample.path for samples in here.parts.values() for sample in samples}
+    for path, reason in loaded.skipped:
+        if path in wanted:
+            raise BadInputError(
+                f"{path} can no longer be read: {reason}",
+                remedy="restore the images that the run was trained on",
+            )
+    return RunImages(split=split, pixels=pixels_by_part(loaded, here), skipped=())
+
+
 def pixels_by_part(
     loaded: LoadedImages, split: Split
 ) -> dict[str, tuple[NDArray[np.uint8], NDArray[np.int64]]]:
@@ -271,6 +312,7 @@ def finish_run(options: TrainOptions, images: RunImages, fitted: Fitted) -> Trai
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         edge_dsc=__version__,
         parent_sha256=fitted.parent_sha256,
+        separation=fitted.separation,
     )
     save_training_record(out, record)
     if not fitted.interrupted:
@@ -296,19 +338,6 @@ def step_progress(architecture: str, progress: Progress) -> Callable[[TrainProgr
         progress(f"training {architecture}\t{detail}", done, state.epochs * state.steps)
 
     return report
-
-
-def _read_images(options: TrainOptions, size: int, reading: Progress | None) -> RunImages:
-    """Read everything, leave out what is damaged, and split the rest, or keep the split that it comes in."""
-    found, loaded = load_dataset(options.data, size=size, kinds=options.kinds, progress=reading)
-    usable = replace(found, samples=loaded.samples)
-    left_out: tuple[tuple[str, str], ...] = ()
-    if options.keep_split:
-        split, left_out = keep_split(usable, options.seed)
-    else:
-        split = split_dataset(usable, options.seed, fold=options.fold)
-    pixels = pixels_by_part(loaded, split)
-    return RunImages(split=split, pixels=pixels, skipped=loaded.skipped + left_out)
 
 
 def _begin(options: TrainOptions, recipe: Recipe, network: Network, split: Split) -> TrainState:

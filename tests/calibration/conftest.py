@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from branched_networks import BRANCHED
 from onnx import TensorProto, helper, numpy_helper
 
 from calibration.collect import calibrate
@@ -96,3 +97,31 @@ def network_tables(deployed_models: dict[str, Path], textures: Path) -> dict[str
     images = read_set(select_images(candidates_below(textures), 128, 0), models["dsc"].contract)
     options = CalibrationOptions(method="minmax")
     return {name: calibrate(model, images, options) for name, model in models.items()}
+
+
+@pytest.fixture(scope="session")
+def branched_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """ONNX files of the networks that are no chains. Read only; copy before you change one."""
+    folder = tmp_path_factory.mktemp("branched")
+    paths = {name: folder / f"{name}.onnx" for name in BRANCHED}
+    for name, path in paths.items():
+        onnx.save(BRANCHED[name](), path)
+    return paths
+
+
+@pytest.fixture(scope="session")
+def branched_set(branched_models: dict[str, Path], textures: Path) -> CalibrationSet:
+    """128 textures as those networks see them."""
+    contract = load_model(branched_models["residual"]).contract
+    return read_set(select_images(candidates_below(textures), 128, 0), contract)
+
+
+@pytest.fixture(scope="session")
+def branched_tables(
+    branched_models: dict[str, Path], branched_set: CalibrationSet
+) -> dict[str, CalibrationTable]:
+    """mse tables of those networks."""
+    return {
+        name: calibrate(load_model(path), branched_set, CalibrationOptions())
+        for name, path in branched_models.items()
+    }

@@ -13,13 +13,17 @@ import onnxruntime
 import pytest
 from onnxruntime.quantization.calibrate import CalibrationDataReader, CalibrationMethod, create_calibrator
 
-from calibration.collect import CHUNK, calibrate
+from calibration import collect
+from calibration.collect import CHUNK, RANGE_CUTS, calibrate, watch_tensors
 from calibration.layers import tensors_to_calibrate
+from calibration.rewrites import fold_norms
 from calibration.select import CalibrationSet, Candidate, read_set, select_images
 from calibration.table import METHODS, CalibrationOptions, CalibrationTable, save_table
 from engines.errors import ArtefactError, BadInputError
 from engines.graph import OnnxModel, load_model
 
+Paths = dict[str, Path]
+Tables = dict[str, CalibrationTable]
 Lister = Callable[[Path], list[Candidate]]
 
 
@@ -188,3 +192,67 @@ def test_a_dead_tensor_is_refused_by_name(
     onnx.save(model, dead)
     with pytest.raises(BadInputError, match=r"^calibration saw only the constant value 0 in hidden"):
         calibrate(load_model(dead), small_set, CalibrationOptions())
+
+
+def test_each_tensor_of_a_branched_graph_gets_the_range_of_least_error(
+    branched_models: Paths, branched_set: CalibrationSet, branched_tables: Tables
+) -> None:
+    """Tried again with every value in hand, instead of a histogram."""
+    model, table = load_model(branched_models["residual"]), branched_tables["residual"]
+    assert (table.method, table.parameters, table.channel_factors) == ("mse", {"histogram_bins": 2048}, {})
+    graph = fold_norms(model.proto)
+    assert set(table.ranges) == set(tensors_to_calibrate(graph))
+    names = ["one_relu.out", "three_relu.out", "four_a.out"]  # none shares its range
+    seen = watch_tensors(graph, names, branched_set.pixels, list)
+    for name, *parts in zip(names, *seen, strict=True):
+        values = np.concatenate(parts).astype(np.float64).ravel()
+        span = max(-values.min(), values.max())
+
+        def error(cut: float, values: np.ndarray = values, span: float = span) -> float:
+            scale = cut * span / 127
+            return float(((np.clip(np.rint(values / scale), -127, 127) * scale - values) ** 2).sum())
+
+        low, high = table.ranges[name]
+        found = max(-low, high) / span
+        assert min(abs(found - cut) for cut in RANGE_CUTS) < 1e-5
+        assert error(found) <= 1.02 * min(map(error, RANGE_CUTS)) < error(1.0)
+
+
+@pytest.mark.parametrize("method", ["minmax", "percentile", pytest.param("entropy", marks=pytest.mark.slow)])
+def test_every_method_finds_ranges_for_a_branched_graph(
+    branched_models: Paths, branched_set: CalibrationSet, method: str
+) -> None:
+    model = load_model(branched_models["inception"])
+    table = calibrate(model, branched_set, CalibrationOptions(method=method))
+    assert set(table.ranges) == set(tensors_to_calibrate(fold_norms(model.proto)))
+    assert (
+        len({table.ranges[name] for name in ("a_relu.out", "c_relu.out", "branches.out", "reduced.out")}) == 1
+    )
+
+
+def test_a_branch_that_is_silent_among_others_does_not_stop_calibration(
+    branched_models: Paths, branched_set: CalibrationSet
+) -> None:
+    model = load_model(branched_models["inception"])
+    for tensor in model.proto.graph.initializer:
+        if tensor.name == "b1.bias":  # ReLU lets nothing through
+            tensor.CopyFrom(onnx.numpy_helper.from_array(np.full(16, -1e4, np.float32), tensor.name))
+    for method in ("mse", "percentile"):
+        table = calibrate(model, branched_set, CalibrationOptions(method=method))
+        assert table.ranges["b1_relu.out"] == (0.0, 1.0)
+
+
+def test_as_many_images_run_at_once_as_their_tensors_leave_room_for(
+    branched_models: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sizes(path: Path) -> list[int]:
+        model = load_model(path)
+        pixels = np.zeros((20, *model.contract.input_shape), np.uint8)
+        names = tensors_to_calibrate(model.proto)[:2]
+        return [len(part) for part in watch_tensors(model.proto, names, pixels, lambda values: values[0])]
+
+    assert sizes(branched_models["mobile"]) == [8, 8, 4]
+    monkeypatch.setattr(collect, "MOST_VALUES", 3 * (64 * 8 * 8 + 64 * 16 * 16))
+    assert sizes(branched_models["mobile"]) == [3] * 6 + [2]
+    monkeypatch.setattr(collect, "MOST_VALUES", 1)
+    assert sizes(branched_models["mobile"]) == [1] * 20

@@ -96,3 +96,23 @@ def test_ranges_that_still_move_are_reported(
     rising = measure_coverage(model, small_table, subset(small_set, ordered))
     assert rising.tensors[1].name == "features"
     assert rising.tensors[1].drift > 3 * found.tensors[1].drift
+
+
+def test_a_branched_graph_is_looked_at_in_every_tensor_that_has_a_range(
+    branched_models: dict[str, Path],
+    branched_tables: dict[str, CalibrationTable],
+    branched_set: CalibrationSet,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, table = load_model(branched_models["inception"]), branched_tables["inception"]
+    found = measure_coverage(model, table, branched_set)
+    assert {tensor.name: (tensor.low, tensor.high) for tensor in found.tensors} == {
+        **table.ranges,
+        "planes.out": (0.0, 255.0),
+    }
+    assert all(tensor.smallest < tensor.largest for tensor in found.tensors)
+    monkeypatch.setattr("calibration.coverage.MOST_ROWS", 5)
+    lines = found.text().splitlines()
+    assert f"and {len(found.tensors) - 5} more tensors that drift less" in lines
+    assert len(found.shown) == 5
+    assert min(tensor.drift for tensor in found.shown) >= sorted(tensor.drift for tensor in found.tensors)[-5]

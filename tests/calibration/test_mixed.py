@@ -8,8 +8,11 @@ import onnx
 import pytest
 from msgspec import structs
 
+from calibration import mixed
+from calibration.branched import MixedGraph
 from calibration.layers import quantizable_layers
 from calibration.mixed import LayerCost, Mix, predict_costs, search
+from calibration.select import CalibrationSet
 from calibration.table import CalibrationTable
 from engines.errors import AccuracyGateError, BadInputError, UsageError
 
@@ -121,3 +124,83 @@ def test_senseless_requests_are_refused(
         search(model, network_tables["cnn"], pixels, [0, 1, 2], signed=True, max_drop=-1)
     with pytest.raises(BadInputError, match="3 images with 1 labels"):
         search(model, network_tables["cnn"], pixels, [0], signed=True, max_drop=1)
+
+
+def ruined(table: CalibrationTable, *tensors: str) -> CalibrationTable:
+    """A table whose ranges of some tensors are far too small: what takes them answers nonsense in INT8."""
+    ranges = {
+        name: (low / 200, high / 200) if name in tensors else (low, high)
+        for name, (low, high) in table.ranges.items()
+    }
+    return structs.replace(table, ranges=ranges)
+
+
+def float_answers(model: onnx.ModelProto, table: CalibrationTable, pixels: np.ndarray) -> list[int]:
+    graph = MixedGraph(model, table, signed=True)
+    return [int(place) for place in graph.logits(pixels, graph.names).argmax(axis=1)]
+
+
+def test_a_branched_network_stays_in_int8_where_that_keeps_the_answers(
+    branched_models: Paths, branched_tables: Tables, branched_set: CalibrationSet
+) -> None:
+    model, table = onnx.load(branched_models["mobile"]), branched_tables["mobile"]
+    pixels = branched_set.pixels[::4]
+    found = search(model, table, pixels, float_answers(model, table, pixels), signed=True, max_drop=1.0)
+    assert (found.tried, found.possible) == (2, 256)
+    assert found.float_layers == ()
+    assert found.text.startswith("mixed precision: 2 of 256 mixes tried on 32 images; left out of INT8: none")
+
+
+@pytest.mark.slow
+def test_the_layers_that_ruin_a_branched_network_are_found_and_no_more_than_the_budget_is_tried(
+    branched_models: Paths,
+    branched_tables: Tables,
+    branched_set: CalibrationSet,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = onnx.load(branched_models["mobile"])
+    table = ruined(branched_tables["mobile"], "one_clip.out", "two_clip2.out")
+    pixels = branched_set.pixels[::4]
+    labels = float_answers(model, table, pixels)
+    seen = []
+    found = search(
+        model, table, pixels, labels, signed=True, max_drop=1.0,
+        progress=lambda phase, done, total: seen.append((phase, done, total)),
+    )  # fmt: skip
+    assert found.all_int8.same_top1 < found.images
+    assert set(found.float_layers) == {"one_depthwise", "two_project"}
+    assert (found.best.same_top1, found.possible) == (32, 256)
+    assert 3 <= found.tried <= mixed.MOST_TRIES
+    assert seen[:1] == [("mixed precision", 2, mixed.MOST_TRIES)]
+    assert ("sensitivity", 8, 8) in seen
+    again = search(model, table, pixels, labels, signed=True, max_drop=1.0)
+    assert again == found
+    monkeypatch.setattr(mixed, "MOST_TRIES", 4)
+    assert (
+        search(model, table, pixels, labels, signed=True, max_drop=1.0).tried <= 6
+    )  # found before it gives back
+
+
+def test_a_tensor_that_two_layers_take_is_converted_once(branched_models: Paths) -> None:
+    model = onnx.load(branched_models["inception"])
+    layers = quantizable_layers(model)
+    costs = {layer.name: LayerCost(int8=1, rest=2, change=10) for layer in layers}
+    scales = mixed._Scales(layers, costs, mixed.followers(model, layers), 4, 1.0)
+    names = [layer.name for layer in layers]
+    float_stem = tuple(name != "stem" for name in names)
+    # a and b1 take the stem's own output, c a pool of it: two tensors.
+    assert scales.weigh(float_stem, [4, 4, 0.0]).cost == 2 + 8 * 1 + 2 * 10
+
+
+def test_many_mixes_are_counted_as_a_power_of_two() -> None:
+    mix = Mix(float_layers=(), correct=3, same_top1=3, error=0.0, cost=1.0)
+    found = mixed.MixedSearch(
+        best=mix,
+        all_int8=mix,
+        all_float=mix,
+        tried=48,
+        possible=2**53,
+        images=3,
+        unit="weighted multiply-adds",
+    )
+    assert found.text.startswith("mixed precision: 48 of 2^53 mixes tried on 3 images")

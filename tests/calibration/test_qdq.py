@@ -15,6 +15,7 @@ from calibration.qdq import put_rest_in_half, quantize, round_up_to_half
 from calibration.table import CalibrationTable
 from engines.errors import ArtefactError, UsageError
 from engines.graph import weighted_layers
+from engines.ort import EXACT_SUMS
 
 ARCHITECTURES = ("dsc", "cnn")
 INT8_LAYERS = {"dsc": 8, "cnn": 5}
@@ -47,6 +48,7 @@ def outputs(model: onnx.ModelProto, optimised: Path | None = None) -> np.ndarray
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = 1
+    options.add_session_config_entry(*EXACT_SUMS)
     if optimised is not None:
         options.optimized_model_filepath = str(optimised)
     session = onnxruntime.InferenceSession(

@@ -6,10 +6,11 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from branched_networks import BRANCHED, Network
 
 from calibration.layers import find_layers
 from calibration.qdq import put_rest_in_half, quantize
-from calibration.rewrites import center_pixels, pixel_border, scale_channels, take_int8_pixels
+from calibration.rewrites import center_pixels, fold_norms, pixel_border, scale_channels, take_int8_pixels
 from calibration.table import CalibrationTable
 from engines.errors import ArtefactError
 from engines.graph import contract_of
@@ -175,3 +176,57 @@ def test_factors_of_another_network_are_refused(deployed_models: dict[str, Path]
         scale_channels(model, {"elsewhere": (1.0,)})
     with pytest.raises(ArtefactError, match="to scale"):
         scale_channels(model, {find_layers(model)[0].input: (1.0,)})
+
+
+SMALL = PIXELS[:, :32, :32]
+
+
+@pytest.mark.parametrize("architecture", BRANCHED)
+def test_folded_norms_change_no_answer(architecture: str) -> None:
+    model = BRANCHED[architecture]()
+    before = model.SerializeToString(deterministic=True)
+    folded = fold_norms(model)
+    onnx.checker.check_model(folded, full_check=True)
+    assert model.SerializeToString(deterministic=True) == before
+    assert "BatchNormalization" not in {node.op_type for node in folded.graph.node}
+    assert [layer.name for layer in find_layers(folded)] == [layer.name for layer in find_layers(model)]
+    np.testing.assert_allclose(run(folded, pixels=SMALL)[0], run(model, pixels=SMALL)[0], atol=2e-6)
+
+
+def test_a_norm_goes_into_the_convolution_before_it_or_becomes_a_product_and_a_sum() -> None:
+    folded = fold_norms(BRANCHED["residual"]())
+    nodes = {node.name: node for node in folded.graph.node}
+    assert nodes["one_a"].output[0] == "one_norm.out"  # the norm's, which keeps its name
+    assert list(nodes["one_a"].input) == ["stem_pool.out", "one_a.weight", "one_a.folded_bias"]
+    assert {"three_norm.mul", "three_norm.add"} <= set(nodes)  # behind a sum: no convolution can take it
+
+
+def test_a_graph_without_norms_stays_the_object_it_is(deployed_models: dict[str, Path]) -> None:
+    for model in (onnx.load(deployed_models["dsc"]), BRANCHED["swish"]()):
+        assert fold_norms(model) is model
+
+
+def test_factors_and_shifts_behind_a_convolution_are_folded_and_shared_weights_left_alone() -> None:
+    net = Network("steps")
+    x = net.conv("stem", net.pixels(), (1, 16), scale=1 / 60)
+    x = net.add(
+        "Mul", "gain", x, net.store("gain.value", np.linspace(0.5, 2, 16, dtype=np.float32)[:, None, None])
+    )
+    x = net.add("Add", "offset", net.store("offset.value", np.array(0.25, np.float32)), x)
+    x = net.norm("norm", x, 16)
+    net.store("shared", np.ones((16, 16, 1, 1), np.float32) / 8)
+    a = net.norm("a_norm", net.add("Conv", "a", x, "shared"), 16)
+    b = net.add("Conv", "b", x, "shared")
+    model = net.finish(net.add("Concat", "both", a, b, axis=1), 32)
+    folded = fold_norms(model)
+    names = [node.name for node in folded.graph.node]
+    assert not {"gain", "offset", "norm"} & set(names)
+    assert {"a_norm.mul", "a_norm.add"} <= set(names)
+    np.testing.assert_allclose(run(folded, pixels=SMALL)[0], run(model, pixels=SMALL)[0], atol=2e-6)
+
+
+def test_a_node_that_has_the_name_of_the_border_keeps_it() -> None:
+    model = BRANCHED["swish"]()
+    model.graph.node[1].name = "stem.border"
+    names = [node.name for node in center_pixels(model).graph.node]
+    assert names[1:4] == ["stem.border", "stem.centre", "stem.border_"]

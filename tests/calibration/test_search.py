@@ -8,7 +8,7 @@ import pytest
 from msgspec import structs
 
 from calibration.chain import quantized_chain
-from calibration.search import search_ranges
+from calibration.chain.search import search_ranges
 from calibration.table import CalibrationTable
 
 

@@ -225,3 +225,15 @@ def test_a_table_holds_the_cache_that_it_was_made_of(small_set: CalibrationSet, 
         activation_ranges(onnx.load(small_model), table, signed=True)
     with pytest.raises(EnvironmentProblem, match=r"TensorRT 8\.6\.1 wrote no calibration cache"):
         table_of_cache(None, "tensorrt-minmax", 7, load_model(small_model), images, "8.6.1")
+
+
+def test_a_cache_of_a_branched_graph_holds_every_tensor_with_a_range(
+    branched_models: dict[str, Path], branched_tables: dict[str, CalibrationTable]
+) -> None:
+    table = structs.replace(branched_tables["residual"], method="entropy")
+    text = write_cache(table, onnx.load(branched_models["residual"]), "8.6.2")
+    cache = read_cache(text, source="cache")
+    assert set(cache.scales) == set(table.ranges)
+    expected = {name: max(-low, high) / 127 for name, (low, high) in table.ranges.items()}
+    expected["planes.out"] = 255 / 127
+    assert cache.scales == pytest.approx(expected)

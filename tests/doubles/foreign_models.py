@@ -3,7 +3,7 @@
 Three of 64 x 64 pixels and three classes:
 
 - ``residual``: RGB, batch fixed to 1, logits; BatchNorm unfolded, a residual Add, a grouped convolution, global
-  pooling, ``view(1, -1)`` as a constant Reshape, Gemm.
+  pooling, ``view(1, -1)`` as Constant and Reshape, Gemm.
 - ``mobile``: RGB, any batch, probabilities, the normalisation inside; ReLU6, a depthwise convolution with strides,
   ``view(x.size(0), -1)`` as Shape, Gather, Unsqueeze, Concat, Reshape.
 - ``grey``: one channel, any batch, logits; no padding, SiLU, a concatenation, average pooling, height and width
@@ -111,7 +111,8 @@ def residual(seed: int = 0) -> ModelProto:
     x = net.add("Relu", "layer1.0.out", net.add("Add", "layer1.0", x, short))
     x = net.conv(x, "layer2.0", 16, 32, 3, strides=[2, 2])
     x = net.add("GlobalAveragePool", "avgpool", net.add("Relu", "layer2.relu", x))
-    x = net.add("Reshape", "view", x, net.constant("onnx::Reshape_191", np.array([1, -1])))
+    shape = net.add("Constant", "view", value=numpy_helper.from_array(np.array([1, -1])))
+    x = net.add("Reshape", "view", x, shape)
     return net.model(net.gemm(x, "fc", 32), [1, 3, SIDE, SIDE], [1, CLASSES])
 
 
@@ -152,7 +153,8 @@ def grey(seed: int = 0) -> ModelProto:
     x = net.conv(net.add("Concat", "cat", left, right, axis=1), "head.conv", 16, 16, 1)
     x = net.add("GlobalAveragePool", "head.pool", x)
     x = net.add("Flatten", "head.flatten", x, axis=1)
-    return net.model(net.gemm(x, "head.fc", 16), ["batch", 1, "height", "width"], ["batch", CLASSES])
+    # PaddlePaddle writes -1 for what is open.
+    return net.model(net.gemm(x, "head.fc", 16), [-1, 1, "height", "width"], [-1, CLASSES])
 
 
 MODELS: dict[str, Callable[[], ModelProto]] = {"residual": residual, "mobile": mobile, "grey": grey}

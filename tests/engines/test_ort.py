@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from engines.errors import AccuracyGateError, ArtefactError, BadInputError, EnvironmentProblem, UsageError
 from engines.files import sha256_bytes
-from engines.ort import RUNTIME, OrtRunner, open_reference, open_session
+from engines.ort import EXACT_SUMS, RUNTIME, OrtRunner, open_reference, open_session
 from engines.record import BatchRange, Precision, Tuning
 from engines.runtimes import BuildOptions, RunnerOptions
 
@@ -45,6 +45,7 @@ def test_the_engine_answers_bit_for_bit_like_the_model(
 ) -> None:
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = 1
+    settings.add_session_config_entry(*EXACT_SUMS)
     model = graph_in(architecture, precision, signed=False)
     plain = onnxruntime.InferenceSession(model, settings, providers=["CPUExecutionProvider"])
     with open_engine(architecture, precision) as runner:
@@ -54,6 +55,18 @@ def test_the_engine_answers_bit_for_bit_like_the_model(
             assert seen.dtype == np.float32
             assert seen.shape == (count, 3)
             np.testing.assert_array_equal(seen, plain.run(None, {"image": batch})[0])
+
+
+def test_sums_of_large_products_do_not_overflow(
+    open_engine: Callable, graph_in: Callable, pixels: Callable
+) -> None:
+    """As on a CPU without VNNI, where two products of 8-bit numbers do not fit into what they are summed in."""
+    settings = onnxruntime.SessionOptions()
+    settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    exact = onnxruntime.InferenceSession(graph_in("cnn", "int8", signed=False), settings)
+    with open_engine("cnn", "int8") as runner:
+        found = runner.run(pixels(8))
+    np.testing.assert_allclose(found, exact.run(None, {"image": pixels(8)})[0], atol=0.01)
 
 
 @pytest.mark.parametrize("architecture", ["dsc", "cnn"])

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from edge_dsc.inspection import format_record
+from edge_dsc.checks.inspection import format_record
 from engines.contract import ModelContract
 from engines.errors import ArtefactError
 from engines.files import canonical_json, sha256_bytes

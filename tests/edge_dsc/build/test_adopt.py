@@ -21,8 +21,8 @@ from edge_dsc.build import adopt
 from edge_dsc.build.adopt import ADOPTION, AdoptRequest, adopt_model
 from edge_dsc.build.conform import Normalisation
 from edge_dsc.build.engine import BuildRequest, build_engine
+from edge_dsc.checks.inspection import inspect_path
 from edge_dsc.infer.inference import InferRequest, infer_source
-from edge_dsc.inspection import inspect_path
 from edge_dsc.networks import load_keras, save_network
 from engines.errors import AccuracyGateError, BadInputError, UsageError
 from engines.files import sha256_file
@@ -99,8 +99,8 @@ def test_a_fixed_batch_of_several_is_filled_and_freed(tmp_path: Path) -> None:
     model = MODELS["residual"]()
     for value in (*model.graph.input, *model.graph.output):
         value.type.tensor_type.shape.dim[0].dim_value = 3
-    shape = next(tensor for tensor in model.graph.initializer if "Reshape" in tensor.name)
-    shape.CopyFrom(numpy_helper.from_array(np.array([3, -1]), shape.name))
+    (constant,) = (node for node in model.graph.node if node.op_type == "Constant")
+    constant.attribute[0].t.CopyFrom(numpy_helper.from_array(np.array([3, -1])))
     made = adopt_model(request(written(tmp_path, model), tmp_path / "out"))
     assert made.record.images == 8  # three batches, and the last has one more than there are images
     assert 0 < made.record.parity <= 1e-6
@@ -324,7 +324,7 @@ def test_what_does_not_fit_the_network_is_refused(
 
 def test_an_open_size_must_be_named_and_be_large_enough(tmp_path: Path) -> None:
     source = written(tmp_path, MODELS["grey"]())
-    with pytest.raises(UsageError, match="leaves its height open") as caught:
+    with pytest.raises(UsageError, match="leaves the size of its input open") as caught:
         adopt_model(request(source, tmp_path / "out", normalisation=INSIDE))
     assert "--size 224" in caught.value.remedy
     with pytest.raises(BadInputError, match="the network's height is 16"):
@@ -423,6 +423,7 @@ def keras_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "open": network(
             [layers.Normalization(mean=[110, 120, 130.0], variance=[9, 16, 25.0])], (None, None, 3)
         ),
+        "deep": network([layers.Conv2D(2, 40)], (None, None, 1)),
         "lambda": network([layers.Lambda(lambda x: x / 255)], (40, 48, 1)),
         "custom": network([Doubled()], (40, 48, 1)),
     }
@@ -469,6 +470,19 @@ def test_layers_in_a_row_and_a_flatten_are_adopted(keras_files: dict[str, Path],
     assert kinds[:5] == ["Cast", "Reshape", "Conv", "Relu", "Reshape"]
     assert kinds[5] in ("MatMul", "Gemm") and kinds[-1] == "Softmax"
     assert 0 < made.record.parity <= 1e-5  # sums of thousands of products
+
+
+@pytest.mark.slow
+def test_a_keras_file_of_any_size_needs_one_that_leaves_something(
+    keras_files: dict[str, Path], tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=r"open\.keras leaves the size of its input open"):
+        adopt_model(request(keras_files["open"], tmp_path / "out", normalisation=Normalisation()))
+    with pytest.raises(BadInputError, match=r"deep\.keras cannot be converted to ONNX: ") as caught:
+        adopt_model(
+            request(keras_files["deep"], tmp_path / "out", normalisation=Normalisation(), size=(32, 32))
+        )
+    assert caught.value.remedy == "give a larger --size"
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
 import msgspec
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from calibration.table import load_table
 from edge_dsc.build.debug import Debugged, DebugRequest, debug, format_debugged
 from edge_dsc.build.engine import BuildRequest, build_engine
 from edge_dsc.cli.app import app
+from edge_dsc.page.figures import draw_sensitivity
 from engines import packages
 from engines.errors import AccuracyGateError, ArtefactError, EnvironmentProblem
 
@@ -223,6 +225,24 @@ def test_without_a_gpu_a_line_says_why_there_are_no_times(
             )
         )
     assert "leave --device out" in caught.value.remedy
+
+
+def test_of_many_layers_the_worst_are_shown_and_the_rest_is_summed(tmp_path: Path) -> None:
+    layers = tuple(
+        LayerSensitivity(
+            name=f"layer{place}", op="Conv", depthwise=False, output_error=0.01,
+            logit_error=2.0 ** -(place % 100), flips=0, logit_error_without=1.0, flips_without=0, time_ms={},
+        )
+        for place in range(1, 101)
+    )  # fmt: skip
+    sensitivity = Sensitivity(layers=layers, logit_error=2.0, flips=0, images=128, signed=True)
+    found = Debugged(Path("m.onnx"), "tensorrt", "mse", sensitivity, None)
+    lines = format_debugged(found).splitlines()
+    names = [line.split()[0] for line in lines[4:28]]
+    assert names == [*(f"layer{place}" for place in range(1, 24)), "layer100"]  # in the order of the graph
+    assert lines[28].split()[:6] == ["76", "more", "layers,", "summed", "-", "1.19e-07"]
+    draw_sensitivity(sensitivity, tmp_path / "s.png", title="many")
+    assert cv2.imread(str(tmp_path / "s.png")).shape[0] < 2000
 
 
 def test_without_matplotlib_the_table_stands_and_a_note_says_why_there_is_no_picture(

@@ -14,7 +14,7 @@ from double_tensorrt import DoubleTensorRt
 
 from edge_dsc.build.calibrate import CalibrationRun
 from edge_dsc.build.engine import BuildRequest, build_again, build_engine
-from edge_dsc.inspection import format_record
+from edge_dsc.checks.inspection import format_record
 from engines.errors import AccuracyGateError, EnvironmentProblem, UsageError
 from engines.record import BatchRange, Precision, Tuning, load_record
 from engines.runtimes import open_engine

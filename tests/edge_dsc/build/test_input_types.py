@@ -17,10 +17,10 @@ from double_tensorrt import RELEASES, DoubleTensorRt
 
 from edge_dsc.build.engine import BuildRequest, build_again, build_engine
 from edge_dsc.build.gate import GateOptions
+from edge_dsc.checks.inspection import format_record
 from edge_dsc.evaluate.evaluation import EvaluationRequest, evaluate
 from edge_dsc.infer.classify import classify_files
 from edge_dsc.infer.inference import InferRequest, infer_source
-from edge_dsc.inspection import format_record
 from engines.contract import COLOUR_RULE, NVJPEG_RULE, ModelContract
 from engines.errors import EnvironmentProblem, UsageError
 from engines.graph import contract_of

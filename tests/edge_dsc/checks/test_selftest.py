@@ -14,9 +14,9 @@ from double_tensorrt import DoubleTensorRt
 import edge_dsc.checks.selftest as selftest
 from edge_dsc.build.deployed import fit_on_the_spot
 from edge_dsc.build.engine import BuildRequest, build_engine
+from edge_dsc.checks.inspection import inspect_path
 from edge_dsc.checks.selftest import SELFTEST, Outcome, SelfTest, SelfTestPlan, format_selftest, run_selftest
 from edge_dsc.data.phantoms import CLASSES, draw_phantom
-from edge_dsc.inspection import inspect_path
 from engines import packages
 from engines.contract import ModelContract
 from engines.errors import EdgeDscError, EnvironmentProblem, UsageError

@@ -123,6 +123,8 @@ RANGES = {
     "--fps 100000 --power 604800 --builds 1000 --openings 1000 --slots 64 --device 255 --seed 4294967295",
     "import-times": "--batch 4096",
     "calibrate": "--seed 4294967295 --calib-images 1000000 --device 255",
+    "separate": "--seed 4294967295 --rank 1024 --epochs 10000",
+    "study": "--seeds 1000 --folds 100 --epochs 10000 --jobs 256 --margin nan",
     "train": "--seed 4294967295 --epochs 10000 --size 1024 --unfreeze 10000",
     "build-engine": "--seed 4294967295 --calib-images 1000000 --workspace 1048576 --max-drop 100 "
     "--optimization-level 5 --max-aux-streams 64 --dla 15 --device 255",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from edge_dsc.cli.console import give, give_json, progress_bar, say
+from edge_dsc.cli.console import board_table, give, give_json, progress_bar, say, study_board
+from edge_dsc.study.run_study import Board, Problem, Standing
+from edge_dsc.study.trainings import Setting, Training
 
 
 @dataclass(frozen=True)
@@ -66,3 +69,51 @@ def test_words_cannot_move_the_cursor_and_json_stays_json(capsys: pytest.Capture
     assert said.out.startswith("one\ntwo\\x1b\n{")
     assert json.loads(said.out[len("one\ntwo\\x1b\n") :])["name"] == "\x1b[0m\x7f\x9b"
     assert said.out.replace("\n", "").isprintable()
+
+
+def standing(state: str, done: int = 0, seed: int = 0, **known: object) -> Standing:
+    training = Training(Setting("dsc", True), seed=seed)
+    return Standing(training=training, state=state, epochs=50, done=done, **known)  # type: ignore[arg-type]
+
+
+def test_a_study_in_a_log_file(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    diverged = Problem(exit_code=7, what="training diverged", remedy="")
+    boards = [
+        (0, standing("waiting", 4)),
+        (1, standing("running", 4, phase="starting")),
+        (20, standing("running", 6, phase="training", epoch_seconds=90.0)),
+        (70, standing("running", 7, phase="training", epoch_seconds=90.0)),
+        (80, standing("done", 50)),
+    ]
+    with study_board() as watch:
+        for seconds, first in boards:
+            now[0] = seconds
+            watch(Board(standings=(first, standing("done", 50, seed=1)), jobs=1))
+        for state, problem in (("running", None), ("failed", diverged)):
+            watch(Board(standings=(standing(state, seed=2, problem=problem),), jobs=1))
+    assert capsys.readouterr().err.splitlines() == [
+        "dsc aug., seed 0 running: from epoch 5 of 50",
+        "1 of 2 trainings done, about 1:04:30 of training left; dsc aug., seed 0: training, 7/50 epochs",
+        "dsc aug., seed 0 done: 2 of 2 trainings done",
+        "dsc aug., seed 2 running: from epoch 1 of 50",
+        "dsc aug., seed 2 failed: training diverged",
+    ]
+
+
+@pytest.mark.parametrize(("height", "rows"), [(30, 8), (8, 1)])
+def test_a_study_on_a_terminal(height: int, rows: int) -> None:
+    from rich.console import Console
+
+    screen = Console(width=100, height=height, record=True, file=io.StringIO())
+    at_work = standing(
+        "running", 7, phase="asking \x1b[31m", accuracy=0.5, validation=0.25, epoch_seconds=2.0
+    )
+    board = Board(standings=(at_work, *(standing("done", 50, seed=seed) for seed in range(1, 8))), jobs=1)
+    screen.print(board_table(board, screen))
+    lines = screen.export_text().splitlines()
+    assert lines[0].split() == ["training", "epoch", "training", "validation"]
+    assert lines[1].split() == ["dsc", "aug.,", "seed", "0", "asking", r"\x1b[31m", "7/50", "50.0%", "25.0%"]
+    assert len(lines) == rows + 2
+    assert lines[-1].strip() == "7 of 8 trainings done, about 0:01:26 of training left"

@@ -66,7 +66,12 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         asked.append((options, more))
         raise UsageError("enough", remedy="none")
 
-    for target in ("training.train", "build.qat.fine_tune", "build.export.export_run"):
+    for target in (
+        "training.train",
+        "training.twin.make_twin",
+        "build.qat.fine_tune",
+        "build.export.export_run",
+    ):
         monkeypatch.setattr(f"edge_dsc.{target}", note)
     return asked
 
@@ -126,6 +131,29 @@ def test_fine_tuning_takes_all_that_from_its_run(
     assert "--qat takes the network, the images and the split of its run" in found.err
 
 
+def test_separate_hands_on_what_was_asked_for(edge_dsc: Any, asked: list[Any], tmp_path: Path) -> None:
+    assert edge_dsc("separate", "runs/cnn").code == 2
+    options = asked[0][0]
+    assert (options.original, options.out) == (Path("runs/cnn"), Path("runs/cnn-separable"))
+    assert (options.separation.rank, options.separation.batch_norm, options.separation.layers) == (
+        1,
+        True,
+        (),
+    )
+    assert (options.data, options.epochs, options.seed, options.overwrite) == (None, None, 0, False)
+    words = ("--layers", "stem, ^block*,", "--rank", 3, "--no-batch-norm", "--data", "xrays", "--epochs", 0)
+    edge_dsc("separate", "own.keras", *words, "--seed", 4, "--overwrite")
+    options = asked[1][0]
+    assert (options.separation.layers, options.separation.rank) == (("stem", "^block*"), 3)
+    assert not options.separation.batch_norm
+    assert (options.data, options.epochs, options.seed, options.overwrite) == (Path("xrays"), 0, 4, True)
+    assert options.out == Path("own-separable")  # with images it is a run
+    edge_dsc("separate", "own.keras")
+    assert asked[2][0].out == Path("own-separable.keras")
+    edge_dsc("separate", "own.keras", "--out", tmp_path)
+    assert asked[3][0].out == tmp_path
+
+
 def test_export_hands_on_what_was_asked_for(edge_dsc: Any, asked: list[Any]) -> None:
     assert edge_dsc("export", "runs/cnn", "--data", "xrays", "--out", "a.onnx").code == 2
     ((run, more),) = asked
@@ -164,6 +192,27 @@ def test_build_engine_calibrates_on_the_way(edge_dsc: Any, run: Path, textures: 
     assert done.out.startswith(f"{out}\n")
     table = json.loads((run / "calibration.json").read_text())
     assert (table["method"], len(table["images"])) == ("minmax", 128)
+
+
+@pytest.mark.slow
+def test_a_twin_without_an_epoch_is_a_run_all_the_same(edge_dsc: Any, cnn_run: Any, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(cnn_run.result.run, tmp_path / "cnn"))
+    done = edge_dsc("separate", run, "--epochs", 0)
+    assert done.code == 0, done.err
+    assert "28,640 parameters, of the twin 4,640 (83.80% fewer)" in done.out
+    assert f"{tmp_path / 'cnn-separable'}: evaluation and test images together" in done.out
+    assert "\naccuracy on validation images: original " in done.out
+    again = edge_dsc("separate", run, "--epochs", 0)
+    assert again.code == 2 and "holds a finished run" in again.err
+    alone = edge_dsc("separate", run / "model.keras", "--layers", "block?_conv", "--json")
+    assert alone.code == 0, alone.err
+    assert f"next: edge-dsc train DATA --arch {run / 'model-separable.keras'}" in alone.err
+    assert alone.json["kind"] == "edge-dsc/separate-result"
+    assert alone.json["separation"]["left_alone"] == [["stem", "as asked"]]
+    assert (alone.json["metrics"], alone.json["validation"]) == (None, None)
+    nowhere = edge_dsc("separate", run, "--layers", "block9", "--out", tmp_path / "x")
+    assert nowhere.code == 2
+    assert "--layers block9: no convolution larger than 1x1 has that name (choose among stem, " in nowhere.err
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from edge_dsc.page import CSS
 from edge_dsc.page.charts import (
     Plot,
     accuracy_plot,
+    difference_plot,
     distribution_plot,
     ratio_plot,
     roofline_plot,
@@ -124,6 +125,22 @@ def test_intervals_and_margins_are_to_scale(make_report: MakeReport) -> None:
     assert (band.get_x(), band.get_x() + band.get_width()) == pytest.approx((1 / 1.1, 1.1))  # type: ignore[attr-defined]
     low, high = axes.get_xlim()
     assert low < 1 / 1.1 and high > ratio.ratio.high
+
+
+def test_differences_are_dots_on_their_intervals_beside_what_may_be_lost() -> None:
+    plot = difference_plot({"dsc against cnn": (-1.5, -4.0, 1.25), NASTY: (0.5, 0.25, 0.75)}, margin=2)
+    root = drawn(plot)
+    first, second = dot(root, "data-0"), dot(root, "data-1")
+    assert first[0] < second[0] and second[1] == first[1] + 46
+    assert {"dsc against cnn", "-1.50 [-4.00, +1.25]", "+0.50 [+0.25, +0.75]"} <= set(texts(root))
+    assert plot is not None
+    (axes,) = plot.figure.axes
+    band = axes.patches[0]
+    assert (band.get_x(), band.get_width()) == (-2, 2)  # type: ignore[attr-defined]
+    assert [list(line.get_xdata()) for line in axes.lines[::2]] == [[-4.0, 1.25], [0.25, 0.75]]  # type: ignore[arg-type]
+    low, high = axes.get_xlim()
+    assert low < -4 and high > 1.25
+    assert difference_plot({}, margin=2) is None
 
 
 def test_stages_are_bars_on_a_common_scale(make_report: MakeReport) -> None:

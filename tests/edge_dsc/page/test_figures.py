@@ -9,7 +9,14 @@ import pytest
 from calibration.coverage import Coverage, TensorCoverage
 from calibration.sensitivity import LayerSensitivity, Sensitivity
 from edge_dsc.evaluate.metrics import classification_metrics
-from edge_dsc.page.figures import draw_confusion, draw_coverage, draw_curves, draw_sensitivity
+from edge_dsc.page.figures import (
+    draw_confusion,
+    draw_confusions,
+    draw_coverage,
+    draw_curves,
+    draw_sensitivity,
+    draw_trainings,
+)
 
 FORMULA = "$x^$ <b>"  # no valid formula
 
@@ -35,6 +42,33 @@ def test_the_matrix_is_drawn_for_any_number_of_classes_of_any_name(tmp_path: Pat
     assert picture is not None
     dark = (picture.astype(int)[:, :, 2] < 60) & (picture[:, :, 0] > 80)  # the full cells of a right answer
     assert dark.mean() > 0.01
+
+
+def test_matrices_stand_side_by_side(tmp_path: Path) -> None:
+    """Two of three sides are all right: their diagonals are dark, the third's is white."""
+    right, wrong = ((4, 0), (0, 4)), ((0, 4), (4, 0))
+    matrices = {"training": right, "validation": right, "testing": wrong, "nothing": ((0, 0), (0, 0))}
+    draw_confusions(matrices, ("a", FORMULA), tmp_path / "confusions.png", title=FORMULA)
+    picture = cv2.imread(str(tmp_path / "confusions.png"))
+    assert picture is not None
+    dark = (picture.astype(int)[:, :, 2] < 60) & (picture[:, :, 0] > 80)
+    columns = np.flatnonzero(dark.sum(axis=0) > 20)
+    assert len(np.split(columns, np.flatnonzero(np.diff(columns) > 20) + 1)) == 3  # the last has no dark cell
+
+
+@pytest.mark.parametrize(("networks", "shape"), [(1, (372, 552)), (3, (744, 1104))])
+def test_trainings_are_drawn_in_a_panel_of_each_network(
+    tmp_path: Path, networks: int, shape: tuple[int, int]
+) -> None:
+    runs = [
+        {"accuracy": [0.5, 0.6, 0.7], "validation_accuracy": [0.4, 0.5, 0.5]},
+        {"accuracy": [0.5], "validation_accuracy": [0.5]},
+    ]
+    draw_trainings({f"{FORMULA} {index}": runs for index in range(networks)}, tmp_path / "curves.png")
+    picture = cv2.imread(str(tmp_path / "curves.png"))
+    assert picture is not None
+    assert picture.shape[:2] == shape
+    assert picture.std() > 10
 
 
 def test_coverage_is_drawn_for_classes_of_any_name(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from edge_dsc.training.batches import Batches, augment_image, class_weights
+from edge_dsc.training.batches import Batches, TaughtBatches, augment_image, class_weights, soften
 from edge_dsc.training.recipes import RECIPES
 
 STILL = replace(RECIPES["default"]["dsc"], rotation=0.0, zoom=0.0, shift=0.0, flip=False, batch=4)
@@ -117,3 +117,29 @@ def test_every_class_weighs_the_same() -> None:
     weights = class_weights(targets, 3)
     assert weights.mean() == np.float32(1)
     assert np.allclose([weights[targets == index].sum() for index in range(3)], 10 / 3)
+
+
+def test_a_temperature_makes_the_unlikely_weigh_more() -> None:
+    answers = np.array([[0.64, 0.32, 0.04], [1.0, 0.0, 0.0]], np.float32)
+    assert soften(answers, 1.0) is answers
+    roots = np.array([0.8, 0.32**0.5, 0.2])
+    softened = soften(answers, 2.0)
+    assert softened.dtype == np.float32
+    np.testing.assert_allclose(softened[0], roots / roots.sum(), rtol=1e-6)
+    least = 1e-7**0.5  # no answer is impossible, as in Keras' cross-entropy
+    np.testing.assert_allclose(softened[1], np.array([1, least, least]) / (1 + 2 * least), rtol=1e-5)
+
+
+def test_a_teacher_gives_the_targets() -> None:
+    class Teacher:
+        def predict_on_batch(self, images: np.ndarray) -> np.ndarray:
+            share = images.mean(axis=(1, 2, 3)) / 255
+            return np.stack([share, 1 - share, np.zeros_like(share)], axis=1)
+
+    plain = make_batches(temperature=2.0)
+    taught = TaughtBatches(**vars(plain), teacher=Teacher())
+    for (images, _, weights), (same, targets, as_before) in zip(
+        plain.of_epoch(0), taught.of_epoch(0), strict=True
+    ):
+        assert np.array_equal(images, same) and np.array_equal(weights, as_before)
+        np.testing.assert_array_equal(targets, soften(Teacher().predict_on_batch(images), 2.0))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edge_dsc.networks import build_network
+from edge_dsc.networks import build_network, load_keras
 from edge_dsc.training import RECIPES, TrainProgress
 from edge_dsc.training.batches import Batches
 from edge_dsc.training.fit import (
@@ -172,6 +172,23 @@ def test_the_dense_layer_learns_at_its_share_of_the_rate() -> None:
     assert moves.pop("dense/bias") == pytest.approx(0.0002, rel=0.01)
     assert moves["probabilities/kernel"] == pytest.approx(0.01, rel=0.01)
     assert moves["block3_separable/pointwise_kernel"] == pytest.approx(0.01, rel=0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_the_loss_is_that_of_softened_answers(temperature: float) -> None:
+    keras = load_keras()
+    model = keras.Sequential([keras.layers.Input((3,)), keras.layers.Softmax()])
+    recipe = replace(
+        RECIPES["default"]["dsc"], temperature=temperature, label_smoothing=0.0, dense_rate=1.0, cosine=False
+    )
+    compile_model(model, recipe, 1)
+    logits = np.array([[2.0, 0.5, -1.0], [0.0, 3.0, 1.0]], np.float32)
+    targets = np.array([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1]], np.float32)
+    softened = logits / temperature
+    logs = softened - np.log(np.exp(softened).sum(axis=1, keepdims=True))
+    expected = temperature**2 * -(targets * logs).sum(axis=1).mean()
+    assert model.test_on_batch(logits, targets)[0] == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.slow

@@ -55,6 +55,7 @@ OFF = {
     "label_smoothing": 0.0,
     "dense_rate": 1.0,
     "dense_start": False,
+    "temperature": 1.0,
     "convolution_start": False,
     "shift": 0.0,
 }

@@ -290,6 +290,8 @@ def _document_readers() -> dict[str, Callable[[Path], object]]:
     from edge_dsc.checks.selftest import SELFTEST
     from edge_dsc.data.split import load_split
     from edge_dsc.evaluate.evaluation import EVALUATION
+    from edge_dsc.study.findings import REPORT
+    from edge_dsc.study.trainings import ANSWERS, STUDY
     from edge_dsc.training.run_folder import METRICS, TRAINING_RECORD
     from engines.trt.cache import MEMORY
 
@@ -299,6 +301,7 @@ def _document_readers() -> dict[str, Callable[[Path], object]]:
         "edge-dsc/latency-report": load_report,
         "edge-dsc/split": load_split,
         EVALUATION.name: EVALUATION.load,
+        **{kind.name: kind.load for kind in (STUDY, ANSWERS, REPORT)},
         MEMORY.name: MEMORY.load,
         METRICS.name: METRICS.load,
         SELFTEST.name: SELFTEST.load,

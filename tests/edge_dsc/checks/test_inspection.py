@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from calibration.table import CalibrationImage, CalibrationTable, save_table
+from edge_dsc.checks.inspection import inspect_path
 from edge_dsc.data import PARTS, Sample, Split, save_split
 from edge_dsc.evaluate.evaluation import EVALUATION, Evaluation
 from edge_dsc.evaluate.metrics import classification_metrics
-from edge_dsc.inspection import inspect_path
 from edge_dsc.training.run_folder import METRICS, TRAINING_RECORD, RunMetrics, TrainedNetwork, TrainingRecord
 from engines.errors import ArtefactError, BadInputError
 from engines.trt.cache import MEMORY, MemoryChoice, MemoryChoices

@@ -16,12 +16,13 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from calibration.layers import Layer, find_layers
+from calibration.layers import Layer, find_layers, is_chain
 from calibration.qdq import activation_ranges, prepare
 from calibration.rewrites import Bounds
 from calibration.table import CalibrationTable
 from engines import images
 from engines.errors import ArtefactError
+from engines.graph import count_multiply_adds
 from engines.ort import SILENT
 from engines.packages import load
 
@@ -35,6 +36,9 @@ Result = TypeVar("Result")
 
 CHUNK = 16  # images; what one run holds of the depthwise network's tensors is about 70 MB
 MOST_THREADS = 8  # each holds a chunk
+# Layers times multiply-adds of one image. A search runs what follows each layer for every candidate: seconds for the
+# paper's networks (1e9), hours for VGG19 at 224x224 (4e11).
+MOST_WORK = 2e10
 _EXPORT_AGAIN = "export it again: edge-dsc export RUN"
 
 
@@ -50,6 +54,14 @@ def map_in_threads(function: Callable[[Item], Result], items: Iterable[Item]) ->
     """
     threads = min(images.usable_processors(), MOST_THREADS)
     return images.map_in_threads(function, items, threads=threads, ahead=2)
+
+
+def runs_in_pieces(model: ModelProto) -> bool:
+    """Whether a graph is a chain, and small enough to be searched layer by layer.
+
+    All others are run as a whole: :mod:`calibration.branched`.
+    """
+    return is_chain(model) and len(find_layers(model)) * count_multiply_adds(model) <= MOST_WORK
 
 
 @dataclass(frozen=True)
@@ -102,7 +114,7 @@ class Chain:
         self.layers = find_layers(model)
         self.signed = signed
         self._input = model.graph.input[0].name
-        self._cuts = [layer.input for layer in self.layers] + [_logits(model)]
+        self._cuts = [layer.input for layer in self.layers] + [logits_tensor(model)]
         sources = [self._input, *self._cuts[:-1]]
         self._graphs = [
             _cut(model, source, target) for source, target in zip(sources, self._cuts, strict=True)
@@ -163,7 +175,7 @@ class Chain:
         key = (index, int8, pair)
         with self._opening:
             if key not in self._opened:
-                self._opened[key] = _session(self._graph(index, int8=int8, pair=pair))
+                self._opened[key] = open_graph(self._graph(index, int8=int8, pair=pair))
             return self._opened[key]
 
     def _graph(self, index: int, *, int8: bool, pair: bool) -> ModelProto:
@@ -172,7 +184,7 @@ class Chain:
         layer = self.layers[index]
         for tensor in graph.graph.initializer if int8 else ():
             if tensor.name == layer.weight:
-                rounded = _rounded_weight(tensor, layer.axis)
+                rounded = round_weight(tensor, layer.axis)
                 tensor.CopyFrom(onnx.numpy_helper.from_array(rounded, tensor.name))
         if pair:
             _add_pair(graph, self._cuts[index], layer, signed=self.signed)
@@ -196,7 +208,7 @@ def quantized_chain(model: ModelProto, table: CalibrationTable, *, signed: bool)
     return chain, [grid_of(ranges[layer.input], signed=signed) for layer in chain.layers]
 
 
-def _logits(model: ModelProto) -> str:
+def logits_tensor(model: ModelProto) -> str:
     """Name the tensor that softmax takes, or the output where there is no softmax."""
     last = model.graph.node[-1]
     return str(last.input[0] if last.op_type == "Softmax" else model.graph.output[0].name)
@@ -249,7 +261,7 @@ def _add_pair(graph: ModelProto, source: str, layer: Layer, *, signed: bool) -> 
     )
 
 
-def _rounded_weight(tensor: TensorProto, output_axis: int) -> Floats:
+def round_weight(tensor: TensorProto, output_axis: int) -> Floats:
     """Return a layer's weight on its int8 grid, symmetric and one scale per output channel."""
     weight = onnx.numpy_helper.to_array(tensor)
     others = tuple(axis for axis in range(weight.ndim) if axis != output_axis)
@@ -260,7 +272,8 @@ def _rounded_weight(tensor: TensorProto, output_axis: int) -> Floats:
     return rounded
 
 
-def _session(graph: ModelProto) -> Any:
+def open_graph(graph: ModelProto) -> Any:
+    """Open a graph on one thread of the CPU."""
     ort = load("onnxruntime")
     options = ort.SessionOptions()
     options.log_severity_level = SILENT
