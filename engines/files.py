@@ -14,6 +14,7 @@ import re
 import shutil
 import stat
 import tempfile
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,7 @@ LARGEST_TEXT = 256 << 20
 
 # What a file is: said by whoever writes it, and seen again in the file that it would replace.
 ANNOTATED = "an annotated picture"
+ANNOTATED_VIDEO = "an annotated video"
 CHART = "a chart"
 DOCUMENT = "a JSON document"
 ENGINE = "an engine"
@@ -40,6 +42,7 @@ ROWS = "rows of results"
 VIDEO = "a video"
 _OTHER = "a file of another program"
 ANNOTATED_MARK = b"\xff\xfe\x00\x0aedge-dsc"  # a comment of JPEG, before all else
+VIDEO_MARK = b"annotated by edge-dsc"  # at the end of a video, in what its container calls empty
 _OUR_DOCUMENT = re.compile(rb'\s*\{\s*"kind": ?"(edge-dsc/[a-z-]+)"')
 _HEADS = (
     (ROWS, re.compile(rb'path,(frame,)?(seconds,|captured,)?label,|\{"path": ')),
@@ -108,6 +111,21 @@ def read_regular(path: Path, limit: int = LARGEST_TEXT) -> bytes:
         return stream.read(limit)
 
 
+def require_unpacked(path: Path, limit: int) -> None:
+    """Refuse a ZIP archive that says it unpacks to more than ``limit`` bytes; readers take no more than it says.
+
+    Raises:
+        ValueError: It does.
+        OSError: It cannot be read, or is no regular file.
+        zipfile.BadZipFile: It is no archive.
+    """
+    _require_regular(path)
+    with zipfile.ZipFile(path) as archive:
+        size = sum(member.file_size for member in archive.infolist())
+    if size > limit:
+        raise ValueError(f"it unpacks to {size} bytes, the limit is {limit}")
+
+
 def canonical_json(value: object) -> bytes:
     """Return ``value`` as the one JSON text that stands for it: sorted keys, no spaces, no NaN."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
@@ -138,12 +156,20 @@ def kind_of_file(path: Path) -> str | None:
     if path.suffix.lower() == ".engine" or (document and document[1] == b"edge-dsc/engine-record"):
         return ENGINE
     seen = next((kind for kind, pattern in _HEADS if pattern.match(head)), None)
+    if seen == VIDEO and _tail(path, len(VIDEO_MARK)) == VIDEO_MARK:
+        return ANNOTATED_VIDEO
     return seen or _SUFFIXES.get(path.suffix.lower(), _OTHER)
 
 
 def _head(path: Path) -> bytes:
     with io.FileIO(path) as stream:  # without a buffer: no more is read
         return stream.read(1 << 10)
+
+
+def _tail(path: Path, count: int) -> bytes:
+    with io.FileIO(path) as stream:
+        stream.seek(-min(count, os.fstat(stream.fileno()).st_size), os.SEEK_END)
+        return stream.read(count)
 
 
 def require_kind(target: Path, kind: str | None) -> os.stat_result | None:

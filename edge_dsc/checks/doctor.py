@@ -18,7 +18,7 @@ from importlib.metadata import distributions
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edge_dsc import __version__
+import edge_dsc
 from engines.packages import import_problem
 from engines.text_table import align_rows
 
@@ -150,7 +150,7 @@ def examine() -> Examination:
     with ThreadPoolExecutor(max_workers=4) as pool:
         packages = dict(zip(_PACKAGES, pool.map(probe, _PACKAGES), strict=True))
     found = Examination(
-        edge_dsc=__version__,
+        edge_dsc=edge_dsc.__version__,
         python=platform.python_version(),
         machine=f"{platform.system()} {platform.machine()}",
         l4t=_read_l4t(),
@@ -267,7 +267,7 @@ def _read_l4t() -> str | None:
 
 def _find_in_the_way() -> tuple[str, ...]:
     """Name whoever else brings a top-level package of our name, in our place or before it."""
-    home = Path(__file__).resolve().parents[1]
+    home = Path(edge_dsc.__file__).resolve().parents[1]
     lines = []
     for name in _OURS:
         spec = PathFinder.find_spec(name)

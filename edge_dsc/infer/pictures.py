@@ -18,7 +18,7 @@ from edge_dsc.infer.source import VIDEO_SUFFIXES, SourceKind
 from edge_dsc.infer.stop import Stop
 from engines.dicom import is_dicom
 from engines.errors import EnvironmentProblem, ImageError, UsageError
-from engines.files import ANNOTATED, ANNOTATED_MARK, kind_of_file, write_bytes
+from engines.files import ANNOTATED, ANNOTATED_MARK, VIDEO_MARK, kind_of_file, output_problem, write_bytes
 from engines.images import read_bytes
 
 _SMALLEST_WIDTH = 320  # below it the text would not be readable
@@ -28,6 +28,14 @@ _KEYS = (ord("q"), 27)  # 27: Escape
 _VIDEO_FPS = 25.0
 _LIVE_PAUSE_S = 1.0
 _CODECS = {".avi": "MJPG", ".mp4": "mp4v", ".mkv": "mp4v", ".mov": "mp4v"}
+# What each container calls empty, and every player skips: a chunk JUNK, an element Void, a box free.
+_BOX = (8 + len(VIDEO_MARK)).to_bytes(4, "big") + b"free" + VIDEO_MARK
+_EMPTY = {
+    ".avi": b"JUNK" + len(VIDEO_MARK).to_bytes(4, "little") + VIDEO_MARK,
+    ".mkv": bytes([0xEC, 0x80 | len(VIDEO_MARK)]) + VIDEO_MARK,
+    ".mp4": _BOX,
+    ".mov": _BOX,
+}
 
 
 def caption_of(answer: Answer, labels: Sequence[str]) -> str:
@@ -142,7 +150,7 @@ class AnnotatedFolder:
 
 
 class AnnotatedVideo:
-    """An annotated video; its first frame decides the size."""
+    """An annotated video; its first frame decides the size, and a mark at its end says that it is ours."""
 
     def __init__(self, path: Path, labels: Sequence[str], kind: SourceKind) -> None:
         """Prepare it.
@@ -178,7 +186,7 @@ class AnnotatedVideo:
         self._frames += 1
 
     def close(self) -> None:
-        """Finish the file and look for its last frame: OpenCV says nothing of a full disk.
+        """Finish the file, look for its last frame (OpenCV says nothing of a full disk), and mark it.
 
         Raises:
             EnvironmentProblem: The file does not hold every frame.
@@ -198,6 +206,11 @@ class AnnotatedVideo:
                 f"{self._path} does not hold all of its {self._frames} frames",
                 remedy="free some space or choose another place with --annotate",
             )
+        try:
+            with self._path.open("ab") as stream:
+                stream.write(_EMPTY[self._path.suffix.lower()])
+        except OSError as error:
+            raise output_problem(self._path, error) from error
 
     def _open(self, drawn: NDArray[np.uint8]) -> cv2.VideoWriter:
         self._path.parent.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ from edge_dsc.infer.pictures import UnsureFolder, Window, annotated_sink
 from edge_dsc.infer.source import SourceSpec
 from edge_dsc.infer.stop import Stop
 from engines.errors import UsageError
-from engines.files import VIDEO, require_writable
+from engines.files import ANNOTATED_VIDEO, require_writable
 from engines.record import EngineRecord
 
 
@@ -81,7 +81,7 @@ def open_sinks(
     folder = Path(spec.target) if spec.scheme == "file" and Path(spec.target).is_dir() else None
     if outputs.annotate is not None:
         if outputs.annotate.is_file():
-            require_writable(outputs.annotate, VIDEO)
+            require_writable(outputs.annotate, ANNOTATED_VIDEO)
             if Path(spec.target).is_file() and outputs.annotate.samefile(spec.target):
                 raise UsageError(f"--annotate {outputs.annotate} is the source", remedy="name another video")
         yield annotated_sink(outputs.annotate, labels, spec.kind, folder)

@@ -30,6 +30,7 @@ _SCHEMES = "csi://N, v4l2://N, /dev/videoN, rtsp://, http://, a file, a folder, 
 _STREAMS = frozenset({"rtsp", "rtsps", "http", "https"})
 _GLOB_CHARACTERS = frozenset("*?[")
 _LINES_AHEAD = 1024
+_LONGEST_LINE = 1 << 16  # characters; a path of Linux has 4,096 bytes at most
 _IDLE_S = 0.05
 
 
@@ -273,7 +274,7 @@ class ListedFiles(Source):
             A path, or None while no line is at hand.
 
         Raises:
-            BadInputError: There is no stream.
+            BadInputError: There is no stream, or no path can be so long as one of its lines.
         """
         stream = self._stream
         if stream is None:
@@ -284,7 +285,12 @@ class ListedFiles(Source):
 
         def read() -> None:
             try:
-                for line in stream:
+                while line := stream.readline(_LONGEST_LINE):
+                    if len(line) == _LONGEST_LINE:  # /dev/zero is one line without an end
+                        raise BadInputError(
+                            f"a line of standard input has more than {_LONGEST_LINE} characters",
+                            remedy="give one path a line",
+                        )
                     lines.put(line)
                 lines.put(None)
             except Exception as error:  # noqa: BLE001 - handed to the thread that takes the paths

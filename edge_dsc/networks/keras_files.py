@@ -12,16 +12,21 @@ import logging
 import os
 import sys
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, cast
 
+from engines.contract import LARGEST_MODEL
 from engines.errors import ArtefactError, BadInputError, UsageError
+from engines.files import require_unpacked
 from engines.packages import load
 
 if TYPE_CHECKING:
     from keras import Model
+
+_MOST_UNPACKED = 2 * LARGEST_MODEL  # the largest model, and what an optimizer kept beside its weights
 
 
 def load_keras() -> ModuleType:
@@ -85,11 +90,14 @@ def read_network(
         remedy: What to do where it cannot be read.
 
     Raises:
-        ArtefactError: Keras cannot read it: damaged, or with code of its own (a Lambda layer, a class of its own).
+        ArtefactError: Keras cannot read it: damaged, or with code of its own (a Lambda layer, a class of its own),
+            or unpacking to more than any network here needs.
         EnvironmentProblem: TensorFlow is missing.
     """
     keras = load_keras()
     try:
+        if zipfile.is_zipfile(path):
+            require_unpacked(path, _MOST_UNPACKED)
         with _keras_on_numpy_2():
             return keras.models.load_model(path, compile=False, safe_mode=True)
     # A file that asks for a layer of PyTorch ends in ImportError, a deep one in RecursionError, a RuntimeError.

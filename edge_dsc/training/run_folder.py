@@ -20,14 +20,15 @@ from numpy.typing import NDArray
 from edge_dsc.evaluate.metrics import Metrics
 from edge_dsc.networks import INPUT_SIDE, NO_WEIGHTS, Network
 from edge_dsc.networks.separable import Separation
-from engines.contract import Count, Labels, PathName, Seconds, Seed, Sha256, Text
+from engines.contract import LARGEST_MODEL, Count, Labels, PathName, Seconds, Seed, Sha256, Text
 from engines.errors import ArtefactError
-from engines.files import DocumentKind, sha256_file, write_bytes
+from engines.files import DocumentKind, read_regular, require_unpacked, sha256_file, write_bytes
 
 RECORD_FILE = "training.json"
 MODEL_FILE = "model.keras"
 METRICS_FILE = "metrics.json"
 STATE_FILE = "state.npz"
+_LARGEST_STATE = 4 * LARGEST_MODEL  # the weights, the best ones, and the two moments of Adam
 _TRAIN_AGAIN = "edge-dsc train DATA --out RUN --overwrite"
 BEGIN_ANEW = "begin anew: edge-dsc train DATA --overwrite"
 _PACKAGES = ("tensorflow", "keras", "numpy", "opencv-python-headless", "opencv-python")
@@ -249,7 +250,8 @@ def load_state(path: Path) -> TrainState:
         ArtefactError: Missing, damaged, or of another schema version.
     """
     try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:
+        require_unpacked(path, _LARGEST_STATE)
+        with np.load(io.BytesIO(read_regular(path, _LARGEST_STATE)), allow_pickle=False) as stored:
             header = msgspec.convert(json.loads(stored["header"].tobytes()), _StateHeader, strict=True)
             if header.schema_version != _STATE_SCHEMA_VERSION:
                 raise ValueError(f"schema version {header.schema_version}")

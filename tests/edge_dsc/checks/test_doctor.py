@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import edge_dsc
 from edge_dsc.checks import doctor
 from edge_dsc.checks.doctor import Package, examine, format_examination, probe
 
@@ -133,6 +134,12 @@ def test_a_jetson(broken: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.packages["cv2"].note == "with GStreamer"
     assert "pycuda: export PATH=/usr/local/cuda/bin:$PATH, then pip install pycuda" in found.to_do
     assert "\nORT_DISABLE_TELEMETRY: 1\n" in format_examination(found)
+
+
+@pytest.mark.usefixtures("few")
+def test_packages_that_lie_beside_this_one_are_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(Path(edge_dsc.__file__).parents[1])  # as an installed one is found
+    assert examine().in_the_way == ()
 
 
 @pytest.mark.usefixtures("few")

@@ -22,6 +22,7 @@ from edge_dsc.infer.pictures import (
 from edge_dsc.infer.source import Frame, SourceKind
 from edge_dsc.infer.stop import Stop
 from engines.errors import EnvironmentProblem, UsageError
+from engines.files import ANNOTATED_VIDEO, kind_of_file
 
 LABELS = ("dark", "light")
 PICTURE = np.random.default_rng(0).integers(0, 256, (401, 333), dtype=np.uint8)
@@ -81,8 +82,9 @@ def test_pictures_of_a_list_that_meet_in_one_name_both_stay(tmp_path: Path) -> N
         assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["x.png-2.jpg", "x.png.jpg"]
 
 
-def test_an_annotated_video_can_be_played(tmp_path: Path) -> None:
-    path = tmp_path / "new" / "drawn.avi"
+@pytest.mark.parametrize("suffix", [".avi", ".mp4", ".mkv", ".mov"])
+def test_an_annotated_video_can_be_played_and_is_known_as_ours(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / "new" / f"drawn{suffix}"
     sink = annotated_sink(path, LABELS, SourceKind.VIDEO, None)
     for index in range(5):
         sink.write(answer("ward.avi", frame=frame(index, index / 10)))
@@ -95,6 +97,7 @@ def test_an_annotated_video_can_be_played(tmp_path: Path) -> None:
         shapes.append(read[1].shape)
     capture.release()
     assert shapes == [(426, 334, 3)] * 6
+    assert kind_of_file(path) == ANNOTATED_VIDEO
 
 
 @pytest.mark.parametrize("suffix", [".avi", ".mp4", ".mkv"])

@@ -12,6 +12,7 @@ from edge_dsc.infer.sinks import Outputs, Sink, open_sinks
 from edge_dsc.infer.source import parse_source
 from edge_dsc.infer.stop import Stop
 from engines.errors import EnvironmentProblem, UsageError
+from engines.files import VIDEO_MARK
 
 RECORD: Any = type("Record", (), {"engine": "dsc.engine", "contract": type("", (), {"labels": ("a", "b")})})
 
@@ -66,16 +67,21 @@ def test_a_video_is_never_annotated_onto_its_source_or_another_file(tmp_path: Pa
     video.write_bytes(b"RIFF1234AVI ")
     link.symlink_to(video)
     engine.write_bytes(b"plan")
+    mine = tmp_path / "mine.avi"
+    mine.write_bytes(video.read_bytes())
     for place, words in (
-        (video, "is the source"),
-        (link, "is the source"),
+        (video, "is a video, and would be replaced by an annotated video"),
+        (link, "is a video, and would be"),
+        (mine, "is a video, and would be"),
         (engine, "is an engine, and would be"),
     ):
         with pytest.raises(UsageError, match=words):
             opened(Outputs(annotate=place), str(video))
-    other = tmp_path / "other.avi"
-    other.write_bytes(video.read_bytes())
-    assert [type(sink) for sink in opened(Outputs(annotate=other), str(video))] == [AnnotatedVideo]
+    for path in (video, mine):
+        path.write_bytes(path.read_bytes() + VIDEO_MARK)
+    assert [type(sink) for sink in opened(Outputs(annotate=mine), str(video))] == [AnnotatedVideo]
+    with pytest.raises(UsageError, match="is the source"):
+        opened(Outputs(annotate=link), str(video))
 
 
 def test_a_folder_of_pictures_may_not_lie_in_the_source(tmp_path: Path) -> None:

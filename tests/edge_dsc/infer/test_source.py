@@ -188,11 +188,18 @@ def test_a_name_may_be_any_bytes() -> None:
 
 def test_a_stream_that_fails_is_an_error() -> None:
     class Broken(io.StringIO):
-        def __next__(self) -> str:
+        def readline(self, size: int | None = -1, /) -> str:
             raise ZeroDivisionError("disk")
 
     with pytest.raises(ZeroDivisionError, match="disk"):
         list(ListedFiles(Broken()).items(Stop()))
+
+
+def test_a_line_without_an_end_is_not_kept() -> None:
+    paths = ListedFiles(io.StringIO("a.png\n" + "\0" * (1 << 17))).items(Stop())
+    assert next(path for path in paths if path) == Path("a.png")
+    with pytest.raises(BadInputError, match="a line of standard input has more than 65536 characters"):
+        list(paths)
 
 
 def test_a_process_without_standard_input_says_so() -> None:

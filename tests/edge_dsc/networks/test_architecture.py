@@ -85,6 +85,22 @@ def test_a_damaged_model_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_an_archive_that_unpacks_without_end_is_not_unpacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_network(build_network("dsc", 3), tmp_path / "model.keras")
+    with zipfile.ZipFile(tmp_path / "model.keras", "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("assets/zeros", bytes(8 << 20))
+    assert (tmp_path / "model.keras").stat().st_size < 8 << 20
+    load_network(tmp_path / "model.keras", "dsc", 3)
+    monkeypatch.setattr("edge_dsc.networks.keras_files._MOST_UNPACKED", 8 << 20)
+    with pytest.raises(
+        ArtefactError, match=r"load .*model\.keras: it unpacks to \d+ bytes, the limit is 8388608 "
+    ):
+        load_network(tmp_path / "model.keras", "dsc", 3)
+
+
+@pytest.mark.slow
 def test_a_lambda_layer_is_not_run(tmp_path: Path) -> None:
     import keras
 

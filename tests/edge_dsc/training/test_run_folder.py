@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import zipfile
 from collections.abc import Callable
 from dataclasses import asdict
@@ -227,6 +228,17 @@ def test_a_damaged_state_is_refused(tmp_path: Path, content: bytes | None) -> No
     with pytest.raises(
         ArtefactError, match=r"state\.npz is .*\(begin anew: edge-dsc train DATA --overwrite\)"
     ):
+        load_state(path)
+
+
+def test_a_state_without_an_end_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, pipe = tmp_path / "state.npz", tmp_path / "pipe"
+    save_state(make_state(path))
+    os.mkfifo(pipe)
+    with pytest.raises(ArtefactError, match=r"no readable training state: .*not a regular file"):
+        load_state(pipe)
+    monkeypatch.setattr("edge_dsc.training.run_folder._LARGEST_STATE", 100)
+    with pytest.raises(ArtefactError, match=r"training state: it unpacks to \d+ bytes, the limit is 100 "):
         load_state(path)
 
 
