@@ -142,7 +142,6 @@ def times(
             data=textures,
             runtime=runtime,
             device=device,
-            images=4,
             out=tmp_path / "s.png",
         )
         before = sorted(calibrated_run.iterdir())
@@ -190,9 +189,7 @@ def test_a_precision_that_cannot_be_built_is_said_and_the_other_timed(
     monkeypatch.setattr(debug_module, "build_engine", build_int8_alone)
     monkeypatch.setattr(debug_module, "measure_sensitivity", measure)
     monkeypatch.setattr("edge_dsc.page.figures.draw_sensitivity", lambda *_, **__: None)
-    found = debug(
-        DebugRequest(target=calibrated_run / "model.onnx", data=textures, images=4, out=tmp_path / "s.png")
-    )
+    found = debug(DebugRequest(target=calibrated_run / "model.onnx", data=textures, out=tmp_path / "s.png"))
     assert {tuple(kinds) for kinds in seen[0].values()} == {("INT8",)}
     assert found.not_timed == "in FP16, asked for 9 layers in FP16"
 
