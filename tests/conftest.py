@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import signal
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,9 @@ from onnx import TensorProto, helper, numpy_helper
 from engines.contract import ModelContract
 
 LABELS = ("clear", "focal", "diffuse")
+
+# A shell's background job is started with Ctrl-C ignored; the tests that press it would then test nothing.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _leaves(host: object) -> bool:
