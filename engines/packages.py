@@ -54,7 +54,15 @@ def import_problem(error: ImportError, name: str | None = None) -> EnvironmentPr
     Args:
         error: As Python raised it, at the top of a module or in :func:`load`.
         name: The import name, where it is known better than the error says.
+
+    Raises:
+        KeyboardInterrupt: That was the cause: a compiled module whose first lines Ctrl-C ends fails to import.
     """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, KeyboardInterrupt):
+            raise KeyboardInterrupt from error
+        cause = cause.__cause__ or cause.__context__
     reason = " ".join(str(error).split())
     quoted = re.search(r"'([\w.]+)'", reason)
     name = name or error.name or (quoted[1] if quoted else reason)

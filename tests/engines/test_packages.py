@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import sys
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 
@@ -49,3 +50,14 @@ def test_a_missing_package_comes_with_its_remedy() -> None:
     with pytest.raises(EnvironmentProblem, match="cannot import no_such_package") as caught:
         packages.load("no_such_package")
     assert caught.value.remedy == "pip install no_such_package"
+
+
+def test_ctrl_c_in_an_import_is_no_missing_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As pybind11 says it where the first lines of a compiled module are interrupted."""
+    code = "try:\n    raise KeyboardInterrupt\nexcept KeyboardInterrupt as stop:\n"
+    (tmp_path / "half_imported.py").write_text(
+        code + "    raise ImportError('initialization failed') from stop\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        packages.load("half_imported")
