@@ -39,8 +39,18 @@ Html = Annotated[
 
 def bench(
     engines: Annotated[
-        list[Path], typer.Argument(help="Engines; the first is the baseline.", show_default=False)
-    ],
+        Optional[list[Path]],
+        typer.Argument(help="Engines; the first is the baseline.", show_default=False),
+    ] = None,
+    server: Annotated[
+        Optional[list[str]],
+        typer.Option(
+            "--server",
+            metavar="ADDRESS",
+            help="Also a model on a Triton server, grpc://HOST:8001/MODEL. Repeatable.",
+            show_default=False,
+        ),
+    ] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="10 seconds an engine after the warm-up, instead of 60.")
     ] = False,
@@ -161,9 +171,13 @@ def bench(
     from bench.report import REPORT, compact_report, save_report
     from bench.tables import render_report
     from edge_dsc.evaluate.evaluation import read_accuracies
+    from edge_dsc.infer.served import parse_server
     from edge_dsc.latency.passes import memory_problems
     from edge_dsc.latency.subjects import FOLDER, OFFLINE, BenchOptions, default_report_path, measure_engines
 
+    subjects = [*(engines or ()), *map(parse_server, server or ())]
+    if not subjects:
+        raise UsageError("there is nothing to measure", remedy="name an engine, or a model with --server")
     if sum(given is not None for given in (fps, folder, offline)) > 1:
         raise UsageError("--fps, --folder and --offline exclude each other", remedy="give one of them")
     scenario = FOLDER if folder is not None else OFFLINE if offline is not None else None
@@ -190,14 +204,14 @@ def bench(
         offline=offline,
         builds=builds,
         running=running_options(
-            engines, Running(slots=slots, graph=graph, memory=gpu_memory, wait=wait, device=device)
+            subjects, Running(slots=slots, graph=graph, memory=gpu_memory, wait=wait, device=device)
         ),
     )
     path = out or default_report_path()
     _require_places(path, REPORT.name, html)
     accuracies = read_accuracies(evaluation or ())
     with progress_bar() as progress:
-        report = measure_engines(engines, chosen, options, progress=progress)
+        report = measure_engines(subjects, chosen, options, progress=progress)
     if power and not any("power" in subject.passes for subject in report.subjects):
         say("power: no rail can be read here (INA3221, RAPL, NVML)")
     for problem in memory_problems(report) if memory else ():

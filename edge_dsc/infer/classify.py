@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from edge_dsc.infer.source import Frame
 from engines.contract import ModelContract
-from engines.errors import ImageError
+from engines.errors import ImageError, UnansweredError
 from engines.images import InputPixels, convert_frame, decode_image, prepare_pixels, read_bytes
 from engines.runtimes import Runner, answer_batches
 
@@ -56,6 +56,7 @@ class Answer:
         path: The image as the source named it, or the name of the video or camera.
         probabilities: One for each class, in the order of the contract's labels; None where the image is bad.
         error: Why there is no answer; None where there is one.
+        unanswered: Whether the picture is good and a server gave no answer.
         latency_ms: Decoding, preprocessing and executing this picture, without waiting.
         age_ms: From the moment a camera's frame was there to the answer; None for files and videos.
         frame: The frame that it was, for videos and cameras.
@@ -65,6 +66,7 @@ class Answer:
     path: Path | str
     probabilities: tuple[float, ...] | None
     error: str | None = None
+    unanswered: bool = False
     latency_ms: float = field(default=0.0, compare=False)
     age_ms: float | None = field(default=None, compare=False)
     frame: Frame | None = None
@@ -201,10 +203,14 @@ def _in_groups(items: Iterable[_Item | None], size: int) -> Iterator[list[_Item]
 
 
 def answer_group(group: Sequence[Prepared], runner: Runner) -> list[Answer]:
-    """Run one batch and return an answer for each of its pictures, bad ones included."""
+    """Run one batch and return an answer for each of its pictures, bad ones and unanswered ones included."""
     started = time.perf_counter()
     batch = _stack(group, runner.record.batch.smallest)
-    rows = runner.run(batch) if batch is not None else None
+    rows: NDArray[np.float32] | UnansweredError | None
+    try:
+        rows = runner.run(batch) if batch is not None else None
+    except UnansweredError as error:
+        rows = error
     return _answers_of(group, rows, time.perf_counter() - started)
 
 
@@ -237,20 +243,25 @@ def _stack(group: Sequence[Prepared], smallest: int) -> InputPixels | None:
     return np.stack(good + good[-1:] * max(0, smallest - len(good)))
 
 
-def _answers_of(group: Sequence[Prepared], rows: NDArray[np.float32] | None, seconds: float) -> list[Answer]:
-    """Return the answers of a batch: the next row to each good picture, its error to each bad one."""
-    given = iter(() if rows is None else rows.tolist())
+def _answers_of(
+    group: Sequence[Prepared], rows: NDArray[np.float32] | UnansweredError | None, seconds: float
+) -> list[Answer]:
+    """Return the answers of a batch: the next row, or why there is none, to each good picture; its error to a bad one."""
+    lost = str(rows) if isinstance(rows, UnansweredError) else None
+    given = iter(rows.tolist() if isinstance(rows, np.ndarray) else ())
     answers = []
     for picture in group:
         frame = picture.frame
-        error = str(picture.pixels) if isinstance(picture.pixels, ImageError) else None
+        bad = str(picture.pixels) if isinstance(picture.pixels, ImageError) else None
+        error = bad or lost
         live = frame is not None and frame.seconds is None
         answers.append(
             Answer(
                 picture.path,
                 tuple(next(given)) if error is None else None,
                 error,
-                latency_ms=(picture.seconds + (seconds if error is None else 0.0)) * 1e3,
+                unanswered=bad is None and lost is not None,
+                latency_ms=(picture.seconds + (seconds if bad is None else 0.0)) * 1e3,
                 age_ms=(time.monotonic() - frame.captured) * 1e3 if frame is not None and live else None,
                 frame=frame,
                 picture=picture.picture,

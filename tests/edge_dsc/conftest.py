@@ -1,11 +1,12 @@
-"""Phantoms and trained runs, made once a session: starting TensorFlow takes seconds. And a camera in the network."""
+"""The command line in this process; phantoms and trained runs, made once a session; and a camera in the network."""
 
 from __future__ import annotations
 
 import contextlib
 import http.server
+import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,39 @@ import cv2
 import numpy as np
 import pytest
 
+from edge_dsc.cli.app import app
 from edge_dsc.data.phantoms import write_phantoms
 from edge_dsc.training import TrainOptions, TrainProgress, TrainResult, train
 
 PER_CLASS = 24
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command left: exit code, standard output, standard error."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+EdgeDsc = Callable[..., Outcome]
+
+
+@pytest.fixture
+def edge_dsc(capsys: pytest.CaptureFixture[str]) -> EdgeDsc:
+    def run(*arguments: object) -> Outcome:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            app([str(argument) for argument in arguments], prog_name="edge-dsc")
+        said = capsys.readouterr()
+        return Outcome(int(stop.value.code or 0), said.out, said.err)
+
+    return run
 
 
 @dataclass(frozen=True)

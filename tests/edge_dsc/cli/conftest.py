@@ -1,45 +1,11 @@
-"""The command line in this process, and a folder with everything that a command may want."""
+"""A folder with everything that a command may want."""
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
-
-from edge_dsc.cli.app import app
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a command left: exit code, standard output, standard error."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-
-EdgeDsc = Callable[..., Outcome]
-
-
-@pytest.fixture
-def edge_dsc(capsys: pytest.CaptureFixture[str]) -> EdgeDsc:
-    def run(*arguments: object) -> Outcome:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            app([str(argument) for argument in arguments], prog_name="edge-dsc")
-        said = capsys.readouterr()
-        return Outcome(int(stop.value.code or 0), said.out, said.err)
-
-    return run
 
 
 @pytest.fixture(scope="session")
