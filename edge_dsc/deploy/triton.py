@@ -35,7 +35,6 @@ MODEL_KEY = "edge_dsc.model"  # of a front: the model that it asks
 UNSURE_KEY = "edge_dsc.unsure"
 FRONT = "_files"  # added to a model's name
 FRONT_INPUT = "file"
-FRONT_OUTPUTS = ("label", "probability", "probabilities", "error")
 MANIFEST = "edge-dsc.json"
 LABELS = "labels.txt"
 _VERSION = "1"
@@ -197,7 +196,7 @@ def _write_models(
     for name, config in _configs(record, place, path.as_posix(), request).items():
         (folder / name / _VERSION).mkdir(parents=True)
         write_text(folder / name / "config.pbtxt", config)
-    write_text(folder / place.name / LABELS, "".join(f"{label}\n" for label in record.contract.labels))
+        write_text(folder / name / LABELS, "".join(f"{label}\n" for label in record.contract.labels))
     shutil.copyfile(engine, folder / path)
     if sha256_file(folder / path) != record.engine_sha256:
         raise ArtefactError(f"{engine} changed while it was copied", remedy="try again when nobody builds it")
@@ -280,11 +279,12 @@ def _engine_config(proto: Any, record: EngineRecord, place: _Place, request: Tri
 
 def _front_config(proto: Any, record: EngineRecord, place: _Place, unsure: float) -> Any:
     config = proto.ModelConfig(name=place.front, backend="python", max_batch_size=record.batch.largest)
-    config.input.add(name=FRONT_INPUT, data_type="TYPE_STRING", dims=[1])
-    shapes = {"label": ("TYPE_STRING", 1), "probability": ("TYPE_FP32", 1), "error": ("TYPE_STRING", 1)}
-    for name in FRONT_OUTPUTS:
-        kind, size = shapes.get(name, ("TYPE_FP32", len(record.contract.labels)))
-        config.output.add(name=name, data_type=kind, dims=[size])
+    # Files of different lengths may share a batch: each request has a response of its own.
+    config.input.add(name=FRONT_INPUT, data_type="TYPE_UINT8", dims=[-1], allow_ragged_batch=True)
+    classes = len(record.contract.labels)
+    config.output.add(name="label", data_type="TYPE_UINT8", dims=[-1])
+    config.output.add(name="probability", data_type="TYPE_FP32", dims=[1])
+    config.output.add(name="probabilities", data_type="TYPE_FP32", dims=[classes], label_filename=LABELS)
     config.dynamic_batching.max_queue_delay_microseconds = 0
     config.instance_group.add(count=_FRONT_INSTANCES, kind="KIND_CPU")
     config.parameters[MODEL_KEY].string_value = place.name
@@ -485,16 +485,17 @@ def start_triton(request: ServerRequest, program: TritonProgram | None = None) -
     backends = _python_backend(program, request.work)
     memory = f"edge-dsc-{os.getpid()}-{time.monotonic_ns()}"
     command = [
-        str(program.binary), f"--model-repository={request.repository}",
+        str(program.binary.absolute()), f"--model-repository={request.repository.absolute()}",
         "--allow-http=false", "--grpc-address=127.0.0.1", f"--grpc-port={grpc}",
-        "--metrics-address=127.0.0.1", f"--metrics-port={metrics}", "--allow-gpu-metrics=false",
+        "--disable-auto-complete-config", "--metrics-address=127.0.0.1", f"--metrics-port={metrics}", "--allow-gpu-metrics=false",
         # Two servers of one machine must not share their memory with the Python processes.
         f"--backend-config=python,shm-region-prefix-name={memory}",
-        *([f"--backend-directory={backends}"] if backends else []), *request.arguments,
+        *([f"--backend-directory={backends.absolute()}"] if backends else []), *request.arguments,
     ]  # fmt: skip
     with log.open("ab") as stream:
         process = subprocess.Popen(
             command, stdout=stream, stderr=stream, stdin=subprocess.DEVNULL, start_new_session=True,
+            cwd=request.work,  # the children import from where they are started
             env={**os.environ, **_environment(program), **request.environment},
         )  # fmt: skip
     server = RunningTriton(grpc, metrics, log, process, memory)
@@ -516,12 +517,11 @@ def _environment(program: TritonProgram) -> dict[str, str]:
     """Return what the server's loader and the Python in its children need to find this environment's packages."""
     libraries = [str(path) for path in program.libraries]
     libraries += [path for path in (sysconfig.get_config_var("LIBDIR"), os.environ.get("LD_LIBRARY_PATH")) if path]
-    ours = Path(edge_dsc.__file__).parents[1]
-    paths = [str(ours), *(path for path in sys.path if path and Path(path).is_dir())]
+    # The interpreter inside the children finds its packages as one that is started from PATH does; it does not look at
+    # PYTHONPATH.
     return {
         "LD_LIBRARY_PATH": os.pathsep.join(libraries),
-        "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)),
-        "PYTHONHOME": sys.base_prefix,
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
     }
 
 
@@ -534,10 +534,10 @@ def _python_backend(program: TritonProgram, work: Path) -> Path | None:
         (folder / "python").mkdir(parents=True)
         for backend in program.backends.iterdir():
             if backend.name != "python":
-                (folder / backend.name).symlink_to(backend)
+                (folder / backend.name).symlink_to(backend.absolute())
         for path in (*(program.backends / "python").iterdir(), program.stub):
             if path.name != "triton_python_backend_stub" or path == program.stub:
-                (folder / "python" / path.name).symlink_to(path)
+                (folder / "python" / path.name).symlink_to(path.absolute())
     return folder
 
 

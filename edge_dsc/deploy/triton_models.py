@@ -1,9 +1,13 @@
-"""What Triton's Python backend runs: our runner behind a model, and a front that takes whole files."""
+"""What Triton's Python backend runs: our runner behind a model, and a front that takes whole files.
+
+Arrays go to and from Triton by DLPack alone. A Python backend that was compiled for NumPy 1, as that of release 24.10, takes
+the element size of NumPy 2's arrays for 0: it would read one pixel everywhere and send nothing. DLPack has no strings, so
+files and labels are bytes.
+"""
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -46,7 +50,7 @@ class EngineModel:
         """Answer requests as one batch."""
         triton, contract = self._triton, self._contract
         batches = [
-            triton.get_input_tensor_by_name(request, contract.input_name).as_numpy() for request in requests
+            _array(triton.get_input_tensor_by_name(request, contract.input_name)) for request in requests
         ]
         try:
             rows = self._runner.run(batches[0] if len(batches) == 1 else np.concatenate(batches))
@@ -55,7 +59,7 @@ class EngineModel:
             return [triton.InferenceResponse(error=refused) for _ in requests]
         ends = np.cumsum([len(batch) for batch in batches])[:-1]
         return [
-            triton.InferenceResponse([triton.Tensor(contract.output_name, part)]) for part in np.split(rows, ends)
+            triton.InferenceResponse([_tensor(triton, contract.output_name, part)]) for part in np.split(rows, ends)
         ]
 
     def finalize(self) -> None:
@@ -66,7 +70,7 @@ class EngineModel:
 class FrontModel:
     """A model that takes whole files, as ``infer`` does, asks the one that takes pixels, and counts the answers.
 
-    A file that is no picture costs its own answer: ``label`` is empty, ``error`` says why.
+    A request is one file, ``uint8 [1, bytes]``. One that is no picture fails alone, and the failure says why.
     """
 
     def initialize(self, args: Mapping[str, str]) -> None:
@@ -88,48 +92,43 @@ class FrontModel:
         self._count = _Counters(self._triton, parameters[MODEL_KEY], self._labels, float(parameters[UNSURE_KEY]))
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
-        """Decode the files of all requests in threads, ask for them in batches, and give each request its answers."""
-        given = [
-            self._triton.get_input_tensor_by_name(request, FRONT_INPUT).as_numpy().ravel() for request in requests
-        ]
-        pictures = list(self._pool.map(self._prepare, [bytes(data) for files in given for data in files]))
+        """Decode the files of all requests in threads, ask for them in batches, and give each request its answer."""
+        given = [_array(self._triton.get_input_tensor_by_name(request, FRONT_INPUT)) for request in requests]
+        pictures = list(self._pool.map(self._prepare, given))
         answers: list[Answer] = []
         for first in range(0, len(pictures), self._largest):
             answers += answer_group(pictures[first : first + self._largest], self._model)
         self._count(answers)
-        made, first = [], 0
-        for files in given:
-            made.append(self._respond(answers[first : first + len(files)]))
-            first += len(files)
-        return made
+        return [self._respond(answer) for answer in answers]
 
     def finalize(self) -> None:
         """End the threads."""
         self._pool.shutdown()
 
-    def _prepare(self, data: bytes) -> Prepared:
+    def _prepare(self, data: NDArray[np.uint8]) -> Prepared:
         contract = self._model.record.contract
         try:
-            pixels = decode_image(data, contract, name="the file")
+            if len(data) != 1:
+                raise ImageError(f"{len(data)} files came in one request", remedy="give one file a request")
+            pixels = decode_image(data.tobytes(), contract, name="the file")
             return Prepared("", prepare_pixels(pixels, contract, name="the file"), 0.0)
         except ImageError as error:
             return Prepared("", error, 0.0)
         except EdgeDscError as error:  # DICOM without pydicom: the other files of the batch have their answers
             return Prepared("", ImageError(error.what, remedy=error.remedy), 0.0)
 
-    def _respond(self, answers: Sequence[Answer]) -> Any:
-        tops = [answer.top for answer in answers]
-        labels = ["" if top is None else self._labels[top] for top in tops]
-        nothing = (math.nan,) * len(self._labels)
-        rows = np.array([answer.probabilities or nothing for answer in answers], np.float32)
+    def _respond(self, answer: Answer) -> Any:
+        triton, top = self._triton, answer.top
+        if answer.probabilities is None or top is None:
+            kind = triton.TritonError.UNAVAILABLE if answer.unanswered else triton.TritonError.INVALID_ARG
+            return triton.InferenceResponse(error=triton.TritonError(answer.error or "", kind))
+        row = np.array([answer.probabilities], np.float32)
         outputs = {
-            "label": _texts(labels),
-            "probability": np.array([[math.nan if top is None else row[top]] for top, row in zip(tops, rows, strict=True)], np.float32),
-            "probabilities": rows,
-            "error": _texts([answer.error or "" for answer in answers]),
+            "label": np.frombuffer(bytearray(self._labels[top].encode()), np.uint8)[None],
+            "probability": row[:, top : top + 1],
+            "probabilities": row,
         }
-        tensors = [self._triton.Tensor(name, values) for name, values in outputs.items()]
-        return self._triton.InferenceResponse(tensors)
+        return triton.InferenceResponse([_tensor(triton, name, values) for name, values in outputs.items()])
 
 
 class _Refused:
@@ -168,7 +167,7 @@ class _AskedModel(DirectSubmission):
         asked = triton.InferenceRequest(
             model_name=self._name,
             requested_output_names=[contract.output_name],
-            inputs=[triton.Tensor(contract.input_name, batch)],
+            inputs=[_tensor(triton, contract.input_name, batch)],
             preferred_memory=self._memory,
         )
         try:
@@ -179,8 +178,8 @@ class _AskedModel(DirectSubmission):
             raise UnansweredError(
                 f"{self._name} gave no answer: {response.error().message()}", remedy="see the server's log"
             )
-        answers: NDArray[np.float32] = triton.get_output_tensor_by_name(response, contract.output_name).as_numpy()
-        return answers
+        answers: NDArray[np.float32] = _array(triton.get_output_tensor_by_name(response, contract.output_name))
+        return answers.copy()  # the response's own memory goes with it
 
     def close(self) -> None:
         """Do nothing: the server owns the model."""
@@ -231,5 +230,11 @@ def _engine_of(args: Mapping[str, str]) -> tuple[Path, dict[str, str]]:
     return repository.parent / parameters[ENGINE_KEY], parameters
 
 
-def _texts(values: Sequence[str]) -> NDArray[np.object_]:
-    return np.array([[value.encode()] for value in values], dtype=np.object_)
+def _array(tensor: Any) -> Any:
+    """Return a tensor of Triton as an array that shares its memory."""
+    return np.from_dlpack(tensor)
+
+
+def _tensor(triton: Any, name: str, values: NDArray[Any]) -> Any:
+    """Return an array as a tensor of Triton."""
+    return triton.Tensor.from_dlpack(name, np.ascontiguousarray(values))

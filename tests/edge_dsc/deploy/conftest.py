@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,12 +33,20 @@ def engine(deployed_models: dict[str, Path], tmp_path_factory: pytest.TempPathFa
     return built(deployed_models["dsc"], tmp_path_factory.mktemp("engine") / "dsc.engine")
 
 
+ROOT = Path(__file__).resolve().parents[3]
+
+
 @pytest.fixture(scope="session")
 def program() -> TritonProgram:
-    try:
-        return find_triton()
-    except EnvironmentProblem as missing:
-        pytest.skip(missing.what)
+    """The server; CONTRIBUTING says how it comes into ``.triton``."""
+    ours = ROOT / ".triton" / "pytriton" / "tritonserver"
+    with pytest.MonkeyPatch.context() as patch:
+        if "EDGE_DSC_TRITON" not in os.environ and ours.is_dir():
+            patch.setenv("EDGE_DSC_TRITON", str(ours))
+        try:
+            return find_triton()
+        except EnvironmentProblem as missing:
+            pytest.skip(missing.what)
 
 
 @pytest.fixture(scope="session")

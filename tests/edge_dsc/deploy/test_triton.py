@@ -64,6 +64,7 @@ def test_it_holds_a_model_its_front_and_the_engine_with_its_record(repository: P
         "dsc/labels.txt",
         "dsc_files/1/model.py",
         "dsc_files/config.pbtxt",
+        "dsc_files/labels.txt",
         "edge-dsc.json",
     ]
     assert (repository / "dsc" / "labels.txt").read_text() == "clear\nfocal\ndiffuse\n"
@@ -89,15 +90,14 @@ def test_the_model_takes_what_the_contract_says(repository: Path, engine: Path) 
     assert record == load_record(engine)
 
 
-def test_the_front_takes_files_and_gives_a_label_or_a_reason(repository: Path) -> None:
+def test_the_front_takes_files_of_any_length_and_gives_a_label(repository: Path) -> None:
     found = config(repository / "dsc_files")
     assert (found.backend, found.max_batch_size) == ("python", 8)
     assert [fields(end) for end in (*found.input, *found.output)] == [
-        'name: "file" data_type: TYPE_STRING dims: 1',
-        'name: "label" data_type: TYPE_STRING dims: 1',
+        'name: "file" data_type: TYPE_UINT8 dims: -1 allow_ragged_batch: true',
+        'name: "label" data_type: TYPE_UINT8 dims: -1',
         'name: "probability" data_type: TYPE_FP32 dims: 1',
-        'name: "probabilities" data_type: TYPE_FP32 dims: 3',
-        'name: "error" data_type: TYPE_STRING dims: 1',
+        'name: "probabilities" data_type: TYPE_FP32 dims: 3 label_filename: "labels.txt"',
     ]
     parameters = {name: value.string_value for name, value in found.parameters.items()}
     assert parameters["edge_dsc.model"] == "dsc"
