@@ -158,7 +158,9 @@ class Clients:
         samples = as_samples(sorted(self.latencies))
         tails = [(name, tail(samples, name)) for name in (50.0, 99.0)]
         words = [f"p{name:g} {found.value / 1e6:.2f} ms" for name, found in tails if found is not None]
-        say(f"latency of a request: {', '.join(words)}, max {samples[-1] / 1e6:.2f} ms ({len(samples)} samples)")
+        say(
+            f"latency of a request: {', '.join(words)}, max {samples[-1] / 1e6:.2f} ms ({len(samples)} samples)"
+        )
         for words_of, count in self.errors.most_common(3):
             say(f"  {count} x {words_of}")
 

@@ -52,7 +52,9 @@ COMMANDS = {
         "Hand engines over to a server, a fleet or DeepStream",
         {
             "triton": Command("deploying:triton", "Write a model repository for Triton"),
-            "bundle": Command("deploying:bundle", "Pack a model for devices, signed, with what installs it there"),
+            "bundle": Command(
+                "deploying:bundle", "Pack a model for devices, signed, with what installs it there"
+            ),
             "verify": Command("deploying:verify", "Check a bundle's signature and content, and unpack it"),
             "deepstream": Command("deploying:deepstream", "Write nvinfer's configuration for DeepStream"),
         },

@@ -103,7 +103,9 @@ class CommandGroup(TyperGroup):
         wanted = self.table[name]
         if wanted.parts:
             group = type("PartGroup", (CommandGroup,), {"table": wanted.parts})
-            several = _group(wanted.parts, name=name, cls=group, callback=reported(_start_part), help=wanted.summary)
+            several = _group(
+                wanted.parts, name=name, cls=group, callback=reported(_start_part), help=wanted.summary
+            )
             command = typer.main.get_command(several)
         else:
             module, _, function_name = wanted.function.partition(":")

@@ -38,7 +38,8 @@ def triton(
     backend: Annotated[
         TritonBackend,
         typer.Option(
-            "--triton-backend", help="What runs the engines; auto: TensorRT for plans, else Python with our runner."
+            "--triton-backend",
+            help="What runs the engines; auto: TensorRT for plans, else Python with our runner.",
         ),
     ] = TritonBackend.AUTO,
     instances: Annotated[
@@ -57,7 +58,11 @@ def triton(
     unsure: Annotated[
         float,
         typer.Option(
-            "--unsure", min=0, max=1, callback=finite, help="Count answers whose best class is under this as unsure."
+            "--unsure",
+            min=0,
+            max=1,
+            callback=finite,
+            help="Count answers whose best class is under this as unsure.",
         ),
     ] = 0.6,
     front: Annotated[
@@ -103,7 +108,9 @@ def bundle(
     out: Annotated[Path, typer.Option("--out", help="The bundle, a .tar.")] = Path("runs/bundle.tar"),
     precision: Annotated[
         Optional[Precision],
-        typer.Option("--precision", help="Of a model: what the device builds; default: fp32.", show_default=False),
+        typer.Option(
+            "--precision", help="Of a model: what the device builds; default: fp32.", show_default=False
+        ),
     ] = None,
     sign: Annotated[
         Optional[Path],
@@ -130,7 +137,9 @@ def bundle(
     if sign is None:
         say("note: not signed; sign it with --sign KEY, so that devices can tell whose it is")
     if json:
-        give_json("edge-dsc/deploy-bundle-result", {"bundle": str(out), "signed": sign is not None, "content": made})
+        give_json(
+            "edge-dsc/deploy-bundle-result", {"bundle": str(out), "signed": sign is not None, "content": made}
+        )
         return
     give(f"{out}: {made.name}, {len(made.files)} files, built on the device with {' '.join(made.build)}")
     if sign is not None:
@@ -141,7 +150,9 @@ def verify(
     bundle: Annotated[Path, typer.Argument(help="A bundle that deploy bundle wrote.", show_default=False)],
     key: Annotated[
         Optional[Path],
-        typer.Option("--key", help="Public keys of OpenSSH, one of which must have signed it.", show_default=False),
+        typer.Option(
+            "--key", help="Public keys of OpenSSH, one of which must have signed it.", show_default=False
+        ),
     ] = None,
     unsigned: Annotated[bool, typer.Option("--unsigned", help="Look at the content alone.")] = False,
     out: Annotated[
@@ -154,11 +165,14 @@ def verify(
 
     if (key is None) != unsigned:
         raise UsageError(
-            "verify takes a key, or --unsigned where there is none", remedy="--key KEY.pub, of whoever packed it"
+            "verify takes a key, or --unsigned where there is none",
+            remedy="--key KEY.pub, of whoever packed it",
         )
     found = verify_bundle(bundle, key, out)
     if json:
-        give_json("edge-dsc/deploy-verify-result", {"bundle": str(bundle), "signed": not unsigned, "content": found})
+        give_json(
+            "edge-dsc/deploy-verify-result", {"bundle": str(bundle), "signed": not unsigned, "content": found}
+        )
         return
     word = "sound, signature not looked at" if unsigned else f"sound, signed by {key}"
     give(f"{bundle}: {found.name}, {len(found.files)} files, {word}")
@@ -170,7 +184,8 @@ def deepstream(
     engine: Engine,
     out: Annotated[Path, typer.Option("--out", help="The folder.")] = Path("runs/deepstream"),
     tensorrt: Annotated[
-        str, typer.Option("--tensorrt", metavar="VERSION", help="For INT8: the pipeline's TensorRT, 8.6 to 10.x.")
+        str,
+        typer.Option("--tensorrt", metavar="VERSION", help="For INT8: the pipeline's TensorRT, 8.6 to 10.x."),
     ] = "10.3.0",
     json: Json = False,
 ) -> None:

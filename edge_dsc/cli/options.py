@@ -153,7 +153,9 @@ def running_options(engines: Sequence[Path | ServedModel], asked: Running) -> Ru
             raise UsageError(f"{name} {value!r} is no choice", remedy=f"choose one of {', '.join(choices)}")
     for engine in engines:
         if not isinstance(engine, Path):
-            raise UsageError(f"{engine} runs on its server: {given[0]} is for a GPU here", remedy="leave it out")
+            raise UsageError(
+                f"{engine} runs on its server: {given[0]} is for a GPU here", remedy="leave it out"
+            )
         refuse_on_processor(get_runtime(peek_record(engine).runtime), given, engine)
     return replace(
         DEFAULT_OPTIONS,

@@ -146,14 +146,14 @@ def infer(
         give_json("edge-dsc/infer-result", summary)
 
 
-def _model_and_source(
-    engine: Path, source: str | None, server: str | None
-) -> tuple[Path | ServedModel, str]:
+def _model_and_source(engine: Path, source: str | None, server: str | None) -> tuple[Path | ServedModel, str]:
     """Return what runs and what it answers: ``ENGINE SOURCE``, or ``[ENGINE] SOURCE --server ADDRESS``."""
     from edge_dsc.infer.served import parse_server
 
     if server is not None:
-        return parse_server(server, None if source is None else engine), str(engine) if source is None else source
+        return parse_server(server, None if source is None else engine), str(
+            engine
+        ) if source is None else source
     if source is None:
         raise UsageError("infer takes an engine and a source", remedy="edge-dsc infer ENGINE SOURCE")
     return engine, source

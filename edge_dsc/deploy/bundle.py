@@ -112,7 +112,8 @@ def write_bundle(request: BundleRequest) -> Bundle:
     spec = parse_source(request.source)
     if hide_password(request.source) != request.source:
         raise UsageError(
-            f"the source {spec.name} holds a password", remedy="name it on the device: SOURCE=... sh install.sh"
+            f"the source {spec.name} holds a password",
+            remedy="name it on the device: SOURCE=... sh install.sh",
         )
     require_writable(request.out, BUNDLE_FILE)
     found = _gather(request)
@@ -162,7 +163,9 @@ def _gather(request: BundleRequest) -> _Content:
         "labels.txt": "".join(f"{label}\n" for label in contract.labels).encode(),
     }
     if sha256_bytes(packed["model.onnx"]) != origin.model.sha256:
-        raise ArtefactError(f"{origin.model.path} changed meanwhile", remedy="try again when nobody writes it")
+        raise ArtefactError(
+            f"{origin.model.path} changed meanwhile", remedy="try again when nobody writes it"
+        )
     if origin.record is not None:
         packed["record.json"] = RECORD.dumps(travelling_record(origin.record)).encode()
     if origin.table is not None:
@@ -209,7 +212,9 @@ def _origin(request: BundleRequest) -> _Origin:
         )
     loaded = load_model(model)
     if record is not None and loaded.sha256 != record.onnx_sha256:
-        raise ArtefactError(f"{model} changed after {request.model} was built", remedy=f"rebuild: {record.build_command}")
+        raise ArtefactError(
+            f"{model} changed after {request.model} was built", remedy=f"rebuild: {record.build_command}"
+        )
     table = load_table(table_path) if precision is Precision.INT8 else None
     if table is not None:
         check_table(table, loaded, path=table_path)
@@ -228,9 +233,7 @@ def _build_arguments(origin: _Origin) -> list[str]:
 
 def _nameless(table: CalibrationTable) -> bytes:
     """Return a calibration table with hashes for the names of its pictures: they stay where they are."""
-    images = tuple(
-        msgspec.structs.replace(image, name=image.sha256[:16]) for image in table.images
-    )
+    images = tuple(msgspec.structs.replace(image, name=image.sha256[:16]) for image in table.images)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "calibration.json")
         save_table(path, msgspec.structs.replace(table, images=images, skipped=()))
@@ -302,7 +305,9 @@ def _unpack(path: Path, data: bytes) -> tuple[Bundle, dict[str, bytes]]:
     if manifest is None:
         raise _damaged(path, f"no {MANIFEST} inside")
     bundle = BUNDLE.loads(manifest.decode(errors="replace"), f"{MANIFEST} of {path}")
-    seen = {name: PackedFile(sha256_bytes(held), len(held)) for name, held in packed.items() if name != MANIFEST}
+    seen = {
+        name: PackedFile(sha256_bytes(held), len(held)) for name, held in packed.items() if name != MANIFEST
+    }
     for name in sorted({*seen, *bundle.files}):
         if seen.get(name) != bundle.files.get(name):
             raise _damaged(path, f"{name} is not what its list says")
@@ -330,7 +335,8 @@ def _sign(data: bytes, key: Path) -> bytes:
     done = _keygen(["sign", "-f", str(key), "-n", NAMESPACE], data)
     if done.returncode != 0 or not done.stdout.startswith(b"-----BEGIN SSH SIGNATURE-----"):
         raise EnvironmentProblem(
-            f"ssh-keygen cannot sign with {key}: {_last(done.stderr)}", remedy="check the key and its passphrase"
+            f"ssh-keygen cannot sign with {key}: {_last(done.stderr)}",
+            remedy="check the key and its passphrase",
         )
     return done.stdout
 
@@ -347,7 +353,8 @@ def _check_signature(path: Path, data: bytes, key: Path) -> None:
         done = _keygen(words, data)
     if done.returncode != 0:
         raise ArtefactError(
-            f"{path} was changed, or was not signed by {key}: {_last(done.stderr or done.stdout)}", remedy=_PACK_AGAIN
+            f"{path} was changed, or was not signed by {key}: {_last(done.stderr or done.stdout)}",
+            remedy=_PACK_AGAIN,
         )
 
 

@@ -76,13 +76,17 @@ def write_deepstream(engine: Path, out: Path, *, tensorrt: str = "10.3.0") -> De
         )
     model = load_model(engine.parent / record.onnx)
     if model.sha256 != record.onnx_sha256:
-        raise ArtefactError(f"{model.path} changed after the build", remedy=f"rebuild it: {record.build_command}")
+        raise ArtefactError(
+            f"{model.path} changed after the build", remedy=f"rebuild it: {record.build_command}"
+        )
     taken = take_planar_floats(model)
     _prove_equal(model, taken)
     cache = _cache(engine, record, model, tensorrt) if record.precision is Precision.INT8 else None
     with replaced_folder(out, _our_names) as folder:
         (folder / _MODEL).write_bytes(taken.SerializeToString(deterministic=True))
-        (folder / _LABELS).write_text(";".join(_label(name) for name in model.contract.labels) + "\n", encoding="utf-8")
+        (folder / _LABELS).write_text(
+            ";".join(_label(name) for name in model.contract.labels) + "\n", encoding="utf-8"
+        )
         if cache is not None:
             (folder / _CACHE).write_text(cache)
         (folder / CONFIG).write_text(_config(record, model.contract), encoding="utf-8")
@@ -102,7 +106,9 @@ def take_planar_floats(model: OnnxModel) -> onnx.ModelProto:
     if not users or any(node.op_type != "Cast" for node in users):
         raise ArtefactError(f"the first node of {model.path} is no Cast", remedy=_AGAIN)
     shape = [graph.input[0].type.tensor_type.shape.dim[0].dim_param or "N", contract.channels]
-    planar = helper.make_tensor_value_info(_INPUT, TensorProto.FLOAT, [*shape, contract.height, contract.width])
+    planar = helper.make_tensor_value_info(
+        _INPUT, TensorProto.FLOAT, [*shape, contract.height, contract.width]
+    )
     graph.input[0].CopyFrom(planar)
     order = [0, 2, 3, 1] if contract.layout == "NHWC" else [0, 1, 2, 3]
     turn = helper.make_node("Transpose", [_INPUT], [contract.input_name], name="planes", perm=order)
@@ -147,7 +153,9 @@ def _cache(engine: Path, record: EngineRecord, model: OnnxModel, tensorrt: str) 
 def _label(name: str) -> str:
     """Return a class name as one of a line that semicolons divide."""
     if ";" in name:
-        raise UsageError(f"the class {name!r} holds a semicolon, which divides nvinfer's labels", remedy="rename it")
+        raise UsageError(
+            f"the class {name!r} holds a semicolon, which divides nvinfer's labels", remedy="rename it"
+        )
     return name
 
 
@@ -188,6 +196,8 @@ def _our_names(folder: Path) -> set[str]:
     except OSError:
         ours = False
     if not ours:
-        raise ArtefactError(f"there is no {CONFIG} of ours in {folder}", remedy="choose another folder with --out")
+        raise ArtefactError(
+            f"there is no {CONFIG} of ours in {folder}", remedy="choose another folder with --out"
+        )
     # nvinfer writes the engine that it builds beside the model.
     return {CONFIG, _MODEL, _LABELS, _CACHE, *(path.name for path in folder.glob(f"{_MODEL}_b*.engine"))}

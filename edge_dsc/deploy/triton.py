@@ -136,7 +136,9 @@ def write_repository(request: TritonRequest) -> Repository:
     names = [_model_name(engine) for engine in request.engines]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise UsageError(f"two engines are called {', '.join(twice)}", remedy="rename one: build it again with --out")
+        raise UsageError(
+            f"two engines are called {', '.join(twice)}", remedy="rename one: build it again with --out"
+        )
     found = [(engine, load_record(engine)) for engine in request.engines]
     chosen = [_choose_backend(engine, record, request.backend) for engine, record in found]
     models = []
@@ -155,7 +157,8 @@ def _model_name(engine: Path) -> str:
         return msgspec.convert(name, PathName)
     except msgspec.ValidationError as error:
         raise UsageError(
-            f"{engine} cannot name a model: {error}", remedy="letters, digits, dots and hyphens: build it with --out"
+            f"{engine} cannot name a model: {error}",
+            remedy="letters, digits, dots and hyphens: build it with --out",
         ) from error
 
 
@@ -240,7 +243,9 @@ def _configs(record: EngineRecord, place: _Place, engine: str, request: TritonRe
         config.version_policy.latest.num_versions = 1
         config.parameters[ENGINE_KEY].string_value = engine
         config.parameters[RECORD_KEY].string_value = _one_line(record)
-        found[config.name] = f"# Made by edge-dsc deploy triton, which replaces it.\n{text.MessageToString(config)}"
+        found[config.name] = (
+            f"# Made by edge-dsc deploy triton, which replaces it.\n{text.MessageToString(config)}"
+        )
     return found
 
 
@@ -348,7 +353,8 @@ def _entries(out: Path, ours: Callable[[Path], set[str]]) -> list[str]:
         foreign = sorted(set(there) - ours(out))
     except ArtefactError as error:
         raise UsageError(
-            f"{out} is not empty and was not made by edge-dsc ({error.what})", remedy="choose another folder with --out"
+            f"{out} is not empty and was not made by edge-dsc ({error.what})",
+            remedy="choose another folder with --out",
         ) from error
     if foreign:
         raise UsageError(
@@ -438,7 +444,9 @@ class RunningTriton:
             self.process.kill()
             self.process.wait()
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.process.pid, signal.SIGKILL)  # its children for Python, which it cannot tell any more
+            os.killpg(
+                self.process.pid, signal.SIGKILL
+            )  # its children for Python, which it cannot tell any more
         for left in Path("/dev/shm").glob(f"{glob.escape(self.memory)}*") if self.memory else ():
             left.unlink(missing_ok=True)
 
@@ -516,7 +524,9 @@ def _free_port() -> int:
 def _environment(program: TritonProgram) -> dict[str, str]:
     """Return what the server's loader and the Python in its children need to find this environment's packages."""
     libraries = [str(path) for path in program.libraries]
-    libraries += [path for path in (sysconfig.get_config_var("LIBDIR"), os.environ.get("LD_LIBRARY_PATH")) if path]
+    libraries += [
+        path for path in (sysconfig.get_config_var("LIBDIR"), os.environ.get("LD_LIBRARY_PATH")) if path
+    ]
     # The interpreter inside the children finds its packages as one that is started from PATH does; it does not look at
     # PYTHONPATH.
     return {
@@ -557,11 +567,14 @@ def _wait_ready(server: RunningTriton, seconds: float) -> None:
                     return
             time.sleep(0.1)
     raise EnvironmentProblem(
-        f"tritonserver was not ready after {seconds:g} s: {_reason(server)}", remedy=f"its log is {server.log}"
+        f"tritonserver was not ready after {seconds:g} s: {_reason(server)}",
+        remedy=f"its log is {server.log}",
     )
 
 
 def _reason(server: RunningTriton) -> str:
     """Return the last line of a log that names an error, else its last line."""
     lines = [line.strip() for line in server.tail().splitlines() if line.strip()]
-    return next((line for line in reversed(lines) if "rror" in line), lines[-1] if lines else "it wrote nothing")
+    return next(
+        (line for line in reversed(lines) if "rror" in line), lines[-1] if lines else "it wrote nothing"
+    )

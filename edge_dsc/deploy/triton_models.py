@@ -59,7 +59,8 @@ class EngineModel:
             return [triton.InferenceResponse(error=refused) for _ in requests]
         ends = np.cumsum([len(batch) for batch in batches])[:-1]
         return [
-            triton.InferenceResponse([_tensor(triton, contract.output_name, part)]) for part in np.split(rows, ends)
+            triton.InferenceResponse([_tensor(triton, contract.output_name, part)])
+            for part in np.split(rows, ends)
         ]
 
     def finalize(self) -> None:
@@ -89,7 +90,9 @@ class FrontModel:
         self._labels = record.contract.labels
         self._largest = record.batch.largest
         self._pool = ThreadPoolExecutor(usable_processors(), thread_name_prefix="decode")
-        self._count = _Counters(self._triton, parameters[MODEL_KEY], self._labels, float(parameters[UNSURE_KEY]))
+        self._count = _Counters(
+            self._triton, parameters[MODEL_KEY], self._labels, float(parameters[UNSURE_KEY])
+        )
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Decode the files of all requests in threads, ask for them in batches, and give each request its answer."""
@@ -114,7 +117,9 @@ class FrontModel:
             return Prepared("", prepare_pixels(pixels, contract, name="the file"), 0.0)
         except ImageError as error:
             return Prepared("", error, 0.0)
-        except EdgeDscError as error:  # DICOM without pydicom: the other files of the batch have their answers
+        except (
+            EdgeDscError
+        ) as error:  # DICOM without pydicom: the other files of the batch have their answers
             return Prepared("", ImageError(error.what, remedy=error.remedy), 0.0)
 
     def _respond(self, answer: Answer) -> Any:
@@ -173,12 +178,16 @@ class _AskedModel(DirectSubmission):
         try:
             response = asked.exec()
         except triton.TritonModelException as error:
-            raise UnansweredError(f"{self._name} gave no answer: {error}", remedy="see the server's log") from error
+            raise UnansweredError(
+                f"{self._name} gave no answer: {error}", remedy="see the server's log"
+            ) from error
         if response.has_error():
             raise UnansweredError(
                 f"{self._name} gave no answer: {response.error().message()}", remedy="see the server's log"
             )
-        answers: NDArray[np.float32] = _array(triton.get_output_tensor_by_name(response, contract.output_name))
+        answers: NDArray[np.float32] = _array(
+            triton.get_output_tensor_by_name(response, contract.output_name)
+        )
         return answers.copy()  # the response's own memory goes with it
 
     def close(self) -> None:
@@ -204,7 +213,9 @@ class _Counters:
         self._families: list[Any] = []
         self._threshold = unsure
         answers = family("edge_dsc_answers_total", "Pictures by their most probable class")
-        errors = family("edge_dsc_errors_total", "Pictures without an answer: no picture, or none from the model")
+        errors = family(
+            "edge_dsc_errors_total", "Pictures without an answer: no picture, or none from the model"
+        )
         unsure_ones = family("edge_dsc_unsure_total", "Answers whose best class stays under the threshold")
         # Made here, not at the first answer: a counter that begins above 0 has no rate.
         self._answers = [answers({"label": label}) for label in labels]

@@ -97,13 +97,13 @@ def parse_server(text: str, expected: Path | None = None) -> ServedModel:
     )
     port = int(match[2] or DEFAULT_PORT) if match else 0
     if match is None or not 0 < port < 1 << 16:
-        raise UsageError(
-            f"--server {text!r} is no address of a model", remedy="write grpc://HOST:8001/MODEL"
-        )
+        raise UsageError(f"--server {text!r} is no address of a model", remedy="write grpc://HOST:8001/MODEL")
     return ServedModel(host=match[1], port=port, name=match[3], expected=expected)
 
 
-def open_model(engine: Path | ServedModel, *, threads: int = 1, options: RunnerOptions = DEFAULT_OPTIONS) -> Runner:
+def open_model(
+    engine: Path | ServedModel, *, threads: int = 1, options: RunnerOptions = DEFAULT_OPTIONS
+) -> Runner:
     """Open an engine of this machine, as :func:`engines.runtimes.open_engine` does, or a model on a server.
 
     Args:
@@ -229,7 +229,8 @@ class ServedRunner(DirectSubmission):
         except self._failure as error:
             self._away.set()
             raise UnansweredError(
-                f"{self._model} gave no answer: {_said(error)}", remedy="see the server's log, and give it again"
+                f"{self._model} gave no answer: {_said(error)}",
+                remedy="see the server's log, and give it again",
             ) from error
         if found is None or found.dtype != np.float32 or found.shape != (len(batch), len(contract.labels)):
             raise ArtefactError(
@@ -265,19 +266,30 @@ class ServedRunner(DirectSubmission):
         before = self._statistics() if self._time_stages else None
         ticket = super().submit(batch)
         if before is not None:
-            after = self._statistics()
-            counts = {name: after[name][1] - before[name][1] for name in _STAGES}
+            after = self._statistics_after(before)
             ticket.stages_ns = {
-                name: (after[name][0] - before[name][0]) // count for name, count in counts.items() if count > 0
+                name: (after[name][0] - before[name][0]) // max(1, after[name][1] - before[name][1])
+                for name in _STAGES
             }
         return ticket
+
+    def _statistics_after(self, before: dict[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
+        """Return the statistics once they hold another request: the server counts it after its answer is sent."""
+        deadline = time.monotonic() + REQUEST_S
+        while any((after := self._statistics())[name][1] == before[name][1] for name in _STAGES):
+            if time.monotonic() > deadline:
+                raise UnansweredError(f"{self._model} does not count its requests", remedy=_START)
+            time.sleep(0.001)
+        return after
 
     def _statistics(self) -> dict[str, tuple[int, int]]:
         """Return nanoseconds and count of each stage since the server began."""
         try:
             found = self._client.get_inference_statistics(self._model.name, client_timeout=REQUEST_S)
         except self._failure as error:
-            raise UnansweredError(f"{self._model} gave no statistics: {_said(error)}", remedy=_START) from error
+            raise UnansweredError(
+                f"{self._model} gave no statistics: {_said(error)}", remedy=_START
+            ) from error
         stats = found.model_stats[0].inference_stats
         return {name: (getattr(stats, name).ns, getattr(stats, name).count) for name in _STAGES}
 
@@ -306,7 +318,9 @@ def _said(error: Exception) -> str:
 def _record_of(config: Any, model: ServedModel) -> EngineRecord:
     """Return the record that a model's configuration carries, its batches as the server takes them."""
     if RECORD_KEY not in config.parameters:
-        raise ArtefactError(f"{model} was not deployed by edge-dsc (no record in its configuration)", remedy=_DEPLOY)
+        raise ArtefactError(
+            f"{model} was not deployed by edge-dsc (no record in its configuration)", remedy=_DEPLOY
+        )
     record = RECORD.loads(config.parameters[RECORD_KEY].string_value, str(model))
     record.contract.check(str(model))
     seen = _ends(config)
@@ -348,7 +362,10 @@ def _require_same(record: EngineRecord, expected: EngineRecord, model: ServedMod
         served, here = getattr(record.contract, name), getattr(expected.contract, name)
         if served != here:
             raise ArtefactError(
-                f"{model} has another contract than {expected.engine}: {name} {served!r}, not {here!r}", remedy=_DEPLOY
+                f"{model} has another contract than {expected.engine}: {name} {served!r}, not {here!r}",
+                remedy=_DEPLOY,
             )
     if record.onnx_sha256 != expected.onnx_sha256:
-        raise ArtefactError(f"{model} runs another model than {expected.engine} (its ONNX differs)", remedy=_DEPLOY)
+        raise ArtefactError(
+            f"{model} runs another model than {expected.engine} (its ONNX differs)", remedy=_DEPLOY
+        )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from edge_dsc.build.engine import BuildRequest, build_engine
@@ -19,7 +21,7 @@ from edge_dsc.deploy.triton import (
     write_repository,
 )
 from engines.errors import EnvironmentProblem
-from engines.record import BatchRange
+from engines.record import BatchRange, load_record, save_record
 
 
 def built(model: Path, out: Path) -> Path:
@@ -53,10 +55,14 @@ def program() -> TritonProgram:
 def server(
     engine: Path, program: TritonProgram, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[RunningTriton]:
-    """A server with the models dsc and dsc_files, and one of a stranger."""
+    """A server with the models dsc and dsc_files, those of a changed engine, and one of a stranger."""
     work = tmp_path_factory.mktemp("triton")
     repository = work / "repository"
-    write_repository(TritonRequest(engines=[engine], out=repository, unsure=0.5))
+    changed = Path(shutil.copy(engine, work / "changed.engine"))
+    save_record(changed, msgspec.structs.replace(load_record(engine), engine=changed.name))
+    write_repository(TritonRequest(engines=[engine, changed], out=repository, unsure=0.5))
+    plan = repository / "changed" / "1" / changed.name
+    plan.write_bytes(plan.read_bytes()[:-1] + b"?")
     (repository / "theirs" / "1").mkdir(parents=True)
     (repository / "theirs" / "1" / "model.py").write_text(
         "class TritonPythonModel:\n    def execute(self, requests):\n        return []\n"
@@ -65,6 +71,7 @@ def server(
         'backend: "python" max_batch_size: 8 input { name: "x" data_type: TYPE_FP32 dims: 1 }'
         ' output { name: "y" data_type: TYPE_FP32 dims: 1 }'
     )
-    running = start_triton(ServerRequest(repository=repository, work=work), program)
+    words = ("--exit-on-error=false", "--strict-readiness=false")
+    running = start_triton(ServerRequest(repository=repository, work=work, arguments=words), program)
     yield running
-    running.stop()
+    running.stop(kill=True)

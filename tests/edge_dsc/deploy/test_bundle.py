@@ -35,7 +35,11 @@ def int8_engine(
     model = Path(shutil.copy(deployed_models["dsc"], run / "model.onnx"))
     table = run_calibration(CalibrationRequest(model=model, data=textures, method="minmax", images=128)).path
     request = BuildRequest(
-        model=model, precision=Precision.INT8, runtime="onnxruntime", batch=BatchRange(1, 2, 4), calibration=table
+        model=model,
+        precision=Precision.INT8,
+        runtime="onnxruntime",
+        batch=BatchRange(1, 2, 4),
+        calibration=table,
     )
     return build_engine(request).path
 
@@ -73,7 +77,10 @@ def members(path: Path) -> dict[str, bytes]:
 def test_it_holds_what_a_device_needs(packed: Path, int8_engine: Path, keys: Path, tmp_path: Path) -> None:
     made = verify_bundle(packed, keys / "ours.pub", tmp_path / "out")
     assert made.name == "dsc-int8" and {path.name for path in (tmp_path / "out").iterdir()} == FILES
-    assert " ".join(made.build) == "--precision int8 --batch 1:2:4 --workspace 1024 --calibration calibration.json"
+    assert (
+        " ".join(made.build)
+        == "--precision int8 --batch 1:2:4 --workspace 1024 --calibration calibration.json"
+    )
     assert (tmp_path / "out" / "model.onnx").read_bytes() == (int8_engine.parent / "model.onnx").read_bytes()
     assert (tmp_path / "out" / "labels.txt").read_text() == "clear\nfocal\ndiffuse\n"
     assert os.access(tmp_path / "out" / "install.sh", os.X_OK)
@@ -99,7 +106,9 @@ def test_names_of_pictures_stay_at_home(packed: Path, int8_engine: Path) -> None
 def test_a_byte_that_was_changed_is_found(bundle: Path, keys: Path, tmp_path: Path, place: str) -> None:
     data = bytearray(bundle.read_bytes())
     with tarfile.open(bundle) as archive:
-        offsets = {member.name.rpartition("/")[2]: member.offset_data + member.size // 2 for member in archive}
+        offsets = {
+            member.name.rpartition("/")[2]: member.offset_data + member.size // 2 for member in archive
+        }
     at = {"header": 110, "end": len(data) - 1}.get(place, offsets.get(place, 0))
     data[at] ^= 1
     bundle.write_bytes(data)
@@ -221,10 +230,14 @@ def test_a_folder_of_somebody_else_is_not_unpacked_to(bundle: Path, tmp_path: Pa
 def test_a_model_says_how_it_is_built_by_its_precision(
     deployed_models: dict[str, Path], int8_engine: Path, tmp_path: Path
 ) -> None:
-    found = write_bundle(BundleRequest(model=deployed_models["cnn"], out=tmp_path / "a.tar", precision=Precision.FP16))
+    found = write_bundle(
+        BundleRequest(model=deployed_models["cnn"], out=tmp_path / "a.tar", precision=Precision.FP16)
+    )
     assert (found.name, " ".join(found.build)) == ("cnn-fp16", "--precision fp16 --batch 1:1:8")
     assert set(found.files) == FILES - {"bundle.json", "calibration.json", "record.json"}
-    found = write_bundle(BundleRequest(model=int8_engine.parent, out=tmp_path / "a.tar", precision=Precision.INT8))
+    found = write_bundle(
+        BundleRequest(model=int8_engine.parent, out=tmp_path / "a.tar", precision=Precision.INT8)
+    )
     assert "calibration.json" in found.files and "record.json" not in found.files
 
 
@@ -251,7 +264,9 @@ def test_a_mixed_engine_is_for_its_device(deployed_models: dict[str, Path], tmp_
         write_bundle(request)
 
 
-def test_a_key_that_does_not_sign_leaves_the_old_bundle(bundle: Path, int8_engine: Path, tmp_path: Path) -> None:
+def test_a_key_that_does_not_sign_leaves_the_old_bundle(
+    bundle: Path, int8_engine: Path, tmp_path: Path
+) -> None:
     before = bundle.read_bytes()
     (tmp_path / "key").write_text("no key")
     with pytest.raises(EnvironmentProblem, match="ssh-keygen cannot sign with"):
@@ -270,7 +285,9 @@ def test_a_file_of_another_kind_is_not_replaced(int8_engine: Path, tmp_path: Pat
         write_bundle(BundleRequest(model=int8_engine, out=tmp_path / "ward.tar"))
 
 
-def test_the_commands_pack_check_and_unpack(edge_dsc: Any, int8_engine: Path, keys: Path, tmp_path: Path) -> None:
+def test_the_commands_pack_check_and_unpack(
+    edge_dsc: Any, int8_engine: Path, keys: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "ward.tar"
     done = edge_dsc("deploy", "bundle", int8_engine, "--out", out, "--sign", keys / "ours")
     assert done.code == 0, done.err

@@ -72,7 +72,9 @@ def test_the_configuration_says_where_it_cannot_be_equal(engine: Path, tmp_path:
 
 
 def test_colour_is_red_first_with_an_offset_for_each_channel(engine: Path) -> None:
-    contract = ModelContract(labels=("a", "b"), architecture="theirs", decode=COLOUR_RULE, height=96, width=128)
+    contract = ModelContract(
+        labels=("a", "b"), architecture="theirs", decode=COLOUR_RULE, height=96, width=128
+    )
     found = settings(load_record(engine), contract)
     assert (found["model-color-format"], found["infer-dims"], found["offsets"]) == (0, "3;96;128", "0;0;0")
 
@@ -85,7 +87,11 @@ def run(deployed_models: dict[str, Path], textures: Path, tmp_path_factory: pyte
     table = run_calibration(CalibrationRequest(model=model, data=textures, method="minmax", images=128)).path
     build_engine(
         BuildRequest(
-            model=model, precision=Precision.INT8, runtime="onnxruntime", calibration=table, out=folder / "a.engine"
+            model=model,
+            precision=Precision.INT8,
+            runtime="onnxruntime",
+            calibration=table,
+            out=folder / "a.engine",
         )
     )
     return folder
@@ -97,7 +103,10 @@ def test_int8_has_a_scale_for_every_tensor_up_to_the_new_input(run: Path, tmp_pa
     assert (made.network_mode, keys["network-mode"], keys["int8-calib-file"]) == (1, "1", "calibration.cache")
     cache = read_cache((tmp_path / "out" / "calibration.cache").read_text(), source="cache")
     graph = onnx.load(tmp_path / "out" / "model.onnx").graph
-    front = [*(value.name for value in graph.input), *(name for node in graph.node[:2] for name in node.output)]
+    front = [
+        *(value.name for value in graph.input),
+        *(name for node in graph.node[:2] for name in node.output),
+    ]
     assert front == ["pixels", "image", "Cast_0"]
     # All three hold the same whole values, 0 to 255.
     assert {cache.scales[name] for name in front} == {pytest.approx(255 / 127)}
@@ -124,7 +133,9 @@ def test_what_nvinfer_cannot_run_is_refused(
     assert not (tmp_path / "out").exists()
 
 
-def test_the_engine_that_nvinfer_built_may_go_and_a_stranger_s_file_may_not(engine: Path, tmp_path: Path) -> None:
+def test_the_engine_that_nvinfer_built_may_go_and_a_stranger_s_file_may_not(
+    engine: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
     write_deepstream(engine, out)
     (out / "model.onnx_b4_gpu0_fp32.engine").write_text("built")
@@ -139,4 +150,7 @@ def test_the_command_prints_the_line_for_the_pipeline(edge_dsc: Any, engine: Pat
     done = edge_dsc("deploy", "deepstream", engine, "--out", tmp_path / "out")
     assert (done.code, done.out) == (0, f"nvinfer config-file-path={tmp_path / 'out' / 'config_infer.txt'}\n")
     assert done.err.count("not equal to infer: ") == 4
-    assert edge_dsc("deploy", "deepstream", engine, "--out", tmp_path / "out", "--json").json["network_mode"] == 0
+    assert (
+        edge_dsc("deploy", "deepstream", engine, "--out", tmp_path / "out", "--json").json["network_mode"]
+        == 0
+    )

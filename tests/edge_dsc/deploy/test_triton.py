@@ -132,7 +132,10 @@ def test_each_runtime_has_its_backend(
     assert fields(found.instance_group[0]) == f"count: 1 kind: {kind}"
     # Triton loads the plan by the name that its record knows it by.
     assert found.default_model_filename == ("dsc-fp16.tensorrt.engine" if platform else "")
-    assert (made.models[0].front, made.models[0].backend) == (None, asked if asked != "auto" else (backend or "tensorrt"))
+    assert (made.models[0].front, made.models[0].backend) == (
+        None,
+        asked if asked != "auto" else (backend or "tensorrt"),
+    )
     assert made.models[0].engine_sha256 == sha256_file(plan)
 
 
@@ -148,7 +151,11 @@ def test_other_pixels_are_declared_as_they_are(engine: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("changes", "asked", "said"),
     [
-        ({"batch": BatchRange(2, 4, 8)}, "auto", "takes batches of 2 and more; a server's requests come one by one"),
+        (
+            {"batch": BatchRange(2, 4, 8)},
+            "auto",
+            "takes batches of 2 and more; a server's requests come one by one",
+        ),
         ({}, "tensorrt", "is of onnxruntime, which Triton's tensorrt backend cannot load"),
     ],
 )
@@ -222,7 +229,12 @@ def test_names_of_pictures_stay_at_home(engine: Path) -> None:
         flipped=(Flip("ward/Jane Doe.png", "clear", "clear", "focal"),),
     )  # fmt: skip
     validation = Validation(
-        images="ward", images_sha256="0" * 64, answered_by="itself", max_drop=0.5, skipped=0, agreement=agreement
+        images="ward",
+        images_sha256="0" * 64,
+        answered_by="itself",
+        max_drop=0.5,
+        skipped=0,
+        agreement=agreement,
     )
     record: EngineRecord = msgspec.structs.replace(load_record(engine), validation=validation)
     sent = json.dumps(msgspec.to_builtins(travelling_record(record)))

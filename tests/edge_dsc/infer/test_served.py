@@ -49,13 +49,18 @@ def nobody() -> ServedModel:
 
 
 def test_no_server_is_one_line(nobody: ServedModel) -> None:
-    with pytest.raises(EnvironmentProblem, match=rf"no server answers at grpc://127.0.0.1:{nobody.port}: ") as none:
+    with pytest.raises(
+        EnvironmentProblem, match=rf"no server answers at grpc://127.0.0.1:{nobody.port}: "
+    ) as none:
         open_model(nobody)
     assert none.value.remedy.startswith("start it: tritonserver --model-repository=")
 
 
 def test_the_commands_say_so(edge_dsc: Any, nobody: ServedModel, textures: Path, tmp_path: Path) -> None:
-    for words in (("infer", textures, "--out", tmp_path / "a.csv"), ("bench", "--quick", "--out", tmp_path / "b.json")):
+    for words in (
+        ("infer", textures, "--out", tmp_path / "a.csv"),
+        ("bench", "--quick", "--out", tmp_path / "b.json"),
+    ):
         done = edge_dsc(*words, "--server", nobody)
         assert (done.code, done.err.count("\n")) == (3, 1)
         assert done.err.startswith(f"error: no server answers at grpc://127.0.0.1:{nobody.port}")
@@ -66,9 +71,15 @@ def test_the_commands_say_so(edge_dsc: Any, nobody: ServedModel, textures: Path,
     ("words", "said"),
     [
         (["infer", "x"], "infer takes an engine and a source"),
-        (["infer", "x", "--server", "grpc://a/b", "--slots", "2"], "grpc://a:8001/b runs on its server: --slots is for"),
+        (
+            ["infer", "x", "--server", "grpc://a/b", "--slots", "2"],
+            "grpc://a:8001/b runs on its server: --slots is for",
+        ),
         (["bench"], "there is nothing to measure (name an engine, or a model with --server)"),
-        (["bench", "--server", "grpc://a/b", "--memory"], "--memory measures this machine, and grpc://a:8001/b runs on"),
+        (
+            ["bench", "--server", "grpc://a/b", "--memory"],
+            "--memory measures this machine, and grpc://a:8001/b runs on",
+        ),
     ],
 )
 def test_what_does_not_fit_a_server_is_refused_before_it_is_asked(
