@@ -31,6 +31,7 @@ LARGEST_TEXT = 256 << 20
 # What a file is: said by whoever writes it, and seen again in the file that it would replace.
 ANNOTATED = "an annotated picture"
 ANNOTATED_VIDEO = "an annotated video"
+BUNDLE = "a bundle"
 CHART = "a chart"
 DOCUMENT = "a JSON document"
 ENGINE = "an engine"
@@ -45,6 +46,7 @@ ANNOTATED_MARK = b"\xff\xfe\x00\x0aedge-dsc"  # a comment of JPEG, before all el
 VIDEO_MARK = b"annotated by edge-dsc"  # at the end of a video, in what its container calls empty
 _OUR_DOCUMENT = re.compile(rb'\s*\{\s*"kind": ?"(edge-dsc/[a-z-]+)"')
 _HEADS = (
+    (BUNDLE, re.compile(rb'.{512}\{\s*"kind": "edge-dsc/bundle"', re.DOTALL)),
     (ROWS, re.compile(rb'path,(frame,)?(seconds,|captured,)?label,|\{"path": ')),
     (PAGE, re.compile(rb"<!doctype html>.{1,400}default-src 'none'; img-src data:", re.DOTALL)),
     ("an HTML page of another program", re.compile(rb"\s*<(!doctype|html)", re.IGNORECASE)),

@@ -24,11 +24,11 @@ from edge_dsc.deploy.triton import replaced_folder, travelling_record
 from edge_dsc.infer.source import hide_password, parse_source
 from engines.contract import LARGEST_MODEL, Count, PathName, Sha256, Text
 from engines.errors import ArtefactError, EnvironmentProblem, UsageError
+from engines.files import BUNDLE as BUNDLE_FILE
 from engines.files import DocumentKind, read_regular, require_writable, sha256_bytes, write_bytes
 from engines.graph import OnnxModel, load_model
 from engines.record import RECORD, BatchRange, EngineRecord, Precision, load_record
 
-BUNDLE_FILE = "a bundle"
 SIGNATURE = ".sig"  # ward.tar -> ward.tar.sig
 NAMESPACE = "edge-dsc-bundle"  # of the signatures: one made for something else is none of a bundle
 MANIFEST = "bundle.json"
@@ -86,7 +86,7 @@ class BundleRequest:
         model: An engine, whose record says how the device builds; or a model, or its run's folder.
         out: The bundle, a ``.tar``.
         precision: Of a model: what the device builds.
-        key: A private key of OpenSSH to sign with, or a public one whose private one an agent holds; None does not sign.
+        key: A private key of OpenSSH to sign with, or a public one whose other half an agent holds; None does not sign.
         source: What the service classifies, unless the device names another.
         port: Of the live page.
     """
@@ -175,7 +175,7 @@ def _gather(request: BundleRequest) -> _Content:
         "SOURCE": request.source, "PORT": str(request.port),
     }  # fmt: skip
     for template in _TEMPLATES:
-        text = files("edge_dsc.deploy").joinpath("device", template).read_text(encoding="utf-8")
+        text = (files("edge_dsc.deploy") / "device" / template).read_text(encoding="utf-8")
         packed[template] = _fill(text, values).encode()
     listed = {path: PackedFile(sha256_bytes(data), len(data)) for path, data in sorted(packed.items())}
     bundle = Bundle(
@@ -245,10 +245,11 @@ def _with_manifest(content: _Content) -> dict[str, bytes]:
 
 
 def _pack(name: str, packed: Mapping[str, bytes]) -> bytes:
-    """Return the one archive that stands for these files: sorted, without times and owners."""
+    """Return the one archive that stands for these files: the list first, sorted, without times and owners."""
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as archive:
-        for path, data in sorted(packed.items()):
+        for path in sorted(packed, key=lambda path: (path != MANIFEST, path)):
+            data = packed[path]
             member = tarfile.TarInfo(f"{name}/{path}")
             member.size, member.mode = len(data), 0o755 if path == _EXECUTABLE else 0o644
             archive.addfile(member, io.BytesIO(data))

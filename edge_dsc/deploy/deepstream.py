@@ -11,7 +11,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from calibration.table import check_table, load_table
-from calibration.tensorrt import tensor_scales, write_cache, encode_scale
+from calibration.tensorrt import encode_scale, tensor_scales, write_cache
 from edge_dsc.deploy.triton import replaced_folder
 from engines.contract import ModelContract
 from engines.errors import ArtefactError, UsageError
@@ -54,9 +54,9 @@ class DeepStreamFolder:
 def write_deepstream(engine: Path, out: Path, *, tensorrt: str = "10.3.0") -> DeepStreamFolder:
     """Write a folder that ``nvinfer`` runs: configuration, model, labels and, for INT8, a calibration cache.
 
-    nvinfer builds its own engine from the model. It computes ``y = net-scale-factor * (x - offset)`` in float32 for each
-    channel; the model's own scale is inside its weights, so the factor is 1 and the offsets are 0. The model is proven
-    here to answer such an input bit for bit as the engine's model answers ``uint8``.
+    nvinfer builds its own engine from the model. It computes ``y = net-scale-factor * (x - offset)`` in float32 for
+    each channel; the model's own scale is inside its weights, so the factor is 1 and the offsets are 0. The model is
+    proven here to answer such an input bit for bit as the engine's model answers ``uint8``.
 
     Args:
         engine: An engine; its record names model, precision and calibration table.

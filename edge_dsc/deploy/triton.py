@@ -26,8 +26,8 @@ from edge_dsc.infer.served import RECORD_KEY, TYPES
 from engines.contract import PathName, Sha256, Text
 from engines.errors import ArtefactError, EnvironmentProblem, UsageError
 from engines.files import DocumentKind, output_problem, sha256_file, write_text
-from engines.packages import is_installed, load
-from engines.record import EngineRecord, load_record, record_path, save_record
+from engines.packages import load
+from engines.record import EngineRecord, load_record, save_record
 
 BACKENDS = ("auto", "tensorrt", "onnxruntime", "python")
 ENGINE_KEY = "edge_dsc.engine"  # parameters of a model: the engine's path, relative to the repository
@@ -40,7 +40,7 @@ LABELS = "labels.txt"
 _VERSION = "1"
 _PLATFORMS = {"tensorrt": "tensorrt_plan", "onnxruntime": "onnxruntime_onnx"}
 _FRONT_INSTANCES = 2  # one decodes while the other waits for the model
-_MODEL_PY = '''"""Made by edge-dsc deploy triton: Triton's Python backend runs this; edge-dsc must be installed there."""
+_MODEL_PY = '''"""Made by edge-dsc deploy triton. Triton's Python backend runs this, with edge-dsc installed."""
 
 from edge_dsc.deploy.triton_models import {name} as TritonPythonModel  # noqa: F401
 '''
@@ -495,7 +495,8 @@ def start_triton(request: ServerRequest, program: TritonProgram | None = None) -
     command = [
         str(program.binary.absolute()), f"--model-repository={request.repository.absolute()}",
         "--allow-http=false", "--grpc-address=127.0.0.1", f"--grpc-port={grpc}",
-        "--disable-auto-complete-config", "--metrics-address=127.0.0.1", f"--metrics-port={metrics}", "--allow-gpu-metrics=false",
+        "--metrics-address=127.0.0.1", f"--metrics-port={metrics}", "--allow-gpu-metrics=false",
+        "--disable-auto-complete-config",  # it is complete, and each Python model would be started twice
         # Two servers of one machine must not share their memory with the Python processes.
         f"--backend-config=python,shm-region-prefix-name={memory}",
         *([f"--backend-directory={backends.absolute()}"] if backends else []), *request.arguments,
@@ -536,7 +537,7 @@ def _environment(program: TritonProgram) -> dict[str, str]:
 
 
 def _python_backend(program: TritonProgram, work: Path) -> Path | None:
-    """Return a folder of backends with the stub beside the Python backend, made of links where the wheel has it apart."""
+    """Return a folder of backends in which the stub lies beside the Python backend; the wheel has it apart."""
     if program.backends is None or program.stub is None:
         return program.backends
     folder = work / "backends"

@@ -1,8 +1,8 @@
 """What Triton's Python backend runs: our runner behind a model, and a front that takes whole files.
 
-Arrays go to and from Triton by DLPack alone. A Python backend that was compiled for NumPy 1, as that of release 24.10, takes
-the element size of NumPy 2's arrays for 0: it would read one pixel everywhere and send nothing. DLPack has no strings, so
-files and labels are bytes.
+Arrays go to and from Triton by DLPack alone. A Python backend that was compiled for NumPy 1, as that of release 24.10,
+takes the element size of NumPy 2's arrays for 0: it would read one pixel everywhere and send nothing. DLPack has no
+strings, so files and labels are bytes.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ class FrontModel:
             kind = triton.TritonError.UNAVAILABLE if answer.unanswered else triton.TritonError.INVALID_ARG
             return triton.InferenceResponse(error=triton.TritonError(answer.error or "", kind))
         row = np.array([answer.probabilities], np.float32)
-        outputs = {
+        outputs: dict[str, NDArray[Any]] = {
             "label": np.frombuffer(bytearray(self._labels[top].encode()), np.uint8)[None],
             "probability": row[:, top : top + 1],
             "probabilities": row,
@@ -155,7 +155,7 @@ class _AskedModel(DirectSubmission):
     """The model that takes pixels, asked inside the server: a runner like any other."""
 
     thread_safe = False
-    description: Mapping[str, str] = {"execution": "Triton, inside"}  # noqa: RUF012 - never written to
+    description: Mapping[str, str] = {"execution": "Triton, inside"}
 
     def __init__(self, triton: Any, name: str, record: EngineRecord) -> None:
         self.record = record
@@ -188,7 +188,8 @@ class _AskedModel(DirectSubmission):
         answers: NDArray[np.float32] = _array(
             triton.get_output_tensor_by_name(response, contract.output_name)
         )
-        return answers.copy()  # the response's own memory goes with it
+        kept: NDArray[np.float32] = answers.copy()  # the response's own memory goes with it
+        return kept
 
     def close(self) -> None:
         """Do nothing: the server owns the model."""

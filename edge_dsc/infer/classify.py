@@ -246,7 +246,7 @@ def _stack(group: Sequence[Prepared], smallest: int) -> InputPixels | None:
 def _answers_of(
     group: Sequence[Prepared], rows: NDArray[np.float32] | UnansweredError | None, seconds: float
 ) -> list[Answer]:
-    """Return the answers of a batch: the next row, or why there is none, to each good picture; its error to a bad one."""
+    """Return the answers of a batch: its error to each bad picture, the next row or why there is none to a good one."""
     lost = str(rows) if isinstance(rows, UnansweredError) else None
     given = iter(rows.tolist() if isinstance(rows, np.ndarray) else ())
     answers = []

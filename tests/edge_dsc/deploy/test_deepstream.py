@@ -15,13 +15,13 @@ import pytest
 from numpy.typing import NDArray
 
 from calibration.tensorrt import read_cache
-from edge_dsc.build.calibrate import CalibrationRequest, run_calibration
-from edge_dsc.build.engine import BuildRequest, build_engine
 from edge_dsc.deploy.deepstream import LIMITS, settings, write_deepstream
 from engines.contract import COLOUR_RULE, ModelContract
 from engines.errors import ArtefactError, UsageError
 from engines.record import Precision, load_record, save_record
 from engines.runtimes import open_engine
+
+INT8 = "dsc-int8.onnxruntime.engine"
 
 
 def nvinfer_input(frame: NDArray[np.uint8], keys: dict[str, str]) -> NDArray[np.float32]:
@@ -79,26 +79,8 @@ def test_colour_is_red_first_with_an_offset_for_each_channel(engine: Path) -> No
     assert (found["model-color-format"], found["infer-dims"], found["offsets"]) == (0, "3;96;128", "0;0;0")
 
 
-@pytest.fixture(scope="module")
-def run(deployed_models: dict[str, Path], textures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with an INT8 engine from a table that a cache can hold."""
-    folder = tmp_path_factory.mktemp("run")
-    model = Path(shutil.copy(deployed_models["dsc"], folder / "model.onnx"))
-    table = run_calibration(CalibrationRequest(model=model, data=textures, method="minmax", images=128)).path
-    build_engine(
-        BuildRequest(
-            model=model,
-            precision=Precision.INT8,
-            runtime="onnxruntime",
-            calibration=table,
-            out=folder / "a.engine",
-        )
-    )
-    return folder
-
-
-def test_int8_has_a_scale_for_every_tensor_up_to_the_new_input(run: Path, tmp_path: Path) -> None:
-    made = write_deepstream(run / "a.engine", tmp_path / "out", tensorrt="8.6.2")
+def test_int8_has_a_scale_for_every_tensor_up_to_the_new_input(built_run: Path, tmp_path: Path) -> None:
+    made = write_deepstream(built_run / INT8, tmp_path / "out", tensorrt="8.6.2")
     keys = read_keys(tmp_path / "out")
     assert (made.network_mode, keys["network-mode"], keys["int8-calib-file"]) == (1, "1", "calibration.cache")
     cache = read_cache((tmp_path / "out" / "calibration.cache").read_text(), source="cache")
@@ -109,11 +91,12 @@ def test_int8_has_a_scale_for_every_tensor_up_to_the_new_input(run: Path, tmp_pa
     ]
     assert front == ["pixels", "image", "Cast_0"]
     # All three hold the same whole values, 0 to 255.
-    assert {cache.scales[name] for name in front} == {pytest.approx(255 / 127)}
+    assert {cache.scales[name] for name in front} == {cache.scales["pixels"]}
+    assert cache.scales["pixels"] == pytest.approx(255 / 127)
     outputs = {name for node in graph.node for name in node.output} | {"pixels"}
     assert set(cache.scales) <= outputs and len(cache.scales) > 10
     with pytest.raises(UsageError, match="11"):
-        write_deepstream(run / "a.engine", tmp_path / "out", tensorrt="11.1")
+        write_deepstream(built_run / INT8, tmp_path / "out", tensorrt="11.1")
 
 
 @pytest.mark.parametrize(
@@ -124,12 +107,12 @@ def test_int8_has_a_scale_for_every_tensor_up_to_the_new_input(run: Path, tmp_pa
     ],
 )
 def test_what_nvinfer_cannot_run_is_refused(
-    run: Path, tmp_path: Path, changes: dict[str, Any], error: type[Exception], said: str
+    built_run: Path, tmp_path: Path, changes: dict[str, Any], error: type[Exception], said: str
 ) -> None:
-    folder = Path(shutil.copytree(run, tmp_path / "run"))
-    save_record(folder / "a.engine", msgspec.structs.replace(load_record(folder / "a.engine"), **changes))
+    folder = Path(shutil.copytree(built_run, tmp_path / "run"))
+    save_record(folder / INT8, msgspec.structs.replace(load_record(folder / INT8), **changes))
     with pytest.raises(error, match=said):
-        write_deepstream(folder / "a.engine", tmp_path / "out")
+        write_deepstream(folder / INT8, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

@@ -181,7 +181,7 @@ def test_another_model_on_the_server_is_refused(
     )
     address = f"grpc://127.0.0.1:{server.grpc}"
     with pytest.raises(
-        ArtefactError, match="has another contract than cnn.engine: architecture 'dsc', not 'cnn'"
+        ArtefactError, match=r"has another contract than cnn\.engine: architecture 'dsc', not 'cnn'"
     ):
         ServedRunner(parse_server(str(served), expected=cnn.path))
     with pytest.raises(ArtefactError, match=r"theirs was not deployed by edge-dsc \(no record"):
@@ -256,7 +256,7 @@ def test_a_server_that_does_not_start_says_why(program: TritonProgram, tmp_path:
     (tmp_path / "repository" / "a" / "1").mkdir(parents=True)
     (tmp_path / "repository" / "a" / "config.pbtxt").write_text("nonsense")
     request = ServerRequest(repository=tmp_path / "repository", work=tmp_path / "work")
-    with pytest.raises(EnvironmentProblem, match="tritonserver ended with 1: .*failed to load") as refused:
+    with pytest.raises(EnvironmentProblem, match=r"tritonserver ended with 1: .*failed to load") as refused:
         start_triton(request, program)
     (log,) = (tmp_path / "work").glob("*.log")
     assert refused.value.remedy == f"its log is {log}"
