@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from engines.record import EngineRecord, Precision, load_record
 CONFIG = "config_infer.txt"
 _MODEL, _LABELS, _CACHE = "model.onnx", "labels.txt", "calibration.cache"
 _FIRST_LINE = "# Made by edge-dsc deploy deepstream"
-_INPUT = "pixels"
+_INPUT = "frames"  # of the changed model, unless its graph has a tensor of that name
 _MODES = {Precision.FP32: 0, Precision.INT8: 1, Precision.FP16: 2}  # nvinfer's network-mode
 _RGB, _GREY = 0, 2  # nvinfer's model-color-format
 _AGAIN = "export it again: edge-dsc export RUN"
@@ -81,7 +82,7 @@ def write_deepstream(engine: Path, out: Path, *, tensorrt: str = "10.3.0") -> De
         )
     taken = take_planar_floats(model)
     _prove_equal(model, taken)
-    cache = _cache(engine, record, model, tensorrt) if record.precision is Precision.INT8 else None
+    cache = _cache(engine, record, model, taken, tensorrt) if record.precision is Precision.INT8 else None
     with replaced_folder(out, _our_names) as folder:
         (folder / _MODEL).write_bytes(taken.SerializeToString(deterministic=True))
         (folder / _LABELS).write_text(
@@ -106,12 +107,13 @@ def take_planar_floats(model: OnnxModel) -> onnx.ModelProto:
     if not users or any(node.op_type != "Cast" for node in users):
         raise ArtefactError(f"the first node of {model.path} is no Cast", remedy=_AGAIN)
     shape = [graph.input[0].type.tensor_type.shape.dim[0].dim_param or "N", contract.channels]
-    planar = helper.make_tensor_value_info(
-        _INPUT, TensorProto.FLOAT, [*shape, contract.height, contract.width]
-    )
+    used = {name for node in graph.node for name in (node.name, *node.input, *node.output)}
+    candidates = itertools.chain([_INPUT], (f"{_INPUT}{number}" for number in itertools.count(2)))
+    name = next(candidate for candidate in candidates if candidate not in used)
+    planar = helper.make_tensor_value_info(name, TensorProto.FLOAT, [*shape, contract.height, contract.width])
     graph.input[0].CopyFrom(planar)
     order = [0, 2, 3, 1] if contract.layout == "NHWC" else [0, 1, 2, 3]
-    turn = helper.make_node("Transpose", [_INPUT], [contract.input_name], name="planes", perm=order)
+    turn = helper.make_node("Transpose", [name], [contract.input_name], name=name, perm=order)
     graph.node.insert(0, turn)
     del taken.metadata_props[:]  # its contract says uint8, and is not this input's
     onnx.checker.check_model(taken)
@@ -129,15 +131,20 @@ def _prove_equal(model: OnnxModel, taken: onnx.ModelProto) -> None:
     planes = grey if contract.layout == "NCHW" else np.moveaxis(grey, -1, 1)
     floats = np.ascontiguousarray(planes.astype(np.float32))
     answers = []
-    for proto, feed in ((model.proto, {contract.input_name: grey}), (taken, {_INPUT: floats})):
+    for proto, feed in (
+        (model.proto, {contract.input_name: grey}),
+        (taken, {taken.graph.input[0].name: floats}),
+    ):
         session = open_session(proto.SerializeToString(), str(model.path), threads=1, remedy=_AGAIN)
         answers.append(session.run([contract.output_name], feed)[0])
     if answers[0].tobytes() != answers[1].tobytes():
         raise ArtefactError(f"{model.path} answers floats otherwise than uint8", remedy=_AGAIN)
 
 
-def _cache(engine: Path, record: EngineRecord, model: OnnxModel, tensorrt: str) -> str:
-    """Return TensorRT's text cache of the engine's table, with a line for the input that was put in front."""
+def _cache(
+    engine: Path, record: EngineRecord, model: OnnxModel, taken: onnx.ModelProto, tensorrt: str
+) -> str:
+    """Return TensorRT's text cache of the engine's table, with lines for what was put in front."""
     path = engine.parent / (record.calibration or "calibration.json")
     table = load_table(path)
     check_table(table, model, path=path)
@@ -145,8 +152,8 @@ def _cache(engine: Path, record: EngineRecord, model: OnnxModel, tensorrt: str) 
     scales = tensor_scales(table, model.proto)
     cast = next(node for node in model.proto.graph.node if model.contract.input_name in node.input)
     scale = scales.get(cast.output[0], scales.get(model.contract.input_name, 255 / 127))
-    known = {*scales}
-    added = [name for name in (_INPUT, model.contract.input_name, cast.output[0]) if name not in known]
+    front = (taken.graph.input[0].name, model.contract.input_name, cast.output[0])
+    added = [name for name in front if name not in scales]
     return text + "".join(f"{name}: {encode_scale(scale)}\n" for name in added)
 
 

@@ -1,10 +1,10 @@
 #!/bin/sh
-# Made by edge-dsc deploy bundle. Checks the files, builds the engine on this device, tests it, and starts the service.
+# Made by edge-dsc deploy bundle. Builds the engine on this device, runs it once, tests the device, and starts the service.
 #
 #   sudo sh install.sh                     everything
-#   SOURCE=rtsp://... sudo -E sh install.sh  another source than @NAME@ was packed for
-#   SERVICE=no PLACE=/some/folder sh install.sh  the engine alone
-#   SELFTEST=no                            without edge-dsc selftest, which takes some minutes
+#   sudo SOURCE=rtsp://... sh install.sh   another source than the bundle was packed for; also PORT=...
+#   SERVICE=no PLACE=/a/folder sh install.sh  the engine alone
+#   sudo SELFTEST=no sh install.sh         without edge-dsc selftest, which takes some minutes
 set -eu
 
 NAME='@NAME@'
@@ -34,7 +34,7 @@ for file in model.onnx labels.txt record.json calibration.json bundle.json; do
 done
 cd "$PLACE"
 "$EDGE_DSC" build-engine model.onnx @BUILD@ --out "$NAME.engine"
-"$EDGE_DSC" inspect "$NAME.engine"
+"$EDGE_DSC" inspect "$NAME.engine" --layers >layers.txt
 if [ "$SELFTEST" = yes ] && "$EDGE_DSC" selftest --help >/dev/null 2>&1; then
     "$EDGE_DSC" selftest --out selftest || fail "selftest found a fault: see $PLACE/selftest" 1
 fi

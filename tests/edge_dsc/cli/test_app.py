@@ -22,7 +22,9 @@ assert isinstance(GROUP, CommandGroup)
 # Each command that does something, a part of a group by both names: "deploy triton".
 LEAVES = {
     **{name: command for name, command in COMMANDS.items() if not command.parts},
-    **{f"{name} {part}": found for name, command in COMMANDS.items() for part, found in command.parts.items()},
+    **{
+        f"{name} {part}": found for name, command in COMMANDS.items() for part, found in command.parts.items()
+    },
 }
 NOT_FOR_HELP = {"numpy", "cv2", "onnx", "onnxruntime", "tensorflow", "keras", "msgspec", "rich"}
 

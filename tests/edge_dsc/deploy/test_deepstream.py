@@ -15,9 +15,10 @@ import pytest
 from numpy.typing import NDArray
 
 from calibration.tensorrt import read_cache
-from edge_dsc.deploy.deepstream import LIMITS, settings, write_deepstream
+from edge_dsc.deploy.deepstream import LIMITS, settings, take_planar_floats, write_deepstream
 from engines.contract import COLOUR_RULE, ModelContract
 from engines.errors import ArtefactError, UsageError
+from engines.graph import load_model
 from engines.record import Precision, load_record, save_record
 from engines.runtimes import open_engine
 
@@ -45,7 +46,7 @@ def read_keys(folder: Path) -> dict[str, str]:
 
 def answer(folder: Path, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
     session = onnxruntime.InferenceSession(str(folder / "model.onnx"), providers=["CPUExecutionProvider"])
-    return session.run(["probabilities"], {"pixels": pixels})[0]
+    return session.run(["probabilities"], {"frames": pixels})[0]
 
 
 def test_nvinfer_s_formula_gives_the_contract_s_input_bit_for_bit(engine: Path, tmp_path: Path) -> None:
@@ -89,14 +90,29 @@ def test_int8_has_a_scale_for_every_tensor_up_to_the_new_input(built_run: Path, 
         *(value.name for value in graph.input),
         *(name for node in graph.node[:2] for name in node.output),
     ]
-    assert front == ["pixels", "image", "Cast_0"]
+    assert front == ["frames", "image", "Cast_0"]
     # All three hold the same whole values, 0 to 255.
-    assert {cache.scales[name] for name in front} == {cache.scales["pixels"]}
-    assert cache.scales["pixels"] == pytest.approx(255 / 127)
-    outputs = {name for node in graph.node for name in node.output} | {"pixels"}
+    assert {cache.scales[name] for name in front} == {cache.scales["frames"]}
+    assert cache.scales["frames"] == pytest.approx(255 / 127)
+    outputs = {name for node in graph.node for name in node.output} | {"frames"}
     assert set(cache.scales) <= outputs and len(cache.scales) > 10
     with pytest.raises(UsageError, match="11"):
         write_deepstream(built_run / INT8, tmp_path / "out", tensorrt="11.1")
+
+
+@pytest.mark.parametrize("place", ["tensor", "node"])
+def test_what_has_the_new_input_s_name_keeps_it(deployed_models: dict[str, Path], place: str) -> None:
+    model = load_model(deployed_models["dsc"])
+    graph = model.proto.graph
+    if place == "node":
+        graph.node[3].name = "frames"
+    old = graph.node[3].output[0] if place == "tensor" else ""
+    for node in graph.node:
+        for names in (node.input, node.output):
+            names[:] = ["frames" if name == old else name for name in names]
+    taken = take_planar_floats(model)
+    assert [value.name for value in taken.graph.input] == ["frames2"]
+    onnxruntime.InferenceSession(taken.SerializeToString(), providers=["CPUExecutionProvider"])
 
 
 @pytest.mark.parametrize(
