@@ -515,6 +515,14 @@ def adopt(
             show_default=False,
         ),
     ] = None,
+    fit_on: Annotated[
+        Optional[Path],
+        typer.Option(
+            "--fit-on",
+            help="Labelled images to fit its temperature on, DIR/class/file; they cannot judge it afterwards.",
+            show_default=False,
+        ),
+    ] = None,
     out: Annotated[
         Optional[Path],
         typer.Option(
@@ -544,6 +552,7 @@ def adopt(
         gives=output.value if output else None,
         out=out,
         images=check_on,
+        fit=fit_on,
     )
     with progress_bar() as progress:
         made = adopt_model(request, progress)

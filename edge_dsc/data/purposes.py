@@ -7,6 +7,7 @@ each part serves some purposes and no others:
     purpose     train   validation   evaluation   test   in no part
     TRAIN       yes     -            -            -      -
     CHOOSE      (1)     yes          (1)          (1)    (1)
+    FIT         -       yes          -            -      -
     CALIBRATE   yes     -            -            -      yes
     COMPARE     -       yes          yes          yes    -
     JUDGE       -       -            yes          yes    (2)
@@ -46,6 +47,7 @@ class Purpose(enum.Enum):
 
     TRAIN = "train"  # the weights follow it, or in fine-tuning for INT8 the ranges too
     CHOOSE = "choose"  # it decides on an epoch, or on the layers of a mixed engine
+    FIT = "fit"  # the temperature of the probabilities, or a threshold, is found on it
     CALIBRATE = "calibrate"  # the ranges of INT8 are found over it
     COMPARE = "compare"  # two forms of one network must answer alike on it; nothing is adjusted
     JUDGE = "judge"  # a reported accuracy, or an engine's accuracy gate, is measured on it
@@ -54,6 +56,7 @@ class Purpose(enum.Enum):
 PARTS_FOR: dict[Purpose, tuple[str, ...]] = {
     Purpose.TRAIN: ("train",),
     Purpose.CHOOSE: ("validation",),
+    Purpose.FIT: ("validation",),
     Purpose.CALIBRATE: ("train",),
     Purpose.COMPARE: ("evaluation", "test", "validation"),
     Purpose.JUDGE: ("evaluation", "test"),

@@ -40,9 +40,10 @@ _EMPTY = {
 
 def caption_of(answer: Answer, labels: Sequence[str]) -> str:
     """Return the text under a picture: ``focal 98.2 %   0.9 ms``, or the error."""
-    if answer.probabilities is None or answer.top is None:
+    called = answer.called(labels)
+    if called is None:
         return str(answer.error)
-    text = f"{labels[answer.top]} {answer.probabilities[answer.top]:.1%}   {answer.latency_ms:.1f} ms"
+    text = f"{called[0]} {called[1]:.1%}   {answer.latency_ms:.1f} ms"
     return text if answer.age_ms is None else f"{text}   age {answer.age_ms:.0f} ms"
 
 

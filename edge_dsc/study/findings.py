@@ -18,6 +18,7 @@ from bench.report import Report, load_report, save_report
 from bench.statistics import summarise
 from edge_dsc import __version__
 from edge_dsc.data.purposes import PARTS_FOR, Purpose
+from edge_dsc.evaluate.agreement import Estimate
 from edge_dsc.evaluate.metrics import classification_metrics
 from edge_dsc.latency.subjects import measure_engines
 from edge_dsc.page.charts import difference_plot
@@ -29,7 +30,6 @@ from edge_dsc.study.verdict import (
     OPEN,
     YES,
     Difference,
-    Estimate,
     Judged,
     NonInferiority,
     Quality,

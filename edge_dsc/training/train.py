@@ -17,9 +17,11 @@ from numpy.typing import NDArray
 
 from edge_dsc import __version__
 from edge_dsc.data.loading import LoadedImages, load_dataset
-from edge_dsc.data.purposes import images_to_train
+from edge_dsc.data.purposes import PARTS_FOR, Purpose, images_to_train
 from edge_dsc.data.split import SPLIT_FILE, Split, keep_split, save_split, split_dataset
+from edge_dsc.evaluate.confidence import fit_temperature
 from edge_dsc.evaluate.metrics import Metrics, classification_metrics
+from edge_dsc.infer.classify import calibrate_probabilities
 from edge_dsc.networks import (
     INPUT_SIDE,
     NO_WEIGHTS,
@@ -288,7 +290,8 @@ def finish_run(options: TrainOptions, images: RunImages, fitted: Fitted) -> Trai
     """
     out, split, model, state = options.out, images.split, fitted.model, fitted.state
     written = fitted.deployed or model
-    metrics = _measure(model, images)
+    temperature = _fit_temperature(model, images)
+    metrics = _measure(model, images, temperature)
     save_split(split, out / SPLIT_FILE)
     with atomic_path(out / MODEL_FILE, KERAS_MODEL) as temporary:
         save_network(written, temporary)
@@ -313,6 +316,7 @@ def finish_run(options: TrainOptions, images: RunImages, fitted: Fitted) -> Trai
         edge_dsc=__version__,
         parent_sha256=fitted.parent_sha256,
         separation=fitted.separation,
+        temperature=temperature,
     )
     save_training_record(out, record)
     if not fitted.interrupted:
@@ -403,9 +407,22 @@ def _words(settings: Mapping[str, Any]) -> str:
     return " ".join([*words, f"--seed {settings['seed']}"])
 
 
-def _measure(model: Model, images: RunImages) -> dict[str, Metrics]:
+def _fit_temperature(model: Model, images: RunImages) -> float:
+    """Return the temperature that the images allowed for it ask for."""
+    parts = [images.pixels[part] for part in PARTS_FOR[Purpose.FIT] if len(images.pixels[part][1])]
+    if not parts:
+        return 1.0
+    answers = np.concatenate([predict(model, pixels) for pixels, _ in parts])
+    return fit_temperature(np.concatenate([targets for _, targets in parts]), answers)
+
+
+def _measure(model: Model, images: RunImages, temperature: float) -> dict[str, Metrics]:
+    """Measure a network on the images held back, with its answers as an engine of it gives them."""
     labels = images.split.labels
-    answers = {part: predict(model, images.pixels[part][0]) for part in ("evaluation", "test")}
+    answers = {
+        part: calibrate_probabilities(predict(model, images.pixels[part][0]), temperature)
+        for part in ("evaluation", "test")
+    }
     truth = {part: images.pixels[part][1] for part in answers}
     answers["held_out"] = np.concatenate([answers["evaluation"], answers["test"]])
     truth["held_out"] = np.concatenate([truth["evaluation"], truth["test"]])
