@@ -101,6 +101,13 @@ class ModelContract(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         return (*sides, self.channels) if self.layout == "NHWC" else (self.channels, *sides)
 
     @property
+    def outputs(self) -> list[tuple[str, tuple[int, ...]]]:
+        """Name and shape without the batch of each output, ``float32``: the probabilities, and the maps if any."""
+        classes = len(self.labels)
+        maps = [] if self.cam is None else [(CAM_OUTPUT, (classes, *self.cam))]
+        return [(self.output_name, (classes,)), *maps]
+
+    @property
     def channels(self) -> int:
         """Channels of the input, as the decode rule gives them: 1 grey, or 3 in the order red, green, blue."""
         return 3 if self.decode == COLOUR_RULE else 1

@@ -123,6 +123,12 @@ Abstain = Annotated[
         show_default=False,
     ),
 ]
+Cam = Annotated[
+    bool,
+    typer.Option(
+        "--cam", help="Show where the evidence for the class lies; needs an engine of build-engine --cam."
+    ),
+]
 Engine = Annotated[Path, typer.Argument(help="An engine that build-engine wrote.", show_default=False)]
 
 

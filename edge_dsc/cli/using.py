@@ -10,6 +10,7 @@ import typer
 from edge_dsc.cli.console import give, give_json, progress_bar, say
 from edge_dsc.cli.options import (
     Abstain,
+    Cam,
     Device,
     Engine,
     GpuMemory,
@@ -102,6 +103,7 @@ def infer(
     ] = "127.0.0.1",
     threshold: Threshold = None,
     abstain: Abstain = None,
+    cam: Cam = False,
     threads: Threads = None,
     slots: Slots = None,
     graph: Graph = None,
@@ -134,6 +136,7 @@ def infer(
         outputs=Outputs(annotate=annotate, unsure=save_unsure, show=show, serve=serve, host=host),
         thresholds=parse_thresholds(threshold),
         abstain=abstain,
+        cam=cam,
     )
     with progress_bar() as progress:
         summary = infer_source(request, progress=progress, say=say)
@@ -157,6 +160,7 @@ def evaluate(
     ] = None,
     threshold: Threshold = None,
     abstain: Abstain = None,
+    cam: Cam = False,
     threads: Threads = None,
     device: Device = None,
     out: Out = None,
@@ -189,6 +193,7 @@ def evaluate(
         running=running_options([engine], Running(device=device)),
         thresholds=parse_thresholds(threshold),
         abstain=abstain,
+        cam=cam,
     )
     with progress_bar() as progress:
         result = run_evaluation(request, progress)

@@ -81,13 +81,13 @@ class Confidence(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """What the probabilities of an engine mean.
 
     Attributes:
-        temperature: That they were given with; see :class:`engines.contract.ModelContract`.
+        temperature: That they were given with, see :class:`engines.contract.ModelContract`; None of several networks.
         calibration_error: :func:`edge_dsc.evaluate.agreement.calibration_error`.
         curves: By class name; without a class that has no image, or all.
         bins: Of the reliability picture, without empty ones.
     """
 
-    temperature: float
+    temperature: float | None
     calibration_error: float
     curves: Mapping[str, RocCurve]
     bins: tuple[Bin, ...]
@@ -186,12 +186,12 @@ def fit_temperature(true: NDArray[np.int64], probabilities: NDArray[np.floating]
     return round(float(np.exp(found.x)), 4) if inside else 1.0
 
 
-def measure_confidence(judged: Judgement, temperature: float = 1.0, seed: int = 0) -> Confidence:
+def measure_confidence(judged: Judgement, temperature: float | None = None, seed: int = 0) -> Confidence:
     """Measure what probabilities mean.
 
     Args:
         judged: The answers.
-        temperature: That they were given with.
+        temperature: That they were given with; None of several networks.
         seed: Seed of the draws.
     """
     curves = {}
@@ -326,9 +326,8 @@ def confidence_plots(found: Confidence) -> tuple[Plot, ...]:
         for label, curve in found.curves.items()
     }
     bins = [(one.confidence, one.accuracy.value, one.accuracy.low, one.accuracy.high) for one in found.bins]
-    caption = f"temperature {found.temperature:g}, expected calibration error {found.calibration_error:.4f}"
     plots = [roc_plot(curves)] if curves else []
-    return (*plots, reliability_plot(bins, caption=caption))
+    return (*plots, reliability_plot(bins, caption=_calibration_words(found)))
 
 
 def confidence_table(found: Confidence) -> Table:
@@ -342,8 +341,7 @@ def confidence_table(found: Confidence) -> Table:
         )
         for label, curve in found.curves.items()
     ]
-    title = f"expected calibration error {found.calibration_error:.4f} at temperature {found.temperature:g}"
-    return Table(title=title, header=tuple(header), rows=tuple(rows))
+    return Table(title=_calibration_words(found), header=tuple(header), rows=tuple(rows))
 
 
 def point_table(found: AtPoint) -> Table:
@@ -361,6 +359,11 @@ def point_table(found: AtPoint) -> Table:
         header=("class", "images", "sensitivity", "specificity", "precision"),
         rows=rows,
     )
+
+
+def _calibration_words(found: Confidence) -> str:
+    at = "" if found.temperature is None else f" at temperature {found.temperature:g}"
+    return f"expected calibration error {found.calibration_error:.4f}{at}"
 
 
 def _interval(found: Estimate | None) -> str:

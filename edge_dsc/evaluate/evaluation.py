@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from edge_dsc.evaluate.confidence import (
     measure_point,
     point_table,
 )
+from edge_dsc.evaluate.evidence import Evidence, ExplainedImages, evidence_table, measure_evidence
 from edge_dsc.evaluate.metrics import Metrics, classification_metrics
 from edge_dsc.infer.classify import Answer, OperatingPoint, classify_files
 from edge_dsc.page.document import Section, save_page
@@ -33,7 +34,14 @@ from engines.errors import BadInputError, NotComparableError, UsageError
 from engines.files import DocumentKind
 from engines.images import require_decoder
 from engines.record import Agreement, Change, Validation, peek_record
-from engines.runtimes import DEFAULT_OPTIONS, Progress, Runner, RunnerOptions, open_engine
+from engines.runtimes import (
+    DEFAULT_OPTIONS,
+    Progress,
+    Runner,
+    RunnerOptions,
+    open_engine,
+    require_cam,
+)
 from engines.text_table import Table, align_rows, printable, render_text
 
 SHOWN_FLIPS = 20
@@ -53,6 +61,7 @@ class EvaluationRequest:
         running: How engines of a GPU run, both of them.
         thresholds: By class, as :class:`edge_dsc.infer.classify.OperatingPoint` takes them.
         abstain: Likewise.
+        cam: Whether it is told where the evidence lies, for an engine with class activation maps.
     """
 
     engine: Path
@@ -63,6 +72,7 @@ class EvaluationRequest:
     running: RunnerOptions = DEFAULT_OPTIONS
     thresholds: Mapping[str, float] = field(default_factory=dict)
     abstain: float | None = None
+    cam: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,10 +82,12 @@ class Looks:
     Attributes:
         confidence: Whether the probabilities are measured: ROC curves and reliability.
         point: When a class is called; None calls the most probable one.
+        cam: Whether the class activation maps are.
     """
 
     confidence: bool = False
     point: OperatingPoint | None = None
+    cam: bool = False
 
 
 class Evaluation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -89,6 +101,7 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         agreement: With the reference engine, where one was given and both answered an image.
         confidence: What its probabilities mean, where that was measured.
         at_point: What an operating point makes of its answers, where one was given.
+        evidence: Where the evidence for its answers lies, where that was measured.
     """
 
     engine: str
@@ -98,6 +111,7 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     agreement: Agreement | None
     confidence: Confidence | None = None
     at_point: AtPoint | None = None
+    evidence: Evidence | None = None
 
 
 def evaluate(request: EvaluationRequest, progress: Progress | None = None) -> Evaluation:
@@ -119,6 +133,8 @@ def evaluate(request: EvaluationRequest, progress: Progress | None = None) -> Ev
         other = None
         if request.reference is not None:
             other = stack.enter_context(open_engine(request.reference, options=request.running))
+        if request.cam:
+            require_cam(runner.record)
         point = OperatingPoint.asked(runner.record.contract.labels, request.thresholds, request.abstain)
         return evaluate_runner(
             runner,
@@ -127,7 +143,7 @@ def evaluate(request: EvaluationRequest, progress: Progress | None = None) -> Ev
             reference=other,
             threads=request.threads,
             progress=progress,
-            looks=Looks(confidence=True, point=point),
+            looks=Looks(confidence=True, point=point, cam=request.cam),
         )
 
 
@@ -148,7 +164,8 @@ def evaluate_runner(
             require_decoder(each.record.contract)
     paths = [data / sample.path for sample in samples]
     others = None if reference is None else _answer_all(paths, reference, threads, progress)
-    answers = _answer_all(paths, runner, threads, progress)
+    maps: list[NDArray[np.float32]] | None = [] if looks.cam else None
+    answers = _answer_all(paths, runner, threads, progress, maps)
     good = [place for place, answer in enumerate(answers) if answer.probabilities is not None]
     if not good:
         raise BadInputError(
@@ -179,6 +196,14 @@ def evaluate_runner(
         probabilities=probabilities.astype(np.float64),
     )
     temperature = runner.record.contract.temperature
+    explained = None
+    if maps is not None:
+        explained = ExplainedImages(
+            paths=[paths[place] for place in good],
+            patients=judged.patients,
+            top=probabilities.argmax(axis=1),
+            evidence=np.stack(maps),
+        )
     return Evaluation(
         engine=runner.record.engine,
         images=len(good),
@@ -187,6 +212,7 @@ def evaluate_runner(
         agreement=agreement,
         confidence=measure_confidence(judged, temperature) if looks.confidence else None,
         at_point=measure_point(judged, looks.point) if looks.point is not None else None,
+        evidence=measure_evidence(explained, runner) if explained is not None else None,
     )
 
 
@@ -208,10 +234,20 @@ def _common_classes(runner: Runner, reference: Runner | None, samples: Sequence[
     return labels
 
 
-def _answer_all(paths: list[Path], runner: Runner, threads: int, progress: Progress | None) -> list[Answer]:
+def _answer_all(
+    paths: list[Path],
+    runner: Runner,
+    threads: int,
+    progress: Progress | None,
+    evidence: list[NDArray[np.float32]] | None = None,
+) -> list[Answer]:
+    """Answer every image; where there is a list for it, keep the evidence for the class of each good one."""
     answers = []
-    for answer in classify_files(paths, runner, threads=threads):
-        answers.append(answer)
+    for answer in classify_files(paths, runner, threads=threads, cam=evidence is not None):
+        found = answer.evidence(runner.record.contract.labels)
+        if evidence is not None and found is not None:
+            evidence.append(found)
+        answers.append(replace(answer, maps=None))  # those of all classes would fill the memory
         if progress is not None:
             progress(f"evaluating {runner.record.engine}", len(answers), len(paths))
     return answers
@@ -227,12 +263,17 @@ def _from_version_1(body: dict[str, Any]) -> dict[str, Any]:
     return {**body, "agreement": agreement if agreement and "accuracy" in agreement else None}
 
 
+def _from_version_2(body: dict[str, Any]) -> dict[str, Any]:
+    """Version 2 knew right and wrong alone."""
+    return {**body, "confidence": None, "at_point": None, "evidence": None}
+
+
 EVALUATION = DocumentKind(
     name="edge-dsc/evaluation",
     version=3,
     body=Evaluation,
     renew="edge-dsc evaluate ENGINE DATA --out FILE",
-    older={1: _from_version_1, 2: lambda body: {**body, "confidence": None, "at_point": None}},
+    older={1: _from_version_1, 2: _from_version_2},
 )
 
 
@@ -256,6 +297,8 @@ def format_evaluation(result: Evaluation) -> str:
         blocks += ["", render_text(confidence_table(result.confidence))]
     if result.at_point is not None:
         blocks += ["", render_text(point_table(result.at_point))]
+    if result.evidence is not None:
+        blocks += ["", render_text(evidence_table(result.evidence))]
     if result.agreement is not None:
         blocks.append(format_agreement(result.agreement, candidate=result.engine))
     return "\n".join(blocks)
@@ -273,6 +316,8 @@ def save_evaluation_page(path: Path, result: Evaluation) -> None:
         sections.append(Section("What the probabilities mean", parts))
     if result.at_point is not None:
         sections.append(Section("Operating point", (point_table(result.at_point),)))
+    if result.evidence is not None:
+        sections.append(Section("Where the evidence lies", (evidence_table(result.evidence),)))
     summary = f"{result.images:,} images, {len(result.skipped)} skipped."
     save_page(path, f"Evaluation of {result.engine}", sections, summary=summary)
 

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_dsc.infer.source import Frame
+from edge_dsc.page.heat import evidence_for
 from engines.contract import ModelContract
 from engines.errors import ImageError, UsageError
 from engines.images import InputPixels, convert_frame, decode_image, prepare_pixels, read_bytes
@@ -66,6 +67,7 @@ class Answer:
         frame: The frame that it was, for videos and cameras.
         picture: The picture to draw on, ``uint8 [H, W]`` or ``uint8 [H, W, 3]`` BGR, where somebody will.
         decision: What an operating point makes of it: the name of a class, or :data:`ABSTAIN`; None without one.
+        maps: Class activation maps, ``float32 [classes, height, width]``, where they were asked for.
     """
 
     path: Path | str
@@ -76,6 +78,7 @@ class Answer:
     frame: Frame | None = None
     picture: NDArray[np.uint8] | None = field(default=None, compare=False, repr=False)
     decision: str | None = None
+    maps: NDArray[np.float32] | None = field(default=None, compare=False, repr=False)
 
     @property
     def top(self) -> int | None:
@@ -98,6 +101,20 @@ class Answer:
         if self.decision is None or self.decision == ABSTAIN:
             return self.decision or labels[self.top], self.probabilities[self.top]
         return self.decision, self.probabilities[labels.index(self.decision)]
+
+    def evidence(self, labels: Sequence[str]) -> NDArray[np.float32] | None:
+        """Return what speaks for the class that is called, or else for the most probable one, by place.
+
+        Args:
+            labels: Class names.
+
+        Returns:
+            As :func:`edge_dsc.page.heat.evidence_for`; None without maps.
+        """
+        if self.maps is None or self.top is None:
+            return None
+        undecided = self.decision is None or self.decision == ABSTAIN
+        return evidence_for(self.maps, self.top if undecided else labels.index(str(self.decision)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,7 +215,12 @@ def calibrate_probabilities(probabilities: NDArray[np.float32], temperature: flo
 
 
 def classify(
-    items: Iterable[_Item | None], prepare: Callable[[_Item], Prepared], runner: Runner, *, threads: int
+    items: Iterable[_Item | None],
+    prepare: Callable[[_Item], Prepared],
+    runner: Runner,
+    *,
+    threads: int,
+    cam: bool = False,
 ) -> Generator[Answer, None, None]:
     """Prepare items in threads and yield an answer for each, in their order.
 
@@ -213,6 +235,7 @@ def classify(
         runner: The engine.
         threads: Preparing threads. 0 prepares and runs each item in the calling thread before the next one is taken:
             for a camera, whose next frame is the newer the later it is taken.
+        cam: Answer with class activation maps; a device then has one batch in flight.
     """
 
     def prepare_each(group: list[_Item]) -> list[Prepared]:
@@ -220,25 +243,27 @@ def classify(
 
     def answer_each(group: list[_Item]) -> list[Answer]:
         prepared = [prepare(item) for item in group]
-        return [answer_group([picture], runner)[0] for picture in prepared]
+        return [answer_group([picture], runner, cam=cam)[0] for picture in prepared]
 
     if threads == 0:
         for item in items:
             if item is not None:
-                yield from answer_group([prepare(item)], runner)
+                yield from answer_group([prepare(item)], runner, cam=cam)
     elif runner.thread_safe and runner.record.batch.smallest == 1:
         for answer in ordered_map(answer_each, items, threads=threads):
             if answer is not None:
                 yield answer
     else:
         prepared = ordered_map(prepare_each, items, threads=threads)
-        yield from _answer_in_batches(prepared, runner)
+        yield from _answer_in_batches(prepared, runner, cam=cam)
 
 
-def classify_files(paths: Iterable[Path], runner: Runner, *, threads: int) -> Generator[Answer, None, None]:
+def classify_files(
+    paths: Iterable[Path], runner: Runner, *, threads: int, cam: bool = False
+) -> Generator[Answer, None, None]:
     """Classify image files and yield an answer for each, in the order of ``paths``; see :func:`classify`."""
     prepare = functools.partial(prepare_picture, contract=runner.record.contract)
-    return classify(paths, prepare, runner, threads=threads)
+    return classify(paths, prepare, runner, threads=threads, cam=cam)
 
 
 def prepare_picture(
@@ -319,16 +344,28 @@ def _in_groups(items: Iterable[_Item | None], size: int) -> Iterator[list[_Item]
         yield group
 
 
-def answer_group(group: Sequence[Prepared], runner: Runner) -> list[Answer]:
+def answer_group(group: Sequence[Prepared], runner: Runner, *, cam: bool = False) -> list[Answer]:
     """Run one batch and return an answer for each of its pictures, bad ones included."""
     started = time.perf_counter()
     batch = _stack(group, runner.record.batch.smallest)
-    rows = runner.run(batch) if batch is not None else None
-    return _answers_of(group, rows, time.perf_counter() - started, runner)
+    rows, maps = None, None
+    if batch is not None and cam:
+        rows, maps = runner.explain(batch)
+    elif batch is not None:
+        rows = runner.run(batch)
+    answers = _answers_of(group, rows, time.perf_counter() - started, runner)
+    if maps is None:
+        return answers
+    each = iter(maps)
+    return [answer if answer.error else replace(answer, maps=next(each)) for answer in answers]
 
 
-def _answer_in_batches(prepared: Iterable[Prepared | None], runner: Runner) -> Iterator[Answer]:
+def _answer_in_batches(prepared: Iterable[Prepared | None], runner: Runner, *, cam: bool) -> Iterator[Answer]:
     smallest, best = runner.record.batch.smallest, runner.record.batch.best
+    if cam:
+        for group in _in_groups(prepared, best):
+            yield from answer_group(group, runner, cam=True)
+        return
     groups = ((group, time.perf_counter(), _stack(group, smallest)) for group in _in_groups(prepared, best))
     for runs, some in itertools.groupby(groups, key=lambda each: each[2] is not None):
         # Nothing to run: these wait for what is in flight, so that the order holds. An empty group, of a source that

@@ -24,6 +24,7 @@ from edge_dsc.infer.classify import (
 from edge_dsc.infer.live_page import TimeHistogram
 from edge_dsc.infer.rows import (
     DECISION,
+    OUTSIDE,
     RowSink,
     WrittenRows,
     check_rows_path,
@@ -46,7 +47,14 @@ from edge_dsc.infer.source import (
 from edge_dsc.infer.stop import Stop, stop_on_signals
 from engines.errors import BadInputError, UsageError
 from engines.images import quiet_decoder, require_decoder
-from engines.runtimes import DEFAULT_OPTIONS, Progress, Runner, RunnerOptions, open_engine
+from engines.runtimes import (
+    DEFAULT_OPTIONS,
+    Progress,
+    Runner,
+    RunnerOptions,
+    open_engine,
+    require_cam,
+)
 
 _IMAGE_KINDS = (SourceKind.FILES, SourceKind.LIST)
 _Item = TypeVar("_Item")
@@ -70,6 +78,7 @@ class InferRequest:
         running: How an engine of a GPU runs.
         thresholds: By class, as :class:`edge_dsc.infer.classify.OperatingPoint` takes them.
         abstain: Likewise; with neither, rows have no column for a decision.
+        cam: Whether pictures get the evidence drawn over them, and rows its share outside the central chest.
     """
 
     engine: Path
@@ -84,6 +93,7 @@ class InferRequest:
     running: RunnerOptions = DEFAULT_OPTIONS
     thresholds: Mapping[str, float] = field(default_factory=dict)
     abstain: float | None = None
+    cam: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,7 +205,9 @@ def infer_source(
                 remedy="use another kind of camera, or adopt the network with --colour grey",
             )
         point = OperatingPoint.asked(contract.labels, request.thresholds, request.abstain)
-        extra = (DECISION,) if point is not None else ()
+        if request.cam:
+            require_cam(runner.record)
+        extra = (*((DECISION,) if point else ()), *((OUTSIDE,) if request.cam else ()))
         items = source.items(stop)
         earlier = _earlier_rows(request, items, runner, extra, point)
         written = earlier.paths if earlier is not None else []
@@ -218,7 +230,7 @@ def infer_source(
         )
         # The next frame of a camera is the newer the later it is taken: none is prepared ahead.
         threads = 0 if spec.kind is SourceKind.LIVE else request.threads
-        answers = decide_each(classify(items, prepare, runner, threads=threads), point)
+        answers = decide_each(classify(items, prepare, runner, threads=threads, cam=request.cam), point)
         left = None if source.total is None else source.total - len(written)
         total = min((count for count in (left, request.limit) if count is not None), default=None)
         keep_rows = request.keep_rows and spec.kind in _IMAGE_KINDS

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from edge_dsc.infer.classify import Answer, OperatingPoint
 from edge_dsc.infer.source import Frame, SourceKind
+from edge_dsc.page.heat import outside_share
 from engines.errors import ArtefactError, EnvironmentProblem, UsageError
 from engines.files import ROWS, open_special, output_problem, require_kind
 from engines.text_table import printable
@@ -31,6 +32,7 @@ _FRAME_COLUMNS = {
     SourceKind.LIVE: (("frame", "captured"), ("latency_ms", "age_ms", "dropped")),
 }
 DECISION = "decision"
+OUTSIDE = "outside_chest"  # share of the evidence for the class that is called
 _FORMATS = (".csv", ".jsonl")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a cell that begins so is run by spreadsheets, quoted or not
 _LARGEST = 1 << 30  # bytes of a file that a run goes on with
@@ -56,7 +58,7 @@ def row_of(
         answer: The answer.
         labels: Class names.
         kind: The source's kind.
-        extra: :data:`DECISION`, where there is an operating point.
+        extra: :data:`DECISION` where there is an operating point, :data:`OUTSIDE` where there are maps.
 
     Returns:
         ``path``, ``label`` (the most probable class), ``probability``, the columns of ``extra``, ``p_<label>`` for
@@ -73,6 +75,10 @@ def row_of(
         row.update({f"p_{name}": round(p, 6) for name, p in zip(labels, answer.probabilities, strict=True)})
         if DECISION in extra:
             row[DECISION] = answer.decision
+        evidence = answer.evidence(labels) if OUTSIDE in extra else None
+        share = outside_share(evidence) if evidence is not None else None
+        if share is not None:
+            row[OUTSIDE] = round(share, 4)
     if answer.frame is not None:
         row["frame"] = answer.frame.index
         row["latency_ms"] = round(answer.latency_ms, 3)
