@@ -299,7 +299,7 @@ def train(
     if another_way:
         raise UsageError(
             "--qat takes the network, the images and the split of its run",
-            remedy="leave out --size, --weights, --unfreeze, --no-augmentation, --fold, --keep-split, --kinds and --last",
+            remedy="leave out --size, --weights, --unfreeze, --no-augmentation, --fold, --keep-split, --kinds, --last",
         )
     fine_tuning = QatOptions(
         data=data,

@@ -31,8 +31,8 @@ from edge_dsc.evaluate.confidence import fit_temperature
 from edge_dsc.evaluate.metrics import Metrics, classification_metrics
 from edge_dsc.infer.classify import calibrate_probabilities
 from edge_dsc.networks import (
-    INPUT_SIDE,
     IMAGENET,
+    INPUT_SIDE,
     NO_WEIGHTS,
     Network,
     count_parameters,
@@ -266,7 +266,7 @@ def _read_all(
         )
     images = read_run_images(options.data, split, run=run, size=network.size, reading=reading)
     refit = Refit(
-        run=os.path.basename(os.path.realpath(run)),
+        run=Path(os.path.realpath(run)).name,
         model_sha256=record.model_sha256,
         split_sha256=split.sha256,
         held_out=metrics.held_out,
