@@ -214,8 +214,8 @@ class _Head:
         ):
             return None
         feed = {one: self._constant(one) for one in node.input if one}
-        found: NDArray[Any] = onnx.reference.ReferenceEvaluator(node).run(None, feed)[0]
-        return found
+        (found,) = onnx.reference.ReferenceEvaluator(node).run(None, feed)
+        return np.asarray(found)
 
     def _same(self, tensor: str) -> str:
         """Go up past what changes at most the type of the values."""

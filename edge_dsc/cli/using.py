@@ -181,9 +181,9 @@ def evaluate(
     from engines.files import PAGE, require_writable
     from engines.images import usable_processors
 
-    for path, kind in ((out, EVALUATION.name), (html, PAGE)):
-        if path is not None:
-            require_writable(path, kind)
+    for target, kind in ((out, EVALUATION.name), (html, PAGE)):
+        if target is not None:
+            require_writable(target, kind)
     request = EvaluationRequest(
         engine=engine,
         data=data,

@@ -263,10 +263,12 @@ def _roc_curve(judged: Judgement, index: int, seed: int) -> RocCurve:
         )
         known = np.isfinite(each)
         total = np.where(known, each, 0.0).sum(axis=0)
-        return divide(total.ravel(), known.sum(axis=0).astype(float).ravel()).reshape(total.shape)
+        counts = known.sum(axis=0).astype(np.float64)
+        mean: NDArray[np.float64] = divide(total.ravel(), counts.ravel()).reshape(total.shape)
+        return mean
 
     area, *sensitivity = bootstrap(figures, judged.patients, seed)
-    sides = [len({judged.patients[row] for row in np.flatnonzero(side)}) for side in (positive, ~positive)]
+    sides = [len({judged.patients[row] for row in np.flatnonzero(side).tolist()}) for side in (positive, ~positive)]
     return RocCurve(
         area=beyond_all(area, min(sides)),
         sensitivity=tuple(sensitivity),

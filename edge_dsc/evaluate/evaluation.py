@@ -312,8 +312,10 @@ def save_evaluation_page(path: Path, result: Evaluation) -> None:
     """
     sections = [Section("Right and wrong", metrics_tables(result.metrics))]
     if result.confidence is not None:
-        parts = (*confidence_plots(result.confidence), confidence_table(result.confidence))
-        sections.append(Section("What the probabilities mean", parts))
+        found = result.confidence
+        sections.append(
+            Section("What the probabilities mean", (*confidence_plots(found), confidence_table(found)))
+        )
     if result.at_point is not None:
         sections.append(Section("Operating point", (point_table(result.at_point),)))
     if result.evidence is not None:

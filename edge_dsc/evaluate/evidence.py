@@ -103,8 +103,8 @@ def measure_evidence(images: ExplainedImages, runner: Runner, seed: int = 0) -> 
     values = np.array([np.nan if share is None else share for share in shares])
     per_class = {}
     for index, label in enumerate(runner.record.contract.labels):
-        rows = np.flatnonzero((images.top == index) & np.isfinite(values))
-        if len(rows):
+        rows = np.flatnonzero((images.top == index) & np.isfinite(values)).tolist()
+        if rows:
             outside = _mean(values[rows], [images.patients[row] for row in rows], seed)
             per_class[label] = ClassEvidence(images=len(rows), outside=outside)
     return Evidence(
