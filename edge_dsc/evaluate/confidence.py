@@ -21,7 +21,7 @@ from edge_dsc.evaluate.agreement import (
     calibration_error,
     divide,
 )
-from edge_dsc.infer.classify import ABSTAIN, OperatingPoint, calibrate_probabilities
+from edge_dsc.infer.classify import ABSTAIN, SMALLEST, OperatingPoint
 from edge_dsc.page.charts import Plot, reliability_plot, roc_plot
 from engines.packages import load
 from engines.text_table import Table
@@ -155,9 +155,8 @@ class Judgement:
 def fit_temperature(true: NDArray[np.int64], probabilities: NDArray[np.floating]) -> float:
     """Return the temperature that makes the cross-entropy of the answers to validation images smallest.
 
-    The cross-entropy is convex in the inverse of the temperature, so there is one minimum. It lies at neither end:
-    where every answer is right a smaller temperature is always better, and such images say nothing of how sure the
-    network may be.
+    The cross-entropy is convex in the inverse of the temperature, so there is one minimum. Where every answer is right
+    there is none: a smaller temperature is always better, and such images say nothing of how sure the network may be.
 
     Args:
         true: Class indices ``[N]``.
@@ -169,14 +168,13 @@ def fit_temperature(true: NDArray[np.int64], probabilities: NDArray[np.floating]
     Source:
         Guo, Pleiss, Sun and Weinberger, On Calibration of Modern Neural Networks, ICML 2017, section 4.2.
     """
-    if len(true) < _LEAST_IMAGES:
+    if len(true) < _LEAST_IMAGES or (probabilities.argmax(axis=1) == true).all():
         return 1.0
-    wide = probabilities.astype(np.float32)
-    rows = np.arange(len(true))
+    logits = np.log(np.maximum(probabilities.astype(np.float64), SMALLEST))
+    logits -= logits[np.arange(len(true)), true][:, None]  # so that the truth has 0
 
     def loss(logarithm: float) -> float:
-        chosen = calibrate_probabilities(wide, float(np.exp(logarithm)))[rows, true]
-        return float(-np.log(np.maximum(chosen, np.finfo(np.float32).tiny)).mean())
+        return float(np.logaddexp.reduce(logits / np.exp(logarithm), axis=1).mean())
 
     end = float(np.log(_FURTHEST))
     found = load("scipy.optimize").minimize_scalar(
@@ -268,7 +266,9 @@ def _roc_curve(judged: Judgement, index: int, seed: int) -> RocCurve:
         return mean
 
     area, *sensitivity = bootstrap(figures, judged.patients, seed)
-    sides = [len({judged.patients[row] for row in np.flatnonzero(side).tolist()}) for side in (positive, ~positive)]
+    sides = [
+        len({judged.patients[row] for row in np.flatnonzero(side).tolist()}) for side in (positive, ~positive)
+    ]
     return RocCurve(
         area=beyond_all(area, min(sides)),
         sensitivity=tuple(sensitivity),

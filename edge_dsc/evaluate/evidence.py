@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_dsc.evaluate.agreement import Estimate, bootstrap, divide
-from edge_dsc.infer.classify import prepare_picture
+from edge_dsc.infer.classify import SMALLEST, prepare_picture
 from edge_dsc.page.heat import CENTRAL_MARGIN, OUTSIDE_AREA, outside_share
 from engines.contract import ModelContract
 from engines.images import InputPixels
@@ -23,7 +23,6 @@ from engines.text_table import Table
 
 OCCLUDED_IMAGES = 24
 _TILES = 7  # a side; with 224 pixels a tile hides 32 of them
-_TINY = float(np.finfo(np.float32).tiny)
 
 
 class ClassEvidence(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -129,7 +128,7 @@ def _occlude(images: ExplainedImages, runner: Runner, seed: int) -> Occlusion:
         pixels = prepare_picture(images.paths[row], runner.record.contract).pixels
         assert isinstance(pixels, np.ndarray), "it was answered a moment ago"
         answers = _answer(runner, _hidden(pixels, runner.record.contract))
-        logits = np.log(np.maximum(answers.astype(np.float64), _TINY))
+        logits = np.log(np.maximum(answers.astype(np.float64), SMALLEST))
         scores = (logits - logits.mean(axis=1, keepdims=True))[:, images.top[row]]
         lost = scores[0] - scores[1:-1]
         held = cv2.resize(images.evidence[row], (_TILES, _TILES), interpolation=cv2.INTER_AREA).ravel()

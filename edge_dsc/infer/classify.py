@@ -29,7 +29,7 @@ TOGETHER = 4
 _AHEAD = 2  # groups waiting for the slowest one, for each thread
 ABSTAIN = "abstain"  # what an operating point answers where it calls no class
 _DIGITS = 6  # of a probability in a row: what is decided follows from the row
-_SMALLEST = float(np.finfo(np.float32).tiny)  # a softmax in float32 rounds what is less likely to 0
+SMALLEST = float(np.finfo(np.float32).tiny)  # a softmax in float32 rounds what is less likely to 0
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
@@ -208,7 +208,7 @@ def calibrate_probabilities(probabilities: NDArray[np.float32], temperature: flo
     """
     if temperature == 1.0:
         return probabilities
-    logits = np.log(np.maximum(probabilities.astype(np.float64), _SMALLEST)) / temperature
+    logits = np.log(np.maximum(probabilities.astype(np.float64), SMALLEST)) / temperature
     shares = np.exp(logits - logits.max(axis=1, keepdims=True))
     calibrated: NDArray[np.float32] = (shares / shares.sum(axis=1, keepdims=True)).astype(np.float32)
     return calibrated
