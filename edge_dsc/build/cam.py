@@ -159,9 +159,11 @@ class _Head:
         while (node := self._producer(tensor)) is not None:
             if node.op_type in _AVERAGES:
                 return self._averaged(node)
-            if node.op_type == "Transpose" and list(_attribute(node, "perm", [])) == _NHWC and not turned:
+            if node.op_type == "Transpose":
+                if turned or list(_attribute(node, "perm", [])) != _NHWC:
+                    raise _no_cam(f"{_words(node)} moves the axes of its features")
                 turned = True
-            elif node.op_type not in _SHAPING - {"Transpose"} or len(self._shape(tensor)) == 4:
+            elif node.op_type not in _SHAPING or len(self._shape(tensor)) == 4:
                 break
             tensor = self._same(node.input[0])
         shape = self._shape(tensor)
