@@ -83,7 +83,8 @@ def bench(
             "--openings",
             min=1,
             max=1000,
-            help="Open each engine so often, in other places in memory: two openings differ.  \\[default: 10]",
+            help="Open each engine so often, in other places in memory: two openings differ.  "
+            "\\[default: 10 to 60, by the duration]",
             show_default=False,
         ),
     ] = None,
