@@ -16,11 +16,14 @@ from calibration.qdq import put_rest_in_half, quantize
 from calibration.table import load_table
 from edge_dsc.build.cam import add_cam
 from edge_dsc.build.engine import BuildRequest, build_again, build_engine
+from edge_dsc.build.export import convert_to_onnx, deploy_graph
+from edge_dsc.networks import build_network, fold_network, load_keras
 from engines.contract import ModelContract
 from engines.errors import ArtefactError, UsageError
 from engines.files import sha256_file
 from engines.graph import cast_to_fp16, load_model, parse_model
 from engines.ort import open_session
+from engines.packages import load
 from engines.record import BatchRange, load_record
 from engines.runtimes import get_runtime, open_engine
 
@@ -241,3 +244,40 @@ def test_an_engine_whose_record_hides_its_maps_is_refused(
     )
     with pytest.raises(ArtefactError, match="has the inputs and outputs"):
         get_runtime("onnxruntime").open_runner(built.path, told)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ["dsc", "cnn"])
+def test_maps_are_those_of_keras_own_gradient_times_activation(architecture: str) -> None:
+    """The gradient of a logit with respect to the last convolution's output, 28 x 28, times that output.
+
+    Of four places that are pooled Keras' gradient is at one; the map has one number for the four.
+    """
+    keras, tensorflow = load_keras(), load("tensorflow")
+    trained = build_network(architecture, 3)
+    rng = np.random.default_rng(1)
+    for layer in trained.layers:
+        layer.set_weights([value + 0.05 * rng.random(value.shape) for value in layer.get_weights()])
+    folded = fold_network(trained)
+    contract = ModelContract(labels=("a", "b", "c"), architecture=architecture)
+    made, _ = add_cam(deploy_graph(convert_to_onnx(folded), contract, {}), contract)
+    pixels = rng.integers(0, 256, (2, 224, 224, 1), np.uint8)
+    session = open_session(made.SerializeToString(), architecture, threads=1, remedy="none")
+    maps = session.run(["cam"], {"image": pixels})[0]
+
+    last = folded.get_layer("block3_pointwise" if architecture == "dsc" else "block3_conv").output
+    features = keras.Model(folded.input, last)(pixels.astype(np.float32))
+    kernel, bias = folded.get_layer("probabilities").get_weights()
+    with tensorflow.GradientTape(persistent=True) as tape:
+        tape.watch(features)
+        x = features
+        for name in ("pool", "flatten", "dense"):
+            x = folded.get_layer(name)(x)
+        scores = [tensorflow.reduce_sum((x @ kernel + bias)[:, index]) for index in range(3)]
+    wanted = []
+    for score in scores:
+        evidence = (tape.gradient(score, features) * features).numpy().sum(axis=3)
+        wanted.append(evidence.reshape(2, 14, 2, 14, 2).sum(axis=(2, 4)))
+    expected = np.stack(wanted, axis=1)
+    assert np.abs(expected).max() > 0.1
+    assert np.abs(maps - expected).max() < 1e-4 * max(1.0, float(np.abs(expected).max()))
