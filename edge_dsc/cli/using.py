@@ -9,18 +9,23 @@ import typer
 
 from edge_dsc.cli.console import give, give_json, progress_bar, say
 from edge_dsc.cli.options import (
+    Abstain,
+    Cam,
     Device,
     Engine,
     GpuMemory,
     Graph,
+    Html,
     Json,
     Out,
     Running,
     Server,
     Slots,
     Threads,
+    Threshold,
     Wait,
     finite,
+    parse_thresholds,
     running_options,
 )
 from engines.errors import UsageError
@@ -107,6 +112,9 @@ def infer(
         typer.Option("--host", help="Address for --serve; 0.0.0.0 lets the network look, without password."),
     ] = "127.0.0.1",
     server: Server = None,
+    threshold: Threshold = None,
+    abstain: Abstain = None,
+    cam: Cam = False,
     threads: Threads = None,
     slots: Slots = None,
     graph: Graph = None,
@@ -138,25 +146,26 @@ def infer(
         give_up_s=give_up,
         running=running_options([model], asked),
         outputs=Outputs(annotate=annotate, unsure=save_unsure, show=show, serve=serve, host=host),
+        thresholds=parse_thresholds(threshold),
+        abstain=abstain,
+        cam=cam,
     )
     with progress_bar() as progress:
         summary = infer_source(request, progress=progress, say=say)
     say(summary.line())
     if json:
-        give_json("edge-dsc/infer-result", summary)
+        give_json("edge-dsc/infer-result", summary, schema_version=2)
 
 
 def _model_and_source(engine: Path, source: str | None, server: str | None) -> tuple[Path | ServedModel, str]:
     """Return what runs and what it answers: ``ENGINE SOURCE``, or ``[ENGINE] SOURCE --server ADDRESS``."""
     from edge_dsc.infer.served import parse_server
 
-    if server is not None:
-        return parse_server(server, None if source is None else engine), str(
-            engine
-        ) if source is None else source
+    if server is not None and source is None:
+        return parse_server(server), str(engine)
     if source is None:
         raise UsageError("infer takes an engine and a source", remedy="edge-dsc infer ENGINE SOURCE")
-    return engine, source
+    return (engine if server is None else parse_server(server, expected=engine)), source
 
 
 def evaluate(
@@ -172,19 +181,32 @@ def evaluate(
         Optional[list[str]],
         typer.Option("--split", help="Only this part of the engine's run: evaluation, test, ... Repeatable."),
     ] = None,
+    threshold: Threshold = None,
+    abstain: Abstain = None,
+    cam: Cam = False,
     threads: Threads = None,
     device: Device = None,
     out: Out = None,
+    html: Html = None,
     json: Json = False,
 ) -> None:
-    """Accuracy, recall and F1 on labelled images; with --reference also where two engines answer differently."""
-    from edge_dsc.evaluate.evaluation import EVALUATION, EvaluationRequest, format_evaluation
+    """Accuracy, recall and F1 on labelled images; with --reference also where two engines answer differently.
+
+    Thresholds are chosen on --split validation: chosen on the images that judge, they would flatter the engine there.
+    """
+    from edge_dsc.evaluate.evaluation import (
+        EVALUATION,
+        EvaluationRequest,
+        format_evaluation,
+        save_evaluation_page,
+    )
     from edge_dsc.evaluate.evaluation import evaluate as run_evaluation
-    from engines.files import require_writable
+    from engines.files import PAGE, require_writable
     from engines.images import usable_processors
 
-    if out is not None:
-        require_writable(out, EVALUATION.name)
+    for target, kind in ((out, EVALUATION.name), (html, PAGE)):
+        if target is not None:
+            require_writable(target, kind)
     request = EvaluationRequest(
         engine=engine,
         data=data,
@@ -192,6 +214,9 @@ def evaluate(
         parts=tuple(split or ()),
         threads=threads or usable_processors(),
         running=running_options([engine], Running(device=device)),
+        thresholds=parse_thresholds(threshold),
+        abstain=abstain,
+        cam=cam,
     )
     with progress_bar() as progress:
         result = run_evaluation(request, progress)
@@ -199,6 +224,8 @@ def evaluate(
         say(f"skipped {path}: {reason}")
     if out is not None:
         EVALUATION.save(out, result)
+    if html is not None:
+        save_evaluation_page(html, result)
     if json:
         give_json(EVALUATION.name, result, schema_version=EVALUATION.version)
     else:

@@ -33,6 +33,7 @@ LIMITS = (
     "resize: nvinfer scales in one step with a filter of its own; infer halves by means of 2x2, then by area",
     "decoder: a pipeline's pictures come as NV12 of a video; infer decodes files to all 256 grey values",
     "input: nvinfer gives float32, so this model takes that instead of uint8: the same values, four times the bytes",
+    "confidence: probabilities are the graph's own; infer applies the model's temperature to them",
     "files: no DICOM, no 16-bit pictures, no EXIF orientation",
 )
 

@@ -265,9 +265,9 @@ def _engine_config(proto: Any, record: EngineRecord, place: _Place, request: Tri
     else:
         config.platform, config.default_model_filename = platform, record.engine
     config.input.add(name=contract.input_name, data_type=kind, dims=contract.input_shape)
-    config.output.add(
-        name=contract.output_name, data_type="TYPE_FP32", dims=[len(contract.labels)], label_filename=LABELS
-    )
+    for name, shape in contract.outputs:
+        config.output.add(name=name, data_type="TYPE_FP32", dims=shape)
+    config.output[0].label_filename = LABELS
     config.dynamic_batching.max_queue_delay_microseconds = request.queue_delay_us
     if batch.best > 1:
         config.dynamic_batching.preferred_batch_size.append(batch.best)

@@ -53,15 +53,20 @@ class EngineModel:
             _array(triton.get_input_tensor_by_name(request, contract.input_name)) for request in requests
         ]
         try:
-            rows = self._runner.run(batches[0] if len(batches) == 1 else np.concatenate(batches))
+            found = self._run(batches[0] if len(batches) == 1 else np.concatenate(batches))
         except EdgeDscError as error:
             refused = triton.TritonError(str(error))
             return [triton.InferenceResponse(error=refused) for _ in requests]
         ends = np.cumsum([len(batch) for batch in batches])[:-1]
+        names = [name for name, _ in contract.outputs]
         return [
-            triton.InferenceResponse([_tensor(triton, contract.output_name, part)])
-            for part in np.split(rows, ends)
+            triton.InferenceResponse([_tensor(triton, *pair) for pair in zip(names, parts, strict=True)])
+            for parts in zip(*(np.split(values, ends) for values in found), strict=True)
         ]
+
+    def _run(self, batch: InputPixels) -> Sequence[NDArray[np.float32]]:
+        """Return every output that the contract names."""
+        return [self._runner.run(batch)] if self._contract.cam is None else self._runner.explain(batch)
 
     def finalize(self) -> None:
         """Free the engine."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -25,6 +25,7 @@ from engines.runtimes import (
     RunnerOptions,
     Ticket,
     open_engine,
+    require_cam,
 )
 
 if TYPE_CHECKING:
@@ -159,7 +160,7 @@ class ServedRunner(DirectSubmission):
         contract = self.record.contract
         self._check = BatchCheck(self.record)
         self._type = TYPES[contract.dtype]
-        self._outputs = [self._grpc.InferRequestedOutput(contract.output_name)]
+        self._outputs = contract.outputs
 
     def _look(self) -> tuple[EngineRecord, Mapping[str, str]]:
         """Ask the server who it is and what the model is."""
@@ -214,32 +215,49 @@ class ServedRunner(DirectSubmission):
             UnansweredError: No answer came; another request may have one.
             ValueError: The runner is closed.
         """
+        return self._ask(batch, self._outputs[:1])[0]
+
+    def explain(self, batch: InputPixels) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Classify a batch and give its class activation maps; see :meth:`engines.runtimes.Runner.explain`."""
+        require_cam(self.record)
+        answers, maps = self._ask(batch, self._outputs)
+        return answers, maps
+
+    def _ask(
+        self, batch: InputPixels, outputs: Sequence[tuple[str, tuple[int, ...]]]
+    ) -> list[NDArray[np.float32]]:
         self._check(batch)
-        client, contract = self._client, self.record.contract
+        client = self._client
         if client is None:
             raise ValueError(f"the connection to {self._model} is closed")
         if self._away.is_set():
             self._wait_until_back(client)
-        pixels = self._grpc.InferInput(contract.input_name, list(batch.shape), self._type)
+        pixels = self._grpc.InferInput(self.record.contract.input_name, list(batch.shape), self._type)
         pixels.set_data_from_numpy(batch)
+        wanted = [self._grpc.InferRequestedOutput(name) for name, _ in outputs]
         try:
-            found = client.infer(
-                self._model.name, [pixels], outputs=self._outputs, client_timeout=REQUEST_S
-            ).as_numpy(contract.output_name)
+            answer = client.infer(self._model.name, [pixels], outputs=wanted, client_timeout=REQUEST_S)
         except self._failure as error:
             self._away.set()
             raise UnansweredError(
                 f"{self._model} gave no answer: {_said(error)}",
                 remedy="see the server's log, and give it again",
             ) from error
-        if found is None or found.dtype != np.float32 or found.shape != (len(batch), len(contract.labels)):
+        return [self._taken(answer, name, (len(batch), *shape)) for name, shape in outputs]
+
+    def _taken(self, answer: Any, name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
+        """Return an output as an array of the caller's own, for a message's memory is read only."""
+        try:
+            found = answer.as_numpy(name)
+        except ValueError as error:  # more or fewer bytes than the shape says
+            raise ArtefactError(f"{self._model} sends a broken {name}: {error}", remedy=_DEPLOY) from error
+        if found is None or found.dtype != np.float32 or found.shape != shape:
+            seen = None if found is None else (found.dtype.name, list(found.shape))
             raise ArtefactError(
-                f"{self._model} answers {None if found is None else (found.dtype.name, list(found.shape))}, "
-                f"not float32 [{len(batch)}, {len(contract.labels)}]",
-                remedy=_DEPLOY,
+                f"{self._model} answers {name} {seen}, not float32 {list(shape)}", remedy=_DEPLOY
             )
-        answers: NDArray[np.float32] = found.copy()  # a message's own memory is read only
-        return answers
+        kept: NDArray[np.float32] = found.copy()
+        return kept
 
     def _wait_until_back(self, client: Any) -> None:
         deadline = time.monotonic() + self._patience_s
@@ -337,10 +355,10 @@ def _record_of(config: Any, model: ServedModel) -> EngineRecord:
 
 
 def served_ends(contract: ModelContract) -> list[tuple[str, str, list[int]]]:
-    """Return name, type and shape without the batch of a contract's input and output, by Triton's names."""
+    """Return name, type and shape without the batch of a contract's input and outputs, by Triton's names."""
     return [
         (contract.input_name, TYPES[contract.dtype], list(contract.input_shape)),
-        (contract.output_name, "FP32", [len(contract.labels)]),
+        *((name, "FP32", list(shape)) for name, shape in contract.outputs),
     ]
 
 

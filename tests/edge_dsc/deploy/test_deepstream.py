@@ -69,7 +69,13 @@ def test_the_configuration_says_where_it_cannot_be_equal(engine: Path, tmp_path:
     write_deepstream(engine, tmp_path / "out")
     text = (tmp_path / "out" / "config_infer.txt").read_text()
     assert all(f"# - {limit}\n" in text for limit in LIMITS)
-    assert [limit.partition(":")[0] for limit in LIMITS] == ["resize", "decoder", "input", "files"]
+    assert [limit.partition(":")[0] for limit in LIMITS] == [
+        "resize",
+        "decoder",
+        "input",
+        "confidence",
+        "files",
+    ]
 
 
 def test_colour_is_red_first_with_an_offset_for_each_channel(engine: Path) -> None:
@@ -148,7 +154,7 @@ def test_the_engine_that_nvinfer_built_may_go_and_a_stranger_s_file_may_not(
 def test_the_command_prints_the_line_for_the_pipeline(edge_dsc: Any, engine: Path, tmp_path: Path) -> None:
     done = edge_dsc("deploy", "deepstream", engine, "--out", tmp_path / "out")
     assert (done.code, done.out) == (0, f"nvinfer config-file-path={tmp_path / 'out' / 'config_infer.txt'}\n")
-    assert done.err.count("not equal to infer: ") == 4
+    assert done.err.count("not equal to infer: ") == 5
     assert (
         edge_dsc("deploy", "deepstream", engine, "--out", tmp_path / "out", "--json").json["network_mode"]
         == 0
