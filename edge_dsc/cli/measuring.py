@@ -83,8 +83,7 @@ def bench(
             "--openings",
             min=1,
             max=1000,
-            help="Open each engine so often, in other places in memory: two openings differ.  "
-            "\\[default: 10 to 60, by the duration]",
+            help="Open each engine so often, in other places in memory: two openings differ.  \\[default: 10]",
             show_default=False,
         ),
     ] = None,
