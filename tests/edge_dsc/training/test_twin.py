@@ -168,6 +168,9 @@ def test_options_that_cannot_be_met(own: Path, cnn_run: Any, tmp_path: Path) -> 
     run = cnn_run.result.run
     with pytest.raises(UsageError, match="is the original itself"):
         make_twin(TwinOptions(original=run, out=run))
+    with pytest.raises(UsageError, match=r"model\.keras is read, and would be replaced"):
+        beside = Path(shutil.copy(own, tmp_path / "model.keras"))
+        make_twin(TwinOptions(original=beside, out=tmp_path, data=tmp_path / "none", overwrite=True))
     with pytest.raises(UsageError, match="fine-tuning needs images"):
         make_twin(TwinOptions(original=own, out=tmp_path / "t.keras", epochs=3))
     with pytest.raises(UsageError, match="-1 epochs"):
