@@ -75,6 +75,15 @@ def tuned_run(dsc_run: TrainedRun, phantom_folder: Path, make_once: MakeOnce) ->
     return make_once("tuned_run", tune)  # type: ignore[no-any-return]
 
 
+@pytest.fixture(scope="module")
+def few_calibrate() -> Iterator[None]:
+    """Calibrate on 24 images and more: whole lines are walked on as few as they can."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("table", "select"):
+            patch.setattr(f"calibration.{module}.MINIMUM_IMAGES", 24)
+        yield
+
+
 @pytest.fixture(scope="session")
 def examination(make_once: MakeOnce) -> Examination:
     """What ``doctor`` finds here: it imports every package there is, in processes of their own."""

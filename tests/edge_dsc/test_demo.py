@@ -15,12 +15,12 @@ from engines.runtimes import get_runtime
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[DemoResult, list[str]]:
+def demo(tmp_path_factory: pytest.TempPathFactory, few_calibrate: None) -> tuple[DemoResult, list[str]]:
     """Nothing here learns or is measured well: one epoch in large batches, the quickest ranges, no warm-up."""
     said: list[str] = []
     plan = DemoPlan(
         out=tmp_path_factory.mktemp("demo") / "out",
-        per_class=70,
+        per_class=18,
         recipe="paper",
         epochs=1,
         method="minmax",
@@ -54,7 +54,7 @@ def test_what_it_leaves_behind(demo: tuple[DemoResult, list[str]]) -> None:
     assert page.count("data:image/png;base64,") == 5
     for row in result.rows:
         assert f"{row.multiply_adds / 1e6:.1f} M" in page
-    assert len((out / "results.csv").read_text().splitlines()) == 211
+    assert len((out / "results.csv").read_text().splitlines()) == 55
     assert {path.suffix for path in (out / "phantoms").rglob("*.*")} == {".png", ".jpg", ".csv"}
     for engine in (out / "cnn").glob("*.engine"):
         assert load_record(engine).contract.labels == ("clear", "diffuse", "focal")

@@ -43,9 +43,11 @@ def outcomes(found: SelfTest) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _examined_once(examination: Examination) -> Iterator[None]:
+def _quick(examination: Examination, few_calibrate: None) -> Iterator[None]:
+    """What takes long and is tried elsewhere: looking at every package, and fitting on many phantoms."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(selftest, "examine", lambda: examination)
+        patch.setattr(selftest, "_PER_CLASS", 16)
         yield
 
 

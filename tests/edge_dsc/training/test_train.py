@@ -30,8 +30,9 @@ slow = pytest.mark.slow
 
 def weights_of(options: TrainOptions) -> list[np.ndarray]:
     """The weights of a run of somebody's own function."""
-    path, network = options.out / "model.keras", open_network(options.network)
-    return load_network(path, "nets.build", 3, network=network).get_weights()
+    network, digest = open_network(options.network), load_training_record(options.out).network.config_sha256
+    path = options.out / "model.keras"
+    return load_network(path, "nets.build", 3, config_sha256=digest, network=network).get_weights()
 
 
 def equal(one: list[np.ndarray], other: list[np.ndarray]) -> bool:
