@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -15,7 +16,9 @@ from engines.runtimes import get_runtime
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory, few_calibrate: None) -> tuple[DemoResult, list[str]]:
+def demo(
+    tmp_path_factory: pytest.TempPathFactory, few_calibrate: None, small_pictures: Any
+) -> tuple[DemoResult, list[str]]:
     """Nothing here learns or is measured well: one epoch in large batches, the quickest ranges, no warm-up."""
     said: list[str] = []
     plan = DemoPlan(
@@ -26,7 +29,8 @@ def demo(tmp_path_factory: pytest.TempPathFactory, few_calibrate: None) -> tuple
         method="minmax",
         latency=choose_plan(seconds=0.2, warmup_seconds=0),
     )
-    return run_demo(plan, progress=lambda phase, done, total: None, say=said.append), said
+    with small_pictures():
+        return run_demo(plan, progress=lambda phase, done, total: None, say=said.append), said
 
 
 @pytest.mark.slow
@@ -35,7 +39,7 @@ def test_a_row_for_every_engine(demo: tuple[DemoResult, list[str]]) -> None:
     expected = [("onnxruntime", "fp32"), ("onnxruntime", "int8")]
     if get_runtime("tensorrt-rtx").availability().no_build is None:
         expected += [("tensorrt-rtx", precision) for precision in ("fp32", "fp16", "int8")]
-    for network, features, multiply_adds in (("dsc", 4640, 36_453_056), ("cnn", 28_640, 166_584_512)):
+    for network, features, multiply_adds in (("dsc", 4640, 2_975_936), ("cnn", 28_640, 13_598_912)):
         rows = [row for row in result.rows if row.network == network]
         assert [(row.runtime, row.precision) for row in rows] == expected
         assert {(row.features, row.multiply_adds) for row in rows} == {(features, multiply_adds)}

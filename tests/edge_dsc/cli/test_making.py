@@ -196,6 +196,7 @@ def test_build_engine_calibrates_on_the_way(edge_dsc: Any, run: Path, textures: 
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("small_networks")
 def test_a_twin_without_an_epoch_is_a_run_all_the_same(edge_dsc: Any, cnn_run: Any, tmp_path: Path) -> None:
     run = Path(shutil.copytree(cnn_run.result.run, tmp_path / "cnn"))
     done = edge_dsc("separate", run, "--epochs", 0)

@@ -36,10 +36,13 @@ def ignore(phase: str, done: int, total: int) -> None:
 
 
 def command(study: Study, training: Training, cores: Sequence[int], scope: str) -> list[str]:
-    """A training's process that calibrates on few images, as this one does."""
+    """A training's process on few and small images, as this one."""
     code = (
-        "import sys, calibration.select, calibration.table\n"
+        "import sys, calibration.select, calibration.table, edge_dsc.networks.architecture as networks\n"
         "calibration.select.MINIMUM_IMAGES = calibration.table.MINIMUM_IMAGES = 24\n"
+        "import edge_dsc.networks.paper\n"
+        "edge_dsc.networks.paper.INPUT_SIDE = networks.INPUT_SIDE = 64\n"
+        "networks.build_network.__defaults__ = (64,)\n"
         "from edge_dsc.study.run_study import main\n"
         "sys.exit(main(sys.argv[1:]))"
     )
@@ -48,7 +51,7 @@ def command(study: Study, training: Training, cores: Sequence[int], scope: str) 
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("few_calibrate")
+@pytest.mark.usefixtures("few_calibrate", "small_networks")
 def test_from_a_plan_over_an_interrupted_run_to_the_report(study: Study) -> None:
     (training,) = study.trainings
     state = study.run_folder(training) / STATE_FILE
@@ -65,7 +68,7 @@ def test_from_a_plan_over_an_interrupted_run_to_the_report(study: Study) -> None
     result = conclude(study, {}, bench=choose_plan(seconds=0.2, warmup_seconds=0), progress=ignore)
     assert result.problem is None
     (found,) = REPORT.load(study.folder / REPORT_FILE).networks
-    assert (found.parameters["feature_extractor"], found.multiply_adds) == (4_640, 36_453_056)
+    assert (found.parameters["feature_extractor"], found.multiply_adds) == (4_640, 2_975_936)
     assert found.quality.rows == sum(map(sum, found.confusion["testing"]))
     assert found.engines[0].accuracy == found.quality.accuracy
     measured = {one.precision: one.answered_by for one in found.engines if one.median_ms is not None}

@@ -21,13 +21,14 @@ from edge_dsc.training.twin import TwinOptions, TwinResult, fit_pairs, make_twin
 from engines.errors import ArtefactError, BadInputError, UsageError
 from engines.files import sha256_file
 
-pytestmark = pytest.mark.slow  # TensorFlow alone takes seconds to start
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("small_networks")]
 
 
 @pytest.fixture(scope="module")
-def twin(cnn_run: Any, tmp_path_factory: pytest.TempPathFactory) -> TwinResult:
+def twin(cnn_run: Any, small_pictures: Any, tmp_path_factory: pytest.TempPathFactory) -> TwinResult:
     out = tmp_path_factory.mktemp("twin") / "run"
-    return make_twin(TwinOptions(original=cnn_run.result.run, out=out, epochs=1))
+    with small_pictures():
+        return make_twin(TwinOptions(original=cnn_run.result.run, out=out, epochs=1))
 
 
 @pytest.fixture(scope="module")
