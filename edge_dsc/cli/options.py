@@ -15,6 +15,7 @@ from engines.errors import UsageError
 
 if TYPE_CHECKING:
     from edge_dsc.build.gate import GateOptions
+    from edge_dsc.infer.served import ServedModel
     from engines.record import BatchRange, Precision
     from engines.runtimes import RunnerOptions
 
@@ -22,6 +23,9 @@ Json = Annotated[
     bool, typer.Option("--json", help="Print one versioned JSON object; everything else to stderr.")
 ]
 Out = Annotated[Optional[Path], typer.Option("--out", help="Where to write.", show_default=False)]
+Html = Annotated[
+    Optional[Path], typer.Option("--html", help="Write a page with plots too.", show_default=False)
+]
 
 
 def finite(value: Optional[float]) -> Optional[float]:
@@ -99,6 +103,42 @@ Device = Annotated[
         show_default=False,
     ),
 ]
+Server = Annotated[
+    Optional[str],
+    typer.Option(
+        "--server",
+        metavar="ADDRESS",
+        help="A model on a Triton server, grpc://HOST:8001/MODEL: it runs there.",
+        show_default=False,
+    ),
+]
+Threshold = Annotated[
+    Optional[list[str]],
+    typer.Option(
+        "--threshold",
+        metavar="CLASS=P",
+        help="Call this class wherever its probability reaches P, however probable another is. Repeatable.",
+        show_default=False,
+    ),
+]
+Abstain = Annotated[
+    Optional[float],
+    typer.Option(
+        "--abstain",
+        min=0,
+        max=1,
+        callback=finite,
+        metavar="P",
+        help="Call no class where the most probable one is below P, such as 0.6.",
+        show_default=False,
+    ),
+]
+Cam = Annotated[
+    bool,
+    typer.Option(
+        "--cam", help="Show where the evidence for the class lies; needs an engine of build-engine --cam."
+    ),
+]
 Engine = Annotated[Path, typer.Argument(help="An engine that build-engine wrote.", show_default=False)]
 
 
@@ -121,12 +161,12 @@ class Running:
     device: int | None = None
 
 
-def running_options(engines: Sequence[Path], asked: Running) -> RunnerOptions:
+def running_options(engines: Sequence[Path | ServedModel], asked: Running) -> RunnerOptions:
     """Return how engines of a GPU are to run, what was not asked for as it is by default.
 
     Raises:
         ArtefactError: An engine has no readable record.
-        UsageError: A word that is none of the choices, or an engine that runs on the processor.
+        UsageError: A word that is none of the choices, or an engine that runs on the processor or on a server.
     """
     from engines.record import peek_record
     from engines.runtimes import DEFAULT_OPTIONS, MEMORY_KINDS, get_runtime, refuse_on_processor
@@ -142,6 +182,10 @@ def running_options(engines: Sequence[Path], asked: Running) -> RunnerOptions:
         if value is not None and value not in choices:
             raise UsageError(f"{name} {value!r} is no choice", remedy=f"choose one of {', '.join(choices)}")
     for engine in engines:
+        if not isinstance(engine, Path):
+            raise UsageError(
+                f"{engine} runs on its server: {given[0]} is for a GPU here", remedy="leave it out"
+            )
         refuse_on_processor(get_runtime(peek_record(engine).runtime), given, engine)
     return replace(
         DEFAULT_OPTIONS,
@@ -191,6 +235,24 @@ def parse_fold(text: str | None) -> tuple[int, int] | None:
         raise UsageError(f"--fold {text!r} is no fold", remedy="write K/N, such as --fold 2/5")
     number, _, folds = text.partition("/")
     return int(number), int(folds)
+
+
+def parse_thresholds(texts: Sequence[str] | None) -> dict[str, float]:
+    """Read ``covid19=0.3`` and its like; a class may have ``=`` in its name.
+
+    Raises:
+        UsageError: Anything else, or a class twice.
+    """
+    found: dict[str, float] = {}
+    for text in texts or ():
+        name, _, number = text.rpartition("=")
+        if not re.fullmatch(r"[0-9]{0,3}\.?[0-9]{1,9}", number) or not name or name in found:
+            raise UsageError(
+                f"--threshold {text!r} is no threshold{' but the second one' if name in found else ''}",
+                remedy="write CLASS=P, each class once, such as --threshold covid19=0.3",
+            )
+        found[name] = float(number)
+    return found
 
 
 def parse_numbers(option: str, text: str) -> tuple[float, ...]:

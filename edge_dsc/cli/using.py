@@ -3,38 +3,53 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
 from edge_dsc.cli.console import give, give_json, progress_bar, say
 from edge_dsc.cli.options import (
+    Abstain,
+    Cam,
     Device,
     Engine,
     GpuMemory,
     Graph,
+    Html,
     Json,
     Out,
     Running,
+    Server,
     Slots,
     Threads,
+    Threshold,
     Wait,
     finite,
+    parse_thresholds,
     running_options,
 )
+from engines.errors import UsageError
+
+if TYPE_CHECKING:
+    from edge_dsc.infer.served import ServedModel
 
 
 def infer(
-    engine: Engine,
+    engine: Annotated[
+        Path,
+        typer.Argument(
+            help="An engine that build-engine wrote; with --server it may be left out.", show_default=False
+        ),
+    ],
     source: Annotated[
-        str,
+        Optional[str],
         typer.Argument(
             help="An image, a folder (recursive), a quoted glob, a video, /dev/videoN or v4l2://N, csi://N, "
             "rtsp://..., http://... (MJPEG), or - for a list of paths on standard input. Cameras take "
             "?width=1280&height=720&fps=30.",
             show_default=False,
         ),
-    ],
+    ] = None,
     out: Annotated[
         Optional[Path],
         typer.Option(
@@ -96,6 +111,10 @@ def infer(
         str,
         typer.Option("--host", help="Address for --serve; 0.0.0.0 lets the network look, without password."),
     ] = "127.0.0.1",
+    server: Server = None,
+    threshold: Threshold = None,
+    abstain: Abstain = None,
+    cam: Cam = False,
     threads: Threads = None,
     slots: Slots = None,
     graph: Graph = None,
@@ -107,31 +126,46 @@ def infer(
     """One row per image or frame: the top class and all probabilities.
 
     Ctrl-C and SIGTERM finish the current picture, keep every row and print the summary. Of a camera or stream the
-    newest frame is taken each time the engine is free; the others are counted as dropped.
+    newest frame is taken each time the engine is free; the others are counted as dropped. With --server a server
+    runs the engine; one that is named too must be of the same model.
     """
     from edge_dsc.infer.inference import InferRequest, infer_source
     from edge_dsc.infer.sinks import Outputs
     from engines.images import usable_processors
 
+    asked = Running(slots=slots, graph=graph, memory=gpu_memory, wait=wait, device=device)
+    model, pictures = _model_and_source(engine, source, server)
     request = InferRequest(
-        engine=engine,
-        source=source,
+        engine=model,
+        source=pictures,
         out=out,
         threads=threads or usable_processors(),
         keep_rows=json,
         resume=resume,
         limit=limit,
         give_up_s=give_up,
-        running=running_options(
-            [engine], Running(slots=slots, graph=graph, memory=gpu_memory, wait=wait, device=device)
-        ),
+        running=running_options([model], asked),
         outputs=Outputs(annotate=annotate, unsure=save_unsure, show=show, serve=serve, host=host),
+        thresholds=parse_thresholds(threshold),
+        abstain=abstain,
+        cam=cam,
     )
     with progress_bar() as progress:
         summary = infer_source(request, progress=progress, say=say)
     say(summary.line())
     if json:
-        give_json("edge-dsc/infer-result", summary)
+        give_json("edge-dsc/infer-result", summary, schema_version=2)
+
+
+def _model_and_source(engine: Path, source: str | None, server: str | None) -> tuple[Path | ServedModel, str]:
+    """Return what runs and what it answers: ``ENGINE SOURCE``, or ``[ENGINE] SOURCE --server ADDRESS``."""
+    from edge_dsc.infer.served import parse_server
+
+    if server is not None and source is None:
+        return parse_server(server), str(engine)
+    if source is None:
+        raise UsageError("infer takes an engine and a source", remedy="edge-dsc infer ENGINE SOURCE")
+    return (engine if server is None else parse_server(server, expected=engine)), source
 
 
 def evaluate(
@@ -147,19 +181,32 @@ def evaluate(
         Optional[list[str]],
         typer.Option("--split", help="Only this part of the engine's run: evaluation, test, ... Repeatable."),
     ] = None,
+    threshold: Threshold = None,
+    abstain: Abstain = None,
+    cam: Cam = False,
     threads: Threads = None,
     device: Device = None,
     out: Out = None,
+    html: Html = None,
     json: Json = False,
 ) -> None:
-    """Accuracy, recall and F1 on labelled images; with --reference also where two engines answer differently."""
-    from edge_dsc.evaluate.evaluation import EVALUATION, EvaluationRequest, format_evaluation
+    """Accuracy, recall and F1 on labelled images; with --reference also where two engines answer differently.
+
+    Thresholds are chosen on --split validation: chosen on the images that judge, they would flatter the engine there.
+    """
+    from edge_dsc.evaluate.evaluation import (
+        EVALUATION,
+        EvaluationRequest,
+        format_evaluation,
+        save_evaluation_page,
+    )
     from edge_dsc.evaluate.evaluation import evaluate as run_evaluation
-    from engines.files import require_writable
+    from engines.files import PAGE, require_writable
     from engines.images import usable_processors
 
-    if out is not None:
-        require_writable(out, EVALUATION.name)
+    for target, kind in ((out, EVALUATION.name), (html, PAGE)):
+        if target is not None:
+            require_writable(target, kind)
     request = EvaluationRequest(
         engine=engine,
         data=data,
@@ -167,6 +214,9 @@ def evaluate(
         parts=tuple(split or ()),
         threads=threads or usable_processors(),
         running=running_options([engine], Running(device=device)),
+        thresholds=parse_thresholds(threshold),
+        abstain=abstain,
+        cam=cam,
     )
     with progress_bar() as progress:
         result = run_evaluation(request, progress)
@@ -174,6 +224,8 @@ def evaluate(
         say(f"skipped {path}: {reason}")
     if out is not None:
         EVALUATION.save(out, result)
+    if html is not None:
+        save_evaluation_page(html, result)
     if json:
         give_json(EVALUATION.name, result, schema_version=EVALUATION.version)
     else:

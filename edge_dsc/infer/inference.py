@@ -6,15 +6,25 @@ import contextlib
 import functools
 import sys
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from edge_dsc.infer.camera import LiveSource, Patience
-from edge_dsc.infer.classify import Answer, classify, classify_files, prepare_picture
-from edge_dsc.infer.live_page import TimeHistogram
+from edge_dsc.infer.classify import (
+    ABSTAIN,
+    Answer,
+    OperatingPoint,
+    classify,
+    classify_files,
+    decide_each,
+    prepare_picture,
+)
+from edge_dsc.infer.live_page import LOOPBACK, TimeHistogram
 from edge_dsc.infer.rows import (
+    DECISION,
+    OUTSIDE,
     RowSink,
     WrittenRows,
     check_rows_path,
@@ -23,6 +33,7 @@ from edge_dsc.infer.rows import (
     skip_written,
     written_rows,
 )
+from edge_dsc.infer.served import ServedModel, open_model
 from edge_dsc.infer.sinks import Outputs, Sink, open_sinks
 from edge_dsc.infer.source import (
     Frame,
@@ -35,9 +46,9 @@ from edge_dsc.infer.source import (
     parse_source,
 )
 from edge_dsc.infer.stop import Stop, stop_on_signals
-from engines.errors import BadInputError, UsageError
+from engines.errors import BadInputError, EdgeDscError, UnansweredError, UsageError
 from engines.images import quiet_decoder, require_decoder
-from engines.runtimes import DEFAULT_OPTIONS, Progress, Runner, RunnerOptions, open_engine
+from engines.runtimes import DEFAULT_OPTIONS, Progress, Runner, RunnerOptions, require_cam
 
 _IMAGE_KINDS = (SourceKind.FILES, SourceKind.LIST)
 _Item = TypeVar("_Item")
@@ -48,7 +59,7 @@ class InferRequest:
     """What to classify and where the answers go.
 
     Attributes:
-        engine: The engine file.
+        engine: The engine file, or a model on a server.
         source: A source by URI, see :func:`edge_dsc.infer.source.parse_source`.
         out: A ``.csv`` or ``.jsonl`` file, written row by row; None writes CSV to standard output, unless rows are
             kept.
@@ -59,9 +70,12 @@ class InferRequest:
         give_up_s: End when a camera or stream stays away for so long; None tries for ever.
         outputs: Where pictures go.
         running: How an engine of a GPU runs.
+        thresholds: By class, as :class:`edge_dsc.infer.classify.OperatingPoint` takes them.
+        abstain: Likewise; with neither, rows have no column for a decision.
+        cam: Whether pictures get the evidence drawn over them, and rows its share outside the central chest.
     """
 
-    engine: Path
+    engine: Path | ServedModel
     source: str
     out: Path | None = None
     threads: int = 1
@@ -71,6 +85,9 @@ class InferRequest:
     give_up_s: float | None = None
     outputs: Outputs = field(default_factory=Outputs)
     running: RunnerOptions = DEFAULT_OPTIONS
+    thresholds: Mapping[str, float] = field(default_factory=dict)
+    abstain: float | None = None
+    cam: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,13 +95,15 @@ class InferSummary:
     """What an inference run did.
 
     Attributes:
-        engine: The engine file.
+        engine: The engine file, or the address of a model on a server.
         source: The source as named, without password.
         source_kind: ``files``, ``list``, ``video`` or ``live``.
         images: Images in the source, or frames that a video states; None where nobody can count them.
         resumed: Images that an earlier run had answered.
         answered: Images that got an answer.
+        abstained: Answered images for which the operating point called no class; None without one.
         failed: Images that got an error row.
+        unanswered: How many of these are good, and a server gave no answer.
         seconds: Wall time of the loop, decoding included.
         latency: Decoding, preprocessing and executing one picture: median, p99 and longest, milliseconds.
         age: From a camera's frame to its answer, likewise; None for files and videos.
@@ -102,7 +121,9 @@ class InferSummary:
     images: int | None
     resumed: int
     answered: int
+    abstained: int | None
     failed: int
+    unanswered: int
     seconds: float
     latency: dict[str, float | None]
     age: dict[str, float | None] | None
@@ -118,8 +139,12 @@ class InferSummary:
         done = self.answered + self.failed
         frames = self.source_kind in (SourceKind.VIDEO.value, SourceKind.LIVE.value)
         parts = [f"{self.answered} {'frames' if frames else 'images'} classified"]
-        if self.failed:
-            parts.append(f"{self.failed} could not be read")
+        if self.abstained is not None:
+            parts.append(f"{self.abstained} of them left undecided")
+        if self.failed > self.unanswered:
+            parts.append(f"{self.failed - self.unanswered} could not be read")
+        if self.unanswered:
+            parts.append(f"{self.unanswered} got no answer from the server")
         if self.resumed:
             parts.append(f"{self.resumed} were there already")
         if self.seconds > 0:
@@ -155,7 +180,7 @@ def infer_source(
     Raises:
         ArtefactError: The engine is stale or foreign, or ``resume`` found other rows.
         BadInputError: No image in the source, or none of them could be read.
-        EnvironmentProblem: Something is missing, or the results cannot be written.
+        EnvironmentProblem: Something is missing, the results cannot be written, or a server answered nothing.
         UsageError: The request contradicts itself.
     """
     spec = parse_source(request.source)
@@ -168,7 +193,10 @@ def infer_source(
         options = request.running
         if spec.kind is SourceKind.LIVE:  # a frame is answered before the next is taken
             options = replace(options, slots=options.slots or 1, batch=1)
-        runner = stack.enter_context(open_engine(request.engine, options=options))
+        runner = stack.enter_context(open_model(request.engine, options=options))
+        host = request.engine.host.strip("[]") if isinstance(request.engine, ServedModel) else "localhost"
+        if say is not None and host not in LOOPBACK:
+            say(f"note: pictures go to {host} as they are, without encryption")
         require_decoder(runner.record.contract)
         stack.enter_context(stop_on_signals(stop))
         contract = runner.record.contract
@@ -177,8 +205,12 @@ def infer_source(
                 f"{spec.name} gives grey pictures, and {request.engine} takes colour",
                 remedy="use another kind of camera, or adopt the network with --colour grey",
             )
+        point = OperatingPoint.asked(contract.labels, request.thresholds, request.abstain)
+        if request.cam:
+            require_cam(runner.record)
+        extra = (*((DECISION,) if point else ()), *((OUTSIDE,) if request.cam else ()))
         items = source.items(stop)
-        earlier = _earlier_rows(request, items, runner)
+        earlier = _earlier_rows(request, items, runner, extra, point)
         written = earlier.paths if earlier is not None else []
         if request.limit is not None:
             items = _limited(items, request.limit)
@@ -188,7 +220,7 @@ def infer_source(
             sinks.append(sink)
         if request.out or not request.keep_rows:
             # Opened last: an old file of results goes only when all else is ready.
-            rows = RowSink(request.out, contract.labels, spec.kind, after=earlier)
+            rows = RowSink(request.out, contract.labels, spec.kind, extra=extra, after=earlier)
             stack.callback(rows.close)
             sinks.insert(0, rows)
         prepare = functools.partial(
@@ -199,20 +231,16 @@ def infer_source(
         )
         # The next frame of a camera is the newer the later it is taken: none is prepared ahead.
         threads = 0 if spec.kind is SourceKind.LIVE else request.threads
-        answers = classify(items, prepare, runner, threads=threads)
+        answers = decide_each(classify(items, prepare, runner, threads=threads, cam=request.cam), point)
         left = None if source.total is None else source.total - len(written)
         total = min((count for count in (left, request.limit) if count is not None), default=None)
         keep_rows = request.keep_rows and spec.kind in _IMAGE_KINDS
-        tally = _Tally(contract.labels, spec.kind, keep_rows, resumed=len(written), total=total)
+        tally = _Tally((contract.labels, spec.kind, extra), keep_rows, resumed=len(written), total=total)
         _run(answers, sinks, tally, stop, progress)
     if spec.kind is SourceKind.LIST and not (tally.answered or tally.failed or stop.asked or written):
         raise BadInputError("no path came on standard input", remedy="pipe a list of paths into it")
     if tally.failed and not tally.answered and not stop.asked and not written:
-        in_rows = request.out is not None or not request.keep_rows
-        raise BadInputError(
-            f"none of the {tally.failed} images of {spec.name!r} could be read",
-            remedy="the reason stands in each row" if in_rows else str(tally.first_error),
-        )
+        raise _nothing_answered(request, spec, tally)
     tally.interrupted |= stop.signal is not None
     return _summary(request, spec, source, tally)
 
@@ -228,13 +256,25 @@ def _check(request: InferRequest, spec: SourceSpec) -> None:
         )
 
 
+def _nothing_answered(request: InferRequest, spec: SourceSpec, tally: _Tally) -> EdgeDscError:
+    in_rows = request.out is not None or not request.keep_rows
+    remedy = "the reason stands in each row" if in_rows else str(tally.first_error)
+    if tally.unanswered:
+        return UnansweredError(f"{request.engine} answered none of {tally.failed} images", remedy=remedy)
+    return BadInputError(f"none of the {tally.failed} images of {spec.name!r} could be read", remedy=remedy)
+
+
 def _earlier_rows(
-    request: InferRequest, items: Iterator[Path | Frame | None], runner: Runner
+    request: InferRequest,
+    items: Iterator[Path | Frame | None],
+    runner: Runner,
+    extra: tuple[str, ...],
+    point: OperatingPoint | None,
 ) -> WrittenRows | None:
     """Return the rows to go on after, once they are known as those of this source and of this engine."""
     if not request.resume or request.out is None:
         return None
-    earlier = written_rows(request.out, runner.record.contract.labels)
+    earlier = written_rows(request.out, runner.record.contract.labels, extra, point)
     skip_written(items, earlier.paths, request.out)
     answers = classify_files(map(Path, earlier.sample), runner, threads=1)
     require_same_answers(answers, earlier, request.out)
@@ -266,13 +306,14 @@ def _limited(items: Iterator[_Item | None], limit: int) -> Iterator[_Item | None
 class _Tally:
     """What a run did so far: counts, times and, where asked for, the rows; of how many pictures in all."""
 
-    labels: tuple[str, ...]
-    kind: SourceKind
+    columns: tuple[tuple[str, ...], SourceKind, tuple[str, ...]]  # as row_of takes them
     keep_rows: bool
     resumed: int = 0
     total: int | None = None
     answered: int = 0
+    abstained: int = 0
     failed: int = 0
+    unanswered: int = 0
     seconds: float = 0.0
     interrupted: bool = False
     first_error: str | None = None
@@ -283,14 +324,16 @@ class _Tally:
     def add(self, answer: Answer) -> None:
         if answer.error is None:
             self.answered += 1
+            self.abstained += answer.decision == ABSTAIN
             self.latency.add(answer.latency_ms)
         else:
             self.failed += 1
+            self.unanswered += answer.unanswered
             self.first_error = self.first_error or answer.error
         if answer.age_ms is not None:
             self.age.add(answer.age_ms)
         if self.keep_rows:
-            self.rows.append(row_of(answer, self.labels, self.kind))
+            self.rows.append(row_of(answer, *self.columns))
 
 
 def _run(
@@ -326,7 +369,9 @@ def _summary(request: InferRequest, spec: SourceSpec, source: Source, tally: _Ta
         images=request.limit if live else source.total,
         resumed=tally.resumed,
         answered=tally.answered,
+        abstained=tally.abstained if DECISION in tally.columns[2] else None,
         failed=tally.failed,
+        unanswered=tally.unanswered,
         seconds=tally.seconds,
         latency=tally.latency.to_dict(),
         age=tally.age.to_dict() if live else None,
