@@ -52,13 +52,17 @@ def _quick(examination: Examination, few_calibrate: None) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def tested(tmp_path_factory: pytest.TempPathFactory) -> tuple[SelfTest, Path, list[str]]:
+def tested(make_once: Any) -> tuple[SelfTest, Path, list[str]]:
     """What the whole test finds on a machine without a GPU."""
-    out, said = tmp_path_factory.mktemp("selftest") / "out", list[str]()
-    plan = SelfTestPlan(out=out, **SHORT)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runtime, "find_gpu", lambda *_: (None, "no CUDA driver"))
-        return run_selftest(plan, progress=ignore, say=said.append), out, said
+
+    def look(folder: Path) -> tuple[SelfTest, Path, list[str]]:
+        out, said = folder / "out", list[str]()
+        plan = SelfTestPlan(out=out, **SHORT)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(runtime, "find_gpu", lambda *_: (None, "no CUDA driver"))
+            return run_selftest(plan, progress=ignore, say=said.append), out, said
+
+    return make_once("selftest", look)  # type: ignore[no-any-return]
 
 
 @pytest.mark.slow
