@@ -3,10 +3,11 @@
     python scripts/triton_load.py ENGINE [--clients 8] [--requests 10000] [--rounds 5] [--instances N]
     python scripts/triton_load.py ENGINE --fall
 
-The server has the Python backend with our runner, one copy for each processor; the clients are threads with a connection
-each, one picture a request, the next as soon as the answer is there. Both sides take turns on the same prepared arrays;
-ratios are taken within a round. Every answer is held against this machine's, bit for bit. With ``--fall`` the server is
-killed at the middle of the requests and started again; each request must end in an answer or in an error that says so.
+The server has the Python backend with our runner, one copy for each processor. The clients are threads with a
+connection each: one picture a request, the next as soon as the answer is there. Both sides take turns on the same
+prepared arrays; ratios are taken within a round. Every answer is held against this machine's, bit for bit. With
+``--fall`` the server is killed at the middle of the requests and started again; each request must end in an answer or
+in an error that says so.
 """
 
 from __future__ import annotations
