@@ -30,6 +30,7 @@ HEAVY = (
     "pydicom",
     "pynvml",
     "nvidia",
+    "tritonclient",
 )
 BLOCKER = """
 import sys
@@ -133,7 +134,7 @@ MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob
 
 def test_the_house_has_few_rooms() -> None:
     others = [*(ROOT / "scripts").glob("*.py"), *ROOT.glob("*.py")]
-    assert len(MODULES) + len(others) <= 134
+    assert len(MODULES) + len(others) <= 146
 
 
 @pytest.mark.parametrize(

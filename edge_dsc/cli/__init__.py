@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Mapping
 from types import FrameType
 from typing import NamedTuple, NoReturn
 
@@ -22,10 +23,12 @@ class Command(NamedTuple):
     Attributes:
         function: ``module:function`` in this folder; its docstring follows the summary in the command's help.
         summary: Its line in the list of commands, and the first paragraph of its help.
+        parts: Where it is a group of commands, these by their names; it has then no function of its own.
     """
 
     function: str
     summary: str
+    parts: Mapping[str, Command] = {}
 
 
 COMMANDS = {
@@ -44,6 +47,18 @@ COMMANDS = {
     "compare": Command("measuring:compare", "Compare latency reports"),
     "import-times": Command("measuring:import_times", "Turn trtexec's --exportTimes file into a report"),
     "networks": Command("looking:networks", "List the networks that have names, and what they cost"),
+    "deploy": Command(
+        "",
+        "Hand engines over to a server, a fleet or DeepStream",
+        {
+            "triton": Command("deploying:triton", "Write a model repository for Triton"),
+            "bundle": Command(
+                "deploying:bundle", "Pack a model for devices, signed, with what installs it there"
+            ),
+            "verify": Command("deploying:verify", "Check a bundle's signature and content, and unpack it"),
+            "deepstream": Command("deploying:deepstream", "Write nvinfer's configuration for DeepStream"),
+        },
+    ),
     "inspect": Command("looking:inspect", "Say what a file of edge-dsc is"),
     "doctor": Command("looking:doctor", "Say what is installed and which runtimes work here"),
     "selftest": Command(

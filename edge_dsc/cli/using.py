@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
@@ -19,6 +19,7 @@ from edge_dsc.cli.options import (
     Json,
     Out,
     Running,
+    Server,
     Slots,
     Threads,
     Threshold,
@@ -27,19 +28,28 @@ from edge_dsc.cli.options import (
     parse_thresholds,
     running_options,
 )
+from engines.errors import UsageError
+
+if TYPE_CHECKING:
+    from edge_dsc.infer.served import ServedModel
 
 
 def infer(
-    engine: Engine,
+    engine: Annotated[
+        Path,
+        typer.Argument(
+            help="An engine that build-engine wrote; with --server it may be left out.", show_default=False
+        ),
+    ],
     source: Annotated[
-        str,
+        Optional[str],
         typer.Argument(
             help="An image, a folder (recursive), a quoted glob, a video, /dev/videoN or v4l2://N, csi://N, "
             "rtsp://..., http://... (MJPEG), or - for a list of paths on standard input. Cameras take "
             "?width=1280&height=720&fps=30.",
             show_default=False,
         ),
-    ],
+    ] = None,
     out: Annotated[
         Optional[Path],
         typer.Option(
@@ -101,6 +111,7 @@ def infer(
         str,
         typer.Option("--host", help="Address for --serve; 0.0.0.0 lets the network look, without password."),
     ] = "127.0.0.1",
+    server: Server = None,
     threshold: Threshold = None,
     abstain: Abstain = None,
     cam: Cam = False,
@@ -115,24 +126,25 @@ def infer(
     """One row per image or frame: the top class and all probabilities.
 
     Ctrl-C and SIGTERM finish the current picture, keep every row and print the summary. Of a camera or stream the
-    newest frame is taken each time the engine is free; the others are counted as dropped.
+    newest frame is taken each time the engine is free; the others are counted as dropped. With --server a server
+    runs the engine; one that is named too must be of the same model.
     """
     from edge_dsc.infer.inference import InferRequest, infer_source
     from edge_dsc.infer.sinks import Outputs
     from engines.images import usable_processors
 
+    asked = Running(slots=slots, graph=graph, memory=gpu_memory, wait=wait, device=device)
+    model, pictures = _model_and_source(engine, source, server)
     request = InferRequest(
-        engine=engine,
-        source=source,
+        engine=model,
+        source=pictures,
         out=out,
         threads=threads or usable_processors(),
         keep_rows=json,
         resume=resume,
         limit=limit,
         give_up_s=give_up,
-        running=running_options(
-            [engine], Running(slots=slots, graph=graph, memory=gpu_memory, wait=wait, device=device)
-        ),
+        running=running_options([model], asked),
         outputs=Outputs(annotate=annotate, unsure=save_unsure, show=show, serve=serve, host=host),
         thresholds=parse_thresholds(threshold),
         abstain=abstain,
@@ -143,6 +155,17 @@ def infer(
     say(summary.line())
     if json:
         give_json("edge-dsc/infer-result", summary, schema_version=2)
+
+
+def _model_and_source(engine: Path, source: str | None, server: str | None) -> tuple[Path | ServedModel, str]:
+    """Return what runs and what it answers: ``ENGINE SOURCE``, or ``[ENGINE] SOURCE --server ADDRESS``."""
+    from edge_dsc.infer.served import parse_server
+
+    if server is not None and source is None:
+        return parse_server(server), str(engine)
+    if source is None:
+        raise UsageError("infer takes an engine and a source", remedy="edge-dsc infer ENGINE SOURCE")
+    return (engine if server is None else parse_server(server, expected=engine)), source
 
 
 def evaluate(
