@@ -195,7 +195,9 @@ def test_an_edited_record_of_version_1_is_refused(tmp_path: Path) -> None:
 
 def test_a_later_version_is_refused_by_its_number(tmp_path: Path) -> None:
     write_record(tmp_path / "x.json", msgspec.to_builtins(RECORD), version=6)
-    with pytest.raises(ArtefactError, match="has schema version 6, this edge-dsc reads 1 and 2 and 3 and 4 and 5"):
+    with pytest.raises(
+        ArtefactError, match="has schema version 6, this edge-dsc reads 1 and 2 and 3 and 4 and 5"
+    ):
         KIND.load(tmp_path / "x.json")
 
 
