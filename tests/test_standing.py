@@ -30,6 +30,10 @@ HEAVY = (
     "pydicom",
     "pynvml",
     "nvidia",
+    "openvino",
+    "prometheus_client",
+    "pyarrow",
+    "ray",
 )
 BLOCKER = """
 import sys

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
@@ -22,6 +22,10 @@ from edge_dsc.cli.options import (
     finite,
     running_options,
 )
+from engines.errors import UsageError
+
+if TYPE_CHECKING:
+    from edge_dsc.infer.archive import ArchiveRequest
 
 
 def infer(
@@ -36,10 +40,11 @@ def infer(
         ),
     ],
     out: Annotated[
-        Optional[Path],
+        Optional[str],
         typer.Option(
             "--out",
-            help="Write .csv or .jsonl, row by row; default: CSV on standard output.",
+            help="Write .csv or .jsonl, row by row; default: CSV on standard output. With --ray a folder of parts, "
+            "NAME.parquet or NAME.csv, or an address such as s3://bucket/NAME.parquet.",
             show_default=False,
         ),
     ] = None,
@@ -96,6 +101,16 @@ def infer(
         str,
         typer.Option("--host", help="Address for --serve; 0.0.0.0 lets the network look, without password."),
     ] = "127.0.0.1",
+    ray: Annotated[
+        Optional[str],
+        typer.Option(
+            "--ray",
+            metavar="[ADDRESS]",
+            help="Classify an archive on a Ray cluster (HOST:PORT, auto), or without an address on this machine: also "
+            "lists (.txt), Parquet files of paths and object stores.",
+            show_default=False,
+        ),
+    ] = None,
     threads: Threads = None,
     slots: Slots = None,
     graph: Graph = None,
@@ -113,25 +128,56 @@ def infer(
     from edge_dsc.infer.sinks import Outputs
     from engines.images import usable_processors
 
+    running = running_options(
+        [engine], Running(slots=slots, graph=graph, memory=gpu_memory, wait=wait, device=device)
+    )
+    outputs = Outputs(annotate=annotate, unsure=save_unsure, show=show, serve=serve, host=host)
+    if ray is not None:
+        if outputs != Outputs() or give_up is not None or out is None:
+            raise UsageError(
+                "--ray writes rows and nothing else, to --out",
+                remedy="add --out NAME.parquet, and leave --annotate, --save-unsure, --show, --serve and --give-up out",
+            )
+        from edge_dsc.infer.archive import ArchiveRequest
+
+        archive = ArchiveRequest(
+            engine=engine,
+            source=source,
+            out=out,
+            address=ray,
+            resume=resume,
+            limit=limit,
+            threads=threads,
+            running=running,
+        )
+        return _infer_archive(archive, json=json)
     request = InferRequest(
         engine=engine,
         source=source,
-        out=out,
+        out=None if out is None else Path(out),
         threads=threads or usable_processors(),
         keep_rows=json,
         resume=resume,
         limit=limit,
         give_up_s=give_up,
-        running=running_options(
-            [engine], Running(slots=slots, graph=graph, memory=gpu_memory, wait=wait, device=device)
-        ),
-        outputs=Outputs(annotate=annotate, unsure=save_unsure, show=show, serve=serve, host=host),
+        running=running,
+        outputs=outputs,
     )
     with progress_bar() as progress:
         summary = infer_source(request, progress=progress, say=say)
     say(summary.line())
     if json:
         give_json("edge-dsc/infer-result", summary)
+
+
+def _infer_archive(request: ArchiveRequest, *, json: bool) -> None:
+    from edge_dsc.infer.archive import classify_archive
+
+    with progress_bar() as progress:
+        summary = classify_archive(request, progress=progress, say=say)
+    say(summary.line())
+    if json:
+        give_json("edge-dsc/archive-result", summary)
 
 
 def evaluate(

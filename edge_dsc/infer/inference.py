@@ -183,7 +183,7 @@ def infer_source(
         if request.limit is not None:
             items = _limited(items, request.limit)
         sinks: list[Sink] = []
-        for sink in open_sinks(request.outputs, runner.record, spec, stop, say):
+        for sink in open_sinks(request.outputs, runner.record, spec, stop, say, engine=request.engine):
             stack.callback(sink.close)
             sinks.append(sink)
         if request.out or not request.keep_rows:
@@ -196,6 +196,7 @@ def infer_source(
             contract=contract,
             source=spec.name,
             keep_picture=request.outputs.need_pictures,
+            keep_levels=request.outputs.serve is not None,
         )
         # The next frame of a camera is the newer the later it is taken: none is prepared ahead.
         threads = 0 if spec.kind is SourceKind.LIVE else request.threads

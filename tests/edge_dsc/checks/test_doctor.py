@@ -161,7 +161,7 @@ def test_a_runtime_that_cannot_be_asked(monkeypatch: pytest.MonkeyPatch) -> None
     def fail() -> None:
         raise OSError("libnvinfer.so.10: wrong ELF class")
 
-    monkeypatch.setattr("engines.ort.OnnxRuntime.availability", lambda _: fail())
+    monkeypatch.setattr("engines.cpu.ort.OnnxRuntime.availability", lambda _: fail())
     found = examine().runtimes["onnxruntime"]
     assert found.version is None
     assert found.no_build == found.no_run == "OSError: libnvinfer.so.10: wrong ELF class"
