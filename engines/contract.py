@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Annotated, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import msgspec
 from msgspec import Meta
@@ -12,7 +12,7 @@ from msgspec import Meta
 from engines.errors import ArtefactError
 from engines.files import canonical_json, sha256_bytes
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 METADATA_KEY = "edge_dsc.contract"
 DECODE_RULE = "grey8-v1"  # engines.images.decode_image, one channel
 COLOUR_RULE = "rgb8-v1"  # the same with three channels, red first
@@ -21,6 +21,7 @@ DECODERS = {"opencv": DECODE_RULE, "nvjpeg": NVJPEG_RULE}  # by their names on t
 RESIZE_RULE = "halve-area-v1"  # engines.images.resize_to
 BORDERED_RULE = "halve-area-bordered-v1"  # the same with a black border, one pixel wide, around it
 INPUT_TYPES = ("uint8", "int8", "float16")  # engines.images.shape_input
+CAM_OUTPUT = "cam"  # the second output of an engine with class activation maps
 
 LARGEST_MODEL = 512 << 20  # bytes; ours have a few MB, and protobuf itself ends at 2 GiB
 _LARGEST_CONTRACT = 1 << 20  # characters
@@ -58,7 +59,11 @@ class ModelContract(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         resize: Name of the rule that brings those pixels to ``height`` x ``width``.
         scale: Factor on the grey values; it is folded into the first layer's weights, so callers
             must not apply it.
-        schema_version: Version of this description.
+        temperature: What the logits are divided by before softmax, so that the probabilities mean what they say;
+            :func:`edge_dsc.infer.classify.calibrate_probabilities` applies it to the graph's output. 1 changes nothing.
+        cam: Height and width of the class activation maps that an engine gives as its second output,
+            :data:`CAM_OUTPUT`, ``float32 [N, len(labels), height, width]``; None where it gives none.
+        schema_version: Version of this description; version 1 knew neither ``temperature`` nor ``cam``.
 
     Raises:
         ValueError: Two labels are the same.
@@ -75,6 +80,8 @@ class ModelContract(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     decode: _Rule = DECODE_RULE
     resize: _Rule = RESIZE_RULE
     scale: Annotated[float, Meta(gt=0, le=65536)] = 1 / 255
+    temperature: Annotated[float, Meta(gt=0, le=1000)] = 1.0
+    cam: tuple[_Side, _Side] | None = None
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
@@ -92,6 +99,13 @@ class ModelContract(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         """Shape of one input without the batch, with its border: ``(height, width, channels)``, or channels first."""
         sides = (self.height + 2 * self.border, self.width + 2 * self.border)
         return (*sides, self.channels) if self.layout == "NHWC" else (self.channels, *sides)
+
+    @property
+    def outputs(self) -> list[tuple[str, tuple[int, ...]]]:
+        """Name and shape without the batch of each output, ``float32``: the probabilities, and the maps if any."""
+        classes = len(self.labels)
+        maps = [] if self.cam is None else [(CAM_OUTPUT, (classes, *self.cam))]
+        return [(self.output_name, (classes,)), *maps]
 
     @property
     def channels(self) -> int:
@@ -133,7 +147,7 @@ class ModelContract(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         try:
             if len(text) > _LARGEST_CONTRACT:
                 raise ValueError(f"{len(text)} characters")
-            contract = msgspec.convert(json.loads(text), cls, strict=True)
+            contract = msgspec.convert(upgrade_contract(json.loads(text)), cls, strict=True)
         except (ValueError, RecursionError) as error:  # msgspec's own is a ValueError, too
             raise ArtefactError(
                 f"{source} holds a damaged contract: {error}", remedy=_EXPORT_AGAIN
@@ -161,3 +175,10 @@ class ModelContract(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
                     f"{source} asks for {name} {seen!r}, this edge-dsc knows {' and '.join(map(repr, values))}",
                     remedy=_EXPORT_AGAIN,
                 )
+
+
+def upgrade_contract(body: Any) -> Any:
+    """Make what an earlier version wrote the present form; anything else, damaged or later, stays as it is."""
+    if isinstance(body, dict) and body.get("schema_version") == 1:
+        return {**body, "schema_version": SCHEMA_VERSION}
+    return body

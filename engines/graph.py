@@ -206,7 +206,7 @@ def contract_of(model: ModelProto, source: str) -> ModelContract:
     seen = (_describe(inputs), _describe(model.graph.output))
     expected = (
         [(contract.input_name, TensorProto.DataType.Value(contract.dtype.upper()), contract.input_shape)],
-        [(contract.output_name, TensorProto.FLOAT, (len(contract.labels),))],
+        [(name, TensorProto.FLOAT, shape) for name, shape in contract.outputs],
     )
     if seen != expected:
         raise ArtefactError(

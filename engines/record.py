@@ -19,6 +19,7 @@ from engines.contract import (
     Seconds,
     Sha256,
     Text,
+    upgrade_contract,
 )
 from engines.errors import ArtefactError
 from engines.files import DocumentKind, sha256_bytes, sha256_file
@@ -264,13 +265,18 @@ def _from_version_3(body: dict[str, Any]) -> dict[str, Any]:
     return {"gpu_layers": [], **body}
 
 
+def _from_version_4(body: dict[str, Any]) -> dict[str, Any]:
+    """Bring the contract to version 2, as version 5 has it."""
+    return {**body, "contract": upgrade_contract(body["contract"])}
+
+
 RECORD = DocumentKind(
     name="edge-dsc/engine-record",
-    version=4,
+    version=5,
     body=EngineRecord,
     renew=_BUILD,
     seal="record_sha256",
-    older={1: _from_version_1, 2: _from_version_2, 3: _from_version_3},
+    older={1: _from_version_1, 2: _from_version_2, 3: _from_version_3, 4: _from_version_4},
 )
 
 

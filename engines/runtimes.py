@@ -255,6 +255,21 @@ class Runner(Protocol):
         """
         ...
 
+    def explain(self, batch: InputPixels) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Classify a batch and give its class activation maps.
+
+        Args:
+            batch: As for :meth:`run`.
+
+        Returns:
+            Probabilities as :meth:`run`, and ``float32 [N, classes, *contract.cam]``: the evidence for each class at
+            each place. Its sum over the places is the class's logit up to a constant of the image.
+
+        Raises:
+            UsageError: The engine was built without maps.
+        """
+        ...
+
     def submit(self, batch: InputPixels) -> Ticket:
         """Begin a batch and return, where the runtime can, before it is answered.
 
@@ -446,6 +461,17 @@ class DirectSubmission:
         """Classify a batch; the runner's own."""
         raise NotImplementedError
 
+    def explain(self, batch: InputPixels) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Classify a batch and give its class activation maps; a runner's own, where its runtime gives any.
+
+        Raises:
+            UsageError: It does not.
+        """
+        raise UsageError(
+            f"{type(self).__name__} gives no class activation maps",
+            remedy="build the engine with --cam for onnxruntime or tensorrt",
+        )
+
     def submit(self, batch: InputPixels) -> Ticket:
         """Run the batch at once; the ticket holds the answers."""
         return Ticket(self, self.run(batch))
@@ -531,6 +557,19 @@ def answer_batches(
             with contextlib.suppress(EdgeDscError):  # the first failure is the one to report
                 runner.collect(ticket)
         raise
+
+
+def require_cam(record: EngineRecord) -> None:
+    """Refuse an engine without class activation maps.
+
+    Raises:
+        UsageError: It has none.
+    """
+    if record.contract.cam is None:
+        raise UsageError(
+            f"{record.engine} was built without class activation maps",
+            remedy=f"build it with them: {record.build_command} --cam",
+        )
 
 
 def check_tuning(tuning: Tuning, known: Collection[str], runtime: str) -> None:

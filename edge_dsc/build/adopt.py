@@ -10,7 +10,7 @@ import contextlib
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Any
@@ -35,7 +35,12 @@ from edge_dsc.build.conform import (
 )
 from edge_dsc.build.export import PARENTS_KEY, convert_to_onnx
 from edge_dsc.build.front import Front
+from edge_dsc.data import PARTS, Split, discover, save_split
+from edge_dsc.data.loading import load_images
 from edge_dsc.data.phantoms import CLASSES, draw_phantom
+from edge_dsc.data.purposes import PARTS_FOR, Purpose
+from edge_dsc.data.split import SPLIT_FILE
+from edge_dsc.evaluate.confidence import fit_temperature
 from edge_dsc.infer.source import expand_source
 from edge_dsc.networks.keras_files import read_network
 from edge_dsc.training.run_folder import RECORD_FILE
@@ -49,6 +54,7 @@ from engines.contract import (
     Number,
     Sha256,
     Text,
+    upgrade_contract,
 )
 from engines.cpu.ort import failures_of, open_session
 from engines.errors import AccuracyGateError, ArtefactError, BadInputError, ImageError, UsageError
@@ -61,7 +67,7 @@ from engines.files import (
     sha256_bytes,
     write_bytes,
 )
-from engines.graph import OnnxModel, parse_model, refuse_large_values, seal_model
+from engines.graph import OnnxModel, parse_model, refuse_large_values, replace_contract, seal_model
 from engines.images import prepare_pixels, quiet_decoder, read_inputs
 from engines.packages import load
 from engines.runtimes import Progress
@@ -136,10 +142,11 @@ class AdoptionRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
 ADOPTION = DocumentKind(
     name="edge-dsc/adoption",
-    version=1,
+    version=2,
     body=AdoptionRecord,
     renew="edge-dsc adopt MODEL --labels A,B,C",
     seal="record_sha256",
+    older={1: lambda body: {**body, "contract": upgrade_contract(body["contract"])}},
 )
 
 
@@ -156,6 +163,8 @@ class AdoptRequest:
         gives: ``logits`` or ``probabilities``; None looks at the last operator.
         out: The folder; None makes one below ``runs``, named after the file.
         images: A folder of images to compare on; None compares on phantoms.
+        fit: A folder of labelled images to fit the temperature on, ``DIR/class/file``; they may not judge the model
+            then. None leaves its probabilities as they are.
     """
 
     source: Path
@@ -166,6 +175,7 @@ class AdoptRequest:
     gives: str | None = None
     out: Path | None = None
     images: Path | None = None
+    fit: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,6 +208,8 @@ class Adopted:
         ]
         if record.accuracy is not None:
             lines.append(f"  accuracy on {record.judged} labelled images: {record.accuracy:.1%}")
+        if (folder := self.model.path.parent / SPLIT_FILE).is_file():
+            lines.append(f"  temperature {contract.temperature:g}, fitted on the images in {folder}")
         if record.kept is None and not _CHANGING & {*record.folded}:
             lines.append(
                 "  it is fed pixels 0..255: name --scale, --mean and --std if it was trained on others"
@@ -299,9 +311,18 @@ def adopt_model(request: AdoptRequest, progress: Progress | None = None) -> Adop
             remedy="nothing was written; export it with a dynamic batch, without random or training layers",
         )
     check = _Check(gives=gives, parity=parity, compared=len(compared), right=_right(answers, images))
+    fitted = None
+    if request.fit is not None:
+        model, fitted = _fit_temperature(model, request.fit)
+        data = seal_model(model.proto)
+        model = parse_model(data, model.path)
     record = _record(request, original, model, deployed.front, images, check)
     write_bytes(model.path, data, ONNX_MODEL)
     ADOPTION.save(folder / ADOPTION_FILE, record)
+    if fitted is not None:
+        save_split(fitted, folder / SPLIT_FILE)
+    else:
+        (folder / SPLIT_FILE).unlink(missing_ok=True)  # that of the model that is replaced
     report("converting", 3, 3)
     return Adopted(
         model=model,
@@ -310,6 +331,25 @@ def adopt_model(request: AdoptRequest, progress: Progress | None = None) -> Adop
         skipped=images.skipped,
         doubt=_doubt(answers),
     )
+
+
+def _fit_temperature(model: OnnxModel, data: Path) -> tuple[OnnxModel, Split]:
+    """Return the model with the temperature that labelled images ask for, and these as its validation part."""
+    contract = model.contract
+    dataset = discover(data, labels=contract.labels)
+    unknown = sorted(set(dataset.labels) - set(contract.labels))
+    if unknown:
+        raise BadInputError(
+            f"the model does not know the class {unknown[0]}",
+            remedy=f"name the folders after its classes: {', '.join(contract.labels)}",
+        )
+    loaded = load_images(data, dataset.samples, contract)
+    true = np.array([contract.labels.index(sample.label) for sample in loaded.samples], np.int64)
+    temperature = fit_temperature(true, _answers_of(model)(loaded.pixels))
+    calibrated = msgspec.structs.replace(contract, temperature=temperature)
+    parts = {part: loaded.samples if part in PARTS_FOR[Purpose.FIT] else () for part in PARTS}
+    split = Split(root=data, labels=tuple(sorted(contract.labels)), seed=0, parts=parts)
+    return replace(model, proto=replace_contract(model.proto, calibrated), contract=calibrated), split
 
 
 def _evenly(values: NDArray[Any]) -> NDArray[Any]:

@@ -28,6 +28,7 @@ from calibration.tensorrt import OwnCalibration, cache_of_table, check_release
 from edge_dsc import __version__
 from edge_dsc.build.assign import as_before, assign_layers
 from edge_dsc.build.calibrate import CALIBRATION_NAME, CalibrationRun
+from edge_dsc.build.cam import add_cam
 from edge_dsc.build.gate import GateOptions, run_gate
 from edge_dsc.data import Dataset, Split, discover
 from edge_dsc.data.purposes import split_beside
@@ -93,6 +94,7 @@ class BuildRequest:
             FP16: grey. None takes ``float16`` for FP16 on the Deep Learning Accelerator, else ``uint8``.
         decode: The rule by which the engine's pictures are decoded; None takes the model's.
         device: Which GPU builds, and runs the engine for its gate; None takes the first where one is needed.
+        cam: Whether the engine gives class activation maps as a second output.
     """
 
     model: Path
@@ -109,6 +111,7 @@ class BuildRequest:
     input: str | None = None
     decode: str | None = None
     device: int | None = None
+    cam: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -319,6 +322,7 @@ def build_again(engine: Path, out: Path, device: int = 0) -> BuiltEngine:
         decode=NVJPEG_RULE if record.contract.decode == NVJPEG_RULE else None,
         timing_cache=False,  # builds differ by what their builder measured: each measures for itself
         device=device or None,
+        cam=record.contract.cam is not None,
     )
     build = _begin(request)
     if build.table_sha256 != record.calibration_sha256:
@@ -472,6 +476,9 @@ def _finish(
         ),
         wanted=wanted_layers(model, precision, build.float_layers),
     )
+    if build.request.cam:
+        graph, contract = add_cam(build.graph, build.contract)
+        build = replace(build, graph=graph, contract=contract)
     options = BuildOptions(
         precision=graph_precision(precision, build.wanted, build.runtime),
         required_layers=min(1, len(build.wanted)),  # check_layers holds each by its name
@@ -610,6 +617,7 @@ def build_command(build: Build) -> str:
         word for name, rule in DECODERS.items() if rule == request.decode for word in ("--decode", name)
     ]
     words += ["--device", str(request.device)] if request.device else []
+    words += ["--cam"] if request.cam else []
     return shlex.join([*words, "--out", str(build.path)])
 
 

@@ -128,7 +128,13 @@ def export_run(
         )
     evenly = samples[:: max(1, len(samples) // _PARITY_IMAGES)][:_PARITY_IMAGES]
     side = record.network.size
-    contract = ModelContract(labels=record.labels, architecture=record.architecture, height=side, width=side)
+    contract = ModelContract(
+        labels=record.labels,
+        architecture=record.architecture,
+        height=side,
+        width=side,
+        temperature=record.temperature,
+    )
     pixels = load_images(root, evenly, contract).pixels
     report("loading", 0, 3)
     trained = _load_trained(run, record, architecture)

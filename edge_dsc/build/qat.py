@@ -34,6 +34,7 @@ from edge_dsc.training.train import (
     finish_run,
     make_batches,
     read_run_images,
+    require_validation,
 )
 from engines.errors import ArtefactError, UsageError
 from engines.files import KERAS_MODEL, require_writable
@@ -115,6 +116,7 @@ def fine_tune(
     check_folder(settings)
     recipe = _recipe(parent, options.epochs)
     split = load_split(options.run / SPLIT_FILE)
+    require_validation(split, options.run)
     images = read_run_images(options.data, split, run=options.run, reading=reading)
     require_writable(options.out / MODEL_FILE, KERAS_MODEL)  # said before an epoch is trained
     trained = load_network(

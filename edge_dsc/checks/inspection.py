@@ -343,6 +343,10 @@ def _place_lines(record: EngineRecord) -> list[str]:
     contract, core = record.contract, record.tuning.dla
     sides = ", ".join(map(str, contract.input_shape))
     lines = [f"  takes {contract.dtype} [N, {sides}]"] if contract.dtype != "uint8" else []
+    if contract.cam is not None:
+        lines.append(f"  class activation maps of {contract.cam[0]} x {contract.cam[1]} places")
+    if contract.temperature != 1:
+        lines.append(f"  temperature of its probabilities {contract.temperature:g}")
     if contract.decode == NVJPEG_RULE:
         lines.append(f"  JPEGs decoded by nvJPEG ({contract.decode})")
     if core is not None:

@@ -226,6 +226,21 @@ def train(
             show_default=False,
         ),
     ] = None,
+    last: Annotated[
+        bool,
+        typer.Option(
+            "--last", help="Keep the last epoch's weights: no epoch is chosen, validation images train."
+        ),
+    ] = False,
+    refit: Annotated[
+        Optional[Path],
+        typer.Option(
+            "--refit",
+            metavar="RUN",
+            help="For deployment: the recipe of this finished run on all of its images. None is left to judge by.",
+            show_default=False,
+        ),
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the unfinished run in the run folder.")
     ] = False,
@@ -235,19 +250,31 @@ def train(
     out: Annotated[
         Optional[Path],
         typer.Option(
-            "--out", help="The run folder; default: runs/ARCH, with --qat RUN-qat.", show_default=False
+            "--out",
+            help="The run folder; default: runs/ARCH, with --qat RUN-qat, with --refit RUN-refit.",
+            show_default=False,
         ),
     ] = None,
     json: Json = False,
 ) -> None:
     """The network is then measured on the images held back from training."""
+    ways = (size, unfreeze, fold, kinds) if refit else (size, weights, unfreeze, fold, kinds)
+    another_way = not augmentation or keep_split or last or any(value is not None for value in ways)
+    if refit is not None and (another_way or qat or epochs or recipe is not RecipeName.DEFAULT):
+        raise UsageError(
+            "--refit takes the network, the recipe and the images of its run",
+            remedy="leave out --size, --unfreeze, --recipe, --epochs, --no-augmentation, --fold, --keep-split, --kinds,"
+            " --last and --qat",
+        )
     if qat is None:
         from edge_dsc.networks import default_name
         from edge_dsc.training import TrainOptions
 
         options = TrainOptions(
             data=data,
-            out=out or Path("runs") / default_name(arch),
+            out=out
+            or (refit and refit.with_name(f"{refit.name}-refit"))
+            or Path("runs") / default_name(arch),
             architecture=arch,
             size=size,
             weights=weights,
@@ -259,6 +286,8 @@ def train(
             fold=parse_fold(fold),
             keep_split=keep_split,
             kinds=kinds,
+            last=last,
+            refit=refit,
             resume=resume,
             overwrite=overwrite,
         )
@@ -270,14 +299,10 @@ def train(
         raise UsageError(
             "--resume has no use with --qat", remedy="a fine-tuning run takes minutes: start it again"
         )
-    if (
-        not augmentation
-        or keep_split
-        or any(value is not None for value in (size, weights, unfreeze, fold, kinds))
-    ):
+    if another_way:
         raise UsageError(
             "--qat takes the network, the images and the split of its run",
-            remedy="leave out --size, --weights, --unfreeze, --no-augmentation, --fold, --keep-split and --kinds",
+            remedy="leave out --size, --weights, --unfreeze, --no-augmentation, --fold, --keep-split, --kinds, --last",
         )
     fine_tuning = QatOptions(
         data=data,
@@ -305,16 +330,24 @@ def _train(options: TrainOptions, *, json: bool) -> None:
         say(f"{len(result.record.skipped)} images were left out")
     for note in result.notes:
         say(note)
+    known = result.record.refit
     if json:
-        metrics = result.metrics
-        give_json("edge-dsc/train-result", {"run": str(result.run), "metrics": metrics})
+        body = {"run": str(result.run), "metrics": result.metrics, "refit": known}
+        give_json("edge-dsc/train-result", body, schema_version=2)
+    elif known is not None:
+        give(f"{printable(result.run)}: trained on all images; none is left to judge this network by")
+        give(
+            f"accuracy of the recipe, as {printable(known.run)} had it on images that were held back from it:"
+        )
+        give(format_metrics(known.held_out))
     else:
         give(f"{printable(result.run)}: evaluation and test images together, none seen in training")
         give(format_metrics(result.metrics["held_out"]))
+    if known is not None:
+        say("note: an accuracy gate needs images from elsewhere: build-engine --validate DIR")
     if result.record.interrupted:
-        say(
-            f"interrupted: kept the best weights so far, of epoch {result.record.best_epoch} (--resume goes on)"
-        )
+        kept = "weights" if result.record.recipe.get("fixed") else "best weights so far,"
+        say(f"interrupted: kept the {kept} of epoch {result.record.best_epoch} (--resume goes on)")
         raise typer.Exit(INTERRUPTED)
 
 
@@ -331,7 +364,7 @@ def _fine_tune(options: QatOptions, *, json: bool) -> None:
     if json:
         metrics = trained.metrics
         body = {"run": str(trained.run), "onnx": str(result.onnx), "calibration": str(result.table)}
-        give_json("edge-dsc/train-result", {**body, "metrics": metrics})
+        give_json("edge-dsc/train-result", {**body, "metrics": metrics, "refit": None}, schema_version=2)
     else:
         give(f"{printable(trained.run)}: evaluation and test images together, in INT8 as it was trained")
         give(format_metrics(trained.metrics["held_out"]))
@@ -518,6 +551,14 @@ def adopt(
             show_default=False,
         ),
     ] = None,
+    fit_on: Annotated[
+        Optional[Path],
+        typer.Option(
+            "--fit-on",
+            help="Labelled images to fit its temperature on, DIR/class/file; they cannot judge it afterwards.",
+            show_default=False,
+        ),
+    ] = None,
     out: Annotated[
         Optional[Path],
         typer.Option(
@@ -547,6 +588,7 @@ def adopt(
         gives=output.value if output else None,
         out=out,
         images=check_on,
+        fit=fit_on,
     )
     with progress_bar() as progress:
         made = adopt_model(request, progress)
@@ -709,6 +751,10 @@ def build_engine(
             show_default=False,
         ),
     ] = None,
+    cam: Annotated[
+        bool,
+        typer.Option("--cam", help="Give class activation maps too: the evidence for each class, by place."),
+    ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="TensorRT: print its log.")] = False,
     timing_cache: Annotated[
         bool, typer.Option(help="TensorRT: keep the timings of kernels beside the engine for the next build.")
@@ -788,6 +834,7 @@ def build_engine(
                 input=input_type and input_type.value,
                 decode=decode and DECODERS[decode.value],
                 device=device,
+                cam=cam,
             ),
             progress,
             calibrated=made,

@@ -16,6 +16,7 @@ from edge_dsc.cli.options import (
     Device,
     GpuMemory,
     Graph,
+    Html,
     Json,
     Out,
     Running,
@@ -32,9 +33,6 @@ if TYPE_CHECKING:
 
 MAX_SECONDS = 7 * 86_400
 MAX_PILE = 16_384  # images of a pile, which are all in memory
-Html = Annotated[
-    Optional[Path], typer.Option("--html", help="Write a page with plots too.", show_default=False)
-]
 
 
 def bench(
@@ -85,7 +83,8 @@ def bench(
             "--openings",
             min=1,
             max=1000,
-            help="Open each engine so often, in other places in memory: two openings differ.  \\[default: 10]",
+            help="Open each engine so often, in other places in memory: two openings differ.  "
+            "\\[default: 10 to 60, by the duration]",
             show_default=False,
         ),
     ] = None,

@@ -22,6 +22,9 @@ Json = Annotated[
     bool, typer.Option("--json", help="Print one versioned JSON object; everything else to stderr.")
 ]
 Out = Annotated[Optional[Path], typer.Option("--out", help="Where to write.", show_default=False)]
+Html = Annotated[
+    Optional[Path], typer.Option("--html", help="Write a page with plots too.", show_default=False)
+]
 
 
 def finite(value: Optional[float]) -> Optional[float]:
@@ -97,6 +100,33 @@ Device = Annotated[
         max=MAX_DEVICE,
         help="GPU: which one, as CUDA numbers them; default: 0.",
         show_default=False,
+    ),
+]
+Threshold = Annotated[
+    Optional[list[str]],
+    typer.Option(
+        "--threshold",
+        metavar="CLASS=P",
+        help="Call this class wherever its probability reaches P, however probable another is. Repeatable.",
+        show_default=False,
+    ),
+]
+Abstain = Annotated[
+    Optional[float],
+    typer.Option(
+        "--abstain",
+        min=0,
+        max=1,
+        callback=finite,
+        metavar="P",
+        help="Call no class where the most probable one is below P, such as 0.6.",
+        show_default=False,
+    ),
+]
+Cam = Annotated[
+    bool,
+    typer.Option(
+        "--cam", help="Show where the evidence for the class lies; needs an engine of build-engine --cam."
     ),
 ]
 Engine = Annotated[Path, typer.Argument(help="An engine that build-engine wrote.", show_default=False)]
@@ -191,6 +221,24 @@ def parse_fold(text: str | None) -> tuple[int, int] | None:
         raise UsageError(f"--fold {text!r} is no fold", remedy="write K/N, such as --fold 2/5")
     number, _, folds = text.partition("/")
     return int(number), int(folds)
+
+
+def parse_thresholds(texts: Sequence[str] | None) -> dict[str, float]:
+    """Read ``covid19=0.3`` and its like; a class may have ``=`` in its name.
+
+    Raises:
+        UsageError: Anything else, or a class twice.
+    """
+    found: dict[str, float] = {}
+    for text in texts or ():
+        name, _, number = text.rpartition("=")
+        if not re.fullmatch(r"[0-9]{0,3}\.?[0-9]{1,9}", number) or not name or name in found:
+            raise UsageError(
+                f"--threshold {text!r} is no threshold{' but the second one' if name in found else ''}",
+                remedy="write CLASS=P, each class once, such as --threshold covid19=0.3",
+            )
+        found[name] = float(number)
+    return found
 
 
 def parse_numbers(option: str, text: str) -> tuple[float, ...]:

@@ -9,17 +9,22 @@ import typer
 
 from edge_dsc.cli.console import give, give_json, progress_bar, say
 from edge_dsc.cli.options import (
+    Abstain,
+    Cam,
     Device,
     Engine,
     GpuMemory,
     Graph,
+    Html,
     Json,
     Out,
     Running,
     Slots,
     Threads,
+    Threshold,
     Wait,
     finite,
+    parse_thresholds,
     running_options,
 )
 from engines.errors import UsageError
@@ -111,6 +116,9 @@ def infer(
             show_default=False,
         ),
     ] = None,
+    threshold: Threshold = None,
+    abstain: Abstain = None,
+    cam: Cam = False,
     threads: Threads = None,
     slots: Slots = None,
     graph: Graph = None,
@@ -133,10 +141,10 @@ def infer(
     )
     outputs = Outputs(annotate=annotate, unsure=save_unsure, show=show, serve=serve, host=host)
     if ray is not None:
-        if outputs != Outputs() or give_up is not None or out is None:
+        if outputs != Outputs() or give_up is not None or cam or out is None:
             raise UsageError(
                 "--ray writes rows and nothing else, to --out",
-                remedy="add --out NAME.parquet, and leave --annotate, --save-unsure, --show, --serve and --give-up out",
+                remedy="add --out NAME.parquet, and leave out what draws, shows, waits or explains (--cam)",
             )
         from edge_dsc.infer.archive import ArchiveRequest
 
@@ -148,6 +156,8 @@ def infer(
             resume=resume,
             limit=limit,
             threads=threads,
+            thresholds=parse_thresholds(threshold),
+            abstain=abstain,
             running=running,
         )
         return _infer_archive(archive, json=json)
@@ -162,12 +172,15 @@ def infer(
         give_up_s=give_up,
         running=running,
         outputs=outputs,
+        thresholds=parse_thresholds(threshold),
+        abstain=abstain,
+        cam=cam,
     )
     with progress_bar() as progress:
         summary = infer_source(request, progress=progress, say=say)
     say(summary.line())
     if json:
-        give_json("edge-dsc/infer-result", summary)
+        give_json("edge-dsc/infer-result", summary, schema_version=2)
 
 
 def _infer_archive(request: ArchiveRequest, *, json: bool) -> None:
@@ -193,19 +206,32 @@ def evaluate(
         Optional[list[str]],
         typer.Option("--split", help="Only this part of the engine's run: evaluation, test, ... Repeatable."),
     ] = None,
+    threshold: Threshold = None,
+    abstain: Abstain = None,
+    cam: Cam = False,
     threads: Threads = None,
     device: Device = None,
     out: Out = None,
+    html: Html = None,
     json: Json = False,
 ) -> None:
-    """Accuracy, recall and F1 on labelled images; with --reference also where two engines answer differently."""
-    from edge_dsc.evaluate.evaluation import EVALUATION, EvaluationRequest, format_evaluation
+    """Accuracy, recall and F1 on labelled images; with --reference also where two engines answer differently.
+
+    Thresholds are chosen on --split validation: chosen on the images that judge, they would flatter the engine there.
+    """
+    from edge_dsc.evaluate.evaluation import (
+        EVALUATION,
+        EvaluationRequest,
+        format_evaluation,
+        save_evaluation_page,
+    )
     from edge_dsc.evaluate.evaluation import evaluate as run_evaluation
-    from engines.files import require_writable
+    from engines.files import PAGE, require_writable
     from engines.images import usable_processors
 
-    if out is not None:
-        require_writable(out, EVALUATION.name)
+    for target, kind in ((out, EVALUATION.name), (html, PAGE)):
+        if target is not None:
+            require_writable(target, kind)
     request = EvaluationRequest(
         engine=engine,
         data=data,
@@ -213,6 +239,9 @@ def evaluate(
         parts=tuple(split or ()),
         threads=threads or usable_processors(),
         running=running_options([engine], Running(device=device)),
+        thresholds=parse_thresholds(threshold),
+        abstain=abstain,
+        cam=cam,
     )
     with progress_bar() as progress:
         result = run_evaluation(request, progress)
@@ -220,6 +249,8 @@ def evaluate(
         say(f"skipped {path}: {reason}")
     if out is not None:
         EVALUATION.save(out, result)
+    if html is not None:
+        save_evaluation_page(html, result)
     if json:
         give_json(EVALUATION.name, result, schema_version=EVALUATION.version)
     else:

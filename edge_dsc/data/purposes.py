@@ -7,13 +7,19 @@ each part serves some purposes and no others:
     purpose     train   validation   evaluation   test   in no part
     TRAIN       yes     -            -            -      -
     CHOOSE      (1)     yes          (1)          (1)    (1)
+    FIT         -       yes          -            -      -
     CALIBRATE   yes     -            -            -      yes
-    COMPARE     -       yes          yes          yes    -
+    COMPARE     (3)     yes          yes          yes    -
     JUDGE       -       -            yes          yes    (2)
 
 (1) Only for the layers of a mixed engine, and only where the folder holds no image of the validation part: then the
     images of the calibration table, which cannot judge anyway, else half of all images, which may then not judge.
 (2) Only where the folder holds no image of evaluation or test that may judge.
+(3) Only where no image of the split is in another part.
+
+A training with a fixed schedule chooses no epoch: its validation images train (``train --last``), and that part of its
+split is empty. A network for deployment (``train --refit``) may learn from every image: its split has all of them in
+train, and what judges it must come from elsewhere.
 
 An image is known by the SHA-256 of its file, never by its name or folder: a copy of a test image under another name
 is that test image. Images of a model without a split are in no part. Whatever its part, an image that the calibration
@@ -46,6 +52,7 @@ class Purpose(enum.Enum):
 
     TRAIN = "train"  # the weights follow it, or in fine-tuning for INT8 the ranges too
     CHOOSE = "choose"  # it decides on an epoch, or on the layers of a mixed engine
+    FIT = "fit"  # the temperature of the probabilities, or a threshold, is found on it
     CALIBRATE = "calibrate"  # the ranges of INT8 are found over it
     COMPARE = "compare"  # two forms of one network must answer alike on it; nothing is adjusted
     JUDGE = "judge"  # a reported accuracy, or an engine's accuracy gate, is measured on it
@@ -54,6 +61,7 @@ class Purpose(enum.Enum):
 PARTS_FOR: dict[Purpose, tuple[str, ...]] = {
     Purpose.TRAIN: ("train",),
     Purpose.CHOOSE: ("validation",),
+    Purpose.FIT: ("validation",),
     Purpose.CALIBRATE: ("train",),
     Purpose.COMPARE: ("evaluation", "test", "validation"),
     Purpose.JUDGE: ("evaluation", "test"),
@@ -124,6 +132,18 @@ def images_to_train(dataset: Dataset, split: Split, *, run: Path) -> Split:
     return replace(split, root=dataset.root, parts=parts)
 
 
+def images_that_train_too(split: Split, parts: Collection[str]) -> Split:
+    """Return a split in which some parts train too, because nothing is left to choose or to judge on them.
+
+    Args:
+        split: The split.
+        parts: ``validation`` for a fixed schedule; all but ``train`` for a network that is to be deployed.
+    """
+    train = [sample for part in ("train", *parts) for sample in split.samples(part)]
+    train.sort(key=lambda sample: sample.path)
+    return replace(split, parts={**split.parts, **dict.fromkeys(parts, ()), "train": tuple(train)})
+
+
 def images_to_choose_layers(dataset: Dataset, split: Split | None, calibrated: Set[str]) -> SearchImages:
     """Choose the images on which the layers of a mixed engine are searched: others than those that will judge it.
 
@@ -165,7 +185,7 @@ def images_to_compare(split: Split, there: Callable[[Sample], bool]) -> tuple[Sa
         split: The run's split.
         there: Whether an image's file is where the split says.
     """
-    parts = PARTS_FOR[Purpose.COMPARE]
+    parts = [part for part in PARTS_FOR[Purpose.COMPARE] if split.samples(part)] or ["train"]
     return tuple(sample for part in parts for sample in split.samples(part) if there(sample))
 
 

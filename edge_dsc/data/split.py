@@ -74,7 +74,7 @@ class Split:
             )
         for part in PARTS:
             lacking = sorted(set(self.labels) - {sample.label for sample in self.parts[part]})
-            if lacking:
+            if lacking and self.parts[part]:  # an empty part was left so on purpose
                 found.append(f"{part} holds no image of {', '.join(lacking)}")
         return tuple(found)
 
@@ -355,8 +355,8 @@ _REMEDY = f"make it again: {_SPLIT.renew}"
 
 
 def _fractions(split: Split) -> dict[str, float]:
-    """Return the share of each part that was wanted; of a split that was kept, what it has."""
-    if split.kept:
+    """Return the share of each part that was wanted; of a split that was kept, or has an empty part, what it has."""
+    if split.kept or not all(split.parts.values()):
         total = sum(map(len, split.parts.values()))
         return {part: len(split.parts[part]) / total for part in PARTS}
     if split.fold is None:

@@ -1,10 +1,12 @@
-"""How far two classifiers agree on the same labelled images: paired statistics, in numpy."""
+"""How far two classifiers agree on the same labelled images: paired statistics, and intervals by patient, in numpy."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -14,6 +16,21 @@ RESAMPLES = 2000
 CONFIDENCE = 0.95
 CALIBRATION_BINS = 15
 _CELLS = 2_000_000  # numbers held at once
+Weights = NDArray[np.float64]  # [r, N]: how often each row is drawn, for r draws
+
+
+class Estimate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A figure with its 95 % interval.
+
+    Attributes:
+        value: The figure.
+        low: Lower end.
+        high: Upper end.
+    """
+
+    value: float
+    low: float
+    high: float
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -158,6 +175,53 @@ def resample_patients(patients: Sequence[str], seed: int) -> Iterator[NDArray[np
     drawn = rng.multinomial(groups, np.full(groups, 1 / groups), size=RESAMPLES)
     for rows in np.array_split(drawn, max(1, RESAMPLES * len(group) // _CELLS)):
         yield rows[:, group].astype(np.float64)
+
+
+def bootstrap(
+    figures: Callable[[Weights], NDArray[np.float64]], patients: Sequence[str], seed: int = 0
+) -> list[Estimate]:
+    """Return F figures with their percentile intervals over draws of patients.
+
+    Args:
+        figures: Takes weights of N rows ``[r, N]``, and gives ``[F, r]``; a draw in which a figure has no meaning (a
+            class without an image) is NaN and left out of its interval.
+        patients: Patient of each row.
+        seed: Seed of the draws.
+    """
+    values = figures(np.ones((1, len(patients))))[:, 0]
+    drawn = np.concatenate([figures(weights) for weights in resample_patients(patients, seed)], axis=1)
+    return [
+        Estimate(float(value), *interval_of(row[np.isfinite(row)]))
+        for value, row in zip(values, drawn, strict=True)
+    ]
+
+
+def beyond_all(found: Estimate, trials: int) -> Estimate:
+    """Widen the interval of a share that is all or nothing, by the 3 in n of no event.
+
+    Args:
+        found: A recall, an accuracy or an AUROC.
+        trials: Patients that it is of; for an AUROC those on the smaller side, of which each makes a pair of its own.
+    """
+    unseen = min(1.0, 3 / max(trials, 1))
+    low = min(found.low, 1 - unseen) if found.value >= 1 else found.low
+    high = max(found.high, unseen) if found.value <= 0 else found.high
+    return Estimate(found.value, low, high)
+
+
+def interval_of(drawn: NDArray[np.float64]) -> tuple[float, float]:
+    """Return the ends of the percentile interval of draws; NaN of none."""
+    if not len(drawn):
+        return math.nan, math.nan
+    low, high = np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return float(low), float(high)
+
+
+def divide(above: NDArray[np.float64], below: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Divide, by nothing to NaN."""
+    found = np.full(len(below), np.nan)
+    np.divide(above, below, out=found, where=below > 0)
+    return found
 
 
 def _changes(

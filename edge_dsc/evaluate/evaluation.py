@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,33 @@ from edge_dsc.data import Sample, discover
 from edge_dsc.data.purposes import images_as_asked
 from edge_dsc.data.split import SPLIT_FILE, load_split
 from edge_dsc.evaluate.agreement import LabelledImages, compare_answers
+from edge_dsc.evaluate.confidence import (
+    AtPoint,
+    Confidence,
+    Judgement,
+    confidence_plots,
+    confidence_table,
+    measure_confidence,
+    measure_point,
+    point_table,
+)
+from edge_dsc.evaluate.evidence import Evidence, ExplainedImages, evidence_table, measure_evidence
 from edge_dsc.evaluate.metrics import Metrics, classification_metrics
-from edge_dsc.infer.classify import Answer, classify_files
+from edge_dsc.infer.classify import Answer, OperatingPoint, classify_files
+from edge_dsc.page.document import Section, save_page
 from engines.errors import BadInputError, NotComparableError, UsageError
 from engines.files import DocumentKind
 from engines.images import require_decoder
 from engines.record import Agreement, Change, Validation, peek_record
-from engines.runtimes import DEFAULT_OPTIONS, Progress, Runner, RunnerOptions, open_engine
-from engines.text_table import align_rows, printable
+from engines.runtimes import (
+    DEFAULT_OPTIONS,
+    Progress,
+    Runner,
+    RunnerOptions,
+    open_engine,
+    require_cam,
+)
+from engines.text_table import Table, align_rows, printable, render_text
 
 SHOWN_FLIPS = 20
 
@@ -40,6 +59,9 @@ class EvaluationRequest:
             takes every image.
         threads: Decoding threads.
         running: How engines of a GPU run, both of them.
+        thresholds: By class, as :class:`edge_dsc.infer.classify.OperatingPoint` takes them.
+        abstain: Likewise.
+        cam: Whether it is told where the evidence lies, for an engine with class activation maps.
     """
 
     engine: Path
@@ -48,6 +70,24 @@ class EvaluationRequest:
     parts: Sequence[str] = ()
     threads: int = 1
     running: RunnerOptions = DEFAULT_OPTIONS
+    thresholds: Mapping[str, float] = field(default_factory=dict)
+    abstain: float | None = None
+    cam: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Looks:
+    """What is looked at beside right and wrong.
+
+    Attributes:
+        confidence: Whether the probabilities are measured: ROC curves and reliability.
+        point: When a class is called; None calls the most probable one.
+        cam: Whether the class activation maps are.
+    """
+
+    confidence: bool = False
+    point: OperatingPoint | None = None
+    cam: bool = False
 
 
 class Evaluation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -59,6 +99,9 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         skipped: Images that could not be read: (path, reason).
         metrics: Accuracy and the rest.
         agreement: With the reference engine, where one was given and both answered an image.
+        confidence: What its probabilities mean, where that was measured.
+        at_point: What an operating point makes of its answers, where one was given.
+        evidence: Where the evidence for its answers lies, where that was measured.
     """
 
     engine: str
@@ -66,6 +109,9 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     skipped: tuple[tuple[str, str], ...]
     metrics: Metrics
     agreement: Agreement | None
+    confidence: Confidence | None = None
+    at_point: AtPoint | None = None
+    evidence: Evidence | None = None
 
 
 def evaluate(request: EvaluationRequest, progress: Progress | None = None) -> Evaluation:
@@ -87,8 +133,17 @@ def evaluate(request: EvaluationRequest, progress: Progress | None = None) -> Ev
         other = None
         if request.reference is not None:
             other = stack.enter_context(open_engine(request.reference, options=request.running))
+        if request.cam:
+            require_cam(runner.record)
+        point = OperatingPoint.asked(runner.record.contract.labels, request.thresholds, request.abstain)
         return evaluate_runner(
-            runner, request.data, samples, reference=other, threads=request.threads, progress=progress
+            runner,
+            request.data,
+            samples,
+            reference=other,
+            threads=request.threads,
+            progress=progress,
+            looks=Looks(confidence=True, point=point, cam=request.cam),
         )
 
 
@@ -100,6 +155,7 @@ def evaluate_runner(
     reference: Runner | None = None,
     threads: int = 1,
     progress: Progress | None = None,
+    looks: Looks = Looks(),
 ) -> Evaluation:
     """Evaluate a loaded engine on samples of a folder; see :func:`evaluate`."""
     labels = _common_classes(runner, reference, samples)
@@ -108,7 +164,8 @@ def evaluate_runner(
             require_decoder(each.record.contract)
     paths = [data / sample.path for sample in samples]
     others = None if reference is None else _answer_all(paths, reference, threads, progress)
-    answers = _answer_all(paths, runner, threads, progress)
+    maps: list[NDArray[np.float32]] | None = [] if looks.cam else None
+    answers = _answer_all(paths, runner, threads, progress, maps)
     good = [place for place, answer in enumerate(answers) if answer.probabilities is not None]
     if not good:
         raise BadInputError(
@@ -131,12 +188,31 @@ def evaluate_runner(
                 _probabilities(answers, both),
                 name=reference.record.engine,
             )
+    probabilities = _probabilities(answers, good)
+    judged = Judgement(
+        labels=labels,
+        true=true[good],
+        patients=[samples[place].patient for place in good],
+        probabilities=probabilities.astype(np.float64),
+    )
+    temperature = runner.record.contract.temperature
+    explained = None
+    if maps is not None:
+        explained = ExplainedImages(
+            paths=[paths[place] for place in good],
+            patients=judged.patients,
+            top=probabilities.argmax(axis=1),
+            evidence=np.stack(maps),
+        )
     return Evaluation(
         engine=runner.record.engine,
         images=len(good),
         skipped=tuple((str(a.path), str(a.error)) for a in answers if a.probabilities is None),
-        metrics=classification_metrics(true[good], _probabilities(answers, good), labels),
+        metrics=classification_metrics(true[good], probabilities, labels),
         agreement=agreement,
+        confidence=measure_confidence(judged, temperature) if looks.confidence else None,
+        at_point=measure_point(judged, looks.point) if looks.point is not None else None,
+        evidence=measure_evidence(explained, runner) if explained is not None else None,
     )
 
 
@@ -158,10 +234,20 @@ def _common_classes(runner: Runner, reference: Runner | None, samples: Sequence[
     return labels
 
 
-def _answer_all(paths: list[Path], runner: Runner, threads: int, progress: Progress | None) -> list[Answer]:
+def _answer_all(
+    paths: list[Path],
+    runner: Runner,
+    threads: int,
+    progress: Progress | None,
+    evidence: list[NDArray[np.float32]] | None = None,
+) -> list[Answer]:
+    """Answer every image; where there is a list for it, keep the evidence for the class of each good one."""
     answers = []
-    for answer in classify_files(paths, runner, threads=threads):
-        answers.append(answer)
+    for answer in classify_files(paths, runner, threads=threads, cam=evidence is not None):
+        found = answer.evidence(runner.record.contract.labels)
+        if evidence is not None and found is not None:
+            evidence.append(found)
+        answers.append(replace(answer, maps=None))  # those of all classes would fill the memory
         if progress is not None:
             progress(f"evaluating {runner.record.engine}", len(answers), len(paths))
     return answers
@@ -177,12 +263,17 @@ def _from_version_1(body: dict[str, Any]) -> dict[str, Any]:
     return {**body, "agreement": agreement if agreement and "accuracy" in agreement else None}
 
 
+def _from_version_2(body: dict[str, Any]) -> dict[str, Any]:
+    """Version 2 knew right and wrong alone."""
+    return {**body, "confidence": None, "at_point": None, "evidence": None}
+
+
 EVALUATION = DocumentKind(
     name="edge-dsc/evaluation",
-    version=2,
+    version=3,
     body=Evaluation,
     renew="edge-dsc evaluate ENGINE DATA --out FILE",
-    older={1: _from_version_1},
+    older={1: _from_version_1, 2: _from_version_2},
 )
 
 
@@ -202,9 +293,35 @@ def format_evaluation(result: Evaluation) -> str:
         f"{printable(result.engine)}: {result.images} images, {len(result.skipped)} skipped",
         format_metrics(result.metrics),
     ]
+    if result.confidence is not None:
+        blocks += ["", render_text(confidence_table(result.confidence))]
+    if result.at_point is not None:
+        blocks += ["", render_text(point_table(result.at_point))]
+    if result.evidence is not None:
+        blocks += ["", render_text(evidence_table(result.evidence))]
     if result.agreement is not None:
         blocks.append(format_agreement(result.agreement, candidate=result.engine))
     return "\n".join(blocks)
+
+
+def save_evaluation_page(path: Path, result: Evaluation) -> None:
+    """Write an evaluation as a page: its text, ROC curves and the reliability picture.
+
+    Raises:
+        EnvironmentProblem: matplotlib is missing, or the place cannot be written.
+    """
+    sections = [Section("Right and wrong", metrics_tables(result.metrics))]
+    if result.confidence is not None:
+        found = result.confidence
+        sections.append(
+            Section("What the probabilities mean", (*confidence_plots(found), confidence_table(found)))
+        )
+    if result.at_point is not None:
+        sections.append(Section("Operating point", (point_table(result.at_point),)))
+    if result.evidence is not None:
+        sections.append(Section("Where the evidence lies", (evidence_table(result.evidence),)))
+    summary = f"{result.images:,} images, {len(result.skipped)} skipped."
+    save_page(path, f"Evaluation of {result.engine}", sections, summary=summary)
 
 
 def format_agreement(found: Agreement, *, candidate: str) -> str:
@@ -276,20 +393,37 @@ def _change(change: Change, unit: float, form: str, word: str) -> list[str]:
 
 def format_metrics(metrics: Metrics) -> str:
     """Return metrics as text tables: one row per class, then the confusion matrix."""
-    classes = metrics.per_class.items()
-    rows = [[name, str(c.support), *_decimals(c.precision, c.recall, c.f1)] for name, c in classes]
-    rows.append(["macro", str(metrics.count), *_decimals(metrics.precision, metrics.recall, metrics.f1)])
-    confusion = [
-        [f"is {name}", *map(str, counts)]
-        for name, counts in zip(metrics.labels, metrics.confusion, strict=True)
-    ]
+    classes, confusion = metrics_tables(metrics)
     return "\n".join(
         [
-            f"accuracy {metrics.accuracy:.2%}, loss {metrics.loss:.4f}",
-            align_rows(["class", "images", "precision", "recall", "F1"], rows),
+            classes.title,
+            align_rows(classes.header, classes.rows),
             "",
-            align_rows(["", *(f"called {name}" for name in metrics.labels)], confusion),
+            align_rows(confusion.header, confusion.rows),
         ]
+    )
+
+
+def metrics_tables(metrics: Metrics) -> tuple[Table, Table]:
+    """Return metrics as tables: one row per class, and the confusion matrix."""
+    classes = metrics.per_class.items()
+    rows = [(name, str(c.support), *_decimals(c.precision, c.recall, c.f1)) for name, c in classes]
+    rows.append(("macro", str(metrics.count), *_decimals(metrics.precision, metrics.recall, metrics.f1)))
+    confusion = [
+        (f"is {name}", *map(str, counts))
+        for name, counts in zip(metrics.labels, metrics.confusion, strict=True)
+    ]
+    return (
+        Table(
+            title=f"accuracy {metrics.accuracy:.2%}, loss {metrics.loss:.4f}",
+            header=("class", "images", "precision", "recall", "F1"),
+            rows=tuple(rows),
+        ),
+        Table(
+            title="confusion",
+            header=("", *(f"called {name}" for name in metrics.labels)),
+            rows=tuple(confusion),
+        ),
     )
 
 

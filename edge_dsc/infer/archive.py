@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
@@ -30,8 +30,8 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec import Meta
 
-from edge_dsc.infer.classify import Answer, Prepared, classify, prepare_picture
-from edge_dsc.infer.rows import column_names, csv_cells, row_of
+from edge_dsc.infer.classify import Answer, OperatingPoint, Prepared, classify, decide_each, prepare_picture
+from edge_dsc.infer.rows import DECISION, column_names, csv_cells, row_of
 from edge_dsc.infer.source import STREAMS, SourceKind, expand_source, hide_password, parse_source
 from edge_dsc.infer.stop import Stop, stop_on_signals
 from engines import errors
@@ -60,7 +60,7 @@ from engines.runtimes import DEFAULT_OPTIONS, Progress, Runner, RunnerOptions, g
 
 LOCAL = "local"  # an address: start a Ray on this machine and end it afterwards
 FORMATS = (".parquet", ".csv")
-MANIFEST = "archive.json"
+MANIFEST = "_archive.json"  # readers of Parquet folders pass over such names
 ACTOR_SHARE = (
     0.9  # of a processor: what is left keeps Ray's own tasks going; actors that hold all wait for ever
 )
@@ -81,6 +81,7 @@ class ArchiveRun(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         engine_sha256: Its hash: rows of two engines do not go into one folder.
         source: The source as it was named, without password.
         labels: Class names, in the order of the columns.
+        operating_point: How a class is called, as text; empty without one.
         files: Files of the source.
         answered: Files with an answer; of this and all earlier runs that were resumed.
         failed: Files with an error.
@@ -92,6 +93,7 @@ class ArchiveRun(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     engine_sha256: Sha256
     source: Annotated[str, Meta(max_length=4096)]
     labels: tuple[str, ...]
+    operating_point: str
     files: Count
     answered: Count
     failed: Count
@@ -120,6 +122,8 @@ class ArchiveRequest:
         resume: Leave out the files that ``out`` has rows of.
         limit: Only so many files.
         threads: Decoding threads of an actor; None takes one a processor, and more for object stores.
+        thresholds: By class, as :class:`edge_dsc.infer.classify.OperatingPoint` takes them.
+        abstain: Likewise; with neither, rows have no column for a decision.
         running: How an engine of a GPU runs.
     """
 
@@ -130,6 +134,8 @@ class ArchiveRequest:
     resume: bool = False
     limit: int | None = None
     threads: int | None = None
+    thresholds: Mapping[str, float] = field(default_factory=dict)
+    abstain: float | None = None
     running: RunnerOptions = DEFAULT_OPTIONS
 
 
@@ -301,13 +307,15 @@ def classify_archive(
     suffix = _format_of(request.out)
     names, store = list_files(request.source)
     names = names[: request.limit]
-    before = _earlier_rows(out, suffix, record, resume=request.resume)
+    point = OperatingPoint.asked(record.contract.labels, request.thresholds, request.abstain)
+    before = _earlier_rows(out, record, _words(point), resume=request.resume)
     left = [name for name in names if _readable(name) not in before]
     found = ArchiveRun(
         engine=record.engine,
         engine_sha256=record.engine_sha256,
         source=hide_password(request.source),
         labels=record.contract.labels,
+        operating_point=_words(point),
         files=len(names),
         answered=0,
         failed=0,
@@ -318,12 +326,15 @@ def classify_archive(
     with _joined(request.address) as ray, stop_on_signals(stop):
         pool = plan_pool(ray.cluster_resources(), ray.available_resources(), record, request)
         size = _part_size(len(left), pool.actors, record.batch)
+        parts = [left[first : first + size] for first in range(0, len(left), size)]
+        pool = replace(pool, actors=max(1, min(pool.actors, len(parts))))
         job = _Job(
             engine=ray.put(content),
             record=record_path(request.engine).read_bytes(),
             name=record.engine,
             out=out,
             suffix=suffix,
+            point=point,
             store=store,
             here=str(Path.cwd()),
             threads=pool.threads,
@@ -331,7 +342,6 @@ def classify_archive(
         )
         if say is not None:
             say(f"{len(left)} files in parts of {size}, {pool.actors} actors on {pool.where}")
-        parts = [left[first : first + size] for first in range(0, len(left), size)]
         tally = _Tally(begun=begun)
         if parts:
             _run(ray, job, pool, parts, tally, stop, progress)
@@ -514,38 +524,69 @@ def _joined(address: str) -> Iterator[Any]:
     Raises:
         EnvironmentProblem: Ray is missing, nobody answers, or not to this token.
     """
-    ray = load("ray")
-    if ray.is_initialized():  # of whoever calls us
+    ray, local = sys.modules.get("ray"), address == LOCAL
+    if ray is not None and ray.is_initialized():  # by whoever calls us
         yield ray
         return
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     with contextlib.ExitStack() as stack:
-        if address == LOCAL:
+        if local and ray is None:  # its import reads the environment, once
+            stack.enter_context(_own_cluster())
+        ray = load("ray")
+        logging.getLogger("ray").setLevel(logging.ERROR)
+        quiet: dict[str, Any] = {"address": address, "log_to_driver": False, "logging_level": logging.ERROR}
+        if local:
             # Sockets lie in this folder, whose path must be short.
-            folder = stack.enter_context(
-                tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True)
-            )
-            if not any(name in os.environ for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")):
-                os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # of this Ray alone
-                stack.callback(os.environ.pop, "RAY_AUTH_TOKEN", None)
-            quiet |= {"address": LOCAL, "num_cpus": usable_processors(), "include_dashboard": False}
-            quiet |= {
-                "_temp_dir": folder,
-                "_node_ip_address": "127.0.0.1",
-                "object_store_memory": _STORE_BYTES,
-            }
+            folder = tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True)
+            quiet |= {"_temp_dir": stack.enter_context(folder), "object_store_memory": _STORE_BYTES}
+            quiet |= {"num_cpus": usable_processors(), "include_dashboard": False}
         else:
             _require_listener(address)
-            quiet |= {"address": address}
         try:
-            ray.init(**quiet)
-        except (OSError, RuntimeError, ValueError) as error:
+            with _no_standard_error():
+                ray.init(**quiet)
+        except Exception as error:  # what does not start in time is a bare Exception
             raise EnvironmentProblem(
-                f"cannot join Ray at {address}: {_one_line(error)}",
+                f"cannot {'start Ray here' if local else f'join Ray at {address}'}: {_one_line(error)}",
                 remedy="see ray status there; its token goes into RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH",
             ) from error
         stack.callback(ray.shutdown)
         yield ray
+
+
+@contextlib.contextmanager
+def _no_standard_error() -> Iterator[None]:
+    """Throw away what Ray's C++ part says while it starts, such as which log level it took; what fails is raised."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    os.close(nowhere)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+@contextlib.contextmanager
+def _own_cluster() -> Iterator[None]:
+    """Let a Ray that is started in the block listen on loopback alone, and ask for a token that nobody else has."""
+    wanted = {
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # on any system: the address of its node is 127.0.0.1
+        "RAY_worker_niceness": "0",  # as ``infer`` runs without Ray; 15 by default
+        # Its C++ part warns of each actor pool of Ray Data that arguments in its store may be lost (ray#53727).
+        "RAY_BACKEND_LOG_LEVEL": "fatal",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+    }
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
 
 
 def _require_listener(address: str) -> None:
@@ -608,9 +649,7 @@ def _run(
         num_cpus=pool.cpus,
         num_gpus=pool.gpus,
         fn_constructor_args=(job,),
-        max_restarts=-1,
-        max_task_retries=-1,
-    )
+    )  # Ray Data starts a dead actor again, and gives it its batches again, as often as it takes
     started = time.perf_counter()
     tally.start_seconds = started - tally.begun
     try:
@@ -650,6 +689,7 @@ class _Job:
         name: The engine's file name.
         out: Where parts go.
         suffix: One of :data:`FORMATS`.
+        point: How a class is called; None leaves that to the reader.
         store: Where addresses are read from; None opens each by itself.
         here: Folder that relative paths begin in.
         threads: Decoding threads.
@@ -661,6 +701,7 @@ class _Job:
     name: str
     out: Folder
     suffix: str
+    point: OperatingPoint | None
     store: Folder | None
     here: str
     threads: int
@@ -694,8 +735,9 @@ class _Actor:
         job, runner = self._job, self._open()
         contract = runner.record.contract
         prepare = functools.partial(prepare_named, contract=contract, store=job.store)
-        answers = [*classify(names, prepare, runner, threads=job.threads)]
-        job.out.write(part_name(names, job.suffix), part_of(answers, contract.labels, job.suffix))
+        answers = [*decide_each(classify(names, prepare, runner, threads=job.threads), job.point)]
+        extra = (DECISION,) if job.point is not None else ()
+        job.out.write(part_name(names, job.suffix), part_of(answers, contract.labels, job.suffix, extra))
         failed = sum(answer.error is not None for answer in answers)
         return len(answers) - failed, failed
 
@@ -752,13 +794,15 @@ def part_name(names: Sequence[str], suffix: str) -> str:
     return f"{_PART}{sha256_bytes(chr(10).join(map(_readable, names)).encode())[:24]}{suffix}"
 
 
-def part_of(answers: Sequence[Answer], labels: tuple[str, ...], suffix: str) -> bytes:
+def part_of(
+    answers: Sequence[Answer], labels: tuple[str, ...], suffix: str, extra: tuple[str, ...] = ()
+) -> bytes:
     """Return the rows of answers as a file: the columns and values of ``infer`` without ``--ray``."""
     rows = [
-        row_of(replace(answer, path=_readable(str(answer.path))), labels, SourceKind.FILES)
+        row_of(replace(answer, path=_readable(str(answer.path))), labels, SourceKind.FILES, extra)
         for answer in answers
     ]
-    names = column_names(labels, SourceKind.FILES)
+    names = column_names(labels, SourceKind.FILES, extra)
     if suffix == ".csv":
         text = io.StringIO(newline="")
         writer = csv.writer(text, lineterminator="\n")
@@ -766,7 +810,7 @@ def part_of(answers: Sequence[Answer], labels: tuple[str, ...], suffix: str) -> 
         writer.writerows(map(csv_cells, rows))
         return text.getvalue().encode()
     arrow = load("pyarrow")
-    kinds = {"path": arrow.string(), "label": arrow.string(), "error": arrow.string()}
+    kinds = dict.fromkeys(("path", "label", DECISION, "error"), arrow.string())
     schema = arrow.schema([(name, kinds.get(name, arrow.float64())) for name in names])
     sink = arrow.BufferOutputStream()
     load("pyarrow.parquet").write_table(arrow.Table.from_pylist(rows, schema=schema), sink)
@@ -788,7 +832,9 @@ def _format_of(out: str) -> str:
     return suffix
 
 
-def _earlier_rows(out: Folder, suffix: str, record: EngineRecord, *, resume: bool) -> dict[str, bool]:
+def _earlier_rows(
+    out: Folder, record: EngineRecord, operating_point: str, *, resume: bool
+) -> dict[str, bool]:
     """Return the files that have rows, and whether these are answers.
 
     Raises:
@@ -813,6 +859,11 @@ def _earlier_rows(out: Folder, suffix: str, record: EngineRecord, *, resume: boo
             f"{out.name} holds rows of another engine ({earlier.engine})",
             remedy="name another --out, or that engine",
         )
+    if earlier.operating_point != operating_point:
+        raise ArtefactError(
+            f"{out.name} was decided by {earlier.operating_point or 'nothing'}, not {operating_point or 'nothing'}",
+            remedy="name another --out, or the same --threshold and --abstain",
+        )
     rows: dict[str, bool] = {}
     for name in names:
         if name.startswith(_PART):
@@ -833,6 +884,12 @@ def _rows_in(out: Folder, name: str) -> dict[str, bool]:
             f"{out.name}/{name} is damaged: {_one_line(error)}",
             remedy="remove it: --resume answers its files again",
         ) from error
+
+
+def _words(point: OperatingPoint | None) -> str:
+    if point is None:
+        return ""
+    return json.dumps({"thresholds": dict(sorted(point.thresholds.items())), "abstain": point.abstain})
 
 
 def _save(out: Folder, run: ArchiveRun) -> None:

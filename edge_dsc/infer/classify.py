@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_dsc.infer.source import Frame
+from edge_dsc.page.heat import evidence_for
 from engines.contract import ModelContract
-from engines.errors import ImageError
+from engines.errors import ImageError, UsageError
 from engines.images import (
     InputPixels,
     convert_frame,
@@ -32,6 +34,9 @@ from engines.runtimes import Runner, answer_batches
 # processor's cache and the calling thread wakes less often: 0.92 instead of 0.88 of the rate of decoding alone.
 TOGETHER = 4
 _AHEAD = 2  # groups waiting for the slowest one, for each thread
+ABSTAIN = "abstain"  # what an operating point answers where it calls no class
+_DIGITS = 6  # of a probability in a row: what is decided follows from the row
+SMALLEST = float(np.finfo(np.float32).tiny)  # a softmax in float32 rounds what is less likely to 0
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
@@ -63,13 +68,16 @@ class Answer:
 
     Attributes:
         path: The image as the source named it, or the name of the video or camera.
-        probabilities: One for each class, in the order of the contract's labels; None where the image is bad.
+        probabilities: One for each class, in the order of the contract's labels, as
+            :func:`calibrate_probabilities` gives them; None where the image is bad.
         error: Why there is no answer; None where there is one.
         latency_ms: Decoding, preprocessing and executing this picture, without waiting.
         age_ms: From the moment a camera's frame was there to the answer; None for files and videos.
         frame: The frame that it was, for videos and cameras.
         picture: The picture to draw on, ``uint8 [H, W]`` or ``uint8 [H, W, 3]`` BGR, where somebody will.
         levels: Grey levels of the network's input, ``int64 [LEVEL_BINS]``, where somebody watches them.
+        decision: What an operating point makes of it: the name of a class, or :data:`ABSTAIN`; None without one.
+        maps: Class activation maps, ``float32 [classes, height, width]``, where they were asked for.
     """
 
     path: Path | str
@@ -80,6 +88,8 @@ class Answer:
     frame: Frame | None = None
     picture: NDArray[np.uint8] | None = field(default=None, compare=False, repr=False)
     levels: NDArray[np.int64] | None = field(default=None, compare=False, repr=False)
+    decision: str | None = None
+    maps: NDArray[np.float32] | None = field(default=None, compare=False, repr=False)
 
     @property
     def top(self) -> int | None:
@@ -88,9 +98,140 @@ class Answer:
             return None
         return max(range(len(self.probabilities)), key=self.probabilities.__getitem__)
 
+    def called(self, labels: Sequence[str]) -> tuple[str, float] | None:
+        """Return what is called and its probability: a class, or :data:`ABSTAIN` and that of the most probable one.
+
+        Args:
+            labels: Class names.
+
+        Returns:
+            None where there is no answer.
+        """
+        if self.probabilities is None or self.top is None:
+            return None
+        if self.decision is None or self.decision == ABSTAIN:
+            return self.decision or labels[self.top], self.probabilities[self.top]
+        return self.decision, self.probabilities[labels.index(self.decision)]
+
+    def evidence(self, labels: Sequence[str]) -> NDArray[np.float32] | None:
+        """Return what speaks for the class that is called, or else for the most probable one, by place.
+
+        Args:
+            labels: Class names.
+
+        Returns:
+            As :func:`edge_dsc.page.heat.evidence_for`; None without maps.
+        """
+        if self.maps is None or self.top is None:
+            return None
+        undecided = self.decision is None or self.decision == ABSTAIN
+        return evidence_for(self.maps, self.top if undecided else labels.index(str(self.decision)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class OperatingPoint:
+    """When a class is called.
+
+    A class with a threshold is called where its probability reaches that, however probable another is; of several the
+    one that lies furthest above its own, as a ratio. Elsewhere the most probable of the other classes is called, where
+    it reaches ``abstain``. Else none is.
+
+    Attributes:
+        labels: Class names, in the order of the probabilities.
+        thresholds: By class.
+        abstain: Least probability for a class without a threshold; 0 always calls one where there is one.
+
+    Raises:
+        UsageError: A class that there is not, or that is called as an abstention is, or a threshold that is no
+            probability above 0.
+    """
+
+    labels: tuple[str, ...]
+    thresholds: Mapping[str, float] = field(default_factory=dict)
+    abstain: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        unknown = [name for name in self.thresholds if name not in self.labels]
+        if unknown:
+            raise UsageError(
+                f"there is no class {unknown[0]!r} to set a threshold for",
+                remedy=f"name one of {', '.join(self.labels)}",
+            )
+        wrong = [value for value in self.thresholds.values() if not 0 < value <= 1]
+        if wrong or not 0 <= self.abstain <= 1:
+            raise UsageError(
+                f"{(wrong or [self.abstain])[0]:g} is no probability to decide by",
+                remedy="such as --threshold CLASS=0.3, or --abstain 0.6",
+            )
+        if ABSTAIN in self.labels:
+            raise UsageError(
+                f"a class is called {ABSTAIN!r}, as answers are that call none",
+                remedy="decide without --threshold and --abstain, or give the class another name",
+            )
+
+    @classmethod
+    def asked(
+        cls, labels: tuple[str, ...], thresholds: Mapping[str, float], abstain: float | None
+    ) -> OperatingPoint | None:
+        """Return the point that was asked for; None where the most probable class is the answer."""
+        if not thresholds and abstain is None:
+            return None
+        return cls(labels=labels, thresholds=thresholds, abstain=abstain or 0.0)
+
+    def decide(self, probabilities: Sequence[float]) -> str:
+        """Return the class that is called, or :data:`ABSTAIN`; of probabilities as a row shows them, to six digits."""
+        shown = {
+            name: round(float(value), _DIGITS) for name, value in zip(self.labels, probabilities, strict=True)
+        }
+        above = {name: shown[name] / least for name, least in self.thresholds.items() if shown[name] >= least}
+        if above:
+            return max(above, key=above.__getitem__)
+        others = [name for name in self.labels if name not in self.thresholds]
+        best = max(others, key=shown.__getitem__, default=None)
+        return ABSTAIN if best is None or shown[best] < self.abstain else best
+
+
+def decide_each(
+    answers: Generator[Answer, None, None], point: OperatingPoint | None
+) -> Generator[Answer, None, None]:
+    """Yield each answer with its decision, where there is a point to decide by."""
+    with contextlib.closing(answers):
+        for answer in answers:
+            if point is None or answer.probabilities is None:
+                yield answer
+            else:
+                yield replace(answer, decision=point.decide(answer.probabilities))
+
+
+def calibrate_probabilities(probabilities: NDArray[np.float32], temperature: float) -> NDArray[np.float32]:
+    """Return the probabilities of the same logits divided by a temperature; the most probable class stays so.
+
+    A softmax forgets only what all logits have in common, which the next softmax forgets again: the logarithm of a
+    probability serves as the logit.
+
+    Args:
+        probabilities: ``[N, classes]``, of a softmax.
+        temperature: Above 1 lowers the confidence, below 1 raises it; 1 returns what came in.
+
+    Source:
+        Guo, Pleiss, Sun and Weinberger, On Calibration of Modern Neural Networks, ICML 2017, section 4.2.
+    """
+    if temperature == 1.0:
+        return probabilities
+    logits = np.log(np.maximum(probabilities.astype(np.float64), SMALLEST)) / temperature
+    shares = np.exp(logits - logits.max(axis=1, keepdims=True))
+    calibrated: NDArray[np.float32] = (shares / shares.sum(axis=1, keepdims=True)).astype(np.float32)
+    return calibrated
+
 
 def classify(
-    items: Iterable[_Item | None], prepare: Callable[[_Item], Prepared], runner: Runner, *, threads: int
+    items: Iterable[_Item | None],
+    prepare: Callable[[_Item], Prepared],
+    runner: Runner,
+    *,
+    threads: int,
+    cam: bool = False,
 ) -> Generator[Answer, None, None]:
     """Prepare items in threads and yield an answer for each, in their order.
 
@@ -105,6 +246,7 @@ def classify(
         runner: The engine.
         threads: Preparing threads. 0 prepares and runs each item in the calling thread before the next one is taken:
             for a camera, whose next frame is the newer the later it is taken.
+        cam: Answer with class activation maps; a device then has one batch in flight.
     """
 
     def prepare_each(group: list[_Item]) -> list[Prepared]:
@@ -112,25 +254,27 @@ def classify(
 
     def answer_each(group: list[_Item]) -> list[Answer]:
         prepared = [prepare(item) for item in group]
-        return [answer_group([picture], runner)[0] for picture in prepared]
+        return [answer_group([picture], runner, cam=cam)[0] for picture in prepared]
 
     if threads == 0:
         for item in items:
             if item is not None:
-                yield from answer_group([prepare(item)], runner)
+                yield from answer_group([prepare(item)], runner, cam=cam)
     elif runner.thread_safe and runner.record.batch.smallest == 1:
         for answer in ordered_map(answer_each, items, threads=threads):
             if answer is not None:
                 yield answer
     else:
         prepared = ordered_map(prepare_each, items, threads=threads)
-        yield from _answer_in_batches(prepared, runner)
+        yield from _answer_in_batches(prepared, runner, cam=cam)
 
 
-def classify_files(paths: Iterable[Path], runner: Runner, *, threads: int) -> Generator[Answer, None, None]:
+def classify_files(
+    paths: Iterable[Path], runner: Runner, *, threads: int, cam: bool = False
+) -> Generator[Answer, None, None]:
     """Classify image files and yield an answer for each, in the order of ``paths``; see :func:`classify`."""
     prepare = functools.partial(prepare_picture, contract=runner.record.contract)
-    return classify(paths, prepare, runner, threads=threads)
+    return classify(paths, prepare, runner, threads=threads, cam=cam)
 
 
 def prepare_picture(
@@ -219,29 +363,41 @@ def _in_groups(items: Iterable[_Item | None], size: int) -> Iterator[list[_Item]
         yield group
 
 
-def answer_group(group: Sequence[Prepared], runner: Runner) -> list[Answer]:
+def answer_group(group: Sequence[Prepared], runner: Runner, *, cam: bool = False) -> list[Answer]:
     """Run one batch and return an answer for each of its pictures, bad ones included."""
     started = time.perf_counter()
     batch = _stack(group, runner.record.batch.smallest)
-    rows = runner.run(batch) if batch is not None else None
-    return _answers_of(group, rows, time.perf_counter() - started)
+    rows, maps = None, None
+    if batch is not None and cam:
+        rows, maps = runner.explain(batch)
+    elif batch is not None:
+        rows = runner.run(batch)
+    answers = _answers_of(group, rows, time.perf_counter() - started, runner)
+    if maps is None:
+        return answers
+    each = iter(maps)
+    return [answer if answer.error else replace(answer, maps=next(each)) for answer in answers]
 
 
-def _answer_in_batches(prepared: Iterable[Prepared | None], runner: Runner) -> Iterator[Answer]:
+def _answer_in_batches(prepared: Iterable[Prepared | None], runner: Runner, *, cam: bool) -> Iterator[Answer]:
     smallest, best = runner.record.batch.smallest, runner.record.batch.best
+    if cam:
+        for group in _in_groups(prepared, best):
+            yield from answer_group(group, runner, cam=True)
+        return
     groups = ((group, time.perf_counter(), _stack(group, smallest)) for group in _in_groups(prepared, best))
     for runs, some in itertools.groupby(groups, key=lambda each: each[2] is not None):
         # Nothing to run: these wait for what is in flight, so that the order holds. An empty group, of a source that
         # is silent, lets what is in flight come out.
         if not runs:
             for group, _, _ in some:
-                yield from _answers_of(group, None, 0.0)
+                yield from _answers_of(group, None, 0.0, runner)
             continue
         resumed = time.perf_counter()
         batches = (((group, started), batch) for group, started, batch in some if batch is not None)
         for (group, started), rows in answer_batches(runner, batches):
             # The time that the caller took, and that of the batch before, is not this batch's.
-            yield from _answers_of(group, rows, time.perf_counter() - max(started, resumed))
+            yield from _answers_of(group, rows, time.perf_counter() - max(started, resumed), runner)
             resumed = time.perf_counter()
 
 
@@ -256,9 +412,12 @@ def _stack(group: Sequence[Prepared], smallest: int) -> InputPixels | None:
     return np.stack(good + good[-1:] * max(0, smallest - len(good)))
 
 
-def _answers_of(group: Sequence[Prepared], rows: NDArray[np.float32] | None, seconds: float) -> list[Answer]:
+def _answers_of(
+    group: Sequence[Prepared], rows: NDArray[np.float32] | None, seconds: float, runner: Runner
+) -> list[Answer]:
     """Return the answers of a batch: the next row to each good picture, its error to each bad one."""
-    given = iter(() if rows is None else rows.tolist())
+    temperature = runner.record.contract.temperature
+    given = iter(() if rows is None else calibrate_probabilities(rows, temperature).tolist())
     answers = []
     for picture in group:
         frame = picture.frame

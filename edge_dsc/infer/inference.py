@@ -6,15 +6,25 @@ import contextlib
 import functools
 import sys
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from edge_dsc.infer.camera import LiveSource, Patience
-from edge_dsc.infer.classify import Answer, classify, classify_files, prepare_picture
+from edge_dsc.infer.classify import (
+    ABSTAIN,
+    Answer,
+    OperatingPoint,
+    classify,
+    classify_files,
+    decide_each,
+    prepare_picture,
+)
 from edge_dsc.infer.live_page import TimeHistogram
 from edge_dsc.infer.rows import (
+    DECISION,
+    OUTSIDE,
     RowSink,
     WrittenRows,
     check_rows_path,
@@ -37,7 +47,14 @@ from edge_dsc.infer.source import (
 from edge_dsc.infer.stop import Stop, stop_on_signals
 from engines.errors import BadInputError, UsageError
 from engines.images import quiet_decoder, require_decoder
-from engines.runtimes import DEFAULT_OPTIONS, Progress, Runner, RunnerOptions, open_engine
+from engines.runtimes import (
+    DEFAULT_OPTIONS,
+    Progress,
+    Runner,
+    RunnerOptions,
+    open_engine,
+    require_cam,
+)
 
 _IMAGE_KINDS = (SourceKind.FILES, SourceKind.LIST)
 _Item = TypeVar("_Item")
@@ -59,6 +76,9 @@ class InferRequest:
         give_up_s: End when a camera or stream stays away for so long; None tries for ever.
         outputs: Where pictures go.
         running: How an engine of a GPU runs.
+        thresholds: By class, as :class:`edge_dsc.infer.classify.OperatingPoint` takes them.
+        abstain: Likewise; with neither, rows have no column for a decision.
+        cam: Whether pictures get the evidence drawn over them, and rows its share outside the central chest.
     """
 
     engine: Path
@@ -71,6 +91,9 @@ class InferRequest:
     give_up_s: float | None = None
     outputs: Outputs = field(default_factory=Outputs)
     running: RunnerOptions = DEFAULT_OPTIONS
+    thresholds: Mapping[str, float] = field(default_factory=dict)
+    abstain: float | None = None
+    cam: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +107,7 @@ class InferSummary:
         images: Images in the source, or frames that a video states; None where nobody can count them.
         resumed: Images that an earlier run had answered.
         answered: Images that got an answer.
+        abstained: Answered images for which the operating point called no class; None without one.
         failed: Images that got an error row.
         seconds: Wall time of the loop, decoding included.
         latency: Decoding, preprocessing and executing one picture: median, p99 and longest, milliseconds.
@@ -102,6 +126,7 @@ class InferSummary:
     images: int | None
     resumed: int
     answered: int
+    abstained: int | None
     failed: int
     seconds: float
     latency: dict[str, float | None]
@@ -118,6 +143,8 @@ class InferSummary:
         done = self.answered + self.failed
         frames = self.source_kind in (SourceKind.VIDEO.value, SourceKind.LIVE.value)
         parts = [f"{self.answered} {'frames' if frames else 'images'} classified"]
+        if self.abstained is not None:
+            parts.append(f"{self.abstained} of them left undecided")
         if self.failed:
             parts.append(f"{self.failed} could not be read")
         if self.resumed:
@@ -177,8 +204,12 @@ def infer_source(
                 f"{spec.name} gives grey pictures, and {request.engine} takes colour",
                 remedy="use another kind of camera, or adopt the network with --colour grey",
             )
+        point = OperatingPoint.asked(contract.labels, request.thresholds, request.abstain)
+        if request.cam:
+            require_cam(runner.record)
+        extra = (*((DECISION,) if point else ()), *((OUTSIDE,) if request.cam else ()))
         items = source.items(stop)
-        earlier = _earlier_rows(request, items, runner)
+        earlier = _earlier_rows(request, items, runner, extra, point)
         written = earlier.paths if earlier is not None else []
         if request.limit is not None:
             items = _limited(items, request.limit)
@@ -188,7 +219,7 @@ def infer_source(
             sinks.append(sink)
         if request.out or not request.keep_rows:
             # Opened last: an old file of results goes only when all else is ready.
-            rows = RowSink(request.out, contract.labels, spec.kind, after=earlier)
+            rows = RowSink(request.out, contract.labels, spec.kind, extra=extra, after=earlier)
             stack.callback(rows.close)
             sinks.insert(0, rows)
         prepare = functools.partial(
@@ -200,11 +231,11 @@ def infer_source(
         )
         # The next frame of a camera is the newer the later it is taken: none is prepared ahead.
         threads = 0 if spec.kind is SourceKind.LIVE else request.threads
-        answers = classify(items, prepare, runner, threads=threads)
+        answers = decide_each(classify(items, prepare, runner, threads=threads, cam=request.cam), point)
         left = None if source.total is None else source.total - len(written)
         total = min((count for count in (left, request.limit) if count is not None), default=None)
         keep_rows = request.keep_rows and spec.kind in _IMAGE_KINDS
-        tally = _Tally(contract.labels, spec.kind, keep_rows, resumed=len(written), total=total)
+        tally = _Tally((contract.labels, spec.kind, extra), keep_rows, resumed=len(written), total=total)
         _run(answers, sinks, tally, stop, progress)
     if spec.kind is SourceKind.LIST and not (tally.answered or tally.failed or stop.asked or written):
         raise BadInputError("no path came on standard input", remedy="pipe a list of paths into it")
@@ -230,12 +261,16 @@ def _check(request: InferRequest, spec: SourceSpec) -> None:
 
 
 def _earlier_rows(
-    request: InferRequest, items: Iterator[Path | Frame | None], runner: Runner
+    request: InferRequest,
+    items: Iterator[Path | Frame | None],
+    runner: Runner,
+    extra: tuple[str, ...],
+    point: OperatingPoint | None,
 ) -> WrittenRows | None:
     """Return the rows to go on after, once they are known as those of this source and of this engine."""
     if not request.resume or request.out is None:
         return None
-    earlier = written_rows(request.out, runner.record.contract.labels)
+    earlier = written_rows(request.out, runner.record.contract.labels, extra, point)
     skip_written(items, earlier.paths, request.out)
     answers = classify_files(map(Path, earlier.sample), runner, threads=1)
     require_same_answers(answers, earlier, request.out)
@@ -267,12 +302,12 @@ def _limited(items: Iterator[_Item | None], limit: int) -> Iterator[_Item | None
 class _Tally:
     """What a run did so far: counts, times and, where asked for, the rows; of how many pictures in all."""
 
-    labels: tuple[str, ...]
-    kind: SourceKind
+    columns: tuple[tuple[str, ...], SourceKind, tuple[str, ...]]  # as row_of takes them
     keep_rows: bool
     resumed: int = 0
     total: int | None = None
     answered: int = 0
+    abstained: int = 0
     failed: int = 0
     seconds: float = 0.0
     interrupted: bool = False
@@ -284,6 +319,7 @@ class _Tally:
     def add(self, answer: Answer) -> None:
         if answer.error is None:
             self.answered += 1
+            self.abstained += answer.decision == ABSTAIN
             self.latency.add(answer.latency_ms)
         else:
             self.failed += 1
@@ -291,7 +327,7 @@ class _Tally:
         if answer.age_ms is not None:
             self.age.add(answer.age_ms)
         if self.keep_rows:
-            self.rows.append(row_of(answer, self.labels, self.kind))
+            self.rows.append(row_of(answer, *self.columns))
 
 
 def _run(
@@ -327,6 +363,7 @@ def _summary(request: InferRequest, spec: SourceSpec, source: Source, tally: _Ta
         images=request.limit if live else source.total,
         resumed=tally.resumed,
         answered=tally.answered,
+        abstained=tally.abstained if DECISION in tally.columns[2] else None,
         failed=tally.failed,
         seconds=tally.seconds,
         latency=tally.latency.to_dict(),

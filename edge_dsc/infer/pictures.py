@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from edge_dsc.infer.classify import Answer
 from edge_dsc.infer.source import VIDEO_SUFFIXES, SourceKind
 from edge_dsc.infer.stop import Stop
+from edge_dsc.page.heat import draw_heat
 from engines.dicom import is_dicom
 from engines.errors import EnvironmentProblem, ImageError, UsageError
 from engines.files import ANNOTATED, ANNOTATED_MARK, VIDEO_MARK, kind_of_file, output_problem, write_bytes
@@ -40,14 +41,17 @@ _EMPTY = {
 
 def caption_of(answer: Answer, labels: Sequence[str]) -> str:
     """Return the text under a picture: ``focal 98.2 %   0.9 ms``, or the error."""
-    if answer.probabilities is None or answer.top is None:
+    called = answer.called(labels)
+    if called is None:
         return str(answer.error)
-    text = f"{labels[answer.top]} {answer.probabilities[answer.top]:.1%}   {answer.latency_ms:.1f} ms"
+    text = f"{called[0]} {called[1]:.1%}   {answer.latency_ms:.1f} ms"
     return text if answer.age_ms is None else f"{text}   age {answer.age_ms:.0f} ms"
 
 
 def draw_answer(picture: NDArray[np.uint8], answer: Answer, labels: Sequence[str]) -> NDArray[np.uint8]:
-    """Draw the caption in a band below a picture; the picture itself stays as the engine saw it.
+    """Draw the caption in a band below a picture, and over it the evidence where the answer has class activation maps.
+
+    Without maps the picture itself stays as the engine saw it.
 
     Args:
         picture: ``uint8 [H, W]`` grey or ``uint8 [H, W, 3]`` BGR; not changed.
@@ -58,6 +62,9 @@ def draw_answer(picture: NDArray[np.uint8], answer: Answer, labels: Sequence[str
         ``uint8 [H', W', 3]`` BGR, at least 320 pixels wide, both sides even (video encoders want that).
     """
     colour = cv2.cvtColor(picture, cv2.COLOR_GRAY2BGR) if picture.ndim == 2 else picture
+    evidence = answer.evidence(labels)
+    if evidence is not None:
+        colour = draw_heat(cast("NDArray[np.uint8]", colour), evidence)
     if colour.shape[1] < _SMALLEST_WIDTH:
         height = round(colour.shape[0] * _SMALLEST_WIDTH / colour.shape[1])
         colour = cv2.resize(colour, (_SMALLEST_WIDTH, height), interpolation=cv2.INTER_LINEAR)

@@ -17,8 +17,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from edge_dsc.infer.classify import Answer
+from edge_dsc.infer.classify import Answer, OperatingPoint
 from edge_dsc.infer.source import Frame, SourceKind
+from edge_dsc.page.heat import outside_share
 from engines.errors import ArtefactError, EnvironmentProblem, UsageError
 from engines.files import ROWS, open_special, output_problem, require_kind
 from engines.text_table import printable
@@ -30,6 +31,8 @@ _FRAME_COLUMNS = {
     SourceKind.VIDEO: (("frame", "seconds"), ("latency_ms",)),
     SourceKind.LIVE: (("frame", "captured"), ("latency_ms", "age_ms", "dropped")),
 }
+DECISION = "decision"
+OUTSIDE = "outside_chest"  # share of the evidence for the class that is called
 _FORMATS = (".csv", ".jsonl")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a cell that begins so is run by spreadsheets, quoted or not
 _LARGEST = 1 << 30  # bytes of a file that a run goes on with
@@ -39,27 +42,43 @@ _REMEDY = "name another --out, or start again without --resume"
 
 
 @functools.cache
-def column_names(labels: tuple[str, ...], kind: SourceKind) -> tuple[str, ...]:
-    """Return the names of a row's columns, in their order."""
+def column_names(labels: tuple[str, ...], kind: SourceKind, extra: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """Return the names of a row's columns, in their order; ``extra`` are those that were asked for."""
     before, after = _FRAME_COLUMNS.get(kind, ((), ()))
-    return ("path", *before, "label", "probability", *(f"p_{label}" for label in labels), *after, "error")
+    shares = (f"p_{label}" for label in labels)
+    return ("path", *before, "label", "probability", *extra, *shares, *after, "error")
 
 
-def row_of(answer: Answer, labels: tuple[str, ...], kind: SourceKind) -> dict[str, Any]:
+def row_of(
+    answer: Answer, labels: tuple[str, ...], kind: SourceKind, extra: tuple[str, ...] = ()
+) -> dict[str, Any]:
     """Return an answer as a flat row.
 
+    Args:
+        answer: The answer.
+        labels: Class names.
+        kind: The source's kind.
+        extra: :data:`DECISION` where there is an operating point, :data:`OUTSIDE` where there are maps.
+
     Returns:
-        ``path``, ``label``, ``probability``, ``p_<label>`` for each class, ``error``. A video adds ``frame`` and
-        ``seconds`` (its position) and ``latency_ms``; a camera ``frame``, ``captured`` (UTC, ISO 8601),
-        ``latency_ms``, ``age_ms`` and ``dropped`` (frames replaced by newer ones so far).
+        ``path``, ``label`` (the most probable class), ``probability``, the columns of ``extra``, ``p_<label>`` for
+        each class, ``error``. A video adds ``frame`` and ``seconds`` (its position) and ``latency_ms``; a camera
+        ``frame``, ``captured`` (UTC, ISO 8601), ``latency_ms``, ``age_ms`` and ``dropped`` (frames replaced by newer
+        ones so far).
     """
-    row: dict[str, Any] = dict.fromkeys(column_names(labels, kind))
+    row: dict[str, Any] = dict.fromkeys(column_names(labels, kind, extra))
     row["path"] = str(answer.path)
     top = answer.top
     if answer.probabilities is not None and top is not None:
         row["label"] = labels[top]
         row["probability"] = round(answer.probabilities[top], 6)
         row.update({f"p_{name}": round(p, 6) for name, p in zip(labels, answer.probabilities, strict=True)})
+        if DECISION in extra:
+            row[DECISION] = answer.decision
+        evidence = answer.evidence(labels) if OUTSIDE in extra else None
+        share = outside_share(evidence) if evidence is not None else None
+        if share is not None:
+            row[OUTSIDE] = round(share, 4)
     if answer.frame is not None:
         row["frame"] = answer.frame.index
         row["latency_ms"] = round(answer.latency_ms, 3)
@@ -110,6 +129,7 @@ class RowSink:
         labels: tuple[str, ...],
         kind: SourceKind,
         *,
+        extra: tuple[str, ...] = (),
         after: WrittenRows | None = None,
     ) -> None:
         """Open the file, or standard output (CSV) where ``out`` is None.
@@ -118,13 +138,14 @@ class RowSink:
             out: A ``.csv`` or ``.jsonl`` file (see :func:`check_rows_path`); the first row replaces what was there.
             labels: Class names.
             kind: The source's kind, which decides the columns.
+            extra: More columns, as :func:`row_of` takes them.
             after: Go on after the rows that are there; no second header is written.
 
         Raises:
             EnvironmentProblem: The file cannot be written, or another run writes to it.
             UsageError: It is a file of another kind, or the list of images on standard input.
         """
-        self._out, self._labels, self._kind = out, labels, kind
+        self._out, self._columns = out, (labels, kind, extra)
         self._file: io.FileIO | None = None
         self._rows = 0
         self._bytes: int | None = after.bytes if after is not None else 0  # None once a write failed
@@ -147,7 +168,7 @@ class RowSink:
         if self._file is not None and stat.S_ISREG(os.fstat(self._file.fileno()).st_mode):
             self._file.truncate(0)
         if self._csv is not None:
-            self._csv.writerow(column_names(self._labels, self._kind))
+            self._csv.writerow(column_names(*self._columns))
 
     def write(self, answer: Answer) -> None:
         """Write one row.
@@ -156,7 +177,7 @@ class RowSink:
             EnvironmentProblem: The disk is full or the place is gone; the rows before this one are whole.
             BrokenPipeError: The reader of standard output went away.
         """
-        row = row_of(answer, self._labels, self._kind)
+        row = row_of(answer, *self._columns)
         if not self._begun:
             self._begin()
         if self._csv is not None:
@@ -238,19 +259,23 @@ class WrittenRows(NamedTuple):
     sample: dict[str, tuple[float, ...]]
 
 
-def written_rows(out: Path, labels: tuple[str, ...]) -> WrittenRows:
+def written_rows(
+    out: Path, labels: tuple[str, ...], extra: tuple[str, ...] = (), point: OperatingPoint | None = None
+) -> WrittenRows:
     """Return the rows that an earlier run wrote, as far as they are whole; the file is not changed.
 
     Args:
         out: The ``.csv`` or ``.jsonl`` file (see :func:`check_rows_path`); where it is missing or empty there are
             none.
         labels: Class names of the engine that goes on.
+        extra: Its further columns.
+        point: What it decides by, which must give each row's decision.
 
     Raises:
-        ArtefactError: It is no file of results, or of other classes.
+        ArtefactError: It is no file of results, or of other classes, columns or decisions.
         EnvironmentProblem: It cannot be read or changed, or another run writes to it.
     """
-    names, is_csv = list(column_names(labels, SourceKind.FILES)), out.suffix.lower() == ".csv"
+    names, is_csv = list(column_names(labels, SourceKind.FILES, extra)), out.suffix.lower() == ".csv"
     try:
         if out.exists() and not (out.is_file() or out.is_dir()):
             raise ArtefactError(f"{out} is not a regular file", remedy=_REMEDY)
@@ -265,11 +290,14 @@ def written_rows(out: Path, labels: tuple[str, ...]) -> WrittenRows:
             rows = _csv_rows(text, names) if is_csv else _json_rows(text, names)
             paths: list[str] = []
             sample: dict[str, tuple[float, ...]] = {}
-            first = names.index("probability") + 1
+            first = names.index("probability") + 1 + len(extra)
             for row in rows:
                 paths.append(str(row[0]))
-                if len(sample) < _SAMPLE and row[1]:
-                    sample[str(Path(paths[-1]))] = tuple(map(float, row[first : first + len(labels)]))
+                shares = tuple(map(float, row[first : first + len(labels)])) if row[1] else ()
+                if shares and point is not None and row[names.index(DECISION)] != point.decide(shares):
+                    raise ValueError(f"row {len(paths)} was decided by other thresholds")
+                if shares and len(sample) < _SAMPLE:
+                    sample[str(Path(paths[-1]))] = shares
             if not whole and not _may_begin(data, names, is_csv):
                 raise ValueError("it has no row, and no beginning of one")
         return WrittenRows(paths, len(whole), size, sample)

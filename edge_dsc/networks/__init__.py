@@ -20,7 +20,7 @@ from edge_dsc.networks.architecture import (
     open_network,
     smallest_size,
 )
-from edge_dsc.networks.backbones import BACKBONES
+from edge_dsc.networks.backbones import BACKBONES, IMAGENET
 from edge_dsc.networks.keras_files import load_keras, save_network
 from edge_dsc.networks.paper import (
     ARCHITECTURES,
@@ -38,6 +38,7 @@ __all__ = [
     "BACKBONES",
     "BLOCKS",
     "FEATURE_EXTRACTOR_PARAMETERS",
+    "IMAGENET",
     "INPUT_SIDE",
     "NAMES",
     "NO_WEIGHTS",

@@ -1,4 +1,4 @@
-"""Plots of latency reports: matplotlib figures that become inline SVG in the colours of the page."""
+"""Plots of latency reports and of accuracy: matplotlib figures that become inline SVG in the colours of the page."""
 
 from __future__ import annotations
 
@@ -334,6 +334,55 @@ def accuracy_plot(report: Report, accuracies: Mapping[str, float]) -> Plot | Non
         caption="Up and to the left is better.",
         legend=_point_keys(points),
     )
+
+
+@drawing_style(_STYLE)
+def roc_plot(curves: Mapping[str, Sequence[tuple[float, float, float, float]]]) -> Plot:
+    """Draw ROC curves with their intervals: sensitivity over the share of false alarms.
+
+    Args:
+        curves: By name, points (share of false alarms, sensitivity, lower and upper end of its interval).
+    """
+    figure, axes = _new_axes("sensitivity, %")
+    _percent_axes(axes, "false alarms (1 - specificity), %")
+    axes.plot([0, 100], [0, 100], color=_COLOUR["line"], linewidth=1)
+    for index, points in enumerate(curves.values()):
+        x, y, low, high = ([100 * value for value in column] for column in zip(*points, strict=True))
+        axes.fill_between(x, low, high, color=_COLOUR[_series(index)], alpha=0.15, linewidth=0)
+        _draw_line(axes, index, x, y)
+    return Plot(
+        figure=figure,
+        label="ROC curves of " + "; ".join(curves),
+        caption="Each class against the rest; bands are 95 % intervals at each share of false alarms.",
+        legend=_line_keys(list(curves)),
+    )
+
+
+@drawing_style(_STYLE)
+def reliability_plot(bins: Sequence[tuple[float, float, float, float]], *, caption: str) -> Plot:
+    """Draw how often answers are right over how sure they are.
+
+    Args:
+        bins: Points (mean confidence, accuracy, lower and upper end of its interval).
+        caption: The temperature and the error.
+    """
+    figure, axes = _new_axes("right, %")
+    _percent_axes(axes, "probability of the most probable class, %")
+    axes.plot([0, 100], [0, 100], color=_COLOUR["line"], linewidth=1)
+    for index, point in enumerate(bins):
+        x, y, low, high = (100 * value for value in point)
+        axes.plot([x, x], [low, high], "_-", color=_COLOUR["s0"], markersize=8, mew=2, clip_on=False)
+        axes.plot([x], [y], "o", color=_COLOUR["s0"], markersize=7, gid=f"data-{index}", clip_on=False)
+    return Plot(
+        figure=figure,
+        label="How often answers are right over how sure they are",
+        caption=f"On the diagonal answers are right as often as they say; bars are 95 % intervals. {caption}.",
+    )
+
+
+def _percent_axes(axes: Axes, words: str) -> None:
+    ticks = range(0, 101, 25)
+    axes.set(xlim=(0, 100), ylim=(0, 100), xticks=ticks, yticks=ticks, xlabel=words)
 
 
 def _ecdf(subject: SubjectReport) -> tuple[list[float], list[float]]:

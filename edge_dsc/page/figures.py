@@ -41,7 +41,8 @@ def draw_curves(history: Mapping[str, Sequence[float]], path: Path, *, best_epoc
     """Draw loss and accuracy over the epochs to a PNG file.
 
     Args:
-        history: ``loss``, ``accuracy``, ``validation_loss`` and ``validation_accuracy``, one number per epoch.
+        history: ``loss`` and ``accuracy``, and where images validated ``validation_loss`` and
+            ``validation_accuracy``, one number per epoch.
         path: The PNG file.
         best_epoch: Marked by a line; counted from 1.
     """
@@ -51,7 +52,8 @@ def draw_curves(history: Mapping[str, Sequence[float]], path: Path, *, best_epoc
         epochs = range(1, len(history[name]) + 1)
         marker = "o" if len(history[name]) < 3 else None
         axes.plot(epochs, history[name], color=_BLUE, marker=marker, label="training (augmented)")
-        axes.plot(epochs, history[f"validation_{name}"], color=_ORANGE, marker=marker, label="validation")
+        if f"validation_{name}" in history:
+            axes.plot(epochs, history[f"validation_{name}"], color=_ORANGE, marker=marker, label="validation")
         axes.axvline(best_epoch, color="#888888", linestyle=":", label=f"kept: epoch {best_epoch}")
         axes.set_xlabel("epoch")
         axes.set_title(title)

@@ -18,9 +18,16 @@ from bench.report import Report, load_report, save_report
 from bench.statistics import summarise
 from edge_dsc import __version__
 from edge_dsc.data.purposes import PARTS_FOR, Purpose
+from edge_dsc.evaluate.agreement import Estimate
+from edge_dsc.evaluate.confidence import (
+    Judgement,
+    confidence_plots,
+    confidence_table,
+    measure_confidence,
+)
 from edge_dsc.evaluate.metrics import classification_metrics
 from edge_dsc.latency.subjects import measure_engines
-from edge_dsc.page.charts import difference_plot
+from edge_dsc.page.charts import Plot, difference_plot
 from edge_dsc.page.document import Picture, Section, report_sections, save_page
 from edge_dsc.page.figures import draw_confusions, draw_trainings
 from edge_dsc.study.run_study import Problem
@@ -29,7 +36,6 @@ from edge_dsc.study.verdict import (
     OPEN,
     YES,
     Difference,
-    Estimate,
     Judged,
     NonInferiority,
     Quality,
@@ -253,7 +259,7 @@ def conclude(
     return StudyResult(
         report=report,
         latency=latency,
-        files=_save(study, report, latency),
+        files=_save(study, answers, report, latency),
         problem=problem_of(problems, len(study.trainings)),
     )
 
@@ -509,7 +515,9 @@ def problem_of(problems: Mapping[Training, Problem], trainings: int) -> EdgeDscE
     )
 
 
-def _save(study: Study, report: StudyReport, latency: Report | None) -> dict[str, Path]:
+def _save(
+    study: Study, answers: Mapping[Training, Answers], report: StudyReport, latency: Report | None
+) -> dict[str, Path]:
     """Write the report as document, rows, text and page, and its pictures."""
     folder = study.folder
     files = {
@@ -538,7 +546,7 @@ def _save(study: Study, report: StudyReport, latency: Report | None) -> dict[str
         path = folder / f"confusion-{Training(found.setting).folder.rpartition('-')[0]}.png"
         draw_confusions(found.confusion, report.plan.labels, path, title=found.setting.title)
         pictures.append(Picture(png=path.read_bytes(), caption=f"{found.setting.title}: {_CONFUSION}"))
-    sections = _sections(report, pictures)
+    sections = [*_sections(report, pictures), _confidence_section(study, answers)]
     if latency is not None:
         sections += report_sections(latency)
     save_page(files["page"], _title(report), sections, summary=_summary(report))
@@ -587,6 +595,25 @@ def _sections(report: StudyReport, pictures: Sequence[Picture]) -> list[Section]
         Section("Training", (pictures[0],)),
         Section("Confusion", tuple(pictures[1:])),
     ]
+
+
+def _confidence_section(study: Study, answers: Mapping[Training, Answers]) -> Section:
+    """Return ROC curves and reliability of each network on the images that judge, over its trainings."""
+    parts: list[str | Plot | Table] = []
+    for setting in study.settings:
+        rows = judged_rows(study, setting, answers)
+        if rows is None:
+            continue
+        judged = Judgement(
+            labels=rows.labels,
+            true=rows.true,
+            patients=rows.patients,
+            probabilities=rows.probabilities,
+            trainings=rows.rows_by_training(),
+        )
+        found = measure_confidence(judged)
+        parts += [setting.title, *confidence_plots(found), confidence_table(found)]
+    return Section("What the probabilities mean", tuple(parts))
 
 
 def verdict_words(found: NonInferiority) -> str:

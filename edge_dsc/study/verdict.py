@@ -11,11 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_dsc.evaluate.agreement import (
-    CONFIDENCE,
+    Estimate,
     LabelledImages,
+    Weights,
+    beyond_all,
+    bootstrap,
     compare_answers,
+    divide,
+    interval_of,
     resample_patients,
 )
+from edge_dsc.evaluate.confidence import weighted_auroc
 from edge_dsc.evaluate.metrics import Metrics, classification_metrics
 from engines.record import Change
 
@@ -23,21 +29,6 @@ YES, NO, OPEN = "yes", "no", "not decided"
 _NORMAL = 1.959964  # of the two-sided 95 % interval
 _POWER = 0.841621  # of a chance of 80 %
 _LEAST_TRAININGS = 3  # fewer say nothing of how trainings differ
-_Weights = NDArray[np.float64]  # [r, N]: how often each row is drawn, for r draws
-
-
-class Estimate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A figure with its 95 % interval.
-
-    Attributes:
-        value: The figure.
-        low: Lower end.
-        high: Upper end.
-    """
-
-    value: float
-    low: float
-    high: float
 
 
 class Spread(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -216,7 +207,7 @@ def measure_quality(judged: Judged, seed: int = 0) -> Quality:
         images=len(set(judged.images)),
         patients=len(set(judged.patients)),
         accuracy=Spread.of([found.accuracy for found in metrics]),
-        pooled_accuracy=_beyond_all(found[0], len(set(judged.patients))),
+        pooled_accuracy=beyond_all(found[0], len(set(judged.patients))),
         loss=Spread.of([found.loss for found in metrics]),
         precision=Spread.of([found.precision for found in metrics]),
         recall=Spread.of([found.recall for found in metrics]),
@@ -224,61 +215,14 @@ def measure_quality(judged: Judged, seed: int = 0) -> Quality:
         per_class={
             judged.labels[index]: ClassFindings(
                 images=int(of_class[index].sum()),
-                recall=_beyond_all(recall[index], have[index]),
-                auroc=_beyond_all(auroc[index], min(have[index], lack[index]))
+                recall=beyond_all(recall[index], have[index]),
+                auroc=beyond_all(auroc[index], min(have[index], lack[index]))
                 if math.isfinite(auroc[index].value)
                 else None,
             )
             for index in present
         },
     )
-
-
-def bootstrap(
-    figures: Callable[[_Weights], NDArray[np.float64]], patients: Sequence[str], seed: int = 0
-) -> list[Estimate]:
-    """Return F figures with their percentile intervals over draws of patients.
-
-    Args:
-        figures: Takes weights of N rows ``[r, N]``, and gives ``[F, r]``; a draw in which a figure has no meaning (a
-            class without an image) is NaN and left out of its interval.
-        patients: Patient of each row.
-        seed: Seed of the draws.
-    """
-    values = figures(np.ones((1, len(patients))))[:, 0]
-    drawn = np.concatenate([figures(weights) for weights in resample_patients(patients, seed)], axis=1)
-    return [
-        Estimate(float(value), *_interval(row[np.isfinite(row)]))
-        for value, row in zip(values, drawn, strict=True)
-    ]
-
-
-def weighted_auroc(
-    scores: NDArray[np.float64], positive: NDArray[np.bool_], weights: _Weights
-) -> NDArray[np.float64]:
-    """Return the area under the ROC curve ``[r]``: the chance that a positive scores above a negative, ties half.
-
-    Args:
-        scores: ``[N]``.
-        positive: Which rows are of the class, ``[N]``.
-        weights: How often each row counts, ``[r, N]``.
-
-    Returns:
-        NaN for weights without a positive or without a negative.
-
-    Source:
-        Hanley and McNeil, The meaning and use of the area under a ROC curve, Radiology 143 (1982): it is Mann and
-        Whitney's U over the number of pairs.
-    """
-    order = np.argsort(scores, kind="stable")
-    ranked = scores[order]
-    starts = np.flatnonzero(np.concatenate([[True], ranked[1:] != ranked[:-1]]))  # of equal scores
-    hits = np.add.reduceat(weights[:, order] * positive[order], starts, axis=1)
-    misses = np.add.reduceat(weights[:, order] * ~positive[order], starts, axis=1)
-    below = np.cumsum(misses, axis=1) - misses
-    pairs = hits.sum(axis=1) * misses.sum(axis=1)
-    above = (hits * (below + misses / 2)).sum(axis=1)
-    return _quotient(above, pairs)
 
 
 def compare_judged(reference: Judged, candidate: Judged, seed: int = 0) -> Difference | None:
@@ -385,19 +329,6 @@ def _beyond_no_event(low: float, high: float, *, lost: int, won: int, patients: 
     return low if lost else max(-1.0, low - unseen), high if won else min(1.0, high + unseen)
 
 
-def _beyond_all(found: Estimate, trials: int) -> Estimate:
-    """Widen the interval of a share that is all or nothing, as :func:`_beyond_no_event` does.
-
-    Args:
-        found: A recall, an accuracy or an AUROC.
-        trials: Patients that it is of; for an AUROC those on the smaller side, of which each makes a pair of its own.
-    """
-    unseen = min(1.0, 3 / max(trials, 1))
-    low = min(found.low, 1 - unseen) if found.value >= 1 else found.low
-    high = max(found.high, unseen) if found.value <= 0 else found.high
-    return Estimate(found.value, low, high)
-
-
 def _over_trainings(
     moved: NDArray[np.float64], patients: Sequence[str], trainings: NDArray[np.int64], seed: int
 ) -> Estimate | None:
@@ -417,35 +348,28 @@ def _over_trainings(
         drawn = rng.multinomial(count, np.full(count, 1 / count), size=len(weights))
         both = weights * drawn[:, place]
         total = both.sum(axis=1)
-        means.append(_quotient(both @ moved, total))
+        means.append(divide(both @ moved, total))
     found = np.concatenate(means)
-    return Estimate(float(moved.mean()), *_interval(found[np.isfinite(found)]))
+    return Estimate(float(moved.mean()), *interval_of(found[np.isfinite(found)]))
 
 
-def _interval(drawn: NDArray[np.float64]) -> tuple[float, float]:
-    if not len(drawn):
-        return math.nan, math.nan
-    low, high = np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return float(low), float(high)
-
-
-def _share_of(right: NDArray[np.bool_], rows: NDArray[np.bool_]) -> Callable[[_Weights], NDArray[np.float64]]:
+def _share_of(right: NDArray[np.bool_], rows: NDArray[np.bool_]) -> Callable[[Weights], NDArray[np.float64]]:
     """Return what gives the weighted share of right answers among some rows, ``[r]``; NaN of none."""
 
-    def share(weights: _Weights) -> NDArray[np.float64]:
+    def share(weights: Weights) -> NDArray[np.float64]:
         chosen = weights[:, rows]
         total = chosen.sum(axis=1)
-        return _quotient(chosen @ right, total)
+        return divide(chosen @ right, total)
 
     return share
 
 
 def _mean_auroc(
     judged: Judged, index: int, parts: Sequence[NDArray[np.int64]]
-) -> Callable[[_Weights], NDArray[np.float64]]:
+) -> Callable[[Weights], NDArray[np.float64]]:
     """Return what gives a class's AUROC, mean over the trainings: scores of two trainings have no common scale."""
 
-    def mean(weights: _Weights) -> NDArray[np.float64]:
+    def mean(weights: Weights) -> NDArray[np.float64]:
         each = np.stack(
             [
                 weighted_auroc(
@@ -457,13 +381,6 @@ def _mean_auroc(
         known = np.isfinite(each)
         total = np.where(known, each, 0.0).sum(axis=0)
         count = known.sum(axis=0)
-        return _quotient(total, count.astype(np.float64))
+        return divide(total, count.astype(np.float64))
 
     return mean
-
-
-def _quotient(above: NDArray[np.float64], below: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Divide, by nothing to NaN."""
-    found = np.full(len(below), np.nan)
-    np.divide(above, below, out=found, where=below > 0)
-    return found

@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_dsc.infer.classify import calibrate_probabilities
 from edge_dsc.training.recipes import Recipe
 
 if TYPE_CHECKING:
@@ -106,9 +107,7 @@ def soften(probabilities: NDArray[np.float32], temperature: float) -> NDArray[np
     """Return the softmax of the logits over a temperature, from the probabilities: above 1 the unlikely weigh more."""
     if temperature == 1.0:
         return probabilities
-    powers = np.maximum(probabilities.astype(np.float64), SMALLEST_PROBABILITY) ** (1 / temperature)
-    softened: NDArray[np.float32] = (powers / powers.sum(axis=1, keepdims=True)).astype(np.float32)
-    return softened
+    return calibrate_probabilities(np.maximum(probabilities, SMALLEST_PROBABILITY), temperature)
 
 
 def augment_image(image: NDArray[np.uint8], recipe: Recipe, rng: np.random.Generator) -> NDArray[np.uint8]:

@@ -139,10 +139,12 @@ def fit_model(
 ) -> bool:
     """Train to the end of the recipe, or until the user stops it; the model ends with its best weights.
 
+    Where no image validates, the best weights are the last ones.
+
     Args:
         model: Compiled; a resumed one is brought to ``state`` first.
         batches: The training images.
-        validation: Raw pixels ``[V, height, width, 1]`` and class indices ``[V]``.
+        validation: Raw pixels ``[V, height, width, 1]`` and class indices ``[V]``; V is 0 for a fixed schedule.
         state: Changed in place and saved, a whole epoch at a time.
         progress: Called after every step.
 
@@ -262,17 +264,14 @@ def _close_epoch(
 ) -> None:
     """Validate and record an epoch. The state's fields change together, last, so that Ctrl-C cannot part them."""
     pixels, targets = validation
-    metrics = classification_metrics(
-        targets, predict(model, pixels), [str(index) for index in range(classes)]
-    )
-    row = {
-        "loss": trained["loss"],
-        "accuracy": trained["accuracy"],
-        "validation_loss": metrics.loss,
-        "validation_accuracy": metrics.accuracy,
-    }
+    row = {"loss": trained["loss"], "accuracy": trained["accuracy"]}
+    if len(targets):
+        labels = [str(index) for index in range(classes)]
+        metrics = classification_metrics(targets, predict(model, pixels), labels)
+        row |= {"validation_loss": metrics.loss, "validation_accuracy": metrics.accuracy}
     history = {name: [*state.history.get(name, []), value] for name, value in row.items()}
-    best = min(history["validation_loss"]) == metrics.loss
+    losses = history.get("validation_loss", [0.0])
+    best = min(losses) == losses[-1]
     changes: dict[str, Any] = {
         "history": history,
         "variables": [variable.numpy() for variable in model.variables],

@@ -35,6 +35,8 @@ class Recipe:
         shift: Largest move, as a share of the side, either way and in both directions.
         augmentation: Whether images are changed at all; without, all ranges are zero and nothing is mirrored.
         temperature: Of a teacher's answers, and of those that are held against them; 1 without a teacher.
+        fixed: Whether the schedule is fixed: the last epoch's weights are kept, no image is held back to choose an
+            epoch, and the validation images train.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Recipe:
     shift: float = 0.0
     augmentation: bool = True
     temperature: float = 1.0
+    fixed: bool = False
 
     def without_augmentation(self) -> Recipe:
         """Return the same recipe with images as they are."""
@@ -149,6 +152,9 @@ class TrainOptions:
         fold: Hold out fold K of N: (K, N), K counted from 1.
         keep_split: Keep the split that the folder comes in.
         kinds: As :func:`edge_dsc.data.discover.list_images` takes it.
+        last: Keep the last epoch's weights, so that the validation images train too.
+        refit: A finished run whose recipe is trained again, on all of its images; the network is the run's own, and
+            what names another way to train or to split is not given.
         resume: Go on with the unfinished run in ``out``.
         overwrite: Replace the run in ``out``.
     """
@@ -166,6 +172,8 @@ class TrainOptions:
     fold: tuple[int, int] | None = None
     keep_split: bool = False
     kinds: bool | None = None
+    last: bool = False
+    refit: Path | None = None
     resume: bool = False
     overwrite: bool = False
 
@@ -195,7 +203,7 @@ class TrainOptions:
         if self.fold and self.keep_split:
             raise UsageError("--fold and --keep-split exclude each other", remedy="give one of them")
         by_network = RECIPES[self.recipe]
-        recipe = by_network.get(self.architecture, by_network[OTHER])
+        recipe = replace(by_network.get(self.architecture, by_network[OTHER]), fixed=self.last)
         if not self.augmentation:
             recipe = recipe.without_augmentation()
         return recipe if self.epochs is None else replace(recipe, epochs=self.epochs)

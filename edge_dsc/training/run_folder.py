@@ -11,10 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
+from msgspec import Meta
 from numpy.typing import NDArray
 
 from edge_dsc.evaluate.metrics import Metrics
@@ -62,6 +63,23 @@ class TrainedNetwork(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         return cls(**{name: getattr(network, name) for name in names})
 
 
+class Refit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is known of the recipe of a run that trained on all images, and so cannot be judged on any of them.
+
+    Attributes:
+        run: Name of the run whose recipe it is.
+        model_sha256: Hash of that run's ``model.keras``.
+        split_sha256: Of that run's split, which says what judged it.
+        held_out: How right that run's network is on the images that were held back from it: the accuracy of the
+            recipe, on fewer images, and not of the network beside this record.
+    """
+
+    run: Text
+    model_sha256: Sha256
+    split_sha256: Sha256
+    held_out: Metrics
+
+
 class TrainingRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a run did.
 
@@ -84,6 +102,9 @@ class TrainingRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         edge_dsc: Version of edge-dsc.
         parent_sha256: Hash of the ``model.keras`` that this one was made of: fine-tuned for INT8, or separated.
         separation: For a separable twin, what became of every convolution.
+        temperature: Fitted on the validation part, for the contract of the exported model; that of the recipe's run
+            after a refit; 1 in records of before version 4, which knew none.
+        refit: Where all images trained: what is known of the recipe.
     """
 
     architecture: PathName
@@ -104,6 +125,8 @@ class TrainingRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     edge_dsc: Text
     parent_sha256: Sha256 | None = None
     separation: Separation | None = None
+    temperature: Annotated[float, Meta(gt=0, le=1000)] = 1.0
+    refit: Refit | None = None
 
 
 def _from_version_1(body: dict[str, Any]) -> dict[str, Any]:
@@ -117,14 +140,19 @@ def _from_version_2(body: dict[str, Any]) -> dict[str, Any]:
     return {**body, "network": network, "separation": None}
 
 
+def _from_version_3(body: dict[str, Any]) -> dict[str, Any]:
+    """Version 3 knew neither a temperature nor a refit."""
+    return {**body, "temperature": 1.0, "refit": None}
+
+
 TRAINING_RECORD = DocumentKind(
     name="edge-dsc/training-record",
-    version=3,
+    version=4,
     body=TrainingRecord,
     renew=_TRAIN_AGAIN,
     seal="record_sha256",
     sealed_from=2,
-    older={1: _from_version_1, 2: _from_version_2},
+    older={1: _from_version_1, 2: _from_version_2, 3: _from_version_3},
 )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -17,10 +17,21 @@ from numpy.typing import NDArray
 
 from edge_dsc import __version__
 from edge_dsc.data.loading import LoadedImages, load_dataset
-from edge_dsc.data.purposes import images_to_train
-from edge_dsc.data.split import SPLIT_FILE, Split, keep_split, save_split, split_dataset
+from edge_dsc.data.purposes import PARTS_FOR, Purpose, images_that_train_too, images_to_train
+from edge_dsc.data.split import (
+    PARTS,
+    SPLIT_FILE,
+    Split,
+    keep_split,
+    load_split,
+    save_split,
+    split_dataset,
+)
+from edge_dsc.evaluate.confidence import fit_temperature
 from edge_dsc.evaluate.metrics import Metrics, classification_metrics
+from edge_dsc.infer.classify import calibrate_probabilities
 from edge_dsc.networks import (
+    IMAGENET,
     INPUT_SIDE,
     NO_WEIGHTS,
     Network,
@@ -47,11 +58,13 @@ from edge_dsc.training.run_folder import (
     MODEL_FILE,
     RECORD_FILE,
     STATE_FILE,
+    Refit,
     RunMetrics,
     TrainedNetwork,
     TrainingRecord,
     TrainState,
     load_state,
+    load_training_record,
     package_versions,
     save_training_record,
 )
@@ -95,6 +108,8 @@ class Fitted:
         deployed: What to write as ``model.keras`` instead of ``model``.
         parent_sha256: Hash of the ``model.keras`` that this one was made of.
         separation: For a separable twin, what became of every convolution.
+        origin: For a refit, the record of the run whose recipe it is.
+        refit: For a refit, what is known of that recipe.
     """
 
     model: Model
@@ -107,6 +122,8 @@ class Fitted:
     deployed: Model | None = None
     parent_sha256: str | None = None
     separation: Separation | None = None
+    origin: TrainingRecord | None = None
+    refit: Refit | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +133,8 @@ class TrainResult:
     Attributes:
         run: The run folder.
         record: Its record.
-        metrics: By part: ``evaluation``, ``test`` and ``held_out``, both together.
+        metrics: By part: ``evaluation``, ``test`` and ``held_out``, both together; empty after a refit, which
+            leaves no image to judge by.
         split: Which image is on which side.
         notes: Pictures that could not be drawn, and why.
     """
@@ -155,9 +173,16 @@ def train(
         KeyboardInterrupt: Ctrl-C before the first epoch was done.
     """
     recipe = options.resolve_recipe()
+    origin = None
+    if options.refit is not None:
+        origin = load_training_record(options.refit)
+        options, recipe = _as_before(options, options.refit, origin)
     check_folder(options)
     network = open_network(options.network)
-    images = read_images(options, network.size, reading)
+    if origin is not None and options.refit is not None:
+        images, refit = _read_all(options, options.refit, origin, network, reading)
+    else:
+        images, refit = read_images(options, network.size, reading), None
     for line in images.split.warnings():
         if say:
             say(line)
@@ -182,8 +207,100 @@ def train(
         state=state,
         interrupted=interrupted,
         seconds=seconds,
+        origin=origin,
+        refit=refit,
     )
     return finish_run(options, images, fitted)
+
+
+def _as_before(options: TrainOptions, run: Path, record: TrainingRecord) -> tuple[TrainOptions, Recipe]:
+    """Return the network and the recipe of a finished run, for a fixed schedule.
+
+    Raises:
+        ArtefactError: Its recipe has values that this version does not know.
+        UsageError: It was made from another network, or interrupted: it has no recipe of its own to go by.
+    """
+    if record.parent_sha256 is not None or record.interrupted or record.refit is not None:
+        why = "was interrupted" if record.interrupted else "was made from another run"
+        raise UsageError(f"{run} {why}", remedy="refit a run of train that went to its end")
+    if os.path.realpath(options.out) == os.path.realpath(run):
+        raise UsageError(f"{run} would replace itself", remedy="choose another run folder with --out")
+    try:
+        recipe = replace(Recipe(**record.recipe), fixed=True)  # type: ignore[arg-type]
+    except TypeError as error:
+        raise ArtefactError(
+            f"{run} has a recipe of another version: {error}", remedy="train it again, then refit it"
+        ) from error
+    network = record.network
+    choice = replace(
+        options,
+        architecture=network.source
+        if options.architecture == TrainOptions.architecture
+        else options.architecture,
+        size=network.size,
+        weights=options.weights or (network.weights if network.weights == IMAGENET else None),
+        unfreeze=network.unfreeze,
+    )
+    return choice, recipe
+
+
+def _read_all(
+    options: TrainOptions, run: Path, record: TrainingRecord, network: Network, reading: Progress | None
+) -> tuple[RunImages, Refit]:
+    """Read the images of a run, all of them to train, and what is known of its recipe.
+
+    Raises:
+        UsageError: The network is not the run's.
+    """
+    wanted = msgspec.structs.replace(record.network, config_sha256=None)
+    if TrainedNetwork.of(network) != wanted:
+        raise UsageError(
+            f"{network.name} is not the network that {run} started from",
+            remedy=f"name it as then: --arch {wanted.source} --weights {wanted.weights}",
+        )
+    split = load_split(run / SPLIT_FILE)
+    metrics = METRICS.load(run / METRICS_FILE)
+    if split.sha256 != record.split_sha256 or metrics.model_sha256 != record.model_sha256:
+        raise ArtefactError(
+            f"the files of {run} are not of one run", remedy="train it again: edge-dsc train DATA --overwrite"
+        )
+    images = read_run_images(options.data, split, run=run, size=network.size, reading=reading)
+    refit = Refit(
+        run=Path(os.path.realpath(run)).name,
+        model_sha256=record.model_sha256,
+        split_sha256=split.sha256,
+        held_out=metrics.held_out,
+    )
+    return _let_train(images, PARTS[1:]), refit
+
+
+def _let_train(images: RunImages, parts: Sequence[str]) -> RunImages:
+    """Let the images of some parts train too, in the order of the split that says so."""
+    split = images_that_train_too(images.split, parts)
+    place = {
+        sample: row
+        for part in ("train", *parts)
+        for sample, *row in zip(images.split.samples(part), *images.pixels[part], strict=True)
+    }
+    rows = [place[sample] for sample in split.samples("train")]
+    moved = (np.stack([pixels for pixels, _ in rows]), np.array([target for _, target in rows], np.int64))
+    empty = (moved[0][:0], moved[1][:0])
+    return replace(
+        images, split=split, pixels={**images.pixels, **dict.fromkeys(parts, empty), "train": moved}
+    )
+
+
+def require_validation(split: Split, run: Path) -> None:
+    """Refuse a run that holds no images back to choose an epoch by.
+
+    Raises:
+        UsageError: It was trained with ``--last`` or ``--refit``.
+    """
+    if not split.samples("validation"):
+        raise UsageError(
+            f"{run} holds no validation images back: it was trained with a fixed schedule",
+            remedy="fine-tune a run of the same images that was trained without --last and --refit",
+        )
 
 
 def check_folder(options: TrainOptions) -> None:
@@ -232,7 +349,8 @@ def read_images(options: TrainOptions, size: int, reading: Progress | None) -> R
     else:
         split = split_dataset(usable, options.seed, fold=options.fold)
     pixels = pixels_by_part(loaded, split)
-    return RunImages(split=split, pixels=pixels, skipped=loaded.skipped + left_out)
+    images = RunImages(split=split, pixels=pixels, skipped=loaded.skipped + left_out)
+    return _let_train(images, PARTS_FOR[Purpose.CHOOSE]) if options.last else images
 
 
 def read_run_images(
@@ -288,12 +406,17 @@ def finish_run(options: TrainOptions, images: RunImages, fitted: Fitted) -> Trai
     """
     out, split, model, state = options.out, images.split, fitted.model, fitted.state
     written = fitted.deployed or model
-    metrics = _measure(model, images)
+    origin = fitted.origin
+    temperature = _fit_temperature(model, images) if origin is None else origin.temperature
+    metrics = _measure(model, images, temperature)
     save_split(split, out / SPLIT_FILE)
     with atomic_path(out / MODEL_FILE, KERAS_MODEL) as temporary:
         save_network(written, temporary)
     model_sha256 = sha256_file(out / MODEL_FILE)
-    METRICS.save(out / METRICS_FILE, RunMetrics(model_sha256=model_sha256, **metrics))
+    if metrics:
+        METRICS.save(out / METRICS_FILE, RunMetrics(model_sha256=model_sha256, **metrics))
+    else:
+        (out / METRICS_FILE).unlink(missing_ok=True)  # of the run that is replaced
     record = TrainingRecord(
         architecture=fitted.architecture,
         network=msgspec.structs.replace(fitted.network, config_sha256=identify(written)),
@@ -313,12 +436,14 @@ def finish_run(options: TrainOptions, images: RunImages, fitted: Fitted) -> Trai
         edge_dsc=__version__,
         parent_sha256=fitted.parent_sha256,
         separation=fitted.separation,
+        temperature=temperature,
+        refit=fitted.refit,
     )
     save_training_record(out, record)
     if not fitted.interrupted:
         with contextlib.suppress(OSError):
             (out / STATE_FILE).unlink()
-    notes = _draw_pictures(out, record, metrics["held_out"])
+    notes = _draw_pictures(out, record, metrics.get("held_out"))
     return TrainResult(run=out, record=record, metrics=metrics, split=split, notes=notes)
 
 
@@ -380,7 +505,7 @@ def _settings_of(state: TrainState) -> dict[str, Any]:
     """Return what a run was begun with; states of before have neither a network's own facts nor its latest fields."""
     begun = dict(state.settings)
     network = {"source": begun["architecture"], **begun.get("network", {})}
-    recipe = {"flip_vertical": False, "augmentation": True, **begun["recipe"]}
+    recipe = {"flip_vertical": False, "augmentation": True, "fixed": False, **begun["recipe"]}
     return {
         **begun,
         "recipe": recipe,
@@ -393,6 +518,7 @@ def _words(settings: Mapping[str, Any]) -> str:
     recipe, network = settings["recipe"], settings["network"]
     words = [f"--arch {network['source']} --recipe {recipe['name']} --epochs {recipe['epochs']}"]
     words += [] if recipe["augmentation"] else ["--no-augmentation"]
+    words += ["--last"] if recipe["fixed"] else []
     words += [f"--size {network['size']}"] if network["size"] != INPUT_SIDE else []
     words += (
         [f"--weights {network['weights']}"]
@@ -403,20 +529,40 @@ def _words(settings: Mapping[str, Any]) -> str:
     return " ".join([*words, f"--seed {settings['seed']}"])
 
 
-def _measure(model: Model, images: RunImages) -> dict[str, Metrics]:
+def _fit_temperature(model: Model, images: RunImages) -> float:
+    """Return the temperature that the images allowed for it ask for."""
+    parts = [images.pixels[part] for part in PARTS_FOR[Purpose.FIT] if len(images.pixels[part][1])]
+    if not parts:
+        return 1.0
+    answers = np.concatenate([predict(model, pixels) for pixels, _ in parts])
+    return fit_temperature(np.concatenate([targets for _, targets in parts]), answers)
+
+
+def _measure(model: Model, images: RunImages, temperature: float) -> dict[str, Metrics]:
+    """Measure a network on the images held back, with its answers as an engine of it gives them."""
     labels = images.split.labels
-    answers = {part: predict(model, images.pixels[part][0]) for part in ("evaluation", "test")}
+    if not len(images.pixels["test"][1]):
+        return {}
+    answers = {
+        part: calibrate_probabilities(predict(model, images.pixels[part][0]), temperature)
+        for part in ("evaluation", "test")
+    }
     truth = {part: images.pixels[part][1] for part in answers}
     answers["held_out"] = np.concatenate([answers["evaluation"], answers["test"]])
     truth["held_out"] = np.concatenate([truth["evaluation"], truth["test"]])
     return {part: classification_metrics(truth[part], answers[part], labels) for part in answers}
 
 
-def _draw_pictures(out: Path, record: TrainingRecord, held_out: Metrics) -> tuple[str, ...]:
+def _draw_pictures(out: Path, record: TrainingRecord, held_out: Metrics | None) -> tuple[str, ...]:
     title = f"{record.architecture}, evaluation and test"
+
+    def confusion(path: Path) -> None:
+        if held_out is not None:
+            draw_confusion(held_out, path, title=title)
+
     pictures: dict[str, Callable[[Path], None]] = {
         "curves.png": lambda path: draw_curves(record.history, path, best_epoch=record.best_epoch),
-        "confusion.png": lambda path: draw_confusion(held_out, path, title=title),
+        "confusion.png": confusion,
     }
     notes = []
     for name, draw in pictures.items():

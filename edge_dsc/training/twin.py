@@ -48,6 +48,7 @@ from edge_dsc.training.train import (
     make_batches,
     read_images,
     read_run_images,
+    require_validation,
 )
 from engines.errors import UsageError
 from engines.files import KERAS_MODEL, atomic_path, require_writable, sha256_file
@@ -192,6 +193,7 @@ def _open(options: TwinOptions, reading: Progress | None) -> _Original:
         )
     record = load_training_record(options.original)
     split = load_split(options.original / SPLIT_FILE)
+    require_validation(split, options.original)
     data = options.data or split.root
     check_folder(_train_options(options, data))
     size = record.network.size

@@ -33,6 +33,7 @@ from engines.runtimes import (
     RunnerOptions,
     check_precision,
     check_tuning,
+    require_cam,
     without_calibrators,
 )
 
@@ -226,7 +227,7 @@ class OrtRunner(DirectSubmission):
         self.record = record
         self._session = session
         self._check = BatchCheck(record)
-        self._outputs = [record.contract.output_name]
+        self._outputs = [name for name, _ in record.contract.outputs]
         self._input = record.contract.input_name
         self._failures = _failure_types()
 
@@ -245,16 +246,25 @@ class OrtRunner(DirectSubmission):
             EnvironmentProblem: There is not enough memory for it.
             ValueError: The runner is closed.
         """
+        return self._run(batch, self._outputs[:1])[0]
+
+    def explain(self, batch: InputPixels) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Classify a batch and give its class activation maps; see :meth:`engines.runtimes.Runner.explain`."""
+        require_cam(self.record)
+        answers, maps = self._run(batch, self._outputs)
+        return answers, maps
+
+    def _run(self, batch: InputPixels, outputs: list[str]) -> list[NDArray[np.float32]]:
         self._check(batch)
         session = self._session
         if session is None:
             raise ValueError(f"the runner of {self.record.engine} is closed")
         try:
-            answers: NDArray[np.float32] = session.run(self._outputs, {self._input: batch})[0]
+            found: list[NDArray[np.float32]] = session.run(outputs, {self._input: batch})
         except self._failures as error:
             rebuild = f"rebuild it: {self.record.build_command}"
             raise _problem(f"run {self.record.engine}", error, remedy=rebuild) from error
-        return answers
+        return found
 
     def close(self) -> None:
         """Free the session; a second call does nothing."""
@@ -275,10 +285,8 @@ def _check_ends(session: Any, record: EngineRecord) -> None:
     """Hold a session's inputs and outputs, without the batch, against the contract of its record."""
     contract = record.contract
     seen = [(end.name, list(end.shape[1:])) for end in (*session.get_inputs(), *session.get_outputs())]
-    expected = [
-        (contract.input_name, list(contract.input_shape)),
-        (contract.output_name, [len(contract.labels)]),
-    ]
+    expected = [(contract.input_name, list(contract.input_shape))]
+    expected += [(name, list(shape)) for name, shape in contract.outputs]
     if seen != expected:
         raise ArtefactError(
             f"{record.engine} has the inputs and outputs {seen}, its record says {expected}",

@@ -421,7 +421,7 @@ class VinoRunner(DirectSubmission):
         if self._model is None:
             raise ValueError(f"the runner of {self.record.engine} is closed")
         try:
-            slot = self._local.slots[len(batch)]
+            slot: _Slot = self._local.slots[len(batch)]
         except (AttributeError, KeyError):
             slot = self._make_slot(len(batch))
         np.copyto(slot.pixels, batch)

@@ -221,9 +221,9 @@ class DeviceBuffers:
 
     Attributes:
         host_input: ``[largest, *contract.input_shape]`` of the contract's type.
-        host_output: ``float32 [largest, classes]``.
+        host_outputs: ``float32 [largest, ...]`` for each of :attr:`engines.contract.ModelContract.outputs`.
         input_address: Where TensorRT reads, a device pointer.
-        output_address: Where it writes.
+        output_addresses: Where it writes, likewise.
     """
 
     kind = "device"
@@ -237,12 +237,15 @@ class DeviceBuffers:
             frees: Takes what must be freed.
         """
         self._cuda = cuda
-        self.host_input, self.host_output = _host_arrays(cuda, record, frees, flags=0)
+        self.host_input, self.host_outputs = _host_arrays(cuda, record, frees, flags=0)
         self._device_input = cuda.mem_alloc(self.host_input.nbytes)
         frees.callback(self._device_input.free)
-        self._device_output = cuda.mem_alloc(self.host_output.nbytes)
-        frees.callback(self._device_output.free)
-        self.input_address, self.output_address = int(self._device_input), int(self._device_output)
+        self._device_outputs = []
+        for host in self.host_outputs:
+            self._device_outputs.append(cuda.mem_alloc(host.nbytes))
+            frees.callback(self._device_outputs[-1].free)
+        self.input_address = int(self._device_input)
+        self.output_addresses = [int(memory) for memory in self._device_outputs]
 
     def copy_in(self, size: int, stream: Any) -> None:
         """Enqueue the copy of the first ``size`` images to the device."""
@@ -250,7 +253,8 @@ class DeviceBuffers:
 
     def copy_out(self, size: int, stream: Any) -> None:
         """Enqueue the copy of the first ``size`` answers to the host."""
-        self._cuda.memcpy_dtoh_async(self.host_output[:size], self._device_output, stream)
+        for host, memory in zip(self.host_outputs, self._device_outputs, strict=True):
+            self._cuda.memcpy_dtoh_async(host[:size], memory, stream)
 
 
 class MappedBuffers:
@@ -264,11 +268,9 @@ class MappedBuffers:
     def __init__(self, cuda: Any, record: EngineRecord, frees: contextlib.ExitStack) -> None:
         """Allocate for the largest batch; arguments as for :class:`DeviceBuffers`."""
         flags = cuda.host_alloc_flags.DEVICEMAP
-        self.host_input, self.host_output = _host_arrays(cuda, record, frees, flags=flags)
-        self.input_address, self.output_address = (
-            _device_address(self.host_input),
-            _device_address(self.host_output),
-        )
+        self.host_input, self.host_outputs = _host_arrays(cuda, record, frees, flags=flags)
+        self.input_address = _device_address(self.host_input)
+        self.output_addresses = [_device_address(host) for host in self.host_outputs]
 
     def copy_in(self, size: int, stream: Any) -> None:
         """Do nothing: the GPU reads what the host wrote."""
@@ -290,15 +292,17 @@ def _device_address(array: NDArray[Any]) -> int:
 
 def _host_arrays(
     cuda: Any, record: EngineRecord, frees: contextlib.ExitStack, flags: int
-) -> tuple[InputPixels, NDArray[np.float32]]:
-    """Allocate page-locked memory for the largest batch and for its answers."""
+) -> tuple[InputPixels, list[NDArray[np.float32]]]:
+    """Allocate page-locked memory for the largest batch and for each of its outputs."""
     largest = record.batch.largest
     contract = record.contract
     images = cuda.pagelocked_empty((largest, *contract.input_shape), contract.dtype, mem_flags=flags)
     frees.callback(images.base.free)  # the array over it is dead from then on
-    answers = cuda.pagelocked_empty((largest, len(contract.labels)), np.float32, mem_flags=flags)
-    frees.callback(answers.base.free)
-    return images, answers
+    outputs = []
+    for _, shape in contract.outputs:
+        outputs.append(cuda.pagelocked_empty((largest, *shape), np.float32, mem_flags=flags))
+        frees.callback(outputs[-1].base.free)
+    return images, outputs
 
 
 class GraphError(Exception):

@@ -164,13 +164,14 @@ def _check_tensors(trt: Any, engine: Any, record: EngineRecord, faults: Faults) 
     names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
     inputs = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
     outputs = [name for name in names if name not in inputs]
-    if (inputs, outputs) != ([contract.input_name], [contract.output_name]):
+    if (inputs, outputs) != ([contract.input_name], [name for name, _ in contract.outputs]):
         raise faults.refused(f"it takes {inputs} and gives {outputs}")
-    types = (engine.get_tensor_dtype(contract.input_name), engine.get_tensor_dtype(contract.output_name))
-    if types != (getattr(trt.DataType, _DATA_TYPES[contract.dtype]), trt.DataType.FLOAT):
-        raise faults.refused(f"it takes {types[0]} and gives {types[1]}")
+    taken, *given = (engine.get_tensor_dtype(name) for name in (*inputs, *outputs))
+    wrong = next((kind for kind in given if kind != trt.DataType.FLOAT), None)
+    if taken != getattr(trt.DataType, _DATA_TYPES[contract.dtype]) or wrong is not None:
+        raise faults.refused(f"it takes {taken} and gives {wrong or given[0]}")
     shapes = [tuple(engine.get_tensor_shape(name))[1:] for name in (*inputs, *outputs)]
-    if shapes != [contract.input_shape, (len(contract.labels),)]:
+    if shapes != [contract.input_shape, *(shape for _, shape in contract.outputs)]:
         raise faults.refused(f"it takes {list(shapes[0])} and gives {list(shapes[1])} for each image")
     profile = engine.get_tensor_profile_shape(contract.input_name, 0)
     sizes = [next(iter(shape)) for shape in profile]

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.errors import EnvironmentProblem
-from engines.runtimes import DEFAULT_OPTIONS, BatchCheck, EngineLayer, RunnerOptions, Ticket
+from engines.runtimes import DEFAULT_OPTIONS, BatchCheck, EngineLayer, RunnerOptions, Ticket, require_cam
 from engines.trt import cuda as cuda_driver
 from engines.trt.cache import MemoryFile
 from engines.trt.cuda import BUFFERS
@@ -117,6 +117,12 @@ class TrtRunner:
         with self._running:
             slot.enqueue(batch)
             return slot.wait(len(batch))
+
+    def explain(self, batch: InputPixels) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Classify a batch and give its class activation maps; see :meth:`engines.runtimes.Runner.explain`."""
+        require_cam(self.record)
+        answers = self.run(batch)
+        return answers, self._free[0].maps(len(batch))
 
     def submit(self, batch: InputPixels) -> Ticket:
         """Copy a batch and enqueue its work; returns before the device has done it.

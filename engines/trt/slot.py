@@ -141,8 +141,13 @@ class Slot:
         except BaseException:  # Ctrl-C too
             self._drain()
             raise
-        answers: NDArray[np.float32] = self.buffers.host_output[:size].copy()
+        answers: NDArray[np.float32] = self.buffers.host_outputs[0][:size].copy()
         return answers
+
+    def maps(self, size: int) -> NDArray[np.float32]:
+        """Return the class activation maps of the batch just waited for, the caller's own."""
+        maps: NDArray[np.float32] = self.buffers.host_outputs[1][:size].copy()
+        return maps
 
     def stages_ns(self) -> dict[str, int]:
         """Return the time that each stage of the batch just waited for took on the device, nanoseconds."""
@@ -303,11 +308,9 @@ class Slot:
         execution = parts.engine.create_execution()
         if execution is None or not parts.engine.choose_profile(execution, size, self.stream.handle):
             raise parts.faults.problem("open", "no execution context")
-        contract = parts.record.contract
-        for name, address in (
-            (contract.input_name, self.buffers.input_address),
-            (contract.output_name, self.buffers.output_address),
-        ):
+        contract, buffers = parts.record.contract, self.buffers
+        names = [contract.input_name, *(name for name, _ in contract.outputs)]
+        for name, address in zip(names, (buffers.input_address, *buffers.output_addresses), strict=True):
             if not execution.set_tensor_address(name, address):
                 raise parts.faults.problem("open", f"set_tensor_address refuses {name}")
         return execution

@@ -73,12 +73,12 @@ def read_network(trt: Any, model: bytes) -> SimpleNamespace:
         title = node.name or node.output[0]
         layers.append(Layer(trt, kind, title, [tensor(name) for name in names], tensor(node.output[0])))
         layers[-1]._op = node.op_type
-    ends = (graph.input[0], graph.output[0])
+    ends = (*graph.input, *graph.output)
     return SimpleNamespace(
         model=model,
         layers=layers,
-        names=[end.name for end in (*graph.input, *graph.output)],
-        types=[_TYPES[end.type.tensor_type.elem_type] for end in (*graph.input, *graph.output)],
+        names=[end.name for end in ends],
+        types=[_TYPES[end.type.tensor_type.elem_type] for end in ends],
         shapes=[[dim.dim_value or -1 for dim in end.type.tensor_type.shape.dim] for end in ends],
     )
 

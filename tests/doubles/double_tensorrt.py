@@ -265,13 +265,14 @@ class Execution(Guarded):
     def _work(self) -> Work:
         """The run as it stands now: an address or shape that changes afterwards makes it invalid."""
         version, shape, engine, cuda = self._version, self._shape, self._engine, self._trt._cuda
-        source, target = (self._addresses[name] for name in engine._names)
+        source, *targets = (self._addresses[name] for name in engine._names)
         me = weakref.ref(self)
         assert shape is not None
         kind = np.dtype(_NUMPY[engine._types[0]])
-        in_bytes, out_bytes = int(np.prod(shape)) * kind.itemsize, shape[0] * engine._shapes[1][1] * 4
+        in_bytes = int(np.prod(shape)) * kind.itemsize
+        sizes = [shape[0] * int(np.prod(one[1:])) * 4 for one in engine._shapes[1:]]
         memory = self._memory
-        allocations = (cuda.owner_of(source), cuda.owner_of(target), cuda.owner_of(memory))
+        allocations = [cuda.owner_of(address) for address in (source, *targets, memory)]
 
         def check() -> None:
             this = me()
@@ -280,7 +281,8 @@ class Execution(Guarded):
             if this._version != version:
                 raise Misuse("the context of this work was changed")
             cuda.need_memory(source, in_bytes)
-            cuda.need_memory(target, out_bytes)
+            for target, size in zip(targets, sizes, strict=True):
+                cuda.need_memory(target, size)
             cuda.need_memory(memory, shape[0] * IMAGE_BYTES)
 
         def step() -> None:
@@ -288,8 +290,9 @@ class Execution(Guarded):
                 cuda.sick = self_error
             cuda.need_healthy()
             pixels = cuda.need_memory(source, in_bytes).view(kind).reshape(shape)
-            answers = session_of(engine._model).run(None, {engine._names[0]: pixels})[0]
-            cuda.need_memory(target, out_bytes)[:] = answers.reshape(-1).view(np.uint8)
+            answers = session_of(engine._model).run(None, {engine._names[0]: pixels})
+            for target, size, answer in zip(targets, sizes, answers, strict=True):
+                cuda.need_memory(target, size)[:] = answer.reshape(-1).view(np.uint8)
 
         return Work("execute", step, check, (*allocations, WeakIdentity(self)))
 

@@ -58,9 +58,30 @@ def test_what_it_leaves_behind(demo: tuple[DemoResult, list[str]]) -> None:
     assert {path.suffix for path in (out / "phantoms").rglob("*.*")} == {".png", ".jpg", ".csv"}
     for engine in (out / "cnn").glob("*.engine"):
         assert load_record(engine).contract.labels == ("clear", "diffuse", "focal")
-    assert sum(line.startswith("8/8 $ edge-dsc bench") for line in said) == 1
+    assert sum(line.startswith("10/10 $ edge-dsc bench") for line in said) == 1
     assert str(result.page) in result.text()
     assert msgspec.to_builtins(result, enc_hook=str)["rows"][0]["network"] == "dsc"  # what --json prints
+
+
+@pytest.mark.slow
+def test_a_verdict_a_twin_and_an_adopted_network(demo: tuple[DemoResult, list[str]]) -> None:
+    result, _ = demo
+    assert result.verdict.startswith("Is dsc not inferior to cnn by more than 2 points? ")
+    assert "over 40 pairs of answers" in result.verdict
+    for name in ("twin", "theirs"):
+        guests = [guest for guest in result.guests if guest.network == name]
+        assert [(guest.runtime, guest.precision) for guest in guests] == [
+            (row.runtime, row.precision) for row in result.rows if row.network == "cnn"
+        ]
+        assert guests[0].agreement == 1.0
+        assert all(0.8 <= guest.agreement <= 1 for guest in guests)
+    cnn = next(row for row in result.rows if row.network == "cnn")
+    assert next(guest.accuracy for guest in result.guests if guest.network == "theirs") == cnn.accuracy
+    assert "4,640 parameters" in result.origins[0]
+    page = result.page.read_text()
+    assert result.verdict in page
+    assert result.origins[1] in page
+    assert result.origins[1] in result.text()
 
 
 def test_another_folder_is_spared(tmp_path: Path) -> None:

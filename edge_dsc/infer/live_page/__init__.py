@@ -183,11 +183,11 @@ class Board:
 
     def _row(self, answer: Answer) -> dict[str, Any]:
         name = str(answer.path) if answer.frame is None else f"frame {answer.frame.index}"
-        top = answer.top
+        called = answer.called(self._labels)
         return {
             "name": name,
-            "label": self._labels[top] if top is not None else None,
-            "probability": round(max(answer.probabilities), 4) if answer.probabilities else None,
+            "label": called[0] if called else None,
+            "probability": round(called[1], 4) if called else None,
             "latency_ms": round(answer.latency_ms, 2),
             "error": answer.error,
         }

@@ -22,11 +22,15 @@ from edge_dsc.build.adopt import ADOPTION, AdoptRequest, adopt_model
 from edge_dsc.build.conform import Normalisation
 from edge_dsc.build.engine import BuildRequest, build_engine
 from edge_dsc.checks.inspection import inspect_path
+from edge_dsc.data import discover
+from edge_dsc.data.purposes import images_to_judge, split_beside
 from edge_dsc.infer.inference import InferRequest, infer_source
 from edge_dsc.networks import load_keras, save_network
 from engines.errors import AccuracyGateError, BadInputError, UsageError
 from engines.files import sha256_file
 from engines.graph import load_model
+from engines.images import read_inputs
+from engines.runtimes import open_engine
 
 LABELS = ("clear", "focal", "diffuse")
 IMAGENET = Normalisation(scale=1 / 255, mean=MEAN, std=STD)
@@ -494,3 +498,57 @@ def test_code_inside_a_keras_file_is_not_run(
         adopt_model(request(keras_files[name], tmp_path / "out"))
     assert caught.value.remedy == "export it to ONNX where its code is, and adopt that"
     assert not (tmp_path / "out" / "model.onnx").exists()
+
+
+def test_a_temperature_is_fitted_on_images_that_cannot_judge_any_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The original is three times too sure: its logits are divided by three, whatever order its classes have."""
+    data, out = tmp_path / "data", tmp_path / "out"
+    rng = np.random.default_rng(0)
+    for label in LABELS:
+        (data / label).mkdir(parents=True)
+        for number in range(12):
+            pixels = rng.integers(0, 256, (64, 64), dtype=np.uint8)
+            cv2.imwrite(str(data / label / f"{number}.png"), pixels)
+    source = written(tmp_path, MODELS["residual"]())
+    asked: dict[str, Any] = {}
+
+    def fit(true: Any, probabilities: Any) -> float:
+        asked.update(true=true, probabilities=probabilities)
+        return 3.0
+
+    monkeypatch.setattr(adopt, "fit_temperature", fit)
+    made = adopt_model(request(source, out, fit=data))
+    assert np.bincount(asked["true"]).tolist() == [12, 12, 12] and asked["probabilities"].shape == (36, 3)
+    assert load_model(out / "model.onnx").contract.temperature == made.record.contract.temperature == 3.0
+    assert made.record.onnx_sha256 == sha256_file(out / "model.onnx")
+    assert f"temperature 3, fitted on the images in {out / 'split.json'}" in made.text()
+    split = split_beside(out / "model.onnx")
+    assert split is not None and len(split.samples("validation")) == 36
+    with pytest.raises(BadInputError, match="training or calibration saw all 36 images"):
+        images_to_judge(discover(data), split, frozenset())
+    # An engine gives the probabilities of the logits over the temperature; without one the split is gone.
+    engine = build_engine(BuildRequest(model=out / "model.onnx", runtime="onnxruntime"))
+    picture = data / "focal" / "0.png"
+    (answer,) = infer_source(InferRequest(engine=engine.path, source=str(picture), keep_rows=True)).rows
+    adopt_model(request(source, out))
+    assert sorted(path.name for path in out.iterdir() if "engine" not in path.name) == [
+        "adoption.json",
+        "model.onnx",
+    ]
+    plain = build_engine(BuildRequest(model=out / "model.onnx", runtime="onnxruntime"))
+    image = next(read_inputs([picture], plain.record.contract)).pixels
+    with open_engine(plain.path) as runner:
+        shares = runner.run(image[None])[0].astype(np.float64) ** (1 / 3)
+    assert [answer[f"p_{label}"] for label in LABELS] == pytest.approx(shares / shares.sum(), abs=1e-6)
+
+
+def test_a_temperature_is_not_fitted_on_classes_that_the_model_does_not_know(tmp_path: Path) -> None:
+    for label in ("clear", "covid19"):
+        (tmp_path / "data" / label).mkdir(parents=True)
+        cv2.imwrite(str(tmp_path / "data" / label / "a.png"), np.zeros((64, 64), np.uint8))
+    source = written(tmp_path, MODELS["residual"]())
+    with pytest.raises(BadInputError, match="does not know the class covid19"):
+        adopt_model(request(source, tmp_path / "out", fit=tmp_path / "data"))
+    assert not (tmp_path / "out").exists()

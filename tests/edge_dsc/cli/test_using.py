@@ -129,3 +129,73 @@ def test_a_gpu_is_refused_where_none_is_concerned(
     assert (done.code, done.out) == (2, "")
     assert words in done.err and "leave" in done.err
     assert sorted(run.iterdir()) == before
+
+
+@pytest.fixture(scope="module")
+def cam_engine(built_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An engine with class activation maps, in a folder of its own."""
+    from edge_dsc.build.engine import BuildRequest, build_engine
+
+    out = tmp_path_factory.mktemp("cam") / "cam.engine"
+    request = BuildRequest(model=built_run / "model.onnx", runtime="onnxruntime", cam=True, out=out)
+    return build_engine(request).path
+
+
+def test_infer_decides_by_thresholds_and_shows_where_the_evidence_lies(
+    edge_dsc: Any, cam_engine: Path, textures: Path, tmp_path: Path
+) -> None:
+    words = ["--threshold", "focal=0.000001", "--threshold", "diffuse=1", "--abstain", "1", "--cam"]
+    drawn = tmp_path / "drawn"
+    done = edge_dsc(
+        "infer", cam_engine, textures / "focal", "--limit", "3", *words, "--annotate", drawn, "--json"
+    )
+    assert done.code == 0, done.err
+    assert (done.json["schema_version"], done.json["abstained"]) == (2, 0)
+    assert [row["decision"] for row in done.json["rows"]] == ["focal"] * 3
+    assert all(0 <= row["outside_chest"] <= 1 for row in done.json["rows"])
+    assert len(list(drawn.iterdir())) == 3
+    undecided = edge_dsc("infer", cam_engine, textures / "focal", "--limit", "3", "--abstain", "1")
+    assert "3 images classified, 3 of them left undecided" in undecided.err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--threshold", "focal"], "--threshold 'focal' is no threshold"),
+        (["--threshold", "focal=nan"], "--threshold 'focal=nan' is no threshold"),
+        (["--threshold", "focal=0.1", "--threshold", "focal=0.2"], "is no threshold but the second one"),
+        (["--threshold", "covid19=0.3"], "there is no class 'covid19' to set a threshold for"),
+        (["--cam"], "was built without class activation maps (build it with them: edge-dsc build-engine"),
+    ],
+)
+@pytest.mark.parametrize("command", ["infer", "evaluate"])
+def test_points_and_maps_that_an_engine_does_not_have_are_refused(
+    edge_dsc: Any, engine: Path, textures: Path, command: str, words: list[str], said: str
+) -> None:
+    done = edge_dsc(command, engine, textures, *words)
+    assert (done.code, done.out) == (2, "")
+    assert said in done.err
+
+
+def test_evaluate_tells_what_probabilities_mean_and_where_the_evidence_lies(
+    edge_dsc: Any, cam_engine: Path, textures: Path, tmp_path: Path
+) -> None:
+    out, page = tmp_path / "evaluation.json", tmp_path / "evaluation.html"
+    words = ["--threshold", "focal=0.2", "--abstain", "0.5", "--cam"]
+    done = edge_dsc("evaluate", cam_engine, textures, *words, "--out", out, "--html", page)
+    assert done.code == 0, done.err
+    for text in (
+        "expected calibration error",
+        "area under ROC",
+        "operating point (focal from 0.2, others from 0.5): a class is called for",
+        "Evidence for the most probable class outside the central chest",
+        "Occlusion of 24 pictures",
+    ):
+        assert text in done.out
+    found = json.loads(out.read_text())
+    assert found["schema_version"] == 3 and found["confidence"]["temperature"] == 1.0
+    assert set(found["confidence"]["curves"]) == {"clear", "diffuse", "focal"}
+    text = page.read_text()
+    for title in ("Right and wrong", "What the probabilities mean", "Operating point", "Where the evidence"):
+        assert f"<h2>{title}" in text
+    assert text.count('<svg viewBox="0 0 460') == 2

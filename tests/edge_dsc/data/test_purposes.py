@@ -14,6 +14,7 @@ from edge_dsc.data.purposes import (
     PARTS_FOR,
     Purpose,
     images_as_asked,
+    images_that_train_too,
     images_to_calibrate,
     images_to_choose_layers,
     images_to_compare,
@@ -64,6 +65,7 @@ def test_the_table_of_parts() -> None:
     assert PARTS_FOR == {
         Purpose.TRAIN: ("train",),
         Purpose.CHOOSE: ("validation",),
+        Purpose.FIT: ("validation",),
         Purpose.CALIBRATE: ("train",),
         Purpose.COMPARE: ("evaluation", "test", "validation"),
         Purpose.JUDGE: ("evaluation", "test"),
@@ -222,3 +224,30 @@ def test_a_split_that_leaks_serves_no_purpose(
     save_split(Split(root=split.root, labels=split.labels, seed=0, parts=parts), tmp_path / "split.json")
     with pytest.raises(ArtefactError, match=words):
         split_beside(tmp_path / "model.onnx")
+
+
+def test_a_fixed_schedule_trains_on_validation_images_and_is_judged_as_before(split: Split) -> None:
+    fixed = images_that_train_too(split, PARTS_FOR[Purpose.CHOOSE])
+    assert names(fixed.samples("train")) == ["train1", "train2", "validation1", "validation2"]
+    assert fixed.samples("validation") == ()
+    assert images_to_judge(WHOLE, fixed, NONE) == images_to_judge(WHOLE, split, NONE)
+    assert names(images_to_calibrate(WHOLE, fixed)) == [
+        "new1", "new2", "train1", "train2", "validation1", "validation2",
+    ]  # fmt: skip
+    assert [words.split()[0] for words in fixed.warnings()] == ["train", "evaluation", "test"]
+
+
+def test_a_network_for_deployment_is_judged_by_images_from_elsewhere_alone(
+    split: Split, tmp_path: Path
+) -> None:
+    whole = images_that_train_too(split, PARTS[1:])
+    assert len(whole.samples("train")) == 8 and not any(whole.samples(part) for part in PARTS[1:])
+    assert names(images_to_judge(WHOLE, whole, NONE).samples) == ["new1", "new2"]
+    with pytest.raises(BadInputError, match="training or calibration saw all 2 images") as caught:
+        images_to_judge(folder("test1", "validation2"), whole, NONE)
+    assert "give images of your own that the model has not seen" in caught.value.remedy
+    # Two forms of the network may be held against each other on what trained: nothing is adjusted.
+    assert len(images_to_compare(whole, lambda sample: True)) == 8
+    assert names(images_to_compare(split, lambda sample: sample.sha256.startswith("train"))) == []
+    save_split(whole, tmp_path / "split.json")
+    assert split_beside(tmp_path / "model.onnx") == replace(whole, root=Path("xrays").resolve())

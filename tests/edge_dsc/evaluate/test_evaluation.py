@@ -181,8 +181,8 @@ def test_an_evaluation_of_version_1_is_read(tmp_path: Path) -> None:
         ({"metrics": None}, r"Expected `object`, got `null` - at `\$\.metrics`"),
         ({"kind": "edge-dsc/split"}, r"is not an edge-dsc/evaluation document"),
         (
-            {"schema_version": 3},
-            r"schema version 3, this edge-dsc reads 1 and 2 \(make it again: edge-dsc evaluate",
+            {"schema_version": 4},
+            r"schema version 4, this edge-dsc reads 1 and 2 and 3 \(make it again: edge-dsc evaluate",
         ),
     ],
 )

@@ -4,17 +4,29 @@ import functools
 import itertools
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import cv2
+import msgspec
 import numpy as np
 import pytest
 
-from edge_dsc.infer.classify import Answer, Prepared, classify, classify_files, prepare_picture
+from edge_dsc.infer.classify import (
+    ABSTAIN,
+    Answer,
+    OperatingPoint,
+    Prepared,
+    calibrate_probabilities,
+    classify,
+    classify_files,
+    decide_each,
+    prepare_picture,
+)
 from edge_dsc.infer.source import Frame
 from engines.contract import ModelContract
-from engines.errors import EnvironmentProblem, ImageError
+from engines.errors import EnvironmentProblem, ImageError, UsageError
 from engines.images import read_input
 from engines.record import BatchRange
 from engines.runtimes import Ticket
@@ -243,3 +255,105 @@ def test_files_are_answered_under_their_paths(tmp_path: Path) -> None:
     assert [answer.probabilities for answer in answers] == [(1.0, 0.0), (0.6, 0.4), None]
     assert [answer.top for answer in answers] == [0, 0, None]
     assert "250.png does not exist" in str(answers[2].error)
+
+
+def test_probabilities_are_those_of_the_logits_over_the_temperature() -> None:
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 4, (50, 3))
+
+    def softmax(values: np.ndarray) -> np.ndarray:
+        shares = np.exp(values - values.max(axis=1, keepdims=True))
+        return shares / shares.sum(axis=1, keepdims=True)
+
+    for temperature in (0.4, 1.7):
+        found = calibrate_probabilities(softmax(logits).astype(np.float32), temperature)
+        assert np.abs(found - softmax(logits / temperature)).max() < 1e-6
+        assert (found.argmax(axis=1) == logits.argmax(axis=1)).all()
+    shares = np.array([[1.0, 0.0]], np.float32)
+    assert calibrate_probabilities(shares, 1.0) is shares
+    assert np.isfinite(calibrate_probabilities(shares, 50.0)).all()
+
+
+@pytest.mark.parametrize("thread_safe", [True, False])
+@pytest.mark.parametrize("threads", [0, 2])
+def test_every_way_of_an_answer_has_the_temperature(thread_safe: bool, threads: int) -> None:
+    batch = BatchRange(1, 1, 2) if thread_safe else BatchRange(1, 2, 2)
+    runner = Brightness(batch, thread_safe=thread_safe)
+    runner.record.contract = msgspec.structs.replace(CONTRACT, temperature=2.0)
+    (answer,) = classify([50], prepare, runner, threads=threads)  # 0.2 light, 0.8 dark
+    assert answer.probabilities == pytest.approx((2 / 3, 1 / 3))
+
+
+POINT = OperatingPoint(labels=("a", "b", "c"), thresholds={"a": 0.3, "b": 0.2}, abstain=0.5)
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "decision"),
+    [
+        ((0.31, 0.1, 0.59), "a"),  # however probable another is
+        ((0.36, 0.3, 0.34), "b"),  # 1.5 times its own threshold, against 1.2
+        ((0.29, 0.19, 0.52), "c"),
+        ((0.29, 0.22, 0.49), "b"),
+        ((0.29, 0.199, 0.49), ABSTAIN),
+        ((0.2999999, 0.1, 0.6), "a"),  # 0.3 to the six digits of a row
+    ],
+)
+def test_what_an_operating_point_calls(probabilities: tuple[float, ...], decision: str) -> None:
+    assert POINT.decide(probabilities) == decision
+    (answer,) = decide_each((one for one in [Answer("x", probabilities)]), POINT)
+    assert answer.decision == decision
+    called = answer.called(POINT.labels)
+    shown = max(probabilities) if decision == ABSTAIN else probabilities["abc".index(decision)]
+    assert called == (decision, shown)
+
+
+def test_a_class_with_a_threshold_is_called_above_it_alone() -> None:
+    point = OperatingPoint(labels=("a", "b"), thresholds={"a": 0.9})
+    assert [point.decide(each) for each in ((0.95, 0.05), (0.8, 0.2))] == ["a", "b"]
+    both = OperatingPoint(labels=("a", "b"), thresholds={"a": 0.9, "b": 0.9})
+    assert both.decide((0.6, 0.4)) == ABSTAIN
+
+
+def test_without_a_point_answers_stay_as_they_are() -> None:
+    assert OperatingPoint.asked(("a", "b"), {}, None) is None
+    answers = [Answer("x", (0.4, 0.6)), Answer("y", None, "bad")]
+    assert list(decide_each((one for one in answers), None)) == answers
+    decided = list(decide_each((one for one in answers), OperatingPoint.asked(("a", "b"), {}, 0.0)))
+    assert [answer.decision for answer in decided] == ["b", None]
+    assert answers[0].called(("a", "b")) == ("b", 0.6) and answers[1].called(("a", "b")) is None
+
+
+@pytest.mark.parametrize(
+    ("labels", "thresholds", "abstain", "said"),
+    [
+        (("a", "b"), {"c": 0.5}, 0.0, "there is no class 'c' to set a threshold for (name one of a, b)"),
+        (("a", "b"), {"a": 0.0}, 0.0, "0 is no probability to decide by"),
+        (("a", "b"), {"a": 1.5}, 0.0, "1.5 is no probability to decide by"),
+        (("a", "b"), {}, 2.0, "2 is no probability to decide by"),
+        (("a", "abstain"), {"a": 0.5}, 0.0, "a class is called 'abstain'"),
+    ],
+)
+def test_a_point_that_decides_nothing_is_refused(
+    labels: tuple[str, ...], thresholds: dict[str, float], abstain: float, said: str
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        OperatingPoint(labels=labels, thresholds=thresholds, abstain=abstain)
+    assert said in str(caught.value)
+
+
+def test_maps_come_with_the_answers_of_good_pictures(tmp_path: Path) -> None:
+    class Explaining(Brightness):
+        def explain(self, batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            rows = self.run(batch)
+            return rows, np.stack([np.full((2, 1, 1), row[1]) * [[[1]], [[3]]] for row in rows])
+
+    for runner, threads in ((Explaining(thread_safe=True), 2), (Explaining(), 2), (Explaining(), 0)):
+        answers = list(classify([50, BAD, 200], prepare, runner, threads=threads, cam=True))
+        assert [answer.maps is None for answer in answers] == [False, True, False]
+        evidence = answers[2].evidence(("dark", "light"))
+        assert evidence is not None and evidence.item() == pytest.approx(
+            0.8
+        )  # 2.4 less the mean of 0.8 and 2.4
+        first = answers[0].evidence(("dark", "light"))
+        assert first is not None and first.item() == pytest.approx(-0.2)
+        assert replace(answers[0], decision="light").evidence(("dark", "light")) == pytest.approx(0.2)

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from edge_dsc.infer.classify import Answer
+from edge_dsc.infer.classify import ABSTAIN, Answer
 from edge_dsc.infer.pictures import (
     AnnotatedFolder,
     AnnotatedVideo,
@@ -41,6 +41,20 @@ def test_the_caption_tells_label_probability_and_latency() -> None:
     live = Answer("cam", (0.9, 0.1), latency_ms=2.0, age_ms=12.4)
     assert caption_of(live, LABELS) == "dark 90.0%   2.0 ms   age 12 ms"
     assert caption_of(Answer("x", None, "no image"), LABELS) == "no image"
+    decided = [replace(answer(), decision=decision) for decision in ("dark", ABSTAIN)]
+    assert [caption_of(one, LABELS)[:13] for one in decided] == ["dark 25.0%   ", "abstain 75.0%"]
+
+
+def test_evidence_is_drawn_over_the_picture_and_the_caption_below() -> None:
+    grey = np.full((320, 320), 90, np.uint8)
+    maps = np.zeros((2, 4, 4), np.float32)
+    maps[1, 0, 0] = 1
+    plain, heated = (
+        draw_answer(grey, answer(), LABELS),
+        draw_answer(grey, replace(answer(), maps=maps), LABELS),
+    )
+    assert (plain[320:] == heated[320:]).all() and (plain[160:320] == heated[160:320]).all()
+    assert heated[10, 10, 2] > 110 and (grey == 90).all()
 
 
 @pytest.mark.parametrize("shape", [(401, 333), (720, 1280, 3), (64, 64), (2000, 33)])

@@ -4,12 +4,16 @@ import csv
 import io
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from edge_dsc.infer.classify import Answer
+from edge_dsc.infer.classify import ABSTAIN, Answer, OperatingPoint, decide_each
 from edge_dsc.infer.rows import (
+    DECISION,
+    OUTSIDE,
     RowSink,
     check_rows_path,
     column_names,
@@ -335,3 +339,43 @@ def write_to(out: Path) -> int:
         sink.write(ANSWER)
     sink.close()
     return 4
+
+
+POINT = OperatingPoint(labels=LABELS, thresholds={LABELS[1]: 0.3}, abstain=0.6)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+def test_decisions_have_a_column_and_rows_go_on_by_the_same_thresholds_alone(
+    tmp_path: Path, suffix: str
+) -> None:
+    out, extra = tmp_path / f"a{suffix}", (DECISION, OUTSIDE)
+    answers = [
+        Answer("a.png", (0.69, 0.31)),
+        Answer("b.png", (0.55, 0.2)),
+        Answer("c.png", None, "no image"),
+    ]
+    maps = np.zeros((len(LABELS), 14, 14), np.float32)
+    maps[1, 0, 0] = 1
+    sink = RowSink(out, LABELS, SourceKind.FILES, extra=extra)
+    for answer in decide_each((replace(one, maps=maps) for one in answers), POINT):
+        sink.write(answer)
+    sink.close()
+    text = out.read_text()
+    rows = (
+        list(csv.DictReader(text.splitlines()))
+        if suffix == ".csv"
+        else [json.loads(line) for line in text.splitlines()]
+    )
+    assert list(rows[0])[:5] == ["path", "label", "probability", DECISION, OUTSIDE]
+    assert [(row["label"] or None, row[DECISION] or None) for row in rows] == [
+        (LABELS[0], LABELS[1]),
+        (LABELS[0], ABSTAIN),
+        (None, None),
+    ]
+    assert float(rows[0][OUTSIDE]) == 1.0
+    assert written_rows(out, LABELS, extra, POINT).paths == ["a.png", "b.png", "c.png"]
+    other = OperatingPoint(labels=LABELS, thresholds={LABELS[1]: 0.32}, abstain=0.6)
+    with pytest.raises(ArtefactError, match="row 1 was decided by other thresholds"):
+        written_rows(out, LABELS, extra, other)
+    with pytest.raises(ArtefactError, match="does not hold results of this engine"):
+        written_rows(out, LABELS)

@@ -215,3 +215,17 @@ def test_prediction_does_not_depend_on_the_batch() -> None:
     whole = predict(model, pixels)
     assert whole.shape == (3, 3)
     assert np.array_equal(whole[1:2], predict(model, pixels[1:2]))
+
+
+def test_without_validation_images_the_last_weights_are_kept(tmp_path: Path) -> None:
+    nothing = (PIXELS[:0], np.zeros(0, np.int64))
+    state = TrainState(file=tmp_path / "state.npz")
+    model: Any = StubModel([0.9, 0.1, 0.5])
+    assert not fit_model(model, batches(3), nothing, state)
+    assert (state.best_epoch, model.steps.value) == (3, 6)
+    assert set(state.history) == {"loss", "accuracy"}
+    # As a stopped run goes on.
+    again = load_state(tmp_path / "state.npz")
+    other: Any = StubModel([0.9] * 4)
+    assert not fit_model(other, batches(4), nothing, again)
+    assert (again.best_epoch, other.steps.value) == (4, 8)

@@ -10,17 +10,27 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import msgspec
 import numpy as np
 import pytest
 
+from edge_dsc.build.engine import BuildRequest, build_engine
 from edge_dsc.build.export import export_run
+from edge_dsc.build.gate import GateOptions
 from edge_dsc.data import load_split
 from edge_dsc.data.phantoms import write_phantoms
 from edge_dsc.networks import build_network, load_network, multiply_adds, save_network
 from edge_dsc.networks.keras_files import read_network
 from edge_dsc.training import RECIPES, TrainOptions, TrainProgress, TrainResult, train
-from edge_dsc.training.run_folder import METRICS, load_state, load_training_record
+from edge_dsc.training.run_folder import (
+    METRICS,
+    TRAINING_RECORD,
+    TrainedNetwork,
+    load_state,
+    load_training_record,
+)
 from edge_dsc.training.train import check_folder
+from edge_dsc.training.twin import TwinOptions, make_twin
 from engines.errors import ArtefactError, BadInputError, EnvironmentProblem, UsageError
 from engines.files import sha256_file
 from engines.graph import count_multiply_adds
@@ -351,3 +361,122 @@ def test_a_split_that_is_kept_is_warned_of_before_the_first_epoch(tmp_path: Path
     assert result.record.skipped == (("train/NORMAL/copy.png", "is the same file as test/NORMAL/test0.png"),)
     split = load_split(options.out / "split.json")
     assert split.kept and len(split.samples("train")) == 4
+
+
+@pytest.fixture
+def fitted(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Stands in for the epochs: notes what would train and validate, and leaves the weights as they were drawn."""
+    seen: dict[str, Any] = {}
+
+    def fit(model: Any, batches: Any, validation: Any, state: Any, progress: Any) -> bool:
+        seen.update(trained=batches, validation=validation, recipe=batches.recipe)
+        state.history, state.best_epoch = {"loss": [1.0], "accuracy": [0.5]}, 1
+        return False
+
+    monkeypatch.setattr(import_module("edge_dsc.training.train"), "fit_model", fit)
+    return seen
+
+
+@slow
+def test_a_refit_trains_on_all_images_and_keeps_the_accuracy_of_its_recipe(
+    dsc_run: Any, phantom_folder: Path, tmp_path: Path, fitted: dict[str, Any]
+) -> None:
+    run, split = dsc_run.result.run, dsc_run.result.split
+    shutil.copytree(run, tmp_path / "dsc")
+    path = tmp_path / "dsc" / "training.json"
+    judged = msgspec.structs.replace(dsc_run.result.record, temperature=1.25)
+    TRAINING_RECORD.save(path, judged)
+    out = tmp_path / "refit"
+    out.mkdir()
+    for stale in ("metrics.json", "confusion.png"):
+        (out / stale).write_text("of the run that is replaced")
+    options = TrainOptions(data=phantom_folder, out=out, refit=tmp_path / "dsc", seed=5, overwrite=True)
+    result = train(options)
+    images = sum(map(len, split.parts.values()))
+    assert len(fitted["trained"].pixels) == images and len(fitted["validation"][1]) == 0
+    counts = np.bincount(fitted["trained"].targets).tolist()
+    assert counts == [
+        sum(s.label == label for p in split.parts.values() for s in p) for label in split.labels
+    ]
+    assert fitted["recipe"] == replace(RECIPES["default"]["dsc"], epochs=2, fixed=True)
+    record = load_training_record(out)
+    assert (record.seed, record.recipe["fixed"], record.temperature) == (5, True, 1.25)
+    assert record.refit is not None and record.refit.run == "dsc"
+    assert record.refit.held_out == dsc_run.result.metrics["held_out"]
+    assert record.refit.model_sha256 == judged.model_sha256
+    assert record.refit.split_sha256 == split.sha256 != record.split_sha256
+    assert result.metrics == {}
+    assert {path.name for path in out.iterdir()} == {
+        "curves.png",
+        "model.keras",
+        "split.json",
+        "training.json",
+    }
+    whole = load_split(out / "split.json")
+    assert len(whole.samples("train")) == images and not whole.samples("test")
+    # What is deployed says so: its temperature, and a gate that wants other images.
+    exported = export_run(out, data=phantom_folder)
+    assert exported.contract.temperature == 1.25 and exported.images > 8
+    gate = GateOptions(data=phantom_folder)
+    # Of this folder only the damaged file is in no part.
+    with pytest.raises(BadInputError, match="none of the 1 images could be read"):
+        build_engine(BuildRequest(model=exported.path, runtime="onnxruntime", gate=gate))
+    with pytest.raises(UsageError, match="was made from another run"):
+        train(TrainOptions(data=phantom_folder, out=tmp_path / "again", refit=out))
+    with pytest.raises(UsageError, match="holds no validation images back"):
+        make_twin(TwinOptions(original=out, out=tmp_path / "twin"))
+
+
+@slow
+def test_a_fixed_schedule_lets_validation_images_train_and_is_judged_as_ever(
+    dsc_run: Any, phantom_folder: Path, tmp_path: Path, fitted: dict[str, Any]
+) -> None:
+    split = dsc_run.result.split
+    options = replace(dsc_run.options, data=phantom_folder, out=tmp_path / "last", last=True)
+    result = train(options)
+    assert len(fitted["trained"].pixels) == len(split.samples("train")) + len(split.samples("validation"))
+    assert len(fitted["validation"][1]) == 0
+    assert (result.record.recipe["fixed"], result.record.temperature, result.record.refit) == (
+        True,
+        1.0,
+        None,
+    )
+    assert set(result.metrics) == {"evaluation", "test", "held_out"}
+    for part in ("evaluation", "test"):
+        assert result.split.samples(part) == split.samples(part)
+    # A refit of it is the same schedule with what is left.
+    shutil.copytree(tmp_path / "last", tmp_path / "copy")
+    again = train(TrainOptions(data=phantom_folder, out=tmp_path / "whole", refit=tmp_path / "copy"))
+    assert again.record.refit is not None and again.record.refit.held_out == result.metrics["held_out"]
+    assert len(fitted["trained"].pixels) == sum(map(len, split.parts.values()))
+
+
+@slow
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"interrupted": True}, "was interrupted"),
+        ({"parent_sha256": "0" * 64}, "was made from another run"),
+        ({"recipe": {"name": "default", "warp": 9}}, "has a recipe of another version"),
+        ({"network": TrainedNetwork(source="cnn")}, "is not the network that"),
+        ({"split_sha256": "0" * 64}, "are not of one run"),
+    ],
+)
+def test_a_run_without_a_recipe_of_its_own_is_not_refitted(
+    dsc_run: Any, phantom_folder: Path, tmp_path: Path, changes: dict[str, Any], said: str
+) -> None:
+    run = tmp_path / "dsc"
+    shutil.copytree(dsc_run.result.run, run)
+    TRAINING_RECORD.save(run / "training.json", msgspec.structs.replace(dsc_run.result.record, **changes))
+    options = TrainOptions(data=phantom_folder, out=tmp_path / "out", refit=run, architecture="dsc")
+    if "network" in changes:  # it was trained from a network of its own, and another is named
+        options = replace(options, architecture="mobilenetv2")
+    with pytest.raises((ArtefactError, UsageError), match=said):
+        train(options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_refit_does_not_replace_its_own_run(dsc_run: Any, phantom_folder: Path) -> None:
+    run = dsc_run.result.run
+    with pytest.raises(UsageError, match="would replace itself"):
+        train(TrainOptions(data=phantom_folder, out=run, refit=run, overwrite=True))

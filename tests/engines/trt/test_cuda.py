@@ -246,6 +246,7 @@ def test_buffers_hold_the_largest_batch_and_are_freed(
             buffers = BUFFERS[kind](cuda, record, frees)
             assert buffers.kind == kind
             assert (buffers.host_input.shape, buffers.host_input.dtype) == ((8, 224, 224, 1), np.uint8)
-            assert (buffers.host_output.shape, buffers.host_output.dtype) == ((8, 3), np.float32)
+            (answers,) = buffers.host_outputs
+            assert (answers.shape, answers.dtype) == ((8, 3), np.float32)
             assert len(cuda.live) == (4 if kind == "device" else 2)
         assert not cuda.live

@@ -7,18 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
-from double_cuda import PagelockedHostAllocation
+from double_cuda import PagelockedHostAllocation, current
 from double_tensorrt import IMAGE_BYTES, LAYER_MS, RELEASES, session_of
 from msgspec.structs import replace
 
+from edge_dsc.build.cam import add_cam
 from engines import packages
-from engines.errors import ArtefactError, BadInputError, EnvironmentProblem
+from engines.errors import ArtefactError, BadInputError, EnvironmentProblem, UsageError
 from engines.files import sha256_bytes
-from engines.record import Tuning
-from engines.runtimes import EngineLayer, RunnerOptions, answer_batches, get_runtime
+from engines.record import Precision, Tuning
+from engines.runtimes import BuildOptions, EngineLayer, RunnerOptions, answer_batches, get_runtime
 from engines.trt import cuda as cuda_driver
 from engines.trt import runtime
+from engines.trt.builder import build_plan
 from engines.trt.cuda import Gpu
 from engines.trt.loaded import StoredEngine
 from engines.trt.runner import TrtRunner
@@ -77,6 +80,37 @@ def test_answers_do_not_depend_on_memory_or_timing(
         answers_are_right(runner, pixels, expected)
         assert (cuda.launches > 0) == graph
     assert cuda.idle
+
+
+@pytest.mark.parametrize("release", RELEASES, indirect=True)
+@pytest.mark.parametrize("memory", ["device", "mapped"])
+def test_maps_come_as_a_second_output(
+    trt: Any, cuda: Any, driver: Any, record: Any, small_model: Path, pixels: Any, memory: str
+) -> None:
+    graph, contract = add_cam(onnx.load(small_model), record.contract)
+    options = BuildOptions(precision=Precision.FP32, batch=record.batch)
+    with current(cuda):
+        plan = bytes(build_plan(trt, graph.SerializeToString(), options, has_gpu=False).data)
+    told = replace(record, contract=contract, engine_sha256=sha256_bytes(plan), engine_bytes=len(plan))
+    plain = session_of(graph.SerializeToString())
+    with TrtRunner(trt, cuda, StoredEngine(plan, told), RunnerOptions(memory=memory)) as runner:
+        for count in (1, 4, 4, 4, 8, 3):  # also by a graph, and by one whose buffers were used for more
+            batch = pixels(count, seed=count)
+            answers, maps = runner.explain(batch)
+            wanted = plain.run(None, {"image": batch})
+            assert maps.shape == (count, 3, 7, 7)
+            np.testing.assert_array_equal(answers, wanted[0])
+            np.testing.assert_array_equal(maps, wanted[1])
+            np.testing.assert_array_equal(runner.run(batch), wanted[0])
+        assert cuda.launches > 0
+    with pytest.raises(ArtefactError, match="it takes"):
+        TrtRunner(trt, cuda, StoredEngine(plan, replace(told, contract=record.contract)), RunnerOptions())
+    assert cuda.idle
+
+
+def test_an_engine_without_maps_explains_nothing(open_runner: Open, pixels: Any) -> None:
+    with open_runner() as runner, pytest.raises(UsageError, match="without class activation maps"):
+        runner.explain(pixels(1, seed=0))
 
 
 def test_batches_in_flight_do_not_touch_each_other(
