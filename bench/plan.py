@@ -51,9 +51,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         UsageError: A number that cannot be measured with.
 
     Source:
-        Warm-up of at least 2 s and until the block median moves less than 1 %, an opening for every two seconds but
-        ten at least and 60 at most, and 20 blocks or more are this project's choice; 600 s is the minimum duration in
-        the MLPerf inference rules.
+        Warm-up of at least 2 s and until the block median moves less than 1 %, ten openings and 20 blocks or more
+        are this project's choice; 600 s is the minimum duration in the MLPerf inference rules.
     """
 
     name: str = "standard"
@@ -135,8 +134,8 @@ class Block:
 
 PLANS = {
     "quick": Plan(name="quick", seconds=10, rounds=40, warmup_limit_seconds=5),
-    "standard": Plan(name="standard", seconds=60, rounds=60, openings=30, warmup_limit_seconds=15),
-    "publish": Plan(name="publish", seconds=600, rounds=300, openings=60, warmup_limit_seconds=60),
+    "standard": Plan(name="standard", seconds=60, rounds=60, warmup_limit_seconds=15),
+    "publish": Plan(name="publish", seconds=600, rounds=300, warmup_limit_seconds=60),
 }
 
 
@@ -168,20 +167,13 @@ def choose_plan(
         changed["scenario"] = f"camera of {fps:g} fps"
     if scenario is not None:
         changed["scenario"] = scenario
-    planned = preset.openings
     if seconds is not None:
         # Blocks of half a second, but never fewer than 20 nor more than 300 of them.
         wanted = round(seconds * 2) if _positive(seconds) else 0
-        planned = min(60, max(10, wanted // 4))
-        changed |= {
-            "name": "custom",
-            "seconds": seconds,
-            "rounds": min(300, max(20, wanted)),
-            "openings": planned,
-        }
+        changed |= {"name": "custom", "seconds": seconds, "rounds": min(300, max(20, wanted))}
     if iterations is not None:
         changed |= {"name": "custom", "iterations": iterations}
-    if openings is not None and openings != planned:
+    if openings is not None and openings != preset.openings:
         rounds = max(changed.get("rounds", preset.rounds), openings)  # each opening has one at least
         changed |= {"name": "custom", "openings": openings, "rounds": rounds}
     if warmup_seconds is not None:

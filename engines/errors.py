@@ -3,6 +3,7 @@
 EdgeDscError                 1  unexpected
 ├── UsageError               2  the command asks for something impossible
 ├── EnvironmentProblem       3  a package, a GPU, a permission or disk space is missing
+│   └── UnansweredError      3  a server did not answer these pictures; it may answer the next
 ├── ArtefactError            4  a file of ours is stale, foreign, damaged or renamed
 ├── AccuracyGateError        5  the engine loses more accuracy than allowed
 ├── LatencyRegressionError   6  slower than allowed
@@ -56,6 +57,10 @@ class EnvironmentProblem(EdgeDscError):
     """This machine lacks something: a package, a GPU, a permission, disk space."""
 
     exit_code = 3
+
+
+class UnansweredError(EnvironmentProblem):
+    """A server did not answer these pictures; a run over many goes on without them."""
 
 
 class ArtefactError(EdgeDscError):

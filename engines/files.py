@@ -31,6 +31,7 @@ LARGEST_TEXT = 256 << 20
 # What a file is: said by whoever writes it, and seen again in the file that it would replace.
 ANNOTATED = "an annotated picture"
 ANNOTATED_VIDEO = "an annotated video"
+BUNDLE = "a bundle"
 CHART = "a chart"
 DOCUMENT = "a JSON document"
 ENGINE = "an engine"
@@ -45,6 +46,7 @@ ANNOTATED_MARK = b"\xff\xfe\x00\x0aedge-dsc"  # a comment of JPEG, before all el
 VIDEO_MARK = b"annotated by edge-dsc"  # at the end of a video, in what its container calls empty
 _OUR_DOCUMENT = re.compile(rb'\s*\{\s*"kind": ?"(edge-dsc/[a-z-]+)"')
 _HEADS = (
+    (BUNDLE, re.compile(rb'.{512}\{\s*"kind": "edge-dsc/bundle"', re.DOTALL)),
     (ROWS, re.compile(rb'path,(frame,)?(seconds,|captured,)?label,|\{"path": ')),
     (PAGE, re.compile(rb"<!doctype html>.{1,400}default-src 'none'; img-src data:", re.DOTALL)),
     ("an HTML page of another program", re.compile(rb"\s*<(!doctype|html)", re.IGNORECASE)),
@@ -383,10 +385,7 @@ class DocumentKind(Generic[Body]):
             EnvironmentProblem: The place cannot be written.
             UsageError: There is a file of another kind.
         """
-        body = self.to_builtins(value)
-        sealed = {self.seal: sha256_bytes(canonical_json(body))} if self.seal else {}
-        document = {"kind": self.name, "schema_version": self.version, **body, **sealed}
-        write_text(path, json.dumps(document, indent=1, allow_nan=False) + "\n", self.name)
+        write_text(path, self.dumps(value), self.name)
 
     def load(self, path: Path, *, renew: str | None = None) -> Body:
         """Read a document.
@@ -400,13 +399,32 @@ class DocumentKind(Generic[Body]):
                 field that is missing, unknown or of another type; the message names it.
         """
         remedy = f"make it again: {renew or self.renew}"
-        document = read_json(path, remedy=remedy)
+        return self._convert(read_json(path, remedy=remedy), path, remedy)
+
+    def dumps(self, value: Body) -> str:
+        """Return a document as the JSON text that :meth:`save` writes."""
+        body = self.to_builtins(value)
+        sealed = {self.seal: sha256_bytes(canonical_json(body))} if self.seal else {}
+        document = {"kind": self.name, "schema_version": self.version, **body, **sealed}
+        return json.dumps(document, indent=1, allow_nan=False) + "\n"
+
+    def loads(self, text: str, source: str) -> Body:
+        """Read a document that travelled inside something else, as :meth:`load` does.
+
+        Args:
+            text: The JSON text.
+            source: Where it came from, for messages.
+
+        Raises:
+            ArtefactError: As :meth:`load`.
+        """
+        remedy = f"make it again: {self.renew}"
+        return self._convert(_parse_json(text, source, remedy), source, remedy)
+
+    def _convert(self, document: object, path: Path | str, remedy: str) -> Body:
         if not isinstance(document, dict) or document.get("kind") != self.name:
             seen = document.get("kind") if isinstance(document, dict) else type(document).__name__
             raise ArtefactError(f"{path} is not an {self.name} document (kind: {seen})", remedy=remedy)
-        return self._convert(document, path, remedy)
-
-    def _convert(self, document: dict[str, Any], path: Path, remedy: str) -> Body:
         body = dict(document)
         del body["kind"]
         version = body.pop("schema_version", None)
@@ -437,10 +455,14 @@ def read_json(path: Path, *, remedy: str) -> object:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not a text file"
         raise ArtefactError(f"cannot read {path}: {reason}", remedy=remedy) from error
+    return _parse_json(text, path, remedy)
+
+
+def _parse_json(text: str, source: Path | str, remedy: str) -> object:
     try:
         return json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
     except (ValueError, RecursionError) as error:
-        raise ArtefactError(f"{path} is not valid JSON: {error}", remedy=remedy) from error
+        raise ArtefactError(f"{source} is not valid JSON: {error}", remedy=remedy) from error
 
 
 def _finite(text: str) -> float:

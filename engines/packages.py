@@ -35,6 +35,8 @@ _REMEDIES = {
     "tensorrt_rtx": "pip install 'edge-dsc[rtx]' (x86-64 Linux and Windows)",
     "nvidia": "decoding JPEGs on the GPU needs nvImageCodec: pip install 'nvidia-nvimgcodec-cu12[nvjpeg]' (cu13 for "
     "CUDA 13; nvidia-nvimgcodec-tegra-cu12 on a Jetson)",
+    "tritonclient": "Triton's client and the form of its configuration: pip install 'edge-dsc[triton]'",
+    "triton_python_backend_utils": "only Triton's Python backend has it",
     "pycuda": "running TensorRT engines needs pycuda and a CUDA driver: pip install pycuda",
 }
 

@@ -621,6 +621,18 @@ def build_command(build: Build) -> str:
     return shlex.join([*words, "--out", str(build.path)])
 
 
+def device_arguments(record: EngineRecord) -> list[str]:
+    """Return the options of ``build-engine`` that build an engine like this one elsewhere, by what runs there.
+
+    Without files: model, calibration table and output are named by whoever builds.
+    """
+    words = ["--precision", record.precision.value, "--batch", str(record.batch)]
+    words += ["--workspace", str(record.workspace_mib), *_tuning_words(record.tuning)]
+    words += ["--input", record.contract.dtype] if record.contract.dtype != "uint8" else []
+    words += ["--decode", "nvjpeg"] if record.contract.decode == NVJPEG_RULE else []
+    return [*words, *(["--cam"] if record.contract.cam is not None else [])]
+
+
 def _tuning_words(tuning: Tuning) -> list[str]:
     words: list[str] = []
     for name in tuning.__struct_fields__:

@@ -23,12 +23,14 @@ class Command(NamedTuple):
     Attributes:
         function: ``module:function`` in this folder; its docstring follows the summary in the command's help.
         summary: Its line in the list of commands, and the first paragraph of its help.
+        parts: Where it is a group of commands, these by their names; it has then no function of its own.
         bare: Options that may stand without a value, what they then mean, and the pattern of a value: typer knows flags
             and options with a value, and nothing between.
     """
 
     function: str
     summary: str
+    parts: Mapping[str, Command] = {}
     bare: Mapping[str, tuple[str, str]] = {}
 
 
@@ -52,6 +54,18 @@ COMMANDS = {
     "compare": Command("measuring:compare", "Compare latency reports"),
     "import-times": Command("measuring:import_times", "Turn trtexec's --exportTimes file into a report"),
     "networks": Command("looking:networks", "List the networks that have names, and what they cost"),
+    "deploy": Command(
+        "",
+        "Hand engines over to a server, a fleet or DeepStream",
+        {
+            "triton": Command("deploying:triton", "Write a model repository for Triton"),
+            "bundle": Command(
+                "deploying:bundle", "Pack a model for devices, signed, with what installs it there"
+            ),
+            "verify": Command("deploying:verify", "Check a bundle's signature and content, and unpack it"),
+            "deepstream": Command("deploying:deepstream", "Write nvinfer's configuration for DeepStream"),
+        },
+    ),
     "inspect": Command("looking:inspect", "Say what a file of edge-dsc is"),
     "doctor": Command("looking:doctor", "Say what is installed and which runtimes work here"),
     "selftest": Command(

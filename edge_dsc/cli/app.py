@@ -17,7 +17,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from edge_dsc import __version__
-from edge_dsc.cli import COMMANDS, DESCRIPTION, INTERRUPTED
+from edge_dsc.cli import COMMANDS, DESCRIPTION, INTERRUPTED, Command
 from edge_dsc.cli.console import CLOSED_PIPE, give, say
 from engines.errors import BadInputError, EdgeDscError, EnvironmentProblem
 from engines.packages import import_problem
@@ -99,27 +99,46 @@ class BareOptionsCommand(TyperCommand):
 
 
 class CommandGroup(TyperGroup):
-    """The commands of the table, each loaded when it runs or shows its help.
+    """The commands of a table, each loaded when it runs or shows its help.
 
     Typer holds a stand-in with the summary for each, from which it lists, completes and suggests.
+
+    Attributes:
+        table: The commands by their names.
     """
 
+    table = COMMANDS
+
     # Typer has no public name for the type of a context here; it is typer.Context.
-    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, TyperCommand | None, list[str]]:
+    def resolve_command(
+        self, ctx: Any, args: list[str]
+    ) -> tuple[str | None, TyperCommand | TyperGroup | None, list[str]]:
         """Replace the stand-in that typer found by the command itself."""
         name, found, rest = super().resolve_command(ctx, args)
         return name, self.load_command(name) if found and name else None, rest
 
-    def load_command(self, name: str) -> TyperCommand:
-        """Import a command's module and return the command, with its options and its whole help."""
-        module, _, function_name = COMMANDS[name].function.partition(":")
-        function = getattr(importlib.import_module(f"edge_dsc.cli.{module}"), function_name)
-        help_text = f"{COMMANDS[name].summary}\n\n{inspect.cleandoc(function.__doc__)}"
-        alone = _typer()
-        alone.command(name, cls=BareOptionsCommand, help=help_text)(reported(function))
-        command = typer.main.get_command(alone)
-        assert isinstance(command, BareOptionsCommand)
-        command.bare = COMMANDS[name].bare
+    def load_command(self, name: str) -> TyperCommand | TyperGroup:
+        """Import a command's module and return the command, with its options and its whole help.
+
+        A group of commands is returned without importing any of them.
+        """
+        wanted = self.table[name]
+        if wanted.parts:
+            group = type("PartGroup", (CommandGroup,), {"table": wanted.parts})
+            several = _group(
+                wanted.parts, name=name, cls=group, callback=reported(_start_part), help=wanted.summary
+            )
+            command = typer.main.get_command(several)
+        else:
+            module, _, function_name = wanted.function.partition(":")
+            function = getattr(importlib.import_module(f"edge_dsc.cli.{module}"), function_name)
+            alone = _typer()
+            help_text = f"{wanted.summary}\n\n{inspect.cleandoc(function.__doc__)}"
+            alone.command(name, cls=BareOptionsCommand, help=help_text)(reported(function))
+            command = typer.main.get_command(alone)
+            assert isinstance(command, BareOptionsCommand)
+            command.bare = wanted.bare
+        assert isinstance(command, (TyperCommand, TyperGroup))
         command.params += [parameter for parameter in self.params if parameter.name == "version"]
         return command
 
@@ -176,13 +195,21 @@ def _start(
         raise typer.Exit(2)
 
 
-app = _typer(
-    name="edge-dsc",
-    cls=CommandGroup,
-    callback=reported(_start),
-    help=DESCRIPTION,
-    invoke_without_command=True,
-    context_settings={"help_option_names": ["--help", "-h"], "max_content_width": 100},
-)
-for _name, _command in COMMANDS.items():
-    app.command(_name, short_help=_command.summary)(lambda: None)
+def _start_part(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        give(context.get_help())
+        raise typer.Exit(2)
+
+
+def _group(table: Mapping[str, Command], **options: Any) -> typer.Typer:
+    group = _typer(
+        invoke_without_command=True,
+        context_settings={"help_option_names": ["--help", "-h"], "max_content_width": 100},
+        **options,
+    )
+    for name, command in table.items():
+        group.command(name, short_help=command.summary)(lambda: None)
+    return group
+
+
+app = _group(COMMANDS, name="edge-dsc", cls=CommandGroup, callback=reported(_start), help=DESCRIPTION)

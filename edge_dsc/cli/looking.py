@@ -117,7 +117,7 @@ def demo(
     json: Json = False,
 ) -> None:
     """Train, export, calibrate, build, classify and measure, for both networks, without any real X-ray."""
-    from edge_dsc.demo import DemoPlan, run_demo
+    from edge_dsc.checks.demo import DemoPlan, run_demo
 
     with progress_bar() as progress:
         result = run_demo(DemoPlan(out=out, seed=seed), progress=progress, say=say)

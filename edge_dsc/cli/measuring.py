@@ -30,6 +30,8 @@ from engines.errors import UsageError
 
 if TYPE_CHECKING:
     from bench.report import Report
+    from edge_dsc.infer.served import ServedModel
+    from edge_dsc.latency.subjects import BenchOptions
 
 MAX_SECONDS = 7 * 86_400
 MAX_PILE = 16_384  # images of a pile, which are all in memory
@@ -37,8 +39,18 @@ MAX_PILE = 16_384  # images of a pile, which are all in memory
 
 def bench(
     engines: Annotated[
-        list[Path], typer.Argument(help="Engines; the first is the baseline.", show_default=False)
-    ],
+        Optional[list[Path]],
+        typer.Argument(help="Engines; the first is the baseline.", show_default=False),
+    ] = None,
+    server: Annotated[
+        Optional[list[str]],
+        typer.Option(
+            "--server",
+            metavar="ADDRESS",
+            help="Also a model on a Triton server, grpc://HOST:8001/MODEL. Repeatable.",
+            show_default=False,
+        ),
+    ] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="10 seconds an engine after the warm-up, instead of 60.")
     ] = False,
@@ -83,8 +95,7 @@ def bench(
             "--openings",
             min=1,
             max=1000,
-            help="Open each engine so often, in other places in memory: two openings differ.  "
-            "\\[default: 10 to 60, by the duration]",
+            help="Open each engine so often, in other places in memory: two openings differ.  \\[default: 10]",
             show_default=False,
         ),
     ] = None,
@@ -160,9 +171,9 @@ def bench(
     from bench.report import REPORT, compact_report, save_report
     from bench.tables import render_report
     from edge_dsc.evaluate.evaluation import read_accuracies
-    from edge_dsc.latency.passes import memory_problems
     from edge_dsc.latency.subjects import FOLDER, OFFLINE, BenchOptions, default_report_path, measure_engines
 
+    subjects = _engines_and_models(engines, server)
     if sum(given is not None for given in (fps, folder, offline)) > 1:
         raise UsageError("--fps, --folder and --offline exclude each other", remedy="give one of them")
     scenario = FOLDER if folder is not None else OFFLINE if offline is not None else None
@@ -189,20 +200,15 @@ def bench(
         offline=offline,
         builds=builds,
         running=running_options(
-            engines, Running(slots=slots, graph=graph, memory=gpu_memory, wait=wait, device=device)
+            subjects, Running(slots=slots, graph=graph, memory=gpu_memory, wait=wait, device=device)
         ),
     )
     path = out or default_report_path()
     _require_places(path, REPORT.name, html)
     accuracies = read_accuracies(evaluation or ())
     with progress_bar() as progress:
-        report = measure_engines(engines, chosen, options, progress=progress)
-    if power and not any("power" in subject.passes for subject in report.subjects):
-        say("power: no rail can be read here (INA3221, RAPL, NVML)")
-    for problem in memory_problems(report) if memory else ():
-        say(f"memory: {problem}")
-    if limits and not all("limits" in subject.passes for subject in report.measured):
-        say("limits: told of engines on the processor that have their ONNX model beside them; not of a GPU's")
+        report = measure_engines(subjects, chosen, options, progress=progress)
+    _say_what_is_missing(report, options)
     report = compact_report(report)
     save_report(path, report)
     say(f"report: {path}")
@@ -216,6 +222,26 @@ def bench(
         save_page(html, "Latency report", report_sections(report, accuracies=accuracies))
         say(f"page: {html}")
     _end_with(report)
+
+
+def _engines_and_models(engines: list[Path] | None, server: list[str] | None) -> list[Path | ServedModel]:
+    from edge_dsc.infer.served import parse_server
+
+    subjects = [*(engines or ()), *map(parse_server, server or ())]
+    if not subjects:
+        raise UsageError("there is nothing to measure", remedy="name an engine, or a model with --server")
+    return subjects
+
+
+def _say_what_is_missing(report: Report, options: BenchOptions) -> None:
+    from edge_dsc.latency.passes import memory_problems
+
+    if options.power_seconds and not any("power" in subject.passes for subject in report.subjects):
+        say("power: no rail can be read here (INA3221, RAPL, NVML)")
+    for problem in memory_problems(report) if options.memory else ():
+        say(f"memory: {problem}")
+    if options.limits and not all("limits" in subject.passes for subject in report.measured):
+        say("limits: told of engines on the processor that have their ONNX model beside them; not of a GPU's")
 
 
 def _end_with(report: Report) -> None:

@@ -15,6 +15,7 @@ from engines.errors import UsageError
 
 if TYPE_CHECKING:
     from edge_dsc.build.gate import GateOptions
+    from edge_dsc.infer.served import ServedModel
     from engines.record import BatchRange, Precision
     from engines.runtimes import RunnerOptions
 
@@ -102,6 +103,15 @@ Device = Annotated[
         show_default=False,
     ),
 ]
+Server = Annotated[
+    Optional[str],
+    typer.Option(
+        "--server",
+        metavar="ADDRESS",
+        help="A model on a Triton server, grpc://HOST:8001/MODEL: it runs there.",
+        show_default=False,
+    ),
+]
 Threshold = Annotated[
     Optional[list[str]],
     typer.Option(
@@ -151,12 +161,12 @@ class Running:
     device: int | None = None
 
 
-def running_options(engines: Sequence[Path], asked: Running) -> RunnerOptions:
+def running_options(engines: Sequence[Path | ServedModel], asked: Running) -> RunnerOptions:
     """Return how engines of a GPU are to run, what was not asked for as it is by default.
 
     Raises:
         ArtefactError: An engine has no readable record.
-        UsageError: A word that is none of the choices, or an engine that runs on the processor.
+        UsageError: A word that is none of the choices, or an engine that runs on the processor or on a server.
     """
     from engines.record import peek_record
     from engines.runtimes import DEFAULT_OPTIONS, MEMORY_KINDS, get_runtime, refuse_on_processor
@@ -172,6 +182,10 @@ def running_options(engines: Sequence[Path], asked: Running) -> RunnerOptions:
         if value is not None and value not in choices:
             raise UsageError(f"{name} {value!r} is no choice", remedy=f"choose one of {', '.join(choices)}")
     for engine in engines:
+        if not isinstance(engine, Path):
+            raise UsageError(
+                f"{engine} runs on its server: {given[0]} is for a GPU here", remedy="leave it out"
+            )
         refuse_on_processor(get_runtime(peek_record(engine).runtime), given, engine)
     return replace(
         DEFAULT_OPTIONS,

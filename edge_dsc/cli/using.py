@@ -19,6 +19,7 @@ from edge_dsc.cli.options import (
     Json,
     Out,
     Running,
+    Server,
     Slots,
     Threads,
     Threshold,
@@ -31,19 +32,25 @@ from engines.errors import UsageError
 
 if TYPE_CHECKING:
     from edge_dsc.infer.archive import ArchiveRequest
+    from edge_dsc.infer.served import ServedModel
 
 
 def infer(
-    engine: Engine,
+    engine: Annotated[
+        Path,
+        typer.Argument(
+            help="An engine that build-engine wrote; with --server it may be left out.", show_default=False
+        ),
+    ],
     source: Annotated[
-        str,
+        Optional[str],
         typer.Argument(
             help="An image, a folder (recursive), a quoted glob, a video, /dev/videoN or v4l2://N, csi://N, "
             "rtsp://..., http://... (MJPEG), or - for a list of paths on standard input. Cameras take "
             "?width=1280&height=720&fps=30.",
             show_default=False,
         ),
-    ],
+    ] = None,
     out: Annotated[
         Optional[str],
         typer.Option(
@@ -116,6 +123,7 @@ def infer(
             show_default=False,
         ),
     ] = None,
+    server: Server = None,
     threshold: Threshold = None,
     abstain: Abstain = None,
     cam: Cam = False,
@@ -130,21 +138,27 @@ def infer(
     """One row per image or frame: the top class and all probabilities.
 
     Ctrl-C and SIGTERM finish the current picture, keep every row and print the summary. Of a camera or stream the
-    newest frame is taken each time the engine is free; the others are counted as dropped.
+    newest frame is taken each time the engine is free; the others are counted as dropped. With --server a server
+    runs the engine; one that is named too must be of the same model.
     """
     from edge_dsc.infer.inference import InferRequest, infer_source
     from edge_dsc.infer.sinks import Outputs
     from engines.images import usable_processors
 
-    running = running_options(
-        [engine], Running(slots=slots, graph=graph, memory=gpu_memory, wait=wait, device=device)
-    )
+    asked = Running(slots=slots, graph=graph, memory=gpu_memory, wait=wait, device=device)
     outputs = Outputs(annotate=annotate, unsure=save_unsure, show=show, serve=serve, host=host)
     if ray is not None:
-        if outputs != Outputs() or give_up is not None or cam or out is None:
+        if (
+            outputs != Outputs()
+            or give_up is not None
+            or server is not None
+            or cam
+            or out is None
+            or source is None
+        ):
             raise UsageError(
                 "--ray writes rows and nothing else, to --out",
-                remedy="add --out NAME.parquet, and leave out what draws, shows, waits or explains (--cam)",
+                remedy="write infer ENGINE SOURCE --ray --out NAME.parquet, and nothing that draws, waits or explains",
             )
         from edge_dsc.infer.archive import ArchiveRequest
 
@@ -158,19 +172,20 @@ def infer(
             threads=threads,
             thresholds=parse_thresholds(threshold),
             abstain=abstain,
-            running=running,
+            running=running_options([engine], asked),
         )
         return _infer_archive(archive, json=json)
+    model, pictures = _model_and_source(engine, source, server)
     request = InferRequest(
-        engine=engine,
-        source=source,
+        engine=model,
+        source=pictures,
         out=None if out is None else Path(out),
         threads=threads or usable_processors(),
         keep_rows=json,
         resume=resume,
         limit=limit,
         give_up_s=give_up,
-        running=running,
+        running=running_options([model], asked),
         outputs=outputs,
         thresholds=parse_thresholds(threshold),
         abstain=abstain,
@@ -191,6 +206,17 @@ def _infer_archive(request: ArchiveRequest, *, json: bool) -> None:
     say(summary.line())
     if json:
         give_json("edge-dsc/archive-result", summary)
+
+
+def _model_and_source(engine: Path, source: str | None, server: str | None) -> tuple[Path | ServedModel, str]:
+    """Return what runs and what it answers: ``ENGINE SOURCE``, or ``[ENGINE] SOURCE --server ADDRESS``."""
+    from edge_dsc.infer.served import parse_server
+
+    if server is not None and source is None:
+        return parse_server(server), str(engine)
+    if source is None:
+        raise UsageError("infer takes an engine and a source", remedy="edge-dsc infer ENGINE SOURCE")
+    return (engine if server is None else parse_server(server, expected=engine)), source
 
 
 def evaluate(

@@ -219,7 +219,9 @@ class Folder:
                     f"{name} is no address of a store: {_one_line(error)}",
                     remedy="such as s3://bucket/folder",
                 ) from error
-        return cls(name.rstrip("/"), path.rstrip("/"), store)
+        return cls(
+            f"{where.partition('://')[0]}://{path}".rstrip("/"), path.rstrip("/"), store
+        )  # without a user
 
     def names(self) -> list[str]:
         """Return the names of the files in it, without those in its folders; none where it is missing.
@@ -303,26 +305,15 @@ def classify_archive(
     record = peek_record(request.engine)
     content = read_engine(request.engine, record)
     require_decoder(record.contract)
-    out = Folder.at(request.out)
-    suffix = _format_of(request.out)
+    out, suffix = Folder.at(request.out), _format_of(request.out)
     names, store = list_files(request.source)
     names = names[: request.limit]
     point = OperatingPoint.asked(record.contract.labels, request.thresholds, request.abstain)
     before = _earlier_rows(out, record, _words(point), resume=request.resume)
     left = [name for name in names if _readable(name) not in before]
-    found = ArchiveRun(
-        engine=record.engine,
-        engine_sha256=record.engine_sha256,
-        source=hide_password(request.source),
-        labels=record.contract.labels,
-        operating_point=_words(point),
-        files=len(names),
-        answered=0,
-        failed=0,
-        finished=False,
-        created=_now(),
-    )
+    found = _begun_run(request, record, point, len(names))
     _save(out, found)
+    tally = _Tally(begun=begun, answered=sum(before.values()), failed=len(before) - sum(before.values()))
     with _joined(request.address) as ray, stop_on_signals(stop):
         pool = plan_pool(ray.cluster_resources(), ray.available_resources(), record, request)
         size = _part_size(len(left), pool.actors, record.batch)
@@ -342,35 +333,60 @@ def classify_archive(
         )
         if say is not None:
             say(f"{len(left)} files in parts of {size}, {pool.actors} actors on {pool.where}")
-        tally = _Tally(begun=begun)
         if parts:
             _run(ray, job, pool, parts, tally, stop, progress)
-    earlier = len(names) - len(left)
-    finished = earlier + tally.answered + tally.failed == len(names)
-    answered = sum(before.values()) + tally.answered
-    failed = len(before) - sum(before.values()) + tally.failed
-    _save(
-        out,
-        msgspec.structs.replace(found, answered=answered, failed=failed, finished=finished, created=_now()),
+    finished = len(names) - len(left) + tally.done == len(names)
+    found = msgspec.structs.replace(
+        found, answered=tally.answered, failed=tally.failed, finished=finished, created=_now()
     )
-    if tally.failed and not tally.answered and not before and finished:
+    _save(out, found)
+    if tally.failed and not tally.answered and finished:
         raise BadInputError(
             f"none of the {tally.failed} images of {found.source!r} could be read",
             remedy="the reason stands in each row",
         )
+    return _summary(request, found, tally, pool, out, before)
+
+
+def _begun_run(
+    request: ArchiveRequest, record: EngineRecord, point: OperatingPoint | None, files: int
+) -> ArchiveRun:
+    return ArchiveRun(
+        engine=record.engine,
+        engine_sha256=record.engine_sha256,
+        source=hide_password(request.source),
+        labels=record.contract.labels,
+        operating_point=_words(point),
+        files=files,
+        answered=0,
+        failed=0,
+        finished=False,
+        created=_now(),
+    )
+
+
+def _summary(
+    request: ArchiveRequest,
+    found: ArchiveRun,
+    tally: _Tally,
+    pool: Pool,
+    out: Folder,
+    before: Mapping[str, bool],
+) -> ArchiveSummary:
+    answered = tally.answered - sum(before.values())
     return ArchiveSummary(
         engine=str(request.engine),
         source=found.source,
-        files=len(names),
-        resumed=len(names) - len(left),
-        answered=tally.answered,
-        failed=tally.failed,
+        files=found.files,
+        resumed=len(before),
+        answered=answered,
+        failed=tally.done - answered,
         parts=tally.parts,
         actors=pool.actors,
         seconds=tally.seconds,
         start_seconds=tally.start_seconds,
         out=out.name,
-        interrupted=not finished,
+        interrupted=not found.finished,
     )
 
 
@@ -616,11 +632,12 @@ def _require_listener(address: str) -> None:
 
 @dataclass
 class _Tally:
-    """What came back so far."""
+    """What the rows are so far, those of earlier runs included, and how many files this run has done."""
 
     begun: float
-    answered: int = 0
-    failed: int = 0
+    answered: int
+    failed: int
+    done: int = 0
     parts: int = 0
     seconds: float = 0.0
     start_seconds: float = 0.0
@@ -657,9 +674,10 @@ def _run(
             _raise_problem(row["problem"])
             tally.answered += row["answered"]
             tally.failed += row["failed"]
+            tally.done += row["answered"] + row["failed"]
             tally.parts += 1
             if progress is not None:
-                progress("classifying", tally.answered + tally.failed, total)
+                progress("classifying", tally.done, total)
             if stop.asked:
                 break
     except KeyboardInterrupt:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from edge_dsc.infer.source import Frame
 from edge_dsc.page.heat import evidence_for
 from engines.contract import ModelContract
-from engines.errors import ImageError, UsageError
+from engines.errors import ImageError, UnansweredError, UsageError
 from engines.images import (
     InputPixels,
     convert_frame,
@@ -71,6 +71,7 @@ class Answer:
         probabilities: One for each class, in the order of the contract's labels, as
             :func:`calibrate_probabilities` gives them; None where the image is bad.
         error: Why there is no answer; None where there is one.
+        unanswered: Whether the picture is good and a server gave no answer.
         latency_ms: Decoding, preprocessing and executing this picture, without waiting.
         age_ms: From the moment a camera's frame was there to the answer; None for files and videos.
         frame: The frame that it was, for videos and cameras.
@@ -83,6 +84,7 @@ class Answer:
     path: Path | str
     probabilities: tuple[float, ...] | None
     error: str | None = None
+    unanswered: bool = False
     latency_ms: float = field(default=0.0, compare=False)
     age_ms: float | None = field(default=None, compare=False)
     frame: Frame | None = None
@@ -364,14 +366,18 @@ def _in_groups(items: Iterable[_Item | None], size: int) -> Iterator[list[_Item]
 
 
 def answer_group(group: Sequence[Prepared], runner: Runner, *, cam: bool = False) -> list[Answer]:
-    """Run one batch and return an answer for each of its pictures, bad ones included."""
+    """Run one batch and return an answer for each of its pictures, bad ones and unanswered ones included."""
     started = time.perf_counter()
     batch = _stack(group, runner.record.batch.smallest)
-    rows, maps = None, None
-    if batch is not None and cam:
-        rows, maps = runner.explain(batch)
-    elif batch is not None:
-        rows = runner.run(batch)
+    rows: NDArray[np.float32] | UnansweredError | None = None
+    maps = None
+    try:
+        if batch is not None and cam:
+            rows, maps = runner.explain(batch)
+        elif batch is not None:
+            rows = runner.run(batch)
+    except UnansweredError as error:
+        rows = error
     answers = _answers_of(group, rows, time.perf_counter() - started, runner)
     if maps is None:
         return answers
@@ -413,22 +419,29 @@ def _stack(group: Sequence[Prepared], smallest: int) -> InputPixels | None:
 
 
 def _answers_of(
-    group: Sequence[Prepared], rows: NDArray[np.float32] | None, seconds: float, runner: Runner
+    group: Sequence[Prepared],
+    rows: NDArray[np.float32] | UnansweredError | None,
+    seconds: float,
+    runner: Runner,
 ) -> list[Answer]:
-    """Return the answers of a batch: the next row to each good picture, its error to each bad one."""
+    """Return the answers of a batch: its error to each bad picture, the next row or why there is none to a good one."""
+    lost = str(rows) if isinstance(rows, UnansweredError) else None
     temperature = runner.record.contract.temperature
-    given = iter(() if rows is None else calibrate_probabilities(rows, temperature).tolist())
+    good = rows if isinstance(rows, np.ndarray) else None
+    given = iter(() if good is None else calibrate_probabilities(good, temperature).tolist())
     answers = []
     for picture in group:
         frame = picture.frame
-        error = str(picture.pixels) if isinstance(picture.pixels, ImageError) else None
+        bad = str(picture.pixels) if isinstance(picture.pixels, ImageError) else None
+        error = bad or lost
         live = frame is not None and frame.seconds is None
         answers.append(
             Answer(
                 picture.path,
                 tuple(next(given)) if error is None else None,
                 error,
-                latency_ms=(picture.seconds + (seconds if error is None else 0.0)) * 1e3,
+                unanswered=bad is None and lost is not None,
+                latency_ms=(picture.seconds + (seconds if bad is None else 0.0)) * 1e3,
                 age_ms=(time.monotonic() - frame.captured) * 1e3 if frame is not None and live else None,
                 frame=frame,
                 picture=picture.picture,

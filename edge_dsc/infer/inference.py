@@ -21,7 +21,7 @@ from edge_dsc.infer.classify import (
     decide_each,
     prepare_picture,
 )
-from edge_dsc.infer.live_page import TimeHistogram
+from edge_dsc.infer.live_page import LOOPBACK, TimeHistogram
 from edge_dsc.infer.rows import (
     DECISION,
     OUTSIDE,
@@ -33,6 +33,7 @@ from edge_dsc.infer.rows import (
     skip_written,
     written_rows,
 )
+from edge_dsc.infer.served import ServedModel, open_model
 from edge_dsc.infer.sinks import Outputs, Sink, open_sinks
 from edge_dsc.infer.source import (
     Frame,
@@ -45,16 +46,9 @@ from edge_dsc.infer.source import (
     parse_source,
 )
 from edge_dsc.infer.stop import Stop, stop_on_signals
-from engines.errors import BadInputError, UsageError
+from engines.errors import BadInputError, EdgeDscError, UnansweredError, UsageError
 from engines.images import quiet_decoder, require_decoder
-from engines.runtimes import (
-    DEFAULT_OPTIONS,
-    Progress,
-    Runner,
-    RunnerOptions,
-    open_engine,
-    require_cam,
-)
+from engines.runtimes import DEFAULT_OPTIONS, Progress, Runner, RunnerOptions, require_cam
 
 _IMAGE_KINDS = (SourceKind.FILES, SourceKind.LIST)
 _Item = TypeVar("_Item")
@@ -65,7 +59,7 @@ class InferRequest:
     """What to classify and where the answers go.
 
     Attributes:
-        engine: The engine file.
+        engine: The engine file, or a model on a server.
         source: A source by URI, see :func:`edge_dsc.infer.source.parse_source`.
         out: A ``.csv`` or ``.jsonl`` file, written row by row; None writes CSV to standard output, unless rows are
             kept.
@@ -81,7 +75,7 @@ class InferRequest:
         cam: Whether pictures get the evidence drawn over them, and rows its share outside the central chest.
     """
 
-    engine: Path
+    engine: Path | ServedModel
     source: str
     out: Path | None = None
     threads: int = 1
@@ -101,7 +95,7 @@ class InferSummary:
     """What an inference run did.
 
     Attributes:
-        engine: The engine file.
+        engine: The engine file, or the address of a model on a server.
         source: The source as named, without password.
         source_kind: ``files``, ``list``, ``video`` or ``live``.
         images: Images in the source, or frames that a video states; None where nobody can count them.
@@ -109,6 +103,7 @@ class InferSummary:
         answered: Images that got an answer.
         abstained: Answered images for which the operating point called no class; None without one.
         failed: Images that got an error row.
+        unanswered: How many of these are good, and a server gave no answer.
         seconds: Wall time of the loop, decoding included.
         latency: Decoding, preprocessing and executing one picture: median, p99 and longest, milliseconds.
         age: From a camera's frame to its answer, likewise; None for files and videos.
@@ -128,6 +123,7 @@ class InferSummary:
     answered: int
     abstained: int | None
     failed: int
+    unanswered: int
     seconds: float
     latency: dict[str, float | None]
     age: dict[str, float | None] | None
@@ -145,8 +141,10 @@ class InferSummary:
         parts = [f"{self.answered} {'frames' if frames else 'images'} classified"]
         if self.abstained is not None:
             parts.append(f"{self.abstained} of them left undecided")
-        if self.failed:
-            parts.append(f"{self.failed} could not be read")
+        if self.failed > self.unanswered:
+            parts.append(f"{self.failed - self.unanswered} could not be read")
+        if self.unanswered:
+            parts.append(f"{self.unanswered} got no answer from the server")
         if self.resumed:
             parts.append(f"{self.resumed} were there already")
         if self.seconds > 0:
@@ -182,7 +180,7 @@ def infer_source(
     Raises:
         ArtefactError: The engine is stale or foreign, or ``resume`` found other rows.
         BadInputError: No image in the source, or none of them could be read.
-        EnvironmentProblem: Something is missing, or the results cannot be written.
+        EnvironmentProblem: Something is missing, the results cannot be written, or a server answered nothing.
         UsageError: The request contradicts itself.
     """
     spec = parse_source(request.source)
@@ -195,7 +193,8 @@ def infer_source(
         options = request.running
         if spec.kind is SourceKind.LIVE:  # a frame is answered before the next is taken
             options = replace(options, slots=options.slots or 1, batch=1)
-        runner = stack.enter_context(open_engine(request.engine, options=options))
+        runner = stack.enter_context(open_model(request.engine, options=options))
+        _say_who_sees(request.engine, say)
         require_decoder(runner.record.contract)
         stack.enter_context(stop_on_signals(stop))
         contract = runner.record.contract
@@ -214,7 +213,7 @@ def infer_source(
         if request.limit is not None:
             items = _limited(items, request.limit)
         sinks: list[Sink] = []
-        for sink in open_sinks(request.outputs, runner.record, spec, stop, say, engine=request.engine):
+        for sink in open_sinks(request.outputs, runner.record, spec, stop, say, model=request.engine):
             stack.callback(sink.close)
             sinks.append(sink)
         if request.out or not request.keep_rows:
@@ -240,13 +239,15 @@ def infer_source(
     if spec.kind is SourceKind.LIST and not (tally.answered or tally.failed or stop.asked or written):
         raise BadInputError("no path came on standard input", remedy="pipe a list of paths into it")
     if tally.failed and not tally.answered and not stop.asked and not written:
-        in_rows = request.out is not None or not request.keep_rows
-        raise BadInputError(
-            f"none of the {tally.failed} images of {spec.name!r} could be read",
-            remedy="the reason stands in each row" if in_rows else str(tally.first_error),
-        )
+        raise _nothing_answered(request, spec, tally)
     tally.interrupted |= stop.signal is not None
     return _summary(request, spec, source, tally)
+
+
+def _say_who_sees(model: Path | ServedModel, say: Callable[[str], None] | None) -> None:
+    host = model.host.strip("[]") if isinstance(model, ServedModel) else "localhost"
+    if say is not None and host not in LOOPBACK:
+        say(f"note: pictures go to {host} as they are, without encryption")
 
 
 def _check(request: InferRequest, spec: SourceSpec) -> None:
@@ -258,6 +259,14 @@ def _check(request: InferRequest, spec: SourceSpec) -> None:
         raise UsageError(
             f"--resume cannot go on with {spec.name}", remedy="it goes on with files, folders and globs"
         )
+
+
+def _nothing_answered(request: InferRequest, spec: SourceSpec, tally: _Tally) -> EdgeDscError:
+    in_rows = request.out is not None or not request.keep_rows
+    remedy = "the reason stands in each row" if in_rows else str(tally.first_error)
+    if tally.unanswered:
+        return UnansweredError(f"{request.engine} answered none of {tally.failed} images", remedy=remedy)
+    return BadInputError(f"none of the {tally.failed} images of {spec.name!r} could be read", remedy=remedy)
 
 
 def _earlier_rows(
@@ -309,6 +318,7 @@ class _Tally:
     answered: int = 0
     abstained: int = 0
     failed: int = 0
+    unanswered: int = 0
     seconds: float = 0.0
     interrupted: bool = False
     first_error: str | None = None
@@ -323,6 +333,7 @@ class _Tally:
             self.latency.add(answer.latency_ms)
         else:
             self.failed += 1
+            self.unanswered += answer.unanswered
             self.first_error = self.first_error or answer.error
         if answer.age_ms is not None:
             self.age.add(answer.age_ms)
@@ -365,6 +376,7 @@ def _summary(request: InferRequest, spec: SourceSpec, source: Source, tally: _Ta
         answered=tally.answered,
         abstained=tally.abstained if DECISION in tally.columns[2] else None,
         failed=tally.failed,
+        unanswered=tally.unanswered,
         seconds=tally.seconds,
         latency=tally.latency.to_dict(),
         age=tally.age.to_dict() if live else None,

@@ -16,6 +16,7 @@ from edge_dsc.infer.live_page.monitoring import (
     reference_levels,
 )
 from edge_dsc.infer.pictures import UnsureFolder, Window, annotated_sink
+from edge_dsc.infer.served import ServedModel
 from edge_dsc.infer.source import SourceSpec
 from edge_dsc.infer.stop import Stop
 from engines.errors import UsageError
@@ -70,7 +71,7 @@ def open_sinks(
     stop: Stop,
     say: Callable[[str], None] | None = None,
     *,
-    engine: Path | None = None,
+    model: Path | ServedModel | None = None,
 ) -> Iterator[Sink]:
     """Open what was asked for, one after the other, so that the caller can close what is open when one fails.
 
@@ -80,7 +81,7 @@ def open_sinks(
         spec: The source.
         stop: Asked by the window to end.
         say: Called with the page's address.
-        engine: The engine file: the calibration table that the metrics need lies beside it.
+        model: What answers: the calibration table that the metrics need lies beside an engine.
 
     Raises:
         UsageError: A place inside the source, or one that does not fit it.
@@ -100,9 +101,9 @@ def open_sinks(
     if outputs.show:
         yield Window(labels, stop)
     if outputs.serve is not None:
-        reference, origin = (
-            reference_levels(engine, record) if engine is not None else (None, "no engine file")
-        )
+        reference, origin = None, "no engine file is at hand"
+        if isinstance(model, Path):
+            reference, origin = reference_levels(model, record)
         unsure_below = outputs.unsure[0] if outputs.unsure is not None else DEFAULT_UNSURE
         monitor = Monitor(labels, describe_engine(record), reference=reference, unsure_below=unsure_below)
         page = Page(Board(record.engine, spec.name, labels), monitor, outputs.host, outputs.serve)

@@ -23,6 +23,7 @@ from bench.plan import Plan
 from bench.power import find_rails
 from bench.report import Report
 from bench.statistics import BUILD_OF
+from edge_dsc.infer.served import ServedModel, open_model
 from edge_dsc.infer.source import expand_source
 from edge_dsc.latency.passes import add_pass, limits_pass, measure_ceilings, memory_pass, power_pass
 from engines.errors import BadInputError, ImageError, UsageError
@@ -36,7 +37,6 @@ from engines.runtimes import (
     RunnerOptions,
     answer_batches,
     get_runtime,
-    open_engine,
 )
 from engines.trt.cuda import find_gpu
 
@@ -73,7 +73,7 @@ class BenchOptions:
 
 
 def measure_engines(
-    engines: Sequence[Path],
+    engines: Sequence[Path | ServedModel],
     plan: Plan,
     options: BenchOptions | None = None,
     *,
@@ -86,18 +86,19 @@ def measure_engines(
     with a file's name.
 
     Args:
-        engines: Engine files.
+        engines: Engine files, and models on servers, whose copy to the server and back is part of the request.
         plan: How long and in which order.
         options: What else; the defaults of :class:`BenchOptions`.
         progress: Called with (phase, done, total).
 
     Raises:
-        UsageError: The batch is outside an engine's range.
+        UsageError: The batch is outside an engine's range; or something of a server is to be measured from here.
         ArtefactError: An engine is refused.
         EnvironmentProblem: A runtime does not work here.
         BadInputError: The folder holds no image that can be read.
     """
     chosen = options or BenchOptions()
+    _refuse_from_afar(engines, chosen)
     named = dict(zip(subject_names(engines), engines, strict=True))
     records: dict[str, EngineRecord] = {}
     with ExitStack() as stack:
@@ -113,7 +114,8 @@ def measure_engines(
                         replace(subject, description={**subject.description, **build_of})
                         for subject in _subjects(label, runner, build, chosen)
                     ]
-        board = measured_board({record.runtime for record in records.values()}, chosen.running.device)
+        here = {records[name].runtime for name, engine in named.items() if isinstance(engine, Path)}
+        board = measured_board(here, chosen.running.device)
         controls = [control_subject(subjects[0])] if chosen.control and len(subjects) > 1 else []
         report = measure(
             [*subjects, *controls],
@@ -135,6 +137,7 @@ def measure_engines(
                 engine, batch=chosen.batch, threads=chosen.threads, device=chosen.running.device
             )
             for name, engine in named.items()
+            if isinstance(engine, Path)
         }
         report = add_pass(report, "memory", memory)
     return report
@@ -154,7 +157,26 @@ def measured_board(runtimes: Collection[str], device: int) -> Gpu | None:
     return gpu_at(gpu.bus_id) if gpu is not None and gpu.bus_id else first_gpu()
 
 
-def _builds(engine: Path, options: BenchOptions, stack: ExitStack) -> list[Path]:
+def _refuse_from_afar(engines: Sequence[Path | ServedModel], options: BenchOptions) -> None:
+    """Refuse what would be measured of this machine where a server does the work."""
+    served = next((engine for engine in engines if isinstance(engine, ServedModel)), None)
+    asked = {
+        "--power": options.power_seconds, "--memory": options.memory, "--limits": options.limits,
+        "--builds": options.builds > 1,
+    }  # fmt: skip
+    given = [name for name, value in asked.items() if value]
+    if served is not None and given:
+        raise UsageError(
+            f"{given[0]} measures this machine, and {served} runs on its server",
+            remedy=f"leave {' and '.join(given)} out",
+        )
+
+
+def _builds(
+    engine: Path | ServedModel, options: BenchOptions, stack: ExitStack
+) -> Sequence[Path | ServedModel]:
+    if not isinstance(engine, Path):
+        return [engine]
     from edge_dsc.build.engine import rebuild_engine  # needs packages that measuring does without
 
     found = [engine]
@@ -164,15 +186,15 @@ def _builds(engine: Path, options: BenchOptions, stack: ExitStack) -> list[Path]
     return found
 
 
-def _open(engine: Path, options: BenchOptions, size: int | None = None) -> Runner:
+def _open(engine: Path | ServedModel, options: BenchOptions, size: int | None = None) -> Runner:
     """Open an engine as it is measured: a request is one batch, waited for, or a pile in batches of a size."""
     running = replace(options.running, batch=size)
     if options.offline is None:
         running = replace(running, slots=running.slots or 1, batch=options.batch)
-    return open_engine(engine, threads=options.threads, options=running)
+    return open_model(engine, threads=options.threads, options=running)
 
 
-def _subjects(name: str, runner: Runner, engine: Path, options: BenchOptions) -> list[Subject]:
+def _subjects(name: str, runner: Runner, engine: Path | ServedModel, options: BenchOptions) -> list[Subject]:
     description = _describe(runner, options)
     opener = functools.partial(_open, engine, options)
     if options.folder is not None:
@@ -187,12 +209,12 @@ def _subjects(name: str, runner: Runner, engine: Path, options: BenchOptions) ->
             remedy="give another --batch, or build the engine for it",
         )
     with ExitStack() as look:
-        staged = _stages(engine, record, input_noise(runner, options.batch), options, look) is not None
+        staged = _stages(engine, input_noise(runner, options.batch), options, look) is not None
 
     def opened(stack: ExitStack) -> Opened:
         anew = stack.enter_context(opener())
         pixels = input_noise(anew, options.batch)
-        stages = _stages(engine, record, pixels, options, stack) if staged else None
+        stages = _stages(engine, pixels, options, stack) if staged else None
         return Opened(lambda: anew.run(pixels), stages)
 
     return [Subject(name=name, open=opened, description=description)]
@@ -218,8 +240,7 @@ def _describe(runner: Runner, options: BenchOptions) -> dict[str, Any]:
 
 
 def _stages(
-    engine: Path,
-    record: EngineRecord,
+    engine: Path | ServedModel,
     pixels: InputPixels,
     options: BenchOptions,
     stack: ExitStack,
@@ -228,8 +249,8 @@ def _stages(
 
     None where the runtime does not report any.
     """
-    running = replace(options.running, threads=options.threads, slots=1, time_stages=True, batch=len(pixels))
-    timed = stack.enter_context(get_runtime(record.runtime).open_runner(engine, record, running))
+    running = replace(options.running, slots=1, time_stages=True, batch=len(pixels))
+    timed = stack.enter_context(open_model(engine, threads=options.threads, options=running))
 
     def stages() -> Mapping[str, int]:
         ticket = timed.submit(pixels)
@@ -338,14 +359,15 @@ def _open_pile(
 
 
 def _limits(
-    engines: Mapping[str, Path], records: Mapping[str, EngineRecord], options: BenchOptions
+    engines: Mapping[str, Path | ServedModel], records: Mapping[str, EngineRecord], options: BenchOptions
 ) -> dict[str, dict[str, float]]:
     """Only for engines on the processor: its ceilings say nothing of a GPU."""
-    here = [name for name, record in records.items() if get_runtime(record.runtime).runs_on_cpu]
+    files = {name: engine for name, engine in engines.items() if isinstance(engine, Path)}
+    here = [name for name in files if get_runtime(records[name].runtime).runs_on_cpu]
     if not here:
         return {}
     ceilings = measure_ceilings(options.threads)
-    found = {name: limits_pass(engines[name], records[name], ceilings, batch=options.batch) for name in here}
+    found = {name: limits_pass(files[name], records[name], ceilings, batch=options.batch) for name in here}
     return {name: limits for name, limits in found.items() if limits is not None}
 
 
@@ -359,7 +381,7 @@ def input_noise(runner: Runner, count: int) -> InputPixels:
     return shape_input(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8), contract)
 
 
-def subject_names(engines: Sequence[Path]) -> list[str]:
+def subject_names(engines: Sequence[Path | ServedModel]) -> list[str]:
     """Name engines by their file names, without the suffix where that is clear; by their paths where it is not."""
     stems = [engine.stem for engine in engines]
     return [

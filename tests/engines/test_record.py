@@ -194,9 +194,19 @@ def test_an_edited_record_of_version_1_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_later_version_is_refused_by_its_number(tmp_path: Path) -> None:
-    write_record(tmp_path / "x.json", msgspec.to_builtins(RECORD), version=5)
-    with pytest.raises(ArtefactError, match="has schema version 5, this edge-dsc reads 1 and 2 and 3 and 4"):
+    write_record(tmp_path / "x.json", msgspec.to_builtins(RECORD), version=6)
+    with pytest.raises(
+        ArtefactError, match="has schema version 6, this edge-dsc reads 1 and 2 and 3 and 4 and 5"
+    ):
         KIND.load(tmp_path / "x.json")
+
+
+def test_records_of_version_4_have_a_contract_without_temperature_and_maps(tmp_path: Path) -> None:
+    values = msgspec.to_builtins(RECORD)
+    assert values["contract"].pop("temperature") == 1.0 and values["contract"].pop("cam") is None
+    values["contract"]["schema_version"] = 1
+    write_record(tmp_path / "x.json", values, version=4)
+    assert KIND.load(tmp_path / "x.json") == RECORD
 
 
 def test_records_of_version_3_knew_nothing_of_the_accelerator(tmp_path: Path) -> None:
@@ -260,6 +270,9 @@ def test_batches_out_of_order_are_refused(sizes: tuple[int, int, int]) -> None:
 def test_contract_round_trip_and_refusals() -> None:
     contract = RECORD.contract
     assert ModelContract.from_metadata(contract.to_metadata(), source="m") == contract
+    first = {**msgspec.to_builtins(contract), "schema_version": 1}
+    assert first.pop("temperature") == 1.0 and first.pop("cam") is None
+    assert ModelContract.from_metadata({"edge_dsc.contract": json.dumps(first)}, source="m") == contract
     with pytest.raises(ArtefactError, match="not exported by edge-dsc"):
         ModelContract.from_metadata({}, source="m")
     with pytest.raises(ArtefactError, match="damaged contract"):

@@ -551,4 +551,4 @@ def test_a_temperature_is_not_fitted_on_classes_that_the_model_does_not_know(tmp
     source = written(tmp_path, MODELS["residual"]())
     with pytest.raises(BadInputError, match="does not know the class covid19"):
         adopt_model(request(source, tmp_path / "out", fit=tmp_path / "data"))
-    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out" / "model.onnx").exists()

@@ -30,7 +30,7 @@ def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     """No package but OpenCV and those that the runtimes name, none of which is imported."""
-    packages = dict.fromkeys(("cv2", "onnxruntime", "tensorrt", "tensorrt_rtx", "pycuda"), ())
+    packages = dict.fromkeys(("cv2", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "pycuda"), ())
     monkeypatch.setattr(doctor, "_PACKAGES", {**packages, "cv2": ("opencv-python",)})
     missing = Package(version=None)
     monkeypatch.setattr(doctor, "probe", lambda name: probe(name) if name == "cv2" else missing)

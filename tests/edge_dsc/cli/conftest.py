@@ -1,69 +1,11 @@
-"""The command line in this process, and a folder with everything that a command may want."""
+"""A folder with everything that a command may want, to be changed."""
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
-
-from edge_dsc.cli.app import app
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a command left: exit code, standard output, standard error."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-
-EdgeDsc = Callable[..., Outcome]
-
-
-@pytest.fixture
-def edge_dsc(capsys: pytest.CaptureFixture[str]) -> EdgeDsc:
-    def run(*arguments: object) -> Outcome:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            app([str(argument) for argument in arguments], prog_name="edge-dsc")
-        said = capsys.readouterr()
-        return Outcome(int(stop.value.code or 0), said.out, said.err)
-
-    return run
-
-
-@pytest.fixture(scope="session")
-def built_run(
-    deployed_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory, textures: Path
-) -> Path:
-    """A folder with model.onnx, calibration.json and an FP32 and an INT8 engine of onnxruntime."""
-    from edge_dsc.build.calibrate import CalibrationRequest, run_calibration
-    from edge_dsc.build.engine import BuildRequest, build_engine
-    from engines.record import BatchRange, Precision
-
-    run = tmp_path_factory.mktemp("run")
-    model = Path(shutil.copy(deployed_models["dsc"], run / "model.onnx"))
-    table = run_calibration(CalibrationRequest(model=model, data=textures, method="minmax", images=128)).path
-    for precision, calibration in ((Precision.FP32, None), (Precision.INT8, table)):
-        request = BuildRequest(
-            model=model,
-            precision=precision,
-            runtime="onnxruntime",
-            batch=BatchRange(1, 1, 4),
-            calibration=calibration,
-        )
-        build_engine(request)
-    return run
 
 
 @pytest.fixture

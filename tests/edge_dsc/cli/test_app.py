@@ -19,6 +19,13 @@ from engines.errors import ArtefactError
 
 GROUP = typer.main.get_command(app)
 assert isinstance(GROUP, CommandGroup)
+# Each command that does something, a part of a group by both names: "deploy triton".
+LEAVES = {
+    **{name: command for name, command in COMMANDS.items() if not command.parts},
+    **{
+        f"{name} {part}": found for name, command in COMMANDS.items() for part, found in command.parts.items()
+    },
+}
 NOT_FOR_HELP = {"numpy", "cv2", "onnx", "onnxruntime", "tensorflow", "keras", "msgspec", "rich"}
 
 
@@ -74,19 +81,43 @@ def test_version_loads_nothing_heavy() -> None:
 def test_the_help_of_a_command_loads_its_module_and_no_other() -> None:
     modules = loaded(child("infer", "--help"))
     assert not NOT_FOR_HELP & modules
-    folders = {command.function.partition(":")[0] for command in COMMANDS.values()}
+    folders = {command.function.partition(":")[0] for command in LEAVES.values()}
     assert {name for name in folders if f"edge_dsc.cli.{name}" in modules} == {"using"}
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+def test_a_group_lists_its_parts_and_loads_none() -> None:
+    done = child("deploy", "--help")
+    assert done.stdout.startswith("Usage: edge-dsc deploy [OPTIONS] COMMAND")
+    for name, command in COMMANDS["deploy"].parts.items():
+        assert f"\n  {name.ljust(10)}  {command.summary}" in done.stdout
+    assert not (NOT_FOR_HELP | {"edge_dsc.cli.deploying"}) & loaded(done)
+
+
+def test_a_group_alone_shows_its_help_and_a_wrong_part_is_one_line(edge_dsc: Any) -> None:
+    done = edge_dsc("deploy")
+    assert (done.code, done.err) == (2, "") and done.out == edge_dsc("deploy", "--help").out
+    done = edge_dsc("deploy", "tritn")
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert "No such command 'tritn'. Did you mean 'triton'? (see edge-dsc deploy --help)" in done.err
+
+
+def leaf(name: str) -> Any:
+    """The command of one or two names, as the program loads it."""
+    found: Any = GROUP
+    for word in name.split():
+        found = found.load_command(word)
+    return found
+
+
+@pytest.mark.parametrize("name", LEAVES)
 def test_help_begins_with_the_summary_and_explains_every_option(edge_dsc: Any, name: str) -> None:
-    done = edge_dsc(name, "-h")
+    done = edge_dsc(*name.split(), "-h")
     assert done.code == 0
     assert done.out.startswith(f"Usage: edge-dsc {name} ")
-    assert done.out.split("\n\n")[1].split() == COMMANDS[name].summary.split()
-    command = GROUP.load_command(name)
+    assert done.out.split("\n\n")[1].split() == LEAVES[name].summary.split()
+    command = leaf(name)
     for parameter in command.params:
-        assert parameter.help, f"{name} {parameter.name}"  # type: ignore[attr-defined]
+        assert parameter.help, f"{name} {parameter.name}"
     names = {parameter.name for parameter in command.params}
     assert {"json", "version"} <= names
     assert name in ("infer", "demo", "doctor", "inspect", "networks") or "out" in names
@@ -132,6 +163,8 @@ RANGES = {
     "inspect": "--device 255",
     "demo": "--seed 4294967295",
     "selftest": "--seed 4294967295 --device 255",
+    "deploy triton": "--instances 64 --queue-delay 1000000 --unsure nan",
+    "deploy bundle": "--port 65535",
     "compare": "--margin nan --fail-if-slower inf",
 }
 NUMBERS = [
@@ -152,14 +185,14 @@ def test_a_batch_range_is_three_plain_numbers(edge_dsc: Any, batch: str) -> None
 def test_every_number_has_a_range(edge_dsc: Any, name: str, option: str, largest: str) -> None:
     beyond = [largest] if largest in ("nan", "inf") else ["-1", str(int(largest) + 1), "9" * 20]
     for value in beyond:
-        done = edge_dsc(name, option, value)
+        done = edge_dsc(*name.split(), option, value)
         assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
         assert f"Invalid value for '{option}'" in done.err
 
 
 def test_no_number_is_left_without_a_range() -> None:
     named = {(name, option) for name, option, _ in NUMBERS} | {("infer", "--serve")}
-    for name, command in COMMANDS.items():
+    for name, command in LEAVES.items():
         module, _, function = command.function.partition(":")
         found = getattr(importlib.import_module(f"edge_dsc.cli.{module}"), function)
         for hint in get_type_hints(found, include_extras=True).values():
@@ -179,6 +212,8 @@ def complete(words: str) -> list[str]:
 
 def test_the_shell_completes_commands_options_and_choices() -> None:
     assert complete("edge-dsc in") == ["infer", "inspect"]
+    assert complete("edge-dsc deploy t") == ["triton"]
+    assert complete("edge-dsc deploy triton --tri") == ["--triton-backend"]
     assert complete("edge-dsc train --re") == ["--recipe", "--resume"]
     assert complete("edge-dsc train --arch ")[:3] == ["dsc", "cnn", "resnet50v2"]
     assert complete("edge-dsc train --arch in") == ["inceptionv3", "inceptionresnetv2"]

@@ -28,7 +28,7 @@ class Looking:
         self.sizes.append(len(pixels))
         planes = pixels.reshape(len(pixels), 56, 56)
         row, column = (8 * place for place in self._place)
-        light = planes[:, row : row + 8, column : column + 8].mean(axis=(1, 2)) / 300 + 0.1
+        light = planes[:, row : row + 8, column : column + 8].mean(axis=(1, 2)) / 420
         return np.stack([1 - light, light], axis=1).astype(np.float32)
 
 
@@ -38,7 +38,7 @@ def images(tmp_path: Path) -> list[Path]:
     paths = []
     for number in range(6):
         picture = np.full((56, 56), 20 + number, np.uint8)
-        picture[:8, :8] = picture[24:32, 24:32] = 250
+        picture[:8, :8] = picture[24:32, 24:32] = 250  # on their own: blurred, they are dark
         paths.append(tmp_path / f"{number}.png")
         cv2.imwrite(str(paths[-1]), picture)
     return paths

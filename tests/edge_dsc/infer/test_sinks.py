@@ -112,7 +112,7 @@ def test_the_address_of_the_page_is_said_and_who_may_look() -> None:
     opened(Outputs(serve=0), said=said)
     address = r"http://127\.0\.0\.1:\d+/"
     assert re.fullmatch(f"live page: {address}, metrics: {address}metrics", said[0])
-    assert said[1:] == ["note: the metrics hold no drift of the input: no engine file"]
+    assert said[1:] == ["note: the metrics hold no drift of the input: no engine file is at hand"]
     said.clear()
     opened(Outputs(serve=0, host="0.0.0.0"), said=said)
     assert said[-1] == "note: everybody who reaches 0.0.0.0 sees the pictures; there is no password"

@@ -80,7 +80,7 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> list[Fake]:
     Fake.opened.clear()
     subjects = "edge_dsc.latency.subjects"
     monkeypatch.setattr(
-        f"{subjects}.open_engine", lambda engine, threads, options: Fake(replace(options, threads=threads))
+        f"{subjects}.open_model", lambda engine, threads, options: Fake(replace(options, threads=threads))
     )
     monkeypatch.setattr(f"{subjects}.get_runtime", lambda name: runtime)
     return Fake.opened

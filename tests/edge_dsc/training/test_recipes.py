@@ -58,6 +58,7 @@ OFF = {
     "temperature": 1.0,
     "convolution_start": False,
     "shift": 0.0,
+    "fixed": False,
 }
 
 

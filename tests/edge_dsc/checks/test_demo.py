@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from bench.plan import choose_plan
-from edge_dsc.demo import DemoPlan, DemoResult, run_demo
+from edge_dsc.checks.demo import DemoPlan, DemoResult, run_demo
 from engines.errors import UsageError
 from engines.record import load_record
 from engines.runtimes import get_runtime
