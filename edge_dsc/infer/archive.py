@@ -312,28 +312,29 @@ def classify_archive(
     before = _earlier_rows(out, record, _words(point), resume=request.resume)
     left = [name for name in names if _readable(name) not in before]
     found = _begun_run(request, record, point, len(names))
-    _save(out, found)
     tally = _Tally(begun=begun, answered=sum(before.values()), failed=len(before) - sum(before.values()))
-    with _joined(request.address) as ray, stop_on_signals(stop):
-        pool = plan_pool(ray.cluster_resources(), ray.available_resources(), record, request)
-        size = _part_size(len(left), pool.actors, record.batch)
-        parts = [left[first : first + size] for first in range(0, len(left), size)]
-        pool = replace(pool, actors=max(1, min(pool.actors, len(parts))))
-        job = _Job(
-            engine=ray.put(content),
-            record=record_path(request.engine).read_bytes(),
-            name=record.engine,
-            out=out,
-            suffix=suffix,
-            point=point,
-            store=store,
-            here=str(Path.cwd()),
-            threads=pool.threads,
-            running=request.running,
-        )
-        if say is not None:
-            say(f"{len(left)} files in parts of {size}, {pool.actors} actors on {pool.where}")
-        if parts:
+    if left:
+        with _joined(request.address) as ray, stop_on_signals(stop):
+            pool = plan_pool(ray.cluster_resources(), ray.available_resources(), record, request)
+            _save(out, found)  # from here on there may be parts
+            size = _part_size(len(left), pool.actors, record.batch)
+            parts = [left[first : first + size] for first in range(0, len(left), size)]
+            pool = replace(pool, actors=min(pool.actors, len(parts)))
+            tally.actors = pool.actors
+            if say is not None:
+                say(f"{len(left)} files in parts of {size}, {pool.actors} actors on {pool.where}")
+            job = _Job(
+                engine=ray.put(content),
+                record=record_path(request.engine).read_bytes(),
+                name=record.engine,
+                out=out,
+                suffix=suffix,
+                point=point,
+                store=store,
+                here=str(Path.cwd()),
+                threads=pool.threads,
+                running=request.running,
+            )
             _run(ray, job, pool, parts, tally, stop, progress)
     finished = len(names) - len(left) + tally.done == len(names)
     found = msgspec.structs.replace(
@@ -345,7 +346,7 @@ def classify_archive(
             f"none of the {tally.failed} images of {found.source!r} could be read",
             remedy="the reason stands in each row",
         )
-    return _summary(request, found, tally, pool, out, before)
+    return _summary(request, found, tally, out, before)
 
 
 def _begun_run(
@@ -369,7 +370,6 @@ def _summary(
     request: ArchiveRequest,
     found: ArchiveRun,
     tally: _Tally,
-    pool: Pool,
     out: Folder,
     before: Mapping[str, bool],
 ) -> ArchiveSummary:
@@ -382,7 +382,7 @@ def _summary(
         answered=answered,
         failed=tally.done - answered,
         parts=tally.parts,
-        actors=pool.actors,
+        actors=tally.actors,
         seconds=tally.seconds,
         start_seconds=tally.start_seconds,
         out=out.name,
@@ -639,6 +639,7 @@ class _Tally:
     failed: int
     done: int = 0
     parts: int = 0
+    actors: int = 0
     seconds: float = 0.0
     start_seconds: float = 0.0
 
