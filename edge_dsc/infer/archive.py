@@ -545,7 +545,7 @@ def _joined(address: str) -> Iterator[Any]:
         yield ray
         return
     with contextlib.ExitStack() as stack:
-        if local and ray is None:  # its import reads the environment, once
+        if local and (ray is None or _environment):  # its import reads the environment, once
             stack.enter_context(_own_cluster())
         ray = load("ray")
         logging.getLogger("ray").setLevel(logging.ERROR)
@@ -569,6 +569,9 @@ def _joined(address: str) -> Iterator[Any]:
         yield ray
 
 
+_environment: dict[str, str] = {}  # that ray was imported in, where it was imported for a Ray of our own
+
+
 @contextlib.contextmanager
 def _no_standard_error() -> Iterator[None]:
     """Throw away what Ray's C++ part says while it starts, such as which log level it took; what fails is raised."""
@@ -586,7 +589,7 @@ def _no_standard_error() -> Iterator[None]:
 @contextlib.contextmanager
 def _own_cluster() -> Iterator[None]:
     """Let a Ray that is started in the block listen on loopback alone, and ask for a token that nobody else has."""
-    wanted = {
+    wanted = _environment or {
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # on any system: the address of its node is 127.0.0.1
         "RAY_worker_niceness": "0",  # as ``infer`` runs without Ray; 15 by default
         # Its C++ part warns of each actor pool of Ray Data that arguments in its store may be lost (ray#53727).
@@ -594,6 +597,7 @@ def _own_cluster() -> Iterator[None]:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
     }
+    _environment.update(wanted)
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)
     try:
