@@ -46,15 +46,8 @@ BATCH = BatchRange(1, 8, 32)
 _MARKER = ".edge-dsc-demo"
 _THEIRS = "theirs"  # the folder of the network that is adopted
 _MADE = (
-    "phantoms",
-    "more-phantoms",
-    "dsc",
-    "cnn",
-    "twin",
-    _THEIRS,
-    "results.csv",
-    "report.json",
-    "demo.html",
+    *("phantoms", "more-phantoms", "dsc", "cnn", "twin", _THEIRS),
+    *(f"{_THEIRS}.onnx", "results.csv", "report.json", "demo.html"),
 )
 _MARGIN = 2.0  # points of accuracy, as a study's default
 
