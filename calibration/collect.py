@@ -30,9 +30,9 @@ from calibration.layers import (
 from calibration.rewrites import Bounds, Factors, fold_norms
 from calibration.select import CalibrationSet
 from calibration.table import HISTOGRAM_BINS, QUANTIZED_BINS, CalibrationOptions, CalibrationTable
+from engines.cpu.ort import SILENT, failures_of
 from engines.errors import BadInputError
 from engines.graph import EXPORT_AGAIN, OnnxModel
-from engines.ort import SILENT, failures_of
 from engines.packages import load
 from engines.runtimes import Progress
 
@@ -90,6 +90,7 @@ def calibrate(
         skipped=images.skipped,
         versions={name: load(name).__version__ for name in ("numpy", "onnxruntime")},
         channel_factors=factors,
+        pixel_levels=images.count_levels(model.contract),
     )
 
 

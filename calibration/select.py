@@ -15,7 +15,7 @@ from calibration.table import MINIMUM_IMAGES, CalibrationImage, SkippedImage
 from engines.contract import ModelContract
 from engines.errors import BadInputError, ImageError, UsageError
 from engines.files import sha256_bytes
-from engines.images import read_inputs
+from engines.images import count_levels, read_inputs
 from engines.runtimes import Progress
 
 
@@ -50,6 +50,13 @@ class CalibrationSet:
     images: tuple[CalibrationImage, ...]
     skipped: tuple[SkippedImage, ...]
     drawn: tuple[int, ...]
+
+    def count_levels(self, contract: ModelContract) -> tuple[int, ...]:
+        """Count the grey levels of all images in :data:`engines.images.LEVEL_BINS` bins; a table keeps them."""
+        counts = sum(
+            count_levels(image, contract) for image in self.pixels
+        )  # one at a time: OpenCV counts in float32
+        return tuple(np.asarray(counts).tolist())
 
 
 def select_images(candidates: Sequence[Candidate], count: int, seed: int) -> list[Candidate]:

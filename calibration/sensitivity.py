@@ -24,9 +24,9 @@ from calibration.chain import (
 from calibration.layers import Layer
 from calibration.mixed import squared_error
 from calibration.table import CalibrationTable
+from engines.cpu.ort import KERNEL_TIME, profile_nodes
 from engines.errors import BadInputError
 from engines.graph import EXPORT_AGAIN, WEIGHTED_OPERATORS, source_layers
-from engines.ort import KERNEL_TIME, profile_nodes
 from engines.runtimes import Progress
 
 if TYPE_CHECKING:

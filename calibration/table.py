@@ -12,10 +12,11 @@ from typing import Annotated, Any, TypeAlias
 import msgspec
 from msgspec import Meta
 
-from engines.contract import Number, Seed, Sha256, Text
+from engines.contract import Count, Number, Seed, Sha256, Text
 from engines.errors import ArtefactError, UsageError
 from engines.files import DocumentKind
 from engines.graph import OnnxModel
+from engines.images import LEVEL_BINS
 
 METHODS = ("mse", "entropy", "minmax", "percentile")
 # Found by TensorRT's own calibrators, for a build without Q/DQ pairs; with the name of its algorithm in a cache.
@@ -101,6 +102,9 @@ class CalibrationTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
             positive factor per channel (:mod:`calibration.rewrites`); their ranges are of the tensors after that.
         images: The images.
         skipped: The images that could not be read.
+        pixel_levels: How many pixels of these images, as the network takes them, lie in each of
+            :data:`engines.images.LEVEL_BINS` equal parts of grey 0..255; empty in tables before version 3, and in those
+            of training. What a run sees is held against it (:mod:`edge_dsc.infer.live_page.monitoring`).
     """
 
     method: Text
@@ -113,6 +117,7 @@ class CalibrationTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     channel_factors: Mapping[Text, tuple[_Factor, ...]] = msgspec.field(default_factory=dict)
     images: tuple[CalibrationImage, ...]
     skipped: tuple[SkippedImage, ...] = ()
+    pixel_levels: tuple[Count, ...] = ()
 
     @property
     def implicit(self) -> bool:
@@ -133,13 +138,18 @@ def _from_version_1(body: dict[str, Any]) -> dict[str, Any]:
     return {"channel_factors": {}, **body}
 
 
+def _from_version_2(body: dict[str, Any]) -> dict[str, Any]:
+    """Add what version 3 added."""
+    return {"pixel_levels": [], **body}
+
+
 TABLE = DocumentKind(
     name="edge-dsc/calibration-table",
-    version=2,
+    version=3,
     body=CalibrationTable,
     renew=calibrate_command(),
     seal="table_sha256",
-    older={1: _from_version_1},
+    older={1: _from_version_1, 2: _from_version_2},
 )
 
 
@@ -213,6 +223,9 @@ def _nonsense(table: CalibrationTable) -> str | None:
             return f"holds no channel factors for {name}"
     if not table.ranges:
         return "holds no ranges"
+    levels = table.pixel_levels
+    if levels and (len(levels) != LEVEL_BINS or not sum(levels)):
+        return f"holds {len(levels)} grey levels of {sum(levels)} pixels"
     if table.implicit and "trt_version" not in table.parameters:
         return "does not say which release's cache it holds"
     if len(table.images) < MINIMUM_IMAGES and table.method != QAT_METHOD:

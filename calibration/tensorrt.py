@@ -356,6 +356,7 @@ def table_of_cache(
         ranges={name: (-127 * scale, 127 * scale) for name, scale in cache.scales.items()},
         images=tuple(image for image in images.images if image.sha256 in fed),
         skipped=images.skipped,
+        pixel_levels=images.count_levels(model.contract),
     )
 
 

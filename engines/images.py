@@ -29,6 +29,7 @@ _Result = TypeVar("_Result")
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".dcm", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 MIN_SIDE = 32
+LEVEL_BINS = 32  # of a histogram of grey levels: eight levels each
 MAX_BYTES = 512 << 20
 
 # Reduced-size JPEG decoding must leave at least two pixels for each of the network's, and never fewer than this.
@@ -358,6 +359,26 @@ def shape_input(pixels: NDArray[np.uint8], contract: ModelContract) -> InputPixe
     elif contract.dtype == "int8":
         made = _subtract_middle(pixels, contract.border)
     return made if contract.layout == "NHWC" else np.ascontiguousarray(np.moveaxis(made, -1, -3))
+
+
+def count_levels(pixels: InputPixels, contract: ModelContract) -> NDArray[np.int64]:
+    """Count the grey levels of network inputs, all channels together, without the border of a contract that has one.
+
+    Args:
+        pixels: ``[..., *contract.input_shape]`` of the contract's type.
+        contract: What they were made for.
+
+    Returns:
+        ``int64 [LEVEL_BINS]``: how many values lie in each of equal parts of 0..255.
+    """
+    if contract.border:  # NCHW, the only layout that has one
+        edge = slice(contract.border, -contract.border)
+        pixels = pixels[..., edge, edge]
+    grey = np.ascontiguousarray(pixels)
+    if contract.dtype == "int8":
+        grey = grey.view(np.uint8) ^ np.uint8(0x80)
+    levels = cv2.calcHist([grey.astype(np.uint8, copy=False).reshape(-1)], [0], None, [LEVEL_BINS], [0, 256])
+    return levels.reshape(-1).astype(np.int64)  # OpenCV 4 gives it as a column
 
 
 def _subtract_middle(pixels: NDArray[np.uint8], border: int) -> NDArray[np.int8]:

@@ -42,6 +42,7 @@ class Precision(str, enum.Enum):
 
     FP32 = "fp32"
     FP16 = "fp16"
+    BF16 = "bf16"  # of an FP32 graph: the range of FP32, 8 bits of its mantissa
     INT8 = "int8"
     MIXED = "mixed"  # some layers in INT8, some in float, as a search found best
 

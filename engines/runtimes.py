@@ -29,12 +29,13 @@ LAYER_RUNS = 100  # of the smallest batch, for the time of each layer
 FINDINGS = ("device", "memory_choice", "scratch", "warnings", "runtime_cache")
 FLOAT = "float"  # FP32 or FP16, as check_layers takes it
 _TABLE = {
-    "onnxruntime": "engines.ort:RUNTIME",
+    "onnxruntime": "engines.cpu.ort:RUNTIME",
+    "openvino": "engines.cpu.vino:RUNTIME",
     "tensorrt": "engines.trt.runtime:TENSORRT",
     "tensorrt-rtx": "engines.trt.runtime:TENSORRT_RTX",
 }
 RUNTIME_NAMES = tuple(_TABLE)
-_REFUSED = "choose another precision or --backend; nothing was written"
+REFUSED = "choose another precision or --backend; nothing was written"
 
 _Tag = TypeVar("_Tag")
 
@@ -322,6 +323,11 @@ class Runtime(Protocol):
     @property
     def float_precision(self) -> Precision:
         """What layers run in that a mixed engine leaves in floating point."""
+        ...
+
+    @property
+    def precisions(self) -> tuple[Precision, ...]:
+        """What it builds wherever it works, and BF16 or FP16 where some devices have it."""
         ...
 
     @property
@@ -645,7 +651,7 @@ def check_precision(layers: Mapping[str, int], options: BuildOptions) -> None:
     seen = ", ".join(f"{count} in {name}" for name, count in sorted(layers.items())) or "none"
     raise AccuracyGateError(
         f"asked for {wanted} in {options.precision.name}, the engine would have {seen}",
-        remedy=_REFUSED,
+        remedy=REFUSED,
     )
 
 
@@ -675,5 +681,5 @@ def check_layers(result: BuildResult, wanted: Mapping[str, str]) -> None:
     if wrong:
         raise AccuracyGateError(
             f"the engine would run {'; '.join(wrong)} ({result.layers_source})",
-            remedy=_REFUSED,
+            remedy=REFUSED,
         )

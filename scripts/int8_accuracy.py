@@ -31,9 +31,9 @@ from edge_dsc.data.purposes import PARTS_FOR, Purpose
 from edge_dsc.evaluate.agreement import LabelledImages, compare_answers
 from edge_dsc.evaluate.evaluation import labelled_samples
 from edge_dsc.training.run_folder import load_training_record
+from engines.cpu.ort import open_session
 from engines.files import write_text
 from engines.graph import load_model
-from engines.ort import open_session
 from engines.record import Agreement, Precision
 from engines.runtimes import get_runtime
 from engines.text_table import Table, render_markdown

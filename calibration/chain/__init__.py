@@ -21,9 +21,9 @@ from calibration.qdq import activation_ranges, prepare
 from calibration.rewrites import Bounds
 from calibration.table import CalibrationTable
 from engines import images
+from engines.cpu.ort import SILENT
 from engines.errors import ArtefactError
 from engines.graph import count_multiply_adds
-from engines.ort import SILENT
 from engines.packages import load
 
 if TYPE_CHECKING:

@@ -56,6 +56,7 @@ from engines.contract import (
     Text,
     upgrade_contract,
 )
+from engines.cpu.ort import failures_of, open_session
 from engines.errors import AccuracyGateError, ArtefactError, BadInputError, ImageError, UsageError
 from engines.files import (
     ONNX_MODEL,
@@ -70,7 +71,6 @@ from engines.files import (
 )
 from engines.graph import OnnxModel, parse_model, refuse_large_values, replace_contract, seal_model
 from engines.images import prepare_pixels, quiet_decoder, read_inputs
-from engines.ort import failures_of, open_session
 from engines.packages import load
 from engines.runtimes import Progress
 from engines.text_table import printable

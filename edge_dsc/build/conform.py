@@ -20,8 +20,8 @@ from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto
 from edge_dsc.build.deployed import IR_VERSION, OPSET
 from edge_dsc.build.front import Front, drop_unused, fold_front, fresh_name, store_constant
 from engines.contract import ModelContract
+from engines.cpu.ort import simplify_graph
 from engines.errors import ArtefactError, BadInputError
-from engines.ort import simplify_graph
 from engines.text_table import printable
 
 OPSETS = range(13, 21)  # what calibration.qdq makes INT8 graphs for; another one is converted

@@ -28,11 +28,11 @@ from edge_dsc.build.engine import BuildRequest, build_engine
 from edge_dsc.data import discover
 from edge_dsc.data.purposes import split_beside
 from engines.contract import ModelContract
+from engines.cpu.ort import failures_of
 from engines.errors import AccuracyGateError, ArtefactError, BadInputError, EnvironmentProblem, ImageError
 from engines.files import CHART, require_writable
 from engines.graph import EXPORT_AGAIN, OnnxModel, load_model
 from engines.images import read_inputs
-from engines.ort import failures_of
 from engines.record import Precision, load_record, record_path
 from engines.runtimes import Progress, Runtime, get_runtime, layer_times, refuse_on_processor
 from engines.text_table import align_rows

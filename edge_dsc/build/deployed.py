@@ -16,7 +16,7 @@ from onnx import ModelProto, NodeProto, TensorProto
 
 from edge_dsc.networks import BLOCKS
 from engines.contract import ModelContract
-from engines.ort import open_session
+from engines.cpu.ort import open_session
 
 OPSET = 18
 IR_VERSION = 9

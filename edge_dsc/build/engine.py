@@ -33,11 +33,11 @@ from edge_dsc.build.gate import GateOptions, run_gate
 from edge_dsc.data import Dataset, Split, discover
 from edge_dsc.data.purposes import split_beside
 from engines.contract import DECODE_RULE, DECODERS, NVJPEG_RULE, ModelContract
+from engines.cpu.ort import open_reference
 from engines.errors import AccuracyGateError, ArtefactError, EdgeDscError, EnvironmentProblem, UsageError
 from engines.files import ENGINE, atomic_path, require_writable, sha256_file
 from engines.graph import OnnxModel, cast_to_fp16, load_model, replace_contract, take_half_pixels
 from engines.images import require_decoder
-from engines.ort import open_reference
 from engines.record import (
     DEFAULT_WORKSPACE_MIB,
     RECORD,
@@ -225,7 +225,7 @@ def build_everywhere(
         if reason is not None:
             notes.append(f"{runtime} left out: {reason}")
             continue
-        for precision in (Precision.FP32, Precision.FP16, Precision.INT8):
+        for precision in precisions_to_try(runtime):
             calibration = table if precision is Precision.INT8 else None
             if precision is Precision.INT8 and table is None:
                 continue
@@ -240,6 +240,12 @@ def build_everywhere(
             notes += [f"{built.path.stem}: {note}" for note in built.record.notes]
             engines.append(built)
     return engines, notes
+
+
+def precisions_to_try(name: str) -> tuple[Precision, ...]:
+    """Return what a runtime may build without a search: its own precisions and, on some processors, FP16."""
+    known = {*get_runtime(name).precisions, Precision.FP16} - {Precision.MIXED}
+    return tuple(precision for precision in Precision if precision in known)
 
 
 def open_to_answer(built: BuiltEngine, model: OnnxModel, table: CalibrationTable | None) -> Runner:
@@ -336,6 +342,11 @@ def _begin(request: BuildRequest, calibrated: CalibrationRun | None = None) -> B
     model = calibrated.model if calibrated is not None else load_model(request.model)
     runtime, chosen = choose_runtime(request.runtime)
     refuse_on_processor(runtime, ["--device"] if request.device is not None else [])
+    if request.precision is Precision.BF16 and request.precision not in runtime.precisions:
+        raise UsageError(
+            f"{runtime.name} builds no engines in BF16",
+            remedy="choose another precision, or --backend openvino",
+        )
     path = request.out or default_engine_path(
         request.model, model.contract.architecture, request.precision, runtime
     )
@@ -526,7 +537,10 @@ def graph_in_precision(
     Raises:
         UsageError: There is no such layer, or INT8 pixels are asked for and no layer is in INT8.
     """
-    if precision is Precision.FP32:
+    if precision in (
+        Precision.FP32,
+        Precision.BF16,
+    ):  # which has the range of FP32: the runtime rounds by itself
         return model
     dtype = contract.dtype if contract is not None else "uint8"
     if precision is Precision.FP16:
@@ -560,7 +574,7 @@ def wanted_layers(
         Such as ``{"stem": "INT8", "logits": "float"}``. In INT8 every layer but the last and ``float_layers``.
     """
     names = [layer.name for layer in find_layers(model)]
-    if precision in (Precision.FP32, Precision.FP16):
+    if precision in (Precision.FP32, Precision.FP16, Precision.BF16):
         return dict.fromkeys(names, precision.name)
     integer = _integer_layers(model, float_layers)
     return {name: "INT8" if name in integer else FLOAT for name in names}

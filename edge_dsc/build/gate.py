@@ -11,10 +11,10 @@ import msgspec
 from calibration.table import DEFAULT_METHOD
 from edge_dsc.data.purposes import images_to_judge
 from edge_dsc.evaluate.evaluation import evaluate_runner, format_validation
+from engines.cpu.ort import open_reference
 from engines.errors import AccuracyGateError, EnvironmentProblem, UsageError
 from engines.files import canonical_json, sha256_bytes
 from engines.images import usable_processors
-from engines.ort import open_reference
 from engines.record import EngineRecord, Precision, Validation
 from engines.runtimes import Progress, Runner, RunnerOptions
 

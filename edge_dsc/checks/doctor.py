@@ -35,6 +35,7 @@ _BASE = {
     "matplotlib": ("matplotlib",),
     "msgspec": ("msgspec",),
     "jinja2": ("jinja2",),
+    "prometheus_client": ("prometheus-client",),
     "pynvml": ("nvidia-ml-py",),
     "rich": ("rich",),
     "typer": ("typer",),
@@ -44,6 +45,8 @@ _OPTIONAL = {
     "gdcm": ("python-gdcm",),
     "tensorflow": ("tensorflow",),
     "tf2onnx": ("tf2onnx",),
+    "openvino": ("openvino",),
+    "ray": ("ray",),
     "tensorrt": ("tensorrt",),
     "tensorrt_rtx": ("tensorrt-rtx",),
     "pycuda": ("pycuda",),
@@ -300,13 +303,15 @@ def _ask_runtimes(packages: Mapping[str, Package]) -> dict[str, Availability]:
         if package.problem:
             found[name] = Availability(package.version, package.problem, package.problem)
             continue
+        on_gpu = False
         try:
-            can = get_runtime(name).availability()
+            runtime = get_runtime(name)
+            can, on_gpu = runtime.availability(), not runtime.runs_on_cpu
         except Exception as error:  # noqa: BLE001 - drivers fail in their own ways
             reason = _one_line(f"{type(error).__name__}: {error}")
             can = Availability(package.version, reason, reason)
         driver = packages["pycuda"].problem
-        if name != "onnxruntime" and can.no_run is None and driver:
+        if on_gpu and can.no_run is None and driver:
             can = replace(can, no_run=f"pycuda: {driver}")
         found[name] = can
     return found

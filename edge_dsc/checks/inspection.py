@@ -16,7 +16,7 @@ from edge_dsc.evaluate.evaluation import format_validation
 from engines.contract import NVJPEG_RULE
 from engines.errors import ArtefactError, BadInputError, EnvironmentProblem, UsageError
 from engines.files import read_regular, sha256_file
-from engines.record import RECORD, EngineRecord, Precision, load_record, record_path
+from engines.record import RECORD, EngineRecord, load_record, record_path
 from engines.runtimes import (
     LAYER_RUNS,
     RUNTIME_NAMES,
@@ -115,9 +115,8 @@ def list_networks(*, progress: Progress | None = None) -> dict[str, Any]:
     for name in RUNTIME_NAMES:
         runtime = get_runtime(name)
         found = runtime.availability()
-        half = runtime.float_precision is Precision.FP16
         runtimes[name] = {
-            "precisions": [one.value for one in Precision if half or one is not Precision.FP16],
+            "precisions": [one.value for one in runtime.precisions],
             "version": found.version,
             "no_build": found.no_build,
             "no_run": found.no_run,

@@ -37,7 +37,13 @@ from calibration.table import DEFAULT_METHOD, load_table
 from edge_dsc import __version__
 from edge_dsc.build.calibrate import CalibrationRequest, run_calibration
 from edge_dsc.build.deployed import fit_on_the_spot
-from edge_dsc.build.engine import BuildRequest, BuiltEngine, build_engine, graph_in_precision
+from edge_dsc.build.engine import (
+    BuildRequest,
+    BuiltEngine,
+    build_engine,
+    graph_in_precision,
+    precisions_to_try,
+)
 from edge_dsc.checks.doctor import examine
 from edge_dsc.data import discover
 from edge_dsc.data.loading import load_images
@@ -48,11 +54,11 @@ from edge_dsc.latency.subjects import BenchOptions, measure_engines, measured_bo
 from edge_dsc.networks import ARCHITECTURES
 from edge_dsc.page.document import Section, report_sections, save_page
 from engines.contract import NVJPEG_RULE, ModelContract
+from engines.cpu.ort import open_reference, open_session
 from engines.errors import AccuracyGateError, ArtefactError, EdgeDscError, EnvironmentProblem, UsageError
 from engines.files import ONNX_MODEL, DocumentKind, clear_folder, write_bytes, write_text
 from engines.graph import load_model, seal_model
 from engines.images import InputPixels, decode_image, shape_input
-from engines.ort import open_reference, open_session
 from engines.packages import load
 from engines.record import BatchRange, Precision, Tuning, record_path
 from engines.runtimes import (
@@ -69,7 +75,6 @@ from engines.trt.cache import memory_path
 from engines.trt.cuda import fill_memory
 
 BATCH = BatchRange(1, 4, 16)
-PRECISIONS = (Precision.FP32, Precision.FP16, Precision.INT8)
 _PER_CLASS = 50  # phantoms; all classes together are enough for a calibration
 _MARKER = ".edge-dsc-selftest"
 _MADE = (
@@ -80,7 +85,12 @@ _TRTEXEC = Path("/usr/src/tensorrt/bin/trtexec")  # where JetPack and NVIDIA's p
 # How far probabilities may be, on average, from what ONNX Runtime makes of the same graph, and how many answers must
 # agree. GPUs multiply FP32 in TF32; where two runtimes round an INT8 value to different sides, the rest of the network
 # sees a whole step, and a network that was made on the spot is less sure than a trained one.
-_TOLERANCES = {Precision.FP32: (0.001, 0.95), Precision.FP16: (0.01, 0.95), Precision.INT8: (0.05, 0.85)}
+_TOLERANCES = {
+    Precision.FP32: (0.001, 0.95),
+    Precision.FP16: (0.01, 0.95),
+    Precision.BF16: (0.03, 0.9),
+    Precision.INT8: (0.05, 0.85),
+}
 _CAMERA_FRAMES = 30
 _TRTEXEC_S = 120  # it measures for 3
 _NO_SUCH_GPU = 255
@@ -314,7 +324,7 @@ class _Test:
             self.line(f"{runtime}: build", partial(_refuse, reason))
             return
         for architecture, network in self.networks.items():
-            for precision in PRECISIONS:
+            for precision in precisions_to_try(runtime):
                 name = f"{runtime} {architecture} {precision.value}: build"
                 self.line(name, partial(self._build, self._request(runtime, network, precision)))
         if self.networks:

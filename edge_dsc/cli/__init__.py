@@ -24,11 +24,14 @@ class Command(NamedTuple):
         function: ``module:function`` in this folder; its docstring follows the summary in the command's help.
         summary: Its line in the list of commands, and the first paragraph of its help.
         parts: Where it is a group of commands, these by their names; it has then no function of its own.
+        bare: Options that may stand without a value, what they then mean, and the pattern of a value: typer knows flags
+            and options with a value, and nothing between.
     """
 
     function: str
     summary: str
     parts: Mapping[str, Command] = {}
+    bare: Mapping[str, tuple[str, str]] = {}
 
 
 COMMANDS = {
@@ -41,7 +44,11 @@ COMMANDS = {
         "making:build_engine", "Build an FP32, FP16, INT8 or mixed engine, held to a budget of accuracy"
     ),
     "debug": Command("making:debug", "Find the layer that INT8 spoils"),
-    "infer": Command("using:infer", "Classify images, a folder, a video or a camera"),
+    "infer": Command(
+        "using:infer",
+        "Classify images, a folder, a video or a camera",
+        bare={"--ray": ("local", r"auto|local|(ray://)?[^/\s]+:[0-9]+")},
+    ),
     "evaluate": Command("using:evaluate", "Measure accuracy, and agreement with another engine"),
     "bench": Command("measuring:bench", "Measure the latency of engines against each other"),
     "compare": Command("measuring:compare", "Compare latency reports"),

@@ -6,7 +6,9 @@ import errno
 import functools
 import importlib
 import inspect
+import itertools
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, TypeVar, cast
@@ -76,6 +78,26 @@ def _one_line(text: object) -> str:
     return " ".join(str(text).split())[:500]
 
 
+class BareOptionsCommand(TyperCommand):
+    """A command of which some options may stand without a value, as its line in the table says.
+
+    Attributes:
+        bare: See :class:`edge_dsc.cli.Command`.
+    """
+
+    bare: Mapping[str, tuple[str, str]] = {}
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Give such an option its value where the next word is none, then parse as any command."""
+        filled: list[str] = []
+        for word, after in itertools.zip_longest(args, args[1:], fillvalue=""):
+            filled.append(word)
+            value, pattern = self.bare.get(word, ("", ""))
+            if value and not re.fullmatch(pattern, after):
+                filled.append(value)
+        return super().parse_args(ctx, filled)
+
+
 class CommandGroup(TyperGroup):
     """The commands of a table, each loaded when it runs or shows its help.
 
@@ -112,8 +134,10 @@ class CommandGroup(TyperGroup):
             function = getattr(importlib.import_module(f"edge_dsc.cli.{module}"), function_name)
             alone = _typer()
             help_text = f"{wanted.summary}\n\n{inspect.cleandoc(function.__doc__)}"
-            alone.command(name, help=help_text)(reported(function))
+            alone.command(name, cls=BareOptionsCommand, help=help_text)(reported(function))
             command = typer.main.get_command(alone)
+            assert isinstance(command, BareOptionsCommand)
+            command.bare = wanted.bare
         assert isinstance(command, (TyperCommand, TyperGroup))
         command.params += [parameter for parameter in self.params if parameter.name == "version"]
         return command

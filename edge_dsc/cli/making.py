@@ -92,6 +92,7 @@ class PrecisionName(str, enum.Enum):
 
     FP32 = "fp32"
     FP16 = "fp16"
+    BF16 = "bf16"
     INT8 = "int8"
     MIXED = "mixed"
 
@@ -101,6 +102,7 @@ class Backend(str, enum.Enum):
 
     AUTO = "auto"
     ONNXRUNTIME = "onnxruntime"
+    OPENVINO = "openvino"
     TENSORRT = "tensorrt"
     TENSORRT_RTX = "tensorrt-rtx"
 
@@ -124,6 +126,7 @@ class Int8Backend(str, enum.Enum):
     """The runtimes that run INT8 graphs."""
 
     ONNXRUNTIME = "onnxruntime"
+    OPENVINO = "openvino"
     TENSORRT = "tensorrt"
     TENSORRT_RTX = "tensorrt-rtx"
 

@@ -31,6 +31,7 @@ from edge_dsc.cli.options import (
 from engines.errors import UsageError
 
 if TYPE_CHECKING:
+    from edge_dsc.infer.archive import ArchiveRequest
     from edge_dsc.infer.served import ServedModel
 
 
@@ -51,10 +52,11 @@ def infer(
         ),
     ] = None,
     out: Annotated[
-        Optional[Path],
+        Optional[str],
         typer.Option(
             "--out",
-            help="Write .csv or .jsonl, row by row; default: CSV on standard output.",
+            help="Write .csv or .jsonl, row by row; default: CSV on standard output. With --ray a folder of parts, "
+            "NAME.parquet or NAME.csv, or an address such as s3://bucket/NAME.parquet.",
             show_default=False,
         ),
     ] = None,
@@ -111,6 +113,16 @@ def infer(
         str,
         typer.Option("--host", help="Address for --serve; 0.0.0.0 lets the network look, without password."),
     ] = "127.0.0.1",
+    ray: Annotated[
+        Optional[str],
+        typer.Option(
+            "--ray",
+            metavar="[ADDRESS]",
+            help="Classify an archive on a Ray cluster (HOST:PORT, auto), or without an address on this machine: also "
+            "lists (.txt), Parquet files of paths and object stores.",
+            show_default=False,
+        ),
+    ] = None,
     server: Server = None,
     threshold: Threshold = None,
     abstain: Abstain = None,
@@ -134,18 +146,47 @@ def infer(
     from engines.images import usable_processors
 
     asked = Running(slots=slots, graph=graph, memory=gpu_memory, wait=wait, device=device)
+    outputs = Outputs(annotate=annotate, unsure=save_unsure, show=show, serve=serve, host=host)
+    if ray is not None:
+        if (
+            outputs != Outputs()
+            or give_up is not None
+            or server is not None
+            or cam
+            or out is None
+            or source is None
+        ):
+            raise UsageError(
+                "--ray writes rows and nothing else, to --out",
+                remedy="write infer ENGINE SOURCE --ray --out NAME.parquet, and nothing that draws, waits or explains",
+            )
+        from edge_dsc.infer.archive import ArchiveRequest
+
+        archive = ArchiveRequest(
+            engine=engine,
+            source=source,
+            out=out,
+            address=ray,
+            resume=resume,
+            limit=limit,
+            threads=threads,
+            thresholds=parse_thresholds(threshold),
+            abstain=abstain,
+            running=running_options([engine], asked),
+        )
+        return _infer_archive(archive, json=json)
     model, pictures = _model_and_source(engine, source, server)
     request = InferRequest(
         engine=model,
         source=pictures,
-        out=out,
+        out=None if out is None else Path(out),
         threads=threads or usable_processors(),
         keep_rows=json,
         resume=resume,
         limit=limit,
         give_up_s=give_up,
         running=running_options([model], asked),
-        outputs=Outputs(annotate=annotate, unsure=save_unsure, show=show, serve=serve, host=host),
+        outputs=outputs,
         thresholds=parse_thresholds(threshold),
         abstain=abstain,
         cam=cam,
@@ -155,6 +196,16 @@ def infer(
     say(summary.line())
     if json:
         give_json("edge-dsc/infer-result", summary, schema_version=2)
+
+
+def _infer_archive(request: ArchiveRequest, *, json: bool) -> None:
+    from edge_dsc.infer.archive import classify_archive
+
+    with progress_bar() as progress:
+        summary = classify_archive(request, progress=progress, say=say)
+    say(summary.line())
+    if json:
+        give_json("edge-dsc/archive-result", summary)
 
 
 def _model_and_source(engine: Path, source: str | None, server: str | None) -> tuple[Path | ServedModel, str]:

@@ -15,10 +15,10 @@ from calibration.table import check_table, load_table
 from calibration.tensorrt import encode_scale, tensor_scales, write_cache
 from edge_dsc.deploy.triton import replaced_folder
 from engines.contract import ModelContract
+from engines.cpu.ort import open_session
 from engines.errors import ArtefactError, UsageError
 from engines.files import read_regular
 from engines.graph import OnnxModel, load_model
-from engines.ort import open_session
 from engines.record import EngineRecord, Precision, load_record
 
 CONFIG = "config_infer.txt"

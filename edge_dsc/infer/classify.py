@@ -20,7 +20,14 @@ from edge_dsc.infer.source import Frame
 from edge_dsc.page.heat import evidence_for
 from engines.contract import ModelContract
 from engines.errors import ImageError, UnansweredError, UsageError
-from engines.images import InputPixels, convert_frame, decode_image, prepare_pixels, read_bytes
+from engines.images import (
+    InputPixels,
+    convert_frame,
+    count_levels,
+    decode_image,
+    prepare_pixels,
+    read_bytes,
+)
 from engines.runtimes import Runner, answer_batches
 
 # A thread takes a few items at once: all are decoded, then all run, so that the network's weights stay in the
@@ -44,6 +51,7 @@ class Prepared:
         seconds: What decoding and resizing took.
         picture: The picture to draw on, ``uint8 [H, W]`` or ``uint8 [H, W, 3]`` BGR, where somebody will.
         frame: The frame that it was, for videos and cameras.
+        levels: Its grey levels (:func:`engines.images.count_levels`), where somebody watches them.
     """
 
     path: Path | str
@@ -51,6 +59,7 @@ class Prepared:
     seconds: float
     picture: NDArray[np.uint8] | None = None
     frame: Frame | None = None
+    levels: NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True)
@@ -67,6 +76,7 @@ class Answer:
         age_ms: From the moment a camera's frame was there to the answer; None for files and videos.
         frame: The frame that it was, for videos and cameras.
         picture: The picture to draw on, ``uint8 [H, W]`` or ``uint8 [H, W, 3]`` BGR, where somebody will.
+        levels: Grey levels of the network's input, ``int64 [LEVEL_BINS]``, where somebody watches them.
         decision: What an operating point makes of it: the name of a class, or :data:`ABSTAIN`; None without one.
         maps: Class activation maps, ``float32 [classes, height, width]``, where they were asked for.
     """
@@ -79,6 +89,7 @@ class Answer:
     age_ms: float | None = field(default=None, compare=False)
     frame: Frame | None = None
     picture: NDArray[np.uint8] | None = field(default=None, compare=False, repr=False)
+    levels: NDArray[np.int64] | None = field(default=None, compare=False, repr=False)
     decision: str | None = None
     maps: NDArray[np.float32] | None = field(default=None, compare=False, repr=False)
 
@@ -269,7 +280,12 @@ def classify_files(
 
 
 def prepare_picture(
-    item: Path | Frame, contract: ModelContract, *, source: str = "", keep_picture: bool = False
+    item: Path | Frame,
+    contract: ModelContract,
+    *,
+    source: str = "",
+    keep_picture: bool = False,
+    keep_levels: bool = False,
 ) -> Prepared:
     """Decode and resize an image file or a frame; a bad one becomes its error.
 
@@ -278,6 +294,7 @@ def prepare_picture(
         contract: The model's contract.
         source: Name of the video or camera, for frames.
         keep_picture: Keep the picture to draw on.
+        keep_levels: Count the grey levels of the network's input.
     """
     started = time.perf_counter()
     path: Path | str
@@ -295,7 +312,9 @@ def prepare_picture(
         pixels = prepare_pixels(decoded, contract, name=name)
     except ImageError as error:
         return Prepared(path, error, time.perf_counter() - started, frame=frame)
-    return Prepared(path, pixels, time.perf_counter() - started, picture if keep_picture else None, frame)
+    seconds = time.perf_counter() - started
+    levels = count_levels(pixels, contract) if keep_levels else None
+    return Prepared(path, pixels, seconds, picture if keep_picture else None, frame, levels)
 
 
 def ordered_map(
@@ -426,6 +445,7 @@ def _answers_of(
                 age_ms=(time.monotonic() - frame.captured) * 1e3 if frame is not None and live else None,
                 frame=frame,
                 picture=picture.picture,
+                levels=picture.levels,
             )
         )
     return answers

@@ -194,9 +194,7 @@ def infer_source(
         if spec.kind is SourceKind.LIVE:  # a frame is answered before the next is taken
             options = replace(options, slots=options.slots or 1, batch=1)
         runner = stack.enter_context(open_model(request.engine, options=options))
-        host = request.engine.host.strip("[]") if isinstance(request.engine, ServedModel) else "localhost"
-        if say is not None and host not in LOOPBACK:
-            say(f"note: pictures go to {host} as they are, without encryption")
+        _say_who_sees(request.engine, say)
         require_decoder(runner.record.contract)
         stack.enter_context(stop_on_signals(stop))
         contract = runner.record.contract
@@ -215,7 +213,7 @@ def infer_source(
         if request.limit is not None:
             items = _limited(items, request.limit)
         sinks: list[Sink] = []
-        for sink in open_sinks(request.outputs, runner.record, spec, stop, say):
+        for sink in open_sinks(request.outputs, runner.record, spec, stop, say, model=request.engine):
             stack.callback(sink.close)
             sinks.append(sink)
         if request.out or not request.keep_rows:
@@ -228,6 +226,7 @@ def infer_source(
             contract=contract,
             source=spec.name,
             keep_picture=request.outputs.need_pictures,
+            keep_levels=request.outputs.serve is not None,
         )
         # The next frame of a camera is the newer the later it is taken: none is prepared ahead.
         threads = 0 if spec.kind is SourceKind.LIVE else request.threads
@@ -243,6 +242,12 @@ def infer_source(
         raise _nothing_answered(request, spec, tally)
     tally.interrupted |= stop.signal is not None
     return _summary(request, spec, source, tally)
+
+
+def _say_who_sees(model: Path | ServedModel, say: Callable[[str], None] | None) -> None:
+    host = model.host.strip("[]") if isinstance(model, ServedModel) else "localhost"
+    if say is not None and host not in LOOPBACK:
+        say(f"note: pictures go to {host} as they are, without encryption")
 
 
 def _check(request: InferRequest, spec: SourceSpec) -> None:

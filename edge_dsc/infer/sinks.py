@@ -9,7 +9,14 @@ from typing import Protocol
 
 from edge_dsc.infer.classify import Answer
 from edge_dsc.infer.live_page import LOOPBACK, Board, Page
+from edge_dsc.infer.live_page.monitoring import (
+    DEFAULT_UNSURE,
+    Monitor,
+    describe_engine,
+    reference_levels,
+)
 from edge_dsc.infer.pictures import UnsureFolder, Window, annotated_sink
+from edge_dsc.infer.served import ServedModel
 from edge_dsc.infer.source import SourceSpec
 from edge_dsc.infer.stop import Stop
 from engines.errors import UsageError
@@ -63,6 +70,8 @@ def open_sinks(
     spec: SourceSpec,
     stop: Stop,
     say: Callable[[str], None] | None = None,
+    *,
+    model: Path | ServedModel | None = None,
 ) -> Iterator[Sink]:
     """Open what was asked for, one after the other, so that the caller can close what is open when one fails.
 
@@ -72,6 +81,7 @@ def open_sinks(
         spec: The source.
         stop: Asked by the window to end.
         say: Called with the page's address.
+        model: What answers: the calibration table that the metrics need lies beside an engine.
 
     Raises:
         UsageError: A place inside the source, or one that does not fit it.
@@ -91,9 +101,16 @@ def open_sinks(
     if outputs.show:
         yield Window(labels, stop)
     if outputs.serve is not None:
-        page = Page(Board(record.engine, spec.name, labels), outputs.host, outputs.serve)
+        reference, origin = None, "no engine file is at hand"
+        if isinstance(model, Path):
+            reference, origin = reference_levels(model, record)
+        unsure_below = outputs.unsure[0] if outputs.unsure is not None else DEFAULT_UNSURE
+        monitor = Monitor(labels, describe_engine(record), reference=reference, unsure_below=unsure_below)
+        page = Page(Board(record.engine, spec.name, labels), monitor, outputs.host, outputs.serve)
         if say is not None:
-            say(f"live page: {page.address}")
+            say(f"live page: {page.address}, metrics: {page.address}metrics")
+            if reference is None:
+                say(f"note: the metrics hold no drift of the input: {origin}")
             if outputs.host not in LOOPBACK:
                 say(f"note: everybody who reaches {outputs.host} sees the pictures; there is no password")
         yield page

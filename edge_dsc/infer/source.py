@@ -27,7 +27,7 @@ from engines.images import IMAGE_SUFFIXES
 
 VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm"})
 _SCHEMES = "csi://N, v4l2://N, /dev/videoN, rtsp://, http://, a file, a folder, a glob or -"
-_STREAMS = frozenset({"rtsp", "rtsps", "http", "https"})
+STREAMS = frozenset({"rtsp", "rtsps", "http", "https"})
 _GLOB_CHARACTERS = frozenset("*?[")
 _LINES_AHEAD = 1024
 _LONGEST_LINE = 1 << 16  # characters; a path of Linux has 4,096 bytes at most
@@ -91,7 +91,7 @@ def parse_source(source: str) -> SourceSpec:
         return SourceSpec(kind=SourceKind.LIST, name="-", target="-")
     scheme = source.partition(":")[0].lower()
     # It may hold a password: not quoted.
-    if scheme in _STREAMS and not source[len(scheme) :].startswith("://"):
+    if scheme in STREAMS and not source[len(scheme) :].startswith("://"):
         raise UsageError(f"a {scheme} address begins with {scheme}://", remedy=f"a source is {_SCHEMES}")
     scheme, marker, rest = source.partition("://")
     scheme = scheme.lower()
@@ -103,7 +103,7 @@ def parse_source(source: str) -> SourceSpec:
         single = not Path(source).is_dir() and not _GLOB_CHARACTERS & set(source)
         return SourceSpec(kind=kind if single else SourceKind.FILES, name=source, target=source)
     name = hide_password(source)
-    if scheme in _STREAMS:
+    if scheme in STREAMS:
         short = "rtsp" if scheme.startswith("rtsp") else "http"
         try:
             urlsplit(source)

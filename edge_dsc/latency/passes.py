@@ -21,11 +21,11 @@ from onnx import TensorProto, helper
 from bench.measure import Subject
 from bench.power import Power, Rail, measure_power
 from bench.report import Report
+from engines.cpu.ort import open_session
 from engines.graph import count_multiply_adds, load_model
-from engines.ort import open_session
 from engines.record import EngineRecord, Precision
 
-_ELEMENT_BYTES = {Precision.FP32: 4, Precision.FP16: 2, Precision.INT8: 1}
+_ELEMENT_BYTES = {Precision.FP32: 4, Precision.FP16: 2, Precision.BF16: 2, Precision.INT8: 1}
 _SIDE = 768  # of the square matrices
 _COPY_BYTES = 64 << 20  # beyond the last cache of most machines
 _LAYERS = ("Conv", "MatMul", "Gemm")

@@ -48,6 +48,7 @@ class TensorRtRuntime:
         int8_doubt: What to say of INT8 engines until an inspector showed how each layer runs; empty says nothing.
         signed_activations: True: TensorRT takes symmetric activations only.
         float_precision: FP16: every GPU that TensorRT supports has it.
+        precisions: All that it builds here.
         runs_on_cpu: False.
     """
 
@@ -59,6 +60,7 @@ class TensorRtRuntime:
     int8_doubt: str = ""
     signed_activations: bool = True
     float_precision: Precision = Precision.FP16
+    precisions: tuple[Precision, ...] = (Precision.FP32, Precision.FP16, Precision.INT8, Precision.MIXED)
     runs_on_cpu: bool = False
 
     def availability(self) -> Availability:

@@ -13,9 +13,9 @@ from onnx import numpy_helper
 from calibration.layers import quantizable_layers
 from calibration.qdq import put_rest_in_half, quantize, round_up_to_half
 from calibration.table import CalibrationTable
+from engines.cpu.ort import EXACT_SUMS
 from engines.errors import ArtefactError, UsageError
 from engines.graph import weighted_layers
-from engines.ort import EXACT_SUMS
 
 ARCHITECTURES = ("dsc", "cnn")
 INT8_LAYERS = {"dsc": 8, "cnn": 5}

@@ -23,6 +23,7 @@ from engines.contract import ModelContract
 from engines.errors import ArtefactError, UsageError
 from engines.files import canonical_json, sha256_bytes
 from engines.graph import load_model
+from engines.images import LEVEL_BINS
 
 
 def write_sealed(folder: Path, body: dict[str, Any], *, version: int) -> Path:
@@ -40,7 +41,7 @@ def test_a_table_survives_its_file(small_table: CalibrationTable, tmp_path: Path
     again = load_table(path)
     assert again == table
     document = json.loads(path.read_text())
-    assert (document["kind"], document["schema_version"]) == ("edge-dsc/calibration-table", 2)
+    assert (document["kind"], document["schema_version"]) == ("edge-dsc/calibration-table", 3)
     assert list(document)[2:] == [
         "method",
         "parameters",
@@ -52,6 +53,7 @@ def test_a_table_survives_its_file(small_table: CalibrationTable, tmp_path: Path
         "channel_factors",
         "images",
         "skipped",
+        "pixel_levels",
         "table_sha256",
     ]
     save_table(tmp_path / "again.json", again)
@@ -113,7 +115,7 @@ ONE_TOO_FEW = [{"name": f"{index}.png", "label": "a", "sha256": f"{index:064}"} 
 def test_a_senseless_table_is_refused_even_when_sealed(
     small_table: CalibrationTable, tmp_path: Path, change: dict[str, object], text: str
 ) -> None:
-    path = write_sealed(tmp_path, {**to_builtins(small_table), **change}, version=2)
+    path = write_sealed(tmp_path, {**to_builtins(small_table), **change}, version=3)
     with pytest.raises(ArtefactError, match=text) as caught:
         load_table(path)
     assert caught.value.remedy.startswith("make it again: edge-dsc calibrate MODEL --calib-data DIR")
@@ -127,8 +129,32 @@ def test_tables_of_version_1_are_read_with_channel_factors_or_without(
     body = to_builtins(small_table)
     del body["channel_factors"]
     assert load_table(write_sealed(tmp_path, body, version=1)) == small_table
-    with pytest.raises(ArtefactError, match="has schema version 3, this edge-dsc reads 1 and 2"):
-        load_table(write_sealed(tmp_path, body, version=3))
+    with pytest.raises(ArtefactError, match="has schema version 4, this edge-dsc reads 1 and 2 and 3"):
+        load_table(write_sealed(tmp_path, body, version=4))
+
+
+def test_tables_of_version_2_are_read_without_grey_levels(
+    small_table: CalibrationTable, tmp_path: Path
+) -> None:
+    body = to_builtins(small_table)
+    del body["pixel_levels"]
+    assert load_table(write_sealed(tmp_path, body, version=2)) == structs.replace(
+        small_table, pixel_levels=()
+    )
+
+
+def test_a_table_counts_the_grey_levels_of_its_images(small_table: CalibrationTable) -> None:
+    sizes = len(small_table.images) * 32 * 32
+    assert (len(small_table.pixel_levels), sum(small_table.pixel_levels)) == (LEVEL_BINS, sizes)
+
+
+@pytest.mark.parametrize("levels", [(0,) * 32, (1,) * 31])
+def test_grey_levels_that_no_images_have_are_refused(
+    small_table: CalibrationTable, tmp_path: Path, levels: tuple[int, ...]
+) -> None:
+    save_table(tmp_path / "calibration.json", structs.replace(small_table, pixel_levels=levels))
+    with pytest.raises(ArtefactError, match=f"holds {len(levels)} grey levels of {sum(levels)} pixels"):
+        load_table(tmp_path / "calibration.json")
 
 
 def test_a_table_of_its_model_passes(small_table: CalibrationTable, small_model: Path) -> None:
@@ -197,7 +223,7 @@ def test_a_percentile_outside_its_range_is_refused(percentile: float) -> None:
 def test_a_number_beyond_reason_is_refused_by_its_field(
     small_table: CalibrationTable, tmp_path: Path, field: str, value: object
 ) -> None:
-    path = write_sealed(tmp_path, {**to_builtins(small_table), field: value}, version=2)
+    path = write_sealed(tmp_path, {**to_builtins(small_table), field: value}, version=3)
     with pytest.raises(ArtefactError, match=r"is no readable edge-dsc/calibration-table: "):
         load_table(path)
 
@@ -207,6 +233,6 @@ def test_tensorrts_own_ranges_name_the_cache_that_they_are_of(
 ) -> None:
     body = {**to_builtins(small_table), "method": "tensorrt-entropy"}
     with pytest.raises(ArtefactError, match="does not say which release's cache it holds"):
-        load_table(write_sealed(tmp_path, body, version=2))
+        load_table(write_sealed(tmp_path, body, version=3))
     body["parameters"] = {"trt_version": 8601}
-    assert load_table(write_sealed(tmp_path, body, version=2)).implicit
+    assert load_table(write_sealed(tmp_path, body, version=3)).implicit

@@ -11,8 +11,9 @@ import pytest
 from msgspec.structs import replace
 
 from engines import images
-from engines.contract import ModelContract
+from engines.contract import DECODE_RULE, ModelContract
 from engines.errors import ImageError
+from engines.images import LEVEL_BINS, count_levels, shape_input
 
 CONTRACT = ModelContract(labels=("a", "b"), architecture="dsc")
 COLOUR = ModelContract(labels=("a", "b"), architecture="x", decode="rgb8-v1", height=96, width=80)
@@ -407,3 +408,12 @@ def test_whatever_a_decoder_raises_is_the_error_of_that_picture(
             (read,) = images.read_inputs([tmp_path / "a.png"], CONTRACT)
             assert isinstance(read.pixels, ImageError) and "a.png" in str(read.pixels)
             assert "Doe" not in str(read.pixels)
+
+
+@pytest.mark.parametrize("decode", [DECODE_RULE, "rgb8-v1"])
+def test_grey_levels_are_those_of_the_pixels_whatever_the_engine_takes(decode: str) -> None:
+    contract = ModelContract(labels=("a", "b"), architecture="x", decode=decode, height=64, width=48)
+    pixels = np.random.default_rng(0).integers(0, 256, (2, *contract.input_shape), dtype=np.uint8)
+    expected = np.bincount(pixels.reshape(-1) // (256 // LEVEL_BINS), minlength=LEVEL_BINS)
+    for made in (contract, contract.with_input("float16"), contract.with_input("int8", 1)):
+        np.testing.assert_array_equal(count_levels(shape_input(pixels, made), made), expected)

@@ -37,9 +37,9 @@ def test_the_table_holds_what_it_names(name: str) -> None:
 
 
 def test_an_unknown_runtime_is_refused_with_the_names() -> None:
-    with pytest.raises(UsageError, match="no runtime 'openvino'") as caught:
-        get_runtime("openvino")
-    assert "onnxruntime, tensorrt, tensorrt-rtx" in caught.value.remedy
+    with pytest.raises(UsageError, match="no runtime 'tvm'") as caught:
+        get_runtime("tvm")
+    assert "onnxruntime, openvino, tensorrt, tensorrt-rtx" in caught.value.remedy
 
 
 @pytest.mark.parametrize(
@@ -117,6 +117,7 @@ def test_what_each_runtime_wants_and_where_it_runs() -> None:
     }
     assert facts == {
         "onnxruntime": (False, Precision.FP32, True),
+        "openvino": (False, Precision.FP32, True),
         "tensorrt": (True, Precision.FP16, False),
         "tensorrt-rtx": (True, Precision.FP16, False),
     }

@@ -19,10 +19,10 @@ from edge_dsc.build.engine import BuildRequest, build_again, build_engine
 from edge_dsc.build.export import convert_to_onnx, deploy_graph
 from edge_dsc.networks import build_network, fold_network, load_keras
 from engines.contract import ModelContract
+from engines.cpu.ort import open_session
 from engines.errors import ArtefactError, UsageError
 from engines.files import sha256_file
 from engines.graph import cast_to_fp16, load_model, parse_model
-from engines.ort import open_session
 from engines.packages import load
 from engines.record import BatchRange, load_record
 from engines.runtimes import get_runtime, open_engine

@@ -39,6 +39,10 @@ def demo(make_once: Any, few_calibrate: None, small_pictures: Any) -> tuple[Demo
 def test_a_row_for_every_engine(demo: tuple[DemoResult, list[str]]) -> None:
     result, _ = demo
     expected = [("onnxruntime", "fp32"), ("onnxruntime", "int8")]
+    if get_runtime("openvino").availability().no_build is None:
+        seen = [row.precision for row in result.rows if (row.network, row.runtime) == ("dsc", "openvino")]
+        assert {"fp32", "int8"} <= set(seen)  # and what this processor has beside them
+        expected += [("openvino", precision) for precision in seen]
     if get_runtime("tensorrt-rtx").availability().no_build is None:
         expected += [("tensorrt-rtx", precision) for precision in ("fp32", "fp16", "int8")]
     for network, features, multiply_adds in (("dsc", 4640, 2_975_936), ("cnn", 28_640, 13_598_912)):
@@ -47,7 +51,7 @@ def test_a_row_for_every_engine(demo: tuple[DemoResult, list[str]]) -> None:
         assert {(row.features, row.multiply_adds) for row in rows} == {(features, multiply_adds)}
         for row in rows:
             assert 0 <= row.accuracy <= 1
-            measured = row.runtime == "onnxruntime"
+            measured = row.runtime in ("onnxruntime", "openvino")
             assert (row.median_ms is not None) == measured
             assert row.accuracy_of == ("engine" if measured else "graph")
 

@@ -30,7 +30,7 @@ def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     """No package but OpenCV and those that the runtimes name, none of which is imported."""
-    packages = dict.fromkeys(("cv2", "onnxruntime", "tensorrt", "tensorrt_rtx", "pycuda"), ())
+    packages = dict.fromkeys(("cv2", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "pycuda"), ())
     monkeypatch.setattr(doctor, "_PACKAGES", {**packages, "cv2": ("opencv-python",)})
     missing = Package(version=None)
     monkeypatch.setattr(doctor, "probe", lambda name: probe(name) if name == "cv2" else missing)
@@ -161,7 +161,7 @@ def test_a_runtime_that_cannot_be_asked(monkeypatch: pytest.MonkeyPatch) -> None
     def fail() -> None:
         raise OSError("libnvinfer.so.10: wrong ELF class")
 
-    monkeypatch.setattr("engines.ort.OnnxRuntime.availability", lambda _: fail())
+    monkeypatch.setattr("engines.cpu.ort.OnnxRuntime.availability", lambda _: fail())
     found = examine().runtimes["onnxruntime"]
     assert found.version is None
     assert found.no_build == found.no_run == "OSError: libnvinfer.so.10: wrong ELF class"

@@ -22,9 +22,9 @@ from edge_dsc.checks.selftest import SELFTEST, Outcome, SelfTest, SelfTestPlan, 
 from edge_dsc.data.phantoms import CLASSES, draw_phantom
 from engines import packages
 from engines.contract import ModelContract
+from engines.cpu.ort import open_session
 from engines.errors import EdgeDscError, EnvironmentProblem, UsageError
 from engines.images import prepare_pixels
-from engines.ort import open_session
 from engines.record import BatchRange
 from engines.runtimes import RunnerOptions
 from engines.trt import cuda as cuda_driver

@@ -130,7 +130,7 @@ def calm(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_engine_that_fails_halfway_costs_only_itself(
     edge_dsc: Any, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from engines.ort import OrtRunner
+    from engines.cpu.ort import OrtRunner
 
     whole, left = OrtRunner.run, {"calls": 30}
 

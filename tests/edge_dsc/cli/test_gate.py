@@ -336,7 +336,7 @@ def test_a_layer_that_should_be_float_but_is_not(
     edge_dsc: Any, run: Path, answered: Path, two_float_layers: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What ONNX Runtime's own optimiser would do to them, were it let."""
-    monkeypatch.setattr("engines.ort._DISABLED", ())
+    monkeypatch.setattr("engines.cpu.ort._DISABLED", ())
     before = files(run)
     done = edge_dsc("build-engine", run, "--precision", "mixed", "--validate", answered, *ORT)
     refused(done, 5, "the engine would run Conv_6 in INT8, not float")

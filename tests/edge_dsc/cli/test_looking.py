@@ -87,5 +87,5 @@ def test_doctor(edge_dsc: Any, examination: Examination, monkeypatch: pytest.Mon
     assert found["packages"]["onnxruntime"]["version"]
     assert found["packages"]["onnxruntime"]["problem"] is None
     assert found["runtimes"]["onnxruntime"]["no_run"] is None
-    assert set(found["runtimes"]) == {"onnxruntime", "tensorrt", "tensorrt-rtx"}
+    assert set(found["runtimes"]) == {"onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"}
     assert "builds here" in edge_dsc("doctor").out

@@ -39,6 +39,23 @@ def test_telemetry_is_off_before_any_package_of_ours_loads_onnxruntime(tmp_path:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("package", ["openvino.tools.ovc", "ray"])
+def test_what_else_calls_home_is_off_before_it_loads(tmp_path: Path, package: str) -> None:
+    """OpenVINO reports its own import; the guard below sees Python's sockets in this process alone."""
+    pytest.importorskip(package.partition(".")[0])
+    code = f"""
+import engines, os, socket, sys, time
+def refuse(*arguments): raise SystemExit(f"a connection to {{arguments}}")
+socket.socket.connect = socket.getaddrinfo = refuse
+import {package}
+print(sys.modules["openvino_telemetry"], os.environ["RAY_USAGE_STATS_ENABLED"])
+"""
+    home = tmp_path / "home"
+    assert child(home, code) == "None 0\n"
+    assert list(home.rglob("*")) == []
+
+
+@pytest.mark.slow
 def test_infer_leaves_nothing_in_the_home_folder(tmp_path: Path, engine: Path, textures: Path) -> None:
     home = tmp_path / "home"
     image = next((textures / "focal").iterdir())

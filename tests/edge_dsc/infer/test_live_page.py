@@ -21,6 +21,7 @@ import pytest
 from edge_dsc.infer import live_page
 from edge_dsc.infer.classify import Answer
 from edge_dsc.infer.live_page import Board, Page, RecentRate, TimeHistogram
+from edge_dsc.infer.live_page.monitoring import Monitor
 from edge_dsc.infer.source import Frame
 from engines.errors import EnvironmentProblem, UsageError
 
@@ -44,7 +45,7 @@ class Served:
 
 @pytest.fixture
 def served() -> Iterator[Served]:
-    page = Page(Board("dsc.engine", "rtsp://u:***@host/live", LABELS), "127.0.0.1", 0)
+    page = Page(Board("dsc.engine", "rtsp://u:***@host/live", LABELS), Monitor(LABELS, {}), "127.0.0.1", 0)
     parts = urlsplit(page.address)
     yield Served(page, str(parts.hostname), int(parts.port or 0))
     page.close()
@@ -69,6 +70,21 @@ def test_the_page_needs_nothing_from_outside_and_its_policy_fits_it(served: Serv
         assert f"{tag}-src 'sha256-{b64encode(sha256(content[0].encode()).digest()).decode()}'" in policy
     assert "--ink:" in text, "the style that it shares with reports"
     assert "not a medical device" in text
+
+
+def test_prometheus_finds_its_metrics_on_the_same_port(served: Served) -> None:
+    served.page.write(live(3))
+    response, body = served.get("/metrics")
+    assert response.headers["Content-Type"].startswith("text/plain; version=")
+    lines = body.decode().splitlines()
+    assert 'edge_dsc_answers_total{label="light"} 1.0' in lines
+    assert "edge_dsc_dropped_frames_total 6.0" in lines
+    assert "edge_dsc_age_seconds_sum 0.004" in lines
+    accept = "application/openmetrics-text; version=1.0.0"
+    response, body = served.get("/metrics", Accept=accept)
+    assert response.headers["Content-Type"].startswith("application/openmetrics-text")
+    assert body.endswith(b"# EOF\n")
+    assert served.get("/metrics", Host="evil.example")[0].status == 403
 
 
 def test_the_state_tells_the_latest_answers(served: Served) -> None:
@@ -180,18 +196,18 @@ def test_a_taken_port_is_said(served: Served) -> None:
     with pytest.raises(
         EnvironmentProblem, match=f"cannot serve on 127.0.0.1:{served.port}: Address already in use"
     ):
-        Page(Board("e", "s", LABELS), "127.0.0.1", served.port)
+        Page(Board("e", "s", LABELS), Monitor(LABELS, {}), "127.0.0.1", served.port)
 
 
 @pytest.mark.parametrize("host", ["ü" * 70, "a\0", "\n"])
 def test_a_host_that_is_no_name_is_said(host: str) -> None:
     with pytest.raises(UsageError, match="is no host name"):
-        Page(Board("e", "s", LABELS), host, 0)
+        Page(Board("e", "s", LABELS), Monitor(LABELS, {}), host, 0)
 
 
 def test_the_loopback_of_ipv6() -> None:
     try:
-        page = Page(Board("e", "s", LABELS), "::1", 0)
+        page = Page(Board("e", "s", LABELS), Monitor(LABELS, {}), "::1", 0)
     except EnvironmentProblem as error:
         pytest.skip(str(error))  # a machine without IPv6
     parts = urlsplit(page.address)

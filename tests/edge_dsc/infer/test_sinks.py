@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,8 +15,15 @@ from edge_dsc.infer.source import parse_source
 from edge_dsc.infer.stop import Stop
 from engines.errors import EnvironmentProblem, UsageError
 from engines.files import VIDEO_MARK
+from engines.record import Precision
 
-RECORD: Any = type("Record", (), {"engine": "dsc.engine", "contract": type("", (), {"labels": ("a", "b")})})
+RECORD: Any = SimpleNamespace(
+    engine="dsc.engine",
+    engine_sha256="0" * 64,
+    contract=SimpleNamespace(labels=("a", "b"), architecture="dsc"),
+    precision=Precision.FP32,
+    runtime="onnxruntime",
+)
 
 
 def opened(outputs: Outputs, source: str = "scans", said: list[str] | None = None) -> list[Sink]:
@@ -101,10 +110,12 @@ def test_the_sinks_before_the_one_that_fails_can_be_closed(tmp_path: Path) -> No
 def test_the_address_of_the_page_is_said_and_who_may_look() -> None:
     said: list[str] = []
     opened(Outputs(serve=0), said=said)
-    assert [line.rpartition(":")[0] for line in said] == ["live page: http://127.0.0.1"]
+    address = r"http://127\.0\.0\.1:\d+/"
+    assert re.fullmatch(f"live page: {address}, metrics: {address}metrics", said[0])
+    assert said[1:] == ["note: the metrics hold no drift of the input: no engine file is at hand"]
     said.clear()
     opened(Outputs(serve=0, host="0.0.0.0"), said=said)
-    assert said[1] == "note: everybody who reaches 0.0.0.0 sees the pictures; there is no password"
+    assert said[-1] == "note: everybody who reaches 0.0.0.0 sees the pictures; there is no password"
 
 
 def test_a_sink_takes_an_answer_without_a_picture(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""``--serve``: a small page with the live picture and the latest answers, for a device without a screen.
+"""``--serve``: a small page with the live picture and the latest answers, for a device without a screen; and metrics.
 
 The page itself, its style and its script are in ``live_page.html``.
 """
@@ -25,6 +25,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from edge_dsc.infer.classify import Answer
+from edge_dsc.infer.live_page.monitoring import Monitor
 from edge_dsc.infer.pictures import draw_answer, encode
 from engines.errors import EnvironmentProblem, UsageError
 
@@ -195,11 +196,12 @@ class Board:
 class Page:
     """The sink: a web server in threads of its own."""
 
-    def __init__(self, board: Board, host: str, port: int) -> None:
+    def __init__(self, board: Board, monitor: Monitor, host: str, port: int) -> None:
         """Start to serve.
 
         Args:
             board: What is shown.
+            monitor: What ``/metrics`` gives to Prometheus.
             host: Address to listen on; loopback unless the person says otherwise.
             port: Port; 0 takes a free one.
 
@@ -207,9 +209,15 @@ class Page:
             EnvironmentProblem: The port is taken, or the address is not of this machine.
             UsageError: The host is no name that can be looked up.
         """
-        self._board = board
+        self._board, self._monitor = board, monitor
         page, policy = page_and_policy()
-        shown = {"board": board, "local_only": host in LOOPBACK, "page": page, "policy": policy}
+        shown = {
+            "board": board,
+            "monitor": monitor,
+            "local_only": host in LOOPBACK,
+            "page": page,
+            "policy": policy,
+        }
         handler = type("Handler", (_Handler,), shown)
         try:
             if not host.isprintable():
@@ -230,8 +238,16 @@ class Page:
         self._thread.start()
 
     def write(self, answer: Answer) -> None:
-        """Show an answer."""
+        """Show an answer and count it."""
         self._board.put(answer)
+        frame = answer.frame
+        self._monitor.observe(
+            answer.probabilities,
+            latency_s=answer.latency_ms / 1e3,
+            age_s=None if answer.age_ms is None else answer.age_ms / 1e3,
+            dropped=frame.dropped if frame is not None and frame.seconds is None else None,
+            levels=answer.levels,
+        )
 
     def close(self) -> None:
         """Stop serving."""
@@ -245,7 +261,7 @@ def page_and_policy() -> tuple[bytes, str]:
     """Return the page and the Content-Security-Policy that allows its own style and script and nothing else."""
     from edge_dsc.page import CSS
 
-    text = resources.files("edge_dsc.infer").joinpath("live_page.html").read_text(encoding="utf-8")
+    text = resources.files(__name__).joinpath("live_page.html").read_text(encoding="utf-8")
     text = text.replace(_SHARED_STYLE, CSS)
     allowed = {}
     for tag in ("script", "style"):
@@ -306,6 +322,7 @@ class _Server6(_Server):
 
 class _Handler(http.server.BaseHTTPRequestHandler):
     board: Board
+    monitor: Monitor
     local_only: bool
     page: bytes
     policy: str
@@ -325,6 +342,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self._give("text/html; charset=utf-8", self.page)
         elif path == "/state.json":
             self._give("application/json", json.dumps(self.board.state(), allow_nan=False).encode())
+        elif path == "/metrics":
+            text, content_type = self.monitor.render(self.headers.get("Accept", ""))
+            self._give(content_type, text)
         elif path == "/stream.mjpg":
             self._stream()
         else:

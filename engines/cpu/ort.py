@@ -78,6 +78,7 @@ class OnnxRuntime:
     name = "onnxruntime"
     signed_activations = False
     float_precision = Precision.FP32
+    precisions = (Precision.FP32, Precision.INT8, Precision.MIXED)
     runs_on_cpu = True
 
     def availability(self) -> Availability:

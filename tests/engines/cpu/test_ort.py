@@ -12,9 +12,9 @@ import onnxruntime
 import pytest
 from msgspec.structs import replace
 
+from engines.cpu.ort import EXACT_SUMS, RUNTIME, OrtRunner, open_reference, open_session
 from engines.errors import AccuracyGateError, ArtefactError, BadInputError, EnvironmentProblem, UsageError
 from engines.files import sha256_bytes
-from engines.ort import EXACT_SUMS, RUNTIME, OrtRunner, open_reference, open_session
 from engines.record import BatchRange, Precision, Tuning
 from engines.runtimes import BuildOptions, RunnerOptions
 

@@ -1,0 +1,1 @@
+"""Runtimes on the processor: ONNX Runtime, which is always there, and OpenVINO."""
