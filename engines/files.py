@@ -331,6 +331,23 @@ def require_writable(target: Path, kind: str | None = None) -> None:
         raise output_problem(target, error) from error
 
 
+def require_unread(target: Path, *read: str | Path) -> None:
+    """Refuse to write over a file that the same command reads, whatever links lead there.
+
+    Args:
+        target: What would be written.
+        read: Files that are read; what names no file is let through.
+
+    Raises:
+        UsageError: ``target`` is one of them.
+    """
+    if target.exists() and os.path.realpath(target) in map(os.path.realpath, read):
+        raise UsageError(
+            f"{target} is read, and would be replaced by what is made of it",
+            remedy="nothing was written: choose another place with --out",
+        )
+
+
 def write_bytes(target: Path, data: bytes, kind: str | None = None) -> None:
     """Write a whole file atomically; ``kind`` as in :func:`atomic_path`."""
     with atomic_path(target, kind) as temporary:

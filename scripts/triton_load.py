@@ -1,12 +1,13 @@
 """A Triton server of this machine under several clients, against ``infer``'s loop over the same arrays in one process.
 
-    python scripts/triton_load.py ENGINE [--clients 8] [--requests 10000] [--rounds 5] [--instances 1]
+    python scripts/triton_load.py ENGINE [--clients 8] [--requests 10000] [--rounds 5] [--instances N]
     python scripts/triton_load.py ENGINE --fall
 
-The server has the Python backend with our runner; the clients are threads with a connection each, one picture a
-request, the next as soon as the answer is there. Both sides take turns on the same prepared arrays; ratios are taken
-within a round. Every answer is held against this machine's, bit for bit. With ``--fall`` the server is killed at the
-middle of the requests and started again; each request must end in an answer or in an error that says so.
+The server has the Python backend with our runner, one copy for each processor. The clients are threads with a
+connection each: one picture a request, the next as soon as the answer is there. Both sides take turns on the same
+prepared arrays; ratios are taken within a round. Every answer is held against this machine's, bit for bit. With
+``--fall`` the server is killed at the middle of the requests and started again; each request must end in an answer or
+in an error that says so.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--requests", type=int, default=10_000)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--instances", type=int, default=1)
+    parser.add_argument("--instances", type=int, default=usable_processors())
     parser.add_argument("--queue-delay", type=int, default=0, help="microseconds")
     parser.add_argument("--fall", action="store_true")
     options = parser.parse_args()

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import fcntl
 import ipaddress
+import os
+import pickle
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+# Before anything that reads them is imported: the processes of a run share the cores, one each.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
+os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
 
 import cv2
 import numpy as np
@@ -65,6 +73,30 @@ def _stays_here(_calls_out: list[str]) -> Iterator[None]:
     yield
     tried, _calls_out[:] = list(_calls_out), []
     assert not tried, f"a test reached for another machine: {tried}"
+
+
+@pytest.fixture(scope="session")
+def make_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], Any]], Any]:
+    """``make_once(name, make)``: what ``make(folder)`` returned in the first process of this run that wanted it.
+
+    The other processes wait for it; what it returns passes through pickle, and its files are shared: read only.
+    """
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent  # of the folders of all processes
+
+    def once(name: str, make: Callable[[Path], Any]) -> Any:
+        folder, kept = shared / name, shared / f"{name}.pickle"
+        with (shared / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if kept.exists():
+                return pickle.loads(kept.read_bytes())  # noqa: S301  written below
+            folder.mkdir()
+            made = make(folder)
+            kept.write_bytes(pickle.dumps(made))
+            return made
+
+    return once
 
 
 def deployed_graph(architecture: str, seed: int = 0) -> onnx.ModelProto:

@@ -62,7 +62,9 @@ from engines.files import (
     ONNX_MODEL,
     DocumentKind,
     canonical_json,
+    kind_of_file,
     read_regular,
+    require_unread,
     require_writable,
     sha256_bytes,
     write_bytes,
@@ -285,7 +287,7 @@ def adopt_model(request: AdoptRequest, progress: Progress | None = None) -> Adop
     """
     report = progress or (lambda phase, done, total: None)
     folder = request.out or Path("runs") / _slug(request.source)
-    _require_folder(folder)
+    _require_folder(folder, request.source)
     report("reading the model", 0, 3)
     read = _read_keras if request.source.suffix.lower() == ".keras" else _read_onnx
     original = read(request.source, request.size)
@@ -362,14 +364,18 @@ def _slug(source: Path) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", source.stem).strip("-._")[:64] or "adopted"
 
 
-def _require_folder(folder: Path) -> None:
-    """Refuse a folder with a model of another origin."""
+def _require_folder(folder: Path, source: Path) -> None:
+    """Refuse a folder with a model of another origin, or one where the original itself would be replaced."""
     there = [name for name in (RECORD_FILE, MODEL_NAME) if (folder / name).is_file()]
-    if there and not (there == [MODEL_NAME] and (folder / ADOPTION_FILE).is_file()):
+    record = folder / ADOPTION_FILE
+    ours = there == [MODEL_NAME] and record.is_file() and kind_of_file(record) == ADOPTION.name
+    if there and not ours:
         raise UsageError(
             f"{folder} holds {there[0]}, which adopt did not write", remedy="choose another folder with --out"
         )
+    require_unread(folder / MODEL_NAME, source)
     require_writable(folder / MODEL_NAME, ONNX_MODEL)
+    require_writable(record, ADOPTION.name)
 
 
 def _contract_of(request: AdoptRequest, source: SourceGraph) -> ModelContract:

@@ -50,9 +50,13 @@ _OPTIONAL = {
     "tensorrt": ("tensorrt",),
     "tensorrt_rtx": ("tensorrt-rtx",),
     "pycuda": ("pycuda",),
+    "tritonclient": ("tritonclient",),
 }
 _PACKAGES = {**_BASE, **_OPTIONAL}
-_WHOLE = {"pycuda": "pycuda.driver"}  # the part that needs the machine
+_WHOLE = {
+    "pycuda": "pycuda.driver",
+    "tritonclient": "tritonclient.grpc",
+}  # the part that needs the machine, or more
 _OURS = ("calibration", "bench", "engines")
 _LIMIT_S = 60  # TensorFlow takes 3 s on a laptop, and far longer from an SD card
 _NO_END = "no end after"

@@ -36,7 +36,7 @@ def inspect_path(path: Path) -> dict[str, Any]:
     """Say what a file or run folder is, and what it says of itself.
 
     Args:
-        path: An engine, its record, an ONNX model, a JSON document of ours, ``model.keras`` or a run folder.
+        path: An engine, its record, an ONNX model, a JSON document of ours, ``model.keras``, a bundle or a run folder.
 
     Returns:
         JSON-ready values; ``what`` names the kind.
@@ -57,12 +57,21 @@ def inspect_path(path: Path) -> dict[str, Any]:
         return _inspect_document(path)
     if path.suffix == ".keras":
         return _inspect_keras(path)
+    if path.suffix == ".tar":
+        return _inspect_bundle(path)
     if path.suffix == ".engine":
         load_record(path)  # raises: there is no record
     raise BadInputError(
         f"{path} is no file that edge-dsc wrote",
         remedy="name an .engine, .onnx, .json or .keras file, or a run folder",
     )
+
+
+def _inspect_bundle(path: Path) -> dict[str, Any]:
+    from edge_dsc.deploy.bundle import verify_bundle  # needs what building needs
+
+    bundle = msgspec.to_builtins(verify_bundle(path, None))
+    return {"what": "bundle, its signature not looked at", "path": str(path), "document": bundle}
 
 
 def list_networks(*, progress: Progress | None = None) -> dict[str, Any]:

@@ -33,7 +33,7 @@ from bench.power import find_rails
 from bench.report import Report, save_report
 from bench.statistics import sample_median, stage_medians
 from bench.trtexec import import_trtexec
-from calibration.table import load_table
+from calibration.table import DEFAULT_METHOD, load_table
 from edge_dsc import __version__
 from edge_dsc.build.calibrate import CalibrationRequest, run_calibration
 from edge_dsc.build.deployed import fit_on_the_spot
@@ -164,6 +164,8 @@ class SelfTestPlan:
         seconds: Measured time of each engine. Seconds.
         seed: Seed of the phantoms and weights.
         device: Which GPU, as CUDA numbers them.
+        warmup_seconds: Time before the measured one. Seconds.
+        method: How the INT8 ranges are found.
     """
 
     out: Path
@@ -171,6 +173,8 @@ class SelfTestPlan:
     seconds: float = 2.0
     seed: int = 0
     device: int = 0
+    warmup_seconds: float = 0.5
+    method: str = DEFAULT_METHOD
 
 
 def run_selftest(plan: SelfTestPlan, *, progress: Progress, say: Say) -> SelfTest:
@@ -306,7 +310,8 @@ class _Test:
         pixels, answers = _labelled(unseen, contract)
         reference: NDArray[np.float32] = session.run(None, {contract.input_name: pixels})[0]
         self.networks[architecture] = _Network(path=path, table=None, pixels=pixels, reference=reference)
-        calibrated = run_calibration(CalibrationRequest(model=path, data=data), self.progress)
+        request = CalibrationRequest(model=path, data=data, method=self.plan.method)
+        calibrated = run_calibration(request, self.progress)
         self.networks[architecture] = replace(self.networks[architecture], table=calibrated.path)
         right = float((reference.argmax(axis=1) == answers).mean())
         words = f"{right:.0%} of {len(pixels)} unseen phantoms right, calibrated on {len(calibrated.table.images)}"
@@ -426,7 +431,12 @@ class _Test:
     def _measure(self) -> Seen:
         if not self.runnable:
             raise _NotHereError("no engine runs here")
-        plan = choose_plan(seconds=self.plan.seconds, warmup_seconds=0.5, openings=5, seed=self.plan.seed)
+        plan = choose_plan(
+            seconds=self.plan.seconds,
+            warmup_seconds=self.plan.warmup_seconds,
+            openings=5,
+            seed=self.plan.seed,
+        )
         engines = [engine.path for engine in self.runnable]
         options = BenchOptions(running=self.running)
         report = measure_engines(engines, plan, options, progress=self.progress)

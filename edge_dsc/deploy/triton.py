@@ -329,12 +329,30 @@ def replaced_folder(out: Path, ours: Callable[[Path], set[str]]) -> Iterator[Pat
             out.mkdir(exist_ok=True)
             old = Path(made, "old")
             old.mkdir()
-            for name in before:
-                (out / name).replace(old / name)
-            for path in folder.iterdir():
-                path.replace(out / path.name)
+            with _undone_on_failure() as move:
+                for name in before:
+                    move(out / name, old / name)
+                for path in sorted(folder.iterdir()):
+                    move(path, out / path.name)
     except OSError as error:
         raise output_problem(out, error) from error
+
+
+@contextlib.contextmanager
+def _undone_on_failure() -> Iterator[Callable[[Path, Path], None]]:
+    """Give what renames; where the block fails, or Ctrl-C ends it, everything goes back to where it was."""
+    done: list[tuple[Path, Path]] = []
+
+    def move(source: Path, target: Path) -> None:
+        source.replace(target)
+        done.append((source, target))
+
+    try:
+        yield move
+    except BaseException:
+        for source, target in reversed(done):
+            target.replace(source)
+        raise
 
 
 def _settle(path: Path) -> None:

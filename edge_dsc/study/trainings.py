@@ -457,7 +457,9 @@ def hold_folder(folder: Path, *, wait: bool) -> Iterator[None]:
         yield
         return
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / _LOCK).open("w") as handle:
+    # Neither emptied, should it be someone's, nor waited for, should it be a pipe.
+    handle = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o666)
+    with os.fdopen(handle, "rb+", buffering=0):
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as error:

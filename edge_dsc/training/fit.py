@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _DENSE_DEVIATION = 0.004
 _DENSE_BIAS = 0.5
-_PREDICT_BATCH = 64
+_PREDICT_BATCH = 16
 
 
 def seed_everything(seed: int) -> None:

@@ -69,7 +69,7 @@ from edge_dsc.training.run_folder import (
     save_training_record,
 )
 from engines.errors import ArtefactError, BadInputError, UsageError
-from engines.files import KERAS_MODEL, atomic_path, require_writable, sha256_file
+from engines.files import KERAS_MODEL, atomic_path, require_unread, require_writable, sha256_file
 from engines.runtimes import Progress
 
 if TYPE_CHECKING:
@@ -304,12 +304,13 @@ def require_validation(split: Split, run: Path) -> None:
 
 
 def check_folder(options: TrainOptions) -> None:
-    """Refuse a run folder that is in use, or one without a run to resume.
+    """Refuse a run folder that is in use, one without a run to resume, or one whose model the run starts from.
 
     Raises:
         UsageError: It is.
     """
     out = options.out
+    require_unread(out / MODEL_FILE, options.architecture, options.weights or "")
     has_state, has_record = (out / STATE_FILE).exists(), (out / RECORD_FILE).exists()
     if os.path.lexists(out) and not out.is_dir():
         raise UsageError(f"{out} is not a folder", remedy="choose another run folder with --out")

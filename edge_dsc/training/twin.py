@@ -51,7 +51,7 @@ from edge_dsc.training.train import (
     require_validation,
 )
 from engines.errors import UsageError
-from engines.files import KERAS_MODEL, atomic_path, require_writable, sha256_file
+from engines.files import KERAS_MODEL, atomic_path, require_unread, require_writable, sha256_file
 from engines.runtimes import Progress
 
 if TYPE_CHECKING:
@@ -153,6 +153,7 @@ def make_twin(
         return _write_file(options)
     if options.epochs is not None and options.epochs < 0:
         raise UsageError(f"{options.epochs} epochs", remedy="give 0 or more")
+    require_unread(options.out / MODEL_FILE, options.original)
     original = _open(options, reading)
     twin = separate_network(original.model, options.separation)
     twin.model.name = _name_twin(twin, original.architecture)

@@ -429,7 +429,8 @@ class VinoRunner(DirectSubmission):
             slot.infer(share_outputs=True, decode_strings=False)
         except (RuntimeError, MemoryError) as error:
             raise _problem(f"run {self.record.engine}", error, self._compiler.remedy) from error
-        return slot.answers.copy()
+        answers: NDArray[np.float32] = slot.answers.copy()
+        return answers
 
     def close(self) -> None:
         """Free everything; a second call does nothing."""

@@ -18,7 +18,7 @@ from calibration.collect import CHUNK, RANGE_CUTS, calibrate, watch_tensors
 from calibration.layers import tensors_to_calibrate
 from calibration.rewrites import fold_norms
 from calibration.select import CalibrationSet, Candidate, read_set, select_images
-from calibration.table import METHODS, CalibrationOptions, CalibrationTable, save_table
+from calibration.table import HISTOGRAM_BINS, METHODS, CalibrationOptions, CalibrationTable, save_table
 from engines.errors import ArtefactError, BadInputError
 from engines.graph import OnnxModel, load_model
 
@@ -60,14 +60,17 @@ class Chunks(CalibrationDataReader):
         return None if image is None else {"image": image[None]}
 
 
-@pytest.mark.parametrize("method", [pytest.param("entropy", marks=pytest.mark.slow), "percentile"])
+@pytest.mark.parametrize("method", ["entropy", "percentile"])
 def test_the_ranges_are_those_of_onnxruntimes_own_calibrator(
     model: OnnxModel,
     small_set: CalibrationSet,
     tmp_path: Path,
     method: str,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    bins = {"entropy": 512, "percentile": HISTOGRAM_BINS}[method]  # entropy takes time with their square
+    monkeypatch.setattr(collect, "HISTOGRAM_BINS", bins)
     table = calibrate(model, small_set, CalibrationOptions(method=method, percentile=99.0))
     kind = {"entropy": CalibrationMethod.Entropy, "percentile": CalibrationMethod.Percentile}[method]
     calibrator = create_calibrator(
@@ -75,7 +78,7 @@ def test_the_ranges_are_those_of_onnxruntimes_own_calibrator(
         ["MatMul"],
         str(tmp_path / "augmented.onnx"),
         kind,
-        extra_options={"num_bins": 2048, "num_quantized_bins": 256, "percentile": 99.0, "symmetric": False},
+        extra_options={"num_bins": bins, "num_quantized_bins": 256, "percentile": 99.0, "symmetric": False},
     )
     for start in range(0, 128, CHUNK):
         calibrator.collect_data(Chunks(small_set.pixels[start : start + CHUNK]))
@@ -218,10 +221,11 @@ def test_each_tensor_of_a_branched_graph_gets_the_range_of_least_error(
         assert error(found) <= 1.02 * min(map(error, RANGE_CUTS)) < error(1.0)
 
 
-@pytest.mark.parametrize("method", ["minmax", "percentile", pytest.param("entropy", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("method", ["minmax", "percentile", "entropy"])
 def test_every_method_finds_ranges_for_a_branched_graph(
-    branched_models: Paths, branched_set: CalibrationSet, method: str
+    branched_models: Paths, branched_set: CalibrationSet, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(collect, "HISTOGRAM_BINS", 512)  # entropy takes time with their square
     model = load_model(branched_models["inception"])
     table = calibrate(model, branched_set, CalibrationOptions(method=method))
     assert set(table.ranges) == set(tensors_to_calibrate(fold_norms(model.proto)))

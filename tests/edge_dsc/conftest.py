@@ -9,6 +9,7 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,15 @@ import cv2
 import numpy as np
 import pytest
 
+from edge_dsc.build.qat import QatOptions, QatResult, fine_tune
+from edge_dsc.checks.doctor import Examination, examine
 from edge_dsc.cli.app import app
 from edge_dsc.data.phantoms import write_phantoms
+from edge_dsc.networks import build_network
 from edge_dsc.training import TrainOptions, TrainProgress, TrainResult, train
 
-PER_CLASS = 24
+PER_CLASS = 18  # two steps an epoch, of 16
+MakeOnce = Callable[[str, Callable[[Path], Any]], Any]
 
 
 @dataclass(frozen=True)
@@ -85,30 +90,84 @@ class TrainedRun:
 
 
 @pytest.fixture(scope="session")
-def phantom_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """24 phantoms of each class and one damaged file. Read only."""
-    root = tmp_path_factory.mktemp("trained") / "phantoms"
-    write_phantoms(root, PER_CLASS, seed=0)
-    (root / "clear" / "damaged.png").write_bytes(b"\x89PNG but no more")
-    return root
+def phantom_folder(make_once: MakeOnce) -> Path:
+    """Phantoms of each class and one damaged file. Read only."""
+
+    def draw(folder: Path) -> Path:
+        write_phantoms(folder / "phantoms", PER_CLASS, seed=0)
+        (folder / "phantoms" / "clear" / "damaged.png").write_bytes(b"\x89PNG but no more")
+        return folder / "phantoms"
+
+    return Path(make_once("trained", draw))
 
 
-def _run(architecture: str, data: Path, out: Path) -> TrainedRun:
-    options = TrainOptions(data=data, out=out, architecture=architecture, epochs=2, seed=3)
+def _run(architecture: str, data: Path, out: Path) -> tuple[TrainResult, TrainOptions, list[TrainProgress]]:
+    options = TrainOptions(data=data, out=out / "run", architecture=architecture, epochs=2, seed=3)
     reports: list[TrainProgress] = []
-    return TrainedRun(train(options, progress=reports.append), options, reports)
+    return train(options, progress=reports.append), options, reports
 
 
 @pytest.fixture(scope="session")
-def dsc_run(phantom_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
+def dsc_run(phantom_folder: Path, make_once: MakeOnce) -> TrainedRun:
     """Two epochs of ``dsc``. Read only; copy the folder before you change it."""
-    return _run("dsc", phantom_folder, tmp_path_factory.mktemp("runs") / "dsc")
+    return TrainedRun(*make_once("dsc_run", partial(_run, "dsc", phantom_folder)))
+
+
+@contextlib.contextmanager
+def _small_pictures(side: int = 64) -> Iterator[None]:
+    """The paper's networks on small pictures: the same layers, at 64 x 64 in a twelfth of the time."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("paper", "architecture"):
+            patch.setattr(f"edge_dsc.networks.{module}.INPUT_SIDE", side)
+        patch.setattr(build_network, "__defaults__", (side,))
+        yield
 
 
 @pytest.fixture(scope="session")
-def cnn_run(phantom_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
-    """Two epochs of ``cnn``. Read only; copy the folder before you change it."""
-    return _run("cnn", phantom_folder, tmp_path_factory.mktemp("runs") / "cnn")
+def small_pictures() -> Callable[..., contextlib.AbstractContextManager[None]]:
+    """``with small_pictures(side=64):`` the paper's networks take pictures of that size."""
+    return _small_pictures
+
+
+@pytest.fixture
+def small_networks() -> Iterator[None]:
+    """The paper's networks take 64 x 64 pixels."""
+    with _small_pictures():
+        yield
+
+
+@pytest.fixture(scope="session")
+def cnn_run(phantom_folder: Path, make_once: MakeOnce) -> TrainedRun:
+    """Two epochs of ``cnn`` on 64 x 64 pixels, to be used with ``small_networks``. Read only, as ``dsc_run``."""
+    with _small_pictures():
+        return TrainedRun(*make_once("cnn_run", partial(_run, "cnn", phantom_folder)))
+
+
+@pytest.fixture(scope="session")
+def tuned_run(dsc_run: TrainedRun, phantom_folder: Path, make_once: MakeOnce) -> tuple[QatOptions, QatResult]:
+    """One epoch of fine-tuning ``dsc`` for INT8. Read only."""
+
+    def tune(folder: Path) -> tuple[QatOptions, QatResult]:
+        run = dsc_run.result.run
+        options = QatOptions(data=phantom_folder, run=run, out=folder / "run", epochs=1, seed=3)
+        return options, fine_tune(options)
+
+    return make_once("tuned_run", tune)  # type: ignore[no-any-return]
+
+
+@pytest.fixture(scope="module")
+def few_calibrate() -> Iterator[None]:
+    """Calibrate on 24 images and more: whole lines are walked on as few as they can."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("table", "select"):
+            patch.setattr(f"calibration.{module}.MINIMUM_IMAGES", 24)
+        yield
+
+
+@pytest.fixture(scope="session")
+def examination(make_once: MakeOnce) -> Examination:
+    """What ``doctor`` finds here: it imports every package there is, in processes of their own."""
+    return make_once("examination", lambda folder: examine())  # type: ignore[no-any-return]
 
 
 def grey_jpeg(value: int, height: int = 64, width: int = 64) -> bytes:

@@ -57,6 +57,18 @@ def test_a_link_stays_and_a_private_file_stays_private(tmp_path: Path) -> None:
     assert os.listdir(target.parent) == ["a.txt"]
 
 
+def test_a_file_that_is_read_is_not_replaced(tmp_path: Path) -> None:
+    source, link = tmp_path / "a.keras", tmp_path / "link.keras"
+    source.write_text("weeks of work")
+    link.symlink_to(source)
+    for target, read in ((source, source), (link, source), (source, str(link))):
+        with pytest.raises(UsageError, match=f"{target.name} is read, and would be replaced") as refused:
+            files.require_unread(target, "imagenet", read)
+        assert "nothing was written" in refused.value.remedy
+    files.require_unread(source, "", tmp_path / "b.keras")
+    files.require_unread(tmp_path / "gone.keras", tmp_path / "gone.keras")
+
+
 def test_a_pipe_and_a_device_are_written_to_and_a_folder_is_refused(tmp_path: Path) -> None:
     pipe, device, loop = tmp_path / "pipe", tmp_path / "device", tmp_path / "loop"
     os.mkfifo(pipe)

@@ -392,6 +392,24 @@ def test_a_folder_of_another_model_is_left_alone(there: str, tmp_path: Path) -> 
     assert (tmp_path / "out" / there).read_text() == "{}"
 
 
+def test_what_would_be_replaced_must_be_of_adopt_and_not_the_original(tmp_path: Path) -> None:
+    source, out = written(tmp_path, MODELS["residual"]()), tmp_path / "out"
+    adopt_model(request(source, out))
+    (out / "model.onnx").unlink()
+    (out / "model.onnx").symlink_to(source)
+    before = source.read_bytes()
+    with pytest.raises(UsageError, match=r"model\.onnx is read, and would be replaced"):
+        adopt_model(request(source, out))
+    assert source.read_bytes() == before
+    (out / "adoption.json").write_text('{"kind": "else"}')
+    with pytest.raises(UsageError, match=r"holds model\.onnx, which adopt did not write"):
+        adopt_model(request(source, out))
+    (out / "model.onnx").unlink()
+    with pytest.raises(UsageError, match=r"adoption\.json is JSON of another program"):
+        adopt_model(request(source, out))
+    assert [path.name for path in out.iterdir()] == ["adoption.json"]
+
+
 @pytest.fixture(scope="module")
 def keras_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Small networks as their authors save them: one of grey, one of any size, one with a Lambda, one with a class."""

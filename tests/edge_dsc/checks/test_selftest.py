@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import functools
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from double_tensorrt import DoubleTensorRt
 import edge_dsc.checks.selftest as selftest
 from edge_dsc.build.deployed import fit_on_the_spot
 from edge_dsc.build.engine import BuildRequest, build_engine
+from edge_dsc.checks.doctor import Examination
 from edge_dsc.checks.inspection import inspect_path
 from edge_dsc.checks.selftest import SELFTEST, Outcome, SelfTest, SelfTestPlan, format_selftest, run_selftest
 from edge_dsc.data.phantoms import CLASSES, draw_phantom
@@ -28,6 +31,7 @@ from engines.trt import cuda as cuda_driver
 from engines.trt import nvjpeg, runtime
 from engines.trt.cache import MemoryFile
 
+SHORT: dict[str, Any] = {"seconds": 0.2, "warmup_seconds": 0.0, "method": "minmax"}
 MEMORY = ("host_peak_bytes", "host_before_bytes", "device_bytes")
 
 
@@ -39,14 +43,27 @@ def outcomes(found: SelfTest) -> dict[str, str]:
     return {finding.name: finding.outcome.value for finding in found.findings}
 
 
-@pytest.fixture(scope="module")
-def tested(tmp_path_factory: pytest.TempPathFactory) -> tuple[SelfTest, Path, list[str]]:
-    """What the whole test finds on a machine without a GPU."""
-    out, said = tmp_path_factory.mktemp("selftest") / "out", list[str]()
-    plan = SelfTestPlan(out=out, seconds=0.2)
+@pytest.fixture(scope="module", autouse=True)
+def _quick(examination: Examination) -> Iterator[None]:
+    """Leave out what takes long and is no subject here: looking at every package again, medians of many runs."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runtime, "find_gpu", lambda *_: (None, "no CUDA driver"))
-        return run_selftest(plan, progress=ignore, say=said.append), out, said
+        patch.setattr(selftest, "examine", lambda: examination)
+        patch.setattr(selftest, "_median_ms", functools.partial(selftest._median_ms, calls=3))
+        yield
+
+
+@pytest.fixture(scope="module")
+def tested(make_once: Any) -> tuple[SelfTest, Path, list[str]]:
+    """What the whole test finds on a machine without a GPU."""
+
+    def look(folder: Path) -> tuple[SelfTest, Path, list[str]]:
+        out, said = folder / "out", list[str]()
+        plan = SelfTestPlan(out=out, **SHORT)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(runtime, "find_gpu", lambda *_: (None, "no CUDA driver"))
+            return run_selftest(plan, progress=ignore, say=said.append), out, said
+
+    return make_once("selftest", look)  # type: ignore[no-any-return]
 
 
 @pytest.mark.slow
@@ -183,7 +200,7 @@ def test_on_a_gpu_every_way_to_run_is_tried(
 ) -> None:
     cuda = gpu("10.3")
     monkeypatch.setattr(selftest, "ARCHITECTURES", ("dsc",))
-    plan = SelfTestPlan(out=tmp_path / "out", seconds=0.2, device=1)
+    plan = SelfTestPlan(out=tmp_path / "out", device=1, **SHORT)
     retained: set[int] = set()
     monkeypatch.setattr(cuda, "Device", lambda index, make=cuda.Device: retained.add(index) or make(index))
     found = run_selftest(plan, progress=ignore, say=ignore)

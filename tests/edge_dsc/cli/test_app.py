@@ -280,12 +280,16 @@ def test_the_traceback_is_shown_when_asked_for(monkeypatch: pytest.MonkeyPatch) 
         reported(fail)(ZeroDivisionError())
 
 
-@pytest.mark.slow  # doctor imports everything
-def test_a_reader_that_goes_away_ends_it_quietly(tmp_path: Path) -> None:
-    code = "from edge_dsc.cli import main; main()"
-    with subprocess.Popen(
-        [sys.executable, "-c", code, "doctor"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
+@pytest.mark.slow
+def test_a_reader_that_goes_away_ends_it_quietly(deployed_models: dict[str, Path]) -> None:
+    command = [
+        sys.executable,
+        "-c",
+        "from edge_dsc.cli import main; main()",
+        "inspect",
+        deployed_models["dsc"],
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None and process.stderr is not None
         process.stdout.close()
         assert process.wait(60) == 141

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from edge_dsc.build.engine import BuildRequest, build_engine
+from edge_dsc.checks.doctor import Examination
 from engines.trt import runtime
 
 
@@ -80,7 +81,8 @@ def test_an_engine_that_cannot_run_here_has_the_layers_of_its_record(
 
 
 @pytest.mark.slow  # imports everything, TensorFlow too
-def test_doctor(edge_dsc: Any) -> None:
+def test_doctor(edge_dsc: Any, examination: Examination, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edge_dsc.checks.doctor.examine", lambda: examination)
     found = edge_dsc("doctor", "--json").json
     assert found["packages"]["onnxruntime"]["version"]
     assert found["packages"]["onnxruntime"]["problem"] is None

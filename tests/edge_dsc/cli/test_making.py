@@ -25,6 +25,7 @@ from edge_dsc.cli.making import (
 )
 from edge_dsc.networks import NetworkChoice
 from engines.errors import UsageError
+from engines.graph import load_model
 
 
 def test_choices_are_those_of_the_library() -> None:
@@ -195,6 +196,7 @@ def test_build_engine_calibrates_on_the_way(edge_dsc: Any, run: Path, textures: 
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("small_networks")
 def test_a_twin_without_an_epoch_is_a_run_all_the_same(edge_dsc: Any, cnn_run: Any, tmp_path: Path) -> None:
     run = Path(shutil.copytree(cnn_run.result.run, tmp_path / "cnn"))
     done = edge_dsc("separate", run, "--epochs", 0)
@@ -216,12 +218,19 @@ def test_a_twin_without_an_epoch_is_a_run_all_the_same(edge_dsc: Any, cnn_run: A
 
 
 @pytest.mark.slow
-def test_a_fine_tuned_run_builds_in_int8(
-    edge_dsc: Any, dsc_run: Any, phantom_folder: Path, tmp_path: Path
+def test_a_fine_tuned_run_builds_in_int8_and_the_same_seed_gives_the_same_network(
+    edge_dsc: Any, dsc_run: Any, tuned_run: Any, phantom_folder: Path, tmp_path: Path
 ) -> None:
     run = Path(shutil.copytree(dsc_run.result.run, tmp_path / "dsc"))
-    done = edge_dsc("train", phantom_folder, "--qat", run, "--epochs", 1, "--json")
+    done = edge_dsc("train", phantom_folder, "--qat", run, "--epochs", 1, "--seed", 3, "--json")
     assert done.code == 0, done.err
+    before = tuned_run[1]
+    # Not the bytes: the graph names the hash of model.keras, a zip file with the time in it.
+    assert load_model(Path(done.json["onnx"])).proto.graph == load_model(before.onnx).proto.graph
+    ranges = [
+        json.loads(Path(path).read_text())["ranges"] for path in (done.json["calibration"], before.table)
+    ]
+    assert ranges[0] == ranges[1]
     tuned = tmp_path / "dsc-qat"
     assert (done.json["run"], done.json["calibration"]) == (str(tuned), str(tuned / "calibration.json"))
     assert set(done.json["metrics"]) == {"evaluation", "test", "held_out"}

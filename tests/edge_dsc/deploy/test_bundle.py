@@ -284,6 +284,7 @@ def test_the_commands_pack_check_and_unpack(
         f"{out}: dsc-int8, 8 files, sound, signed by {keys / 'ours.pub'}\nsudo sh {tmp_path / 'ward' / 'install.sh'}\n"
     )
     assert edge_dsc("deploy", "verify", out, "--unsigned", "--json").json["signed"] is False
+    assert edge_dsc("inspect", out).out.startswith("what: bundle, its signature not looked at\n")
     for words in ([], ["--key", keys / "ours.pub", "--unsigned"]):
         done = edge_dsc("deploy", "verify", out, *words)
         assert (done.code, done.err.count("verify takes a key, or --unsigned")) == (2, 1)

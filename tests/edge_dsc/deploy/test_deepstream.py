@@ -13,12 +13,13 @@ import onnx
 import onnxruntime
 import pytest
 from numpy.typing import NDArray
+from onnx import TensorProto, helper
 
 from calibration.tensorrt import read_cache
 from edge_dsc.deploy.deepstream import LIMITS, settings, take_planar_floats, write_deepstream
 from engines.contract import COLOUR_RULE, ModelContract
 from engines.errors import ArtefactError, UsageError
-from engines.graph import load_model
+from engines.graph import OnnxModel, load_model
 from engines.record import Precision, load_record, save_record
 from engines.runtimes import open_engine
 
@@ -84,6 +85,35 @@ def test_colour_is_red_first_with_an_offset_for_each_channel(engine: Path) -> No
     )
     found = settings(load_record(engine), contract)
     assert (found["model-color-format"], found["infer-dims"], found["offsets"]) == (0, "3;96;128", "0;0;0")
+
+
+def test_three_channels_are_turned_as_the_model_wants_them(tmp_path: Path) -> None:
+    contract = ModelContract(
+        labels=("a", "b", "c"), architecture="theirs", decode=COLOUR_RULE, height=8, width=6
+    )
+    nodes = [
+        helper.make_node("Cast", ["image"], ["grey"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMean", ["grey"], ["means"], axes=[1, 2], keepdims=0),
+        helper.make_node("Softmax", ["means"], ["probabilities"]),
+    ]
+    ends = (("image", TensorProto.UINT8, ["N", 8, 6, 3]), ("probabilities", TensorProto.FLOAT, ["N", 3]))
+    given, wanted = ([helper.make_tensor_value_info(*end)] for end in ends)
+    proto = helper.make_model(
+        helper.make_graph(nodes, "g", given, wanted),
+        opset_imports=[helper.make_opsetid("", 13)],
+        ir_version=9,
+    )
+    taken = take_planar_floats(OnnxModel(tmp_path / "a.onnx", "", proto, contract))
+    frames = np.random.default_rng(0).integers(0, 256, (2, 8, 6, 3), np.uint8)
+    keys = {"infer-dims": "3;8;6", "network-input-order": "0", "offsets": "0;0;0", "net-scale-factor": "1"}
+    feeds = ((proto, {"image": frames}), (taken, {"frames": nvinfer_input(frames, keys)}))
+    here, there = (
+        onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"]).run(
+            None, feed
+        )[0]
+        for model, feed in feeds
+    )
+    assert here.tobytes() == there.tobytes()
 
 
 def test_int8_has_a_scale_for_every_tensor_up_to_the_new_input(built_run: Path, tmp_path: Path) -> None:

@@ -186,6 +186,29 @@ def test_a_damaged_engine_is_refused_and_the_old_repository_stays(engine: Path, 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.engine", "a.engine.json", "out"]
 
 
+@pytest.mark.parametrize("failure", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_a_replacement_that_fails_half_way_leaves_the_old_repository(
+    engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: BaseException
+) -> None:
+    out = tmp_path / "out"
+    write_repository(TritonRequest(engines=[recorded(engine, tmp_path / "a.engine")], out=out))
+    before = {name: (out / name).read_bytes() for name in names(out)}
+    rename, failed = Path.replace, []
+
+    def replace(source: Path, target: Path) -> Path:
+        if target == out / "dsc" and not failed:  # the old models are away by then
+            assert not (out / "a").exists()
+            failed.append(target)
+            raise failure
+        return rename(source, target)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    with pytest.raises((EnvironmentProblem, KeyboardInterrupt)):
+        write_repository(TritonRequest(engines=[engine], out=out))
+    assert {name: (out / name).read_bytes() for name in names(out)} == before
+    assert failed and sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["out"]
+
+
 def test_our_own_repository_is_replaced(engine: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     write_repository(TritonRequest(engines=[recorded(engine, tmp_path / "a.engine")], out=out))

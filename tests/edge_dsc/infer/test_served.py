@@ -56,6 +56,16 @@ def test_no_server_is_one_line(nobody: ServedModel) -> None:
     assert none.value.remedy.startswith("start it: tritonserver --model-repository=")
 
 
+def test_a_proxy_of_the_environment_is_not_asked(
+    nobody: ServedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("grpc_proxy", "https_proxy", "http_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    monkeypatch.delenv("no_proxy", raising=False)
+    with pytest.raises(EnvironmentProblem, match=rf"127\.0\.0\.1:{nobody.port}: Failed to connect"):
+        open_model(nobody)
+
+
 def test_the_commands_say_so(edge_dsc: Any, nobody: ServedModel, textures: Path, tmp_path: Path) -> None:
     for words in (
         ("infer", textures, "--out", tmp_path / "a.csv"),

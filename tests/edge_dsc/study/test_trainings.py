@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -163,6 +164,18 @@ def test_one_study_at_a_time(options: StudyOptions) -> None:
             pass
         assert "wait for it" in str(refused.value)
     with open_study(options):
+        pass
+
+
+def test_what_lies_in_the_place_of_the_lock_is_neither_emptied_nor_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "theirs").write_text("mine")
+    (tmp_path / ".lock").symlink_to("theirs")
+    with hold_folder(tmp_path, wait=False):
+        pass
+    assert (tmp_path / "theirs").read_text() == "mine"
+    (tmp_path / ".lock").unlink()
+    os.mkfifo(tmp_path / ".lock")
+    with hold_folder(tmp_path, wait=False):
         pass
 
 

@@ -21,13 +21,14 @@ from edge_dsc.training.twin import TwinOptions, TwinResult, fit_pairs, make_twin
 from engines.errors import ArtefactError, BadInputError, UsageError
 from engines.files import sha256_file
 
-pytestmark = pytest.mark.slow  # TensorFlow alone takes seconds to start
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("small_networks")]
 
 
 @pytest.fixture(scope="module")
-def twin(cnn_run: Any, tmp_path_factory: pytest.TempPathFactory) -> TwinResult:
+def twin(cnn_run: Any, small_pictures: Any, tmp_path_factory: pytest.TempPathFactory) -> TwinResult:
     out = tmp_path_factory.mktemp("twin") / "run"
-    return make_twin(TwinOptions(original=cnn_run.result.run, out=out, epochs=1))
+    with small_pictures():
+        return make_twin(TwinOptions(original=cnn_run.result.run, out=out, epochs=1))
 
 
 @pytest.fixture(scope="module")
@@ -168,6 +169,9 @@ def test_options_that_cannot_be_met(own: Path, cnn_run: Any, tmp_path: Path) -> 
     run = cnn_run.result.run
     with pytest.raises(UsageError, match="is the original itself"):
         make_twin(TwinOptions(original=run, out=run))
+    with pytest.raises(UsageError, match=r"model\.keras is read, and would be replaced"):
+        beside = Path(shutil.copy(own, tmp_path / "model.keras"))
+        make_twin(TwinOptions(original=beside, out=tmp_path, data=tmp_path / "none", overwrite=True))
     with pytest.raises(UsageError, match="fine-tuning needs images"):
         make_twin(TwinOptions(original=own, out=tmp_path / "t.keras", epochs=3))
     with pytest.raises(UsageError, match="-1 epochs"):
