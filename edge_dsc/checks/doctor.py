@@ -77,6 +77,7 @@ _CHILD = """
 import importlib, importlib.util, importlib.metadata, json, os, sys
 root, name, distributions, path = json.loads(sys.argv[1])
 sys.path[:0] = path
+sys.modules["openvino_telemetry"] = None  # as engines/__init__.py does: OpenVINO reports its own import
 answers = os.fdopen(os.dup(1), "w")
 os.dup2(2, 1)
 def answer(value):

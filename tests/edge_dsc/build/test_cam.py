@@ -209,10 +209,15 @@ def test_maps_of_a_deployed_network_follow_its_precision(calibrated_run: Path, p
     assert error < (1e-6 if kind == TensorProto.FLOAT else 1e-2) * max(np.abs(logits).max(), 10)
 
 
-def test_an_engine_with_maps_answers_as_one_without(deployed_models: dict[str, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_an_engine_with_maps_answers_as_one_without(
+    runtime: str, deployed_models: dict[str, Path], tmp_path: Path
+) -> None:
+    if reason := get_runtime(runtime).availability().no_run:
+        pytest.skip(reason)
     model = deployed_models["dsc"]
     request = BuildRequest(
-        model=model, runtime="onnxruntime", batch=BatchRange(1, 1, 4), out=tmp_path / "plain.engine"
+        model=model, runtime=runtime, batch=BatchRange(1, 1, 4), out=tmp_path / "plain.engine"
     )
     plain = build_engine(request)
     built = build_engine(BuildRequest(**{**vars(request), "cam": True, "out": tmp_path / "cam.engine"}))

@@ -165,3 +165,15 @@ def test_a_runtime_that_cannot_be_asked(monkeypatch: pytest.MonkeyPatch) -> None
     found = examine().runtimes["onnxruntime"]
     assert found.version is None
     assert found.no_build == found.no_run == "OSError: libnvinfer.so.10: wrong ELF class"
+
+
+@pytest.mark.slow
+def test_looking_at_openvino_sends_nothing_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its telemetry keeps an identifier below the home folder as soon as it has something to send."""
+    pytest.importorskip("openvino")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("CI", raising=False)
+    assert doctor.probe("openvino").usable
+    assert list(tmp_path.iterdir()) == []

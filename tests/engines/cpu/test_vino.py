@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
+from branched_networks import BRANCHED
 from msgspec.structs import replace
 
 pytest.importorskip("openvino")
@@ -19,6 +20,7 @@ from engines.cpu import vino
 from engines.cpu.vino import RUNTIME, VinoRunner
 from engines.errors import AccuracyGateError, ArtefactError, BadInputError, EnvironmentProblem, UsageError
 from engines.files import sha256_bytes
+from engines.graph import layer_types
 from engines.images import usable_processors
 from engines.record import BatchRange, EngineRecord, Precision, Tuning
 from engines.runtimes import BuildOptions, RunnerOptions
@@ -108,6 +110,15 @@ def test_every_layer_is_named_with_the_precision_that_it_runs_in(
     assert result.layers_source == "execution graph of OpenVINO on this machine"
     assert (result.platform["machine"], "FP32" in result.platform["processor"]) == (platform.machine(), True)
     assert ("VNNI" in "".join(result.notes)) == (precision == "int8")
+
+
+@pytest.mark.parametrize("name", BRANCHED)
+def test_layers_of_networks_that_are_no_chains_have_their_names(tmp_path: Path, name: str) -> None:
+    model = BRANCHED[name]()
+    result = RUNTIME.build(
+        model.SerializeToString(), tmp_path / "a.engine", BuildOptions(precision=Precision.FP32)
+    )
+    assert result.layer_types == layer_types(model)
 
 
 def test_fp32_under_the_name_of_int8_is_refused(tmp_path: Path, graph_in: Callable) -> None:
