@@ -34,6 +34,7 @@ from engines.runtimes import (
     RunnerOptions,
     check_precision,
     check_tuning,
+    require_cam,
     without_calibrators,
 )
 
@@ -352,7 +353,7 @@ class _Slot(NamedTuple):
 
     infer: Callable[..., object]
     pixels: NDArray[Any]
-    answers: NDArray[np.float32]
+    outputs: list[NDArray[np.float32]]  # as the contract names them
 
 
 class VinoRunner(DirectSubmission):
@@ -417,6 +418,16 @@ class VinoRunner(DirectSubmission):
             EnvironmentProblem: There is not enough memory for it.
             ValueError: The runner is closed.
         """
+        return self._run(batch).outputs[0].copy()
+
+    def explain(self, batch: InputPixels) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Classify a batch and give its class activation maps; see :meth:`engines.runtimes.Runner.explain`."""
+        require_cam(self.record)
+        answers, maps = self._run(batch).outputs
+        return answers.copy(), maps.copy()
+
+    def _run(self, batch: InputPixels) -> _Slot:
+        """Run a batch and return this thread's memory with its outputs."""
         self._check(batch)
         if self._model is None:
             raise ValueError(f"the runner of {self.record.engine} is closed")
@@ -429,8 +440,7 @@ class VinoRunner(DirectSubmission):
             slot.infer(share_outputs=True, decode_strings=False)
         except (RuntimeError, MemoryError) as error:
             raise _problem(f"run {self.record.engine}", error, self._compiler.remedy) from error
-        answers: NDArray[np.float32] = slot.answers.copy()
-        return answers
+        return slot
 
     def close(self) -> None:
         """Free everything; a second call does nothing."""
@@ -473,12 +483,13 @@ class VinoRunner(DirectSubmission):
     def _make_slot(self, size: int) -> _Slot:
         contract, tensor = self.record.contract, packages.load("openvino").Tensor
         pixels = np.zeros((size, *contract.input_shape), contract.dtype)
-        answers = np.zeros((size, len(contract.labels)), np.float32)
+        outputs = [np.zeros((size, *shape), np.float32) for _, shape in contract.outputs]
         with _failures(f"run {self.record.engine}", self._compiler.remedy):
             request = self._open(size).create_infer_request()
             request.set_input_tensor(0, tensor(pixels, shared_memory=True))
-            request.set_output_tensor(0, tensor(answers, shared_memory=True))
-        slot = _Slot(request.infer, pixels, answers)
+            for index, output in enumerate(outputs):
+                request.set_output_tensor(index, tensor(output, shared_memory=True))
+        slot = _Slot(request.infer, pixels, outputs)
         vars(self._local).setdefault("slots", {})[size] = slot
         return slot
 
@@ -554,10 +565,8 @@ def _check_ends(compiled: Any, record: EngineRecord) -> None:
     contract = record.contract
     ends = (*compiled.inputs, *compiled.outputs)
     seen = [(end.any_name, [dim.get_length() for dim in list(end.partial_shape)[1:]]) for end in ends]
-    expected = [
-        (contract.input_name, list(contract.input_shape)),
-        (contract.output_name, [len(contract.labels)]),
-    ]
+    expected = [(contract.input_name, list(contract.input_shape))]
+    expected += [(name, list(shape)) for name, shape in contract.outputs]
     if seen != expected:
         raise ArtefactError(
             f"{record.engine} has the inputs and outputs {seen}, its record says {expected}",
