@@ -353,7 +353,7 @@ class _Slot(NamedTuple):
 
     infer: Callable[..., object]
     pixels: NDArray[Any]
-    outputs: list[NDArray[np.float32]]  # as the contract names them
+    outputs: list[NDArray[np.float32]]  # probabilities, and class activation maps where the engine has them
 
 
 class VinoRunner(DirectSubmission):
@@ -418,16 +418,16 @@ class VinoRunner(DirectSubmission):
             EnvironmentProblem: There is not enough memory for it.
             ValueError: The runner is closed.
         """
-        return self._run(batch).outputs[0].copy()
+        return self._run(batch)[0].copy()
 
     def explain(self, batch: InputPixels) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Classify a batch and give its class activation maps; see :meth:`engines.runtimes.Runner.explain`."""
         require_cam(self.record)
-        answers, maps = self._run(batch).outputs
+        answers, maps = self._run(batch)
         return answers.copy(), maps.copy()
 
-    def _run(self, batch: InputPixels) -> _Slot:
-        """Run a batch and return this thread's memory with its outputs."""
+    def _run(self, batch: InputPixels) -> list[NDArray[np.float32]]:
+        """Return the outputs, in memory that the thread's next call writes to."""
         self._check(batch)
         if self._model is None:
             raise ValueError(f"the runner of {self.record.engine} is closed")
@@ -440,7 +440,7 @@ class VinoRunner(DirectSubmission):
             slot.infer(share_outputs=True, decode_strings=False)
         except (RuntimeError, MemoryError) as error:
             raise _problem(f"run {self.record.engine}", error, self._compiler.remedy) from error
-        return slot
+        return slot.outputs
 
     def close(self) -> None:
         """Free everything; a second call does nothing."""
@@ -487,8 +487,8 @@ class VinoRunner(DirectSubmission):
         with _failures(f"run {self.record.engine}", self._compiler.remedy):
             request = self._open(size).create_infer_request()
             request.set_input_tensor(0, tensor(pixels, shared_memory=True))
-            for index, output in enumerate(outputs):
-                request.set_output_tensor(index, tensor(output, shared_memory=True))
+            for place, output in enumerate(outputs):
+                request.set_output_tensor(place, tensor(output, shared_memory=True))
         slot = _Slot(request.infer, pixels, outputs)
         vars(self._local).setdefault("slots", {})[size] = slot
         return slot
@@ -565,8 +565,10 @@ def _check_ends(compiled: Any, record: EngineRecord) -> None:
     contract = record.contract
     ends = (*compiled.inputs, *compiled.outputs)
     seen = [(end.any_name, [dim.get_length() for dim in list(end.partial_shape)[1:]]) for end in ends]
-    expected = [(contract.input_name, list(contract.input_shape))]
-    expected += [(name, list(shape)) for name, shape in contract.outputs]
+    expected = [
+        (contract.input_name, list(contract.input_shape)),
+        *((name, list(shape)) for name, shape in contract.outputs),
+    ]
     if seen != expected:
         raise ArtefactError(
             f"{record.engine} has the inputs and outputs {seen}, its record says {expected}",

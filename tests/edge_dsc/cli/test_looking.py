@@ -57,11 +57,11 @@ def test_inspect_refuses_layers_of_anything_else(edge_dsc: Any, run: Path, engin
             f"error: --layers wants an engine; {path} is: {what} (name an .engine file)\n",
         )
     assert edge_dsc("inspect", run / "gone.engine", "--layers").code == 9
-    whole = engine.read_bytes()
-    engine.write_bytes(whole[:-1])
+    data = engine.read_bytes()
+    engine.write_bytes(data[:-1])
     done = edge_dsc("inspect", engine, "--layers")
     assert (done.code, done.out) == (4, "")
-    assert f"{engine} has {len(whole) - 1} bytes, its record says {len(whole)}" in done.err
+    assert f"{engine} has {len(data) - 1} bytes, its record says {len(data)}" in done.err
 
 
 def test_an_engine_that_cannot_run_here_has_the_layers_of_its_record(
