@@ -25,13 +25,13 @@ from engines.record import BatchRange, load_record, save_record
 
 
 def built(model: Path, out: Path) -> Path:
-    request = BuildRequest(model=model, runtime="onnxruntime", batch=BatchRange(1, 4, 8), out=out)
+    request = BuildRequest(model=model, runtime="onnxruntime", batch=BatchRange(1, 4, 8), cam=True, out=out)
     return build_engine(request).path
 
 
 @pytest.fixture(scope="session")
 def engine(deployed_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An FP32 engine of onnxruntime for 1 to 8 pictures. Read only; copy it with its record before you change it."""
+    """An FP32 engine with maps, for 1 to 8 pictures. Read only; copy it with its record before you change it."""
     return built(deployed_models["dsc"], tmp_path_factory.mktemp("engine") / "dsc.engine")
 
 

@@ -77,6 +77,7 @@ def test_the_model_takes_what_the_contract_says(repository: Path, engine: Path) 
     assert [fields(end) for end in (*found.input, *found.output)] == [
         'name: "image" data_type: TYPE_UINT8 dims: 224 dims: 224 dims: 1',
         'name: "probabilities" data_type: TYPE_FP32 dims: 3 label_filename: "labels.txt"',
+        'name: "cam" data_type: TYPE_FP32 dims: 3 dims: 14 dims: 14',
     ]
     assert fields(found.dynamic_batching) == "preferred_batch_size: 4 max_queue_delay_microseconds: 300"
     assert [fields(group) for group in found.instance_group] == ["count: 2 kind: KIND_CPU"]

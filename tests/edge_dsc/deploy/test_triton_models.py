@@ -68,11 +68,14 @@ def test_rows_are_those_of_this_machine(
     assert done.out.splitlines() == expected
 
 
-def test_probabilities_are_bit_equal_at_every_batch_size(served: ServedModel, engine: Path) -> None:
+def test_probabilities_and_maps_are_bit_equal_at_every_batch_size(served: ServedModel, engine: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (8, 224, 224, 1), np.uint8)
     with ServedRunner(served) as there, open_engine(engine) as here:
         for size in (1, 3, 8):
             assert there.run(pixels[:size]).tobytes() == here.run(pixels[:size]).tobytes()
+            found, expected = there.explain(pixels[:size]), here.explain(pixels[:size])
+            assert found[1].shape == (size, 3, 14, 14)
+            assert [values.tobytes() for values in found] == [values.tobytes() for values in expected]
         assert there.record.engine_sha256 == here.record.engine_sha256
         assert there.description["execution"].startswith("triton ")
 
