@@ -469,7 +469,7 @@ class DirectSubmission:
         """
         raise UsageError(
             f"{type(self).__name__} gives no class activation maps",
-            remedy="build the engine with --cam for onnxruntime or tensorrt",
+            remedy="build the engine with --cam for onnxruntime, openvino or tensorrt",
         )
 
     def submit(self, batch: InputPixels) -> Ticket:

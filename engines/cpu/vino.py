@@ -418,7 +418,8 @@ class VinoRunner(DirectSubmission):
             EnvironmentProblem: There is not enough memory for it.
             ValueError: The runner is closed.
         """
-        return self._run(batch)[0].copy()
+        answers: NDArray[np.float32] = self._run(batch)[0].copy()
+        return answers
 
     def explain(self, batch: InputPixels) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Classify a batch and give its class activation maps; see :meth:`engines.runtimes.Runner.explain`."""

@@ -148,8 +148,8 @@ def test_a_usage_error_is_one_line(edge_dsc: Any, arguments: list[str], words: s
 
 
 RANGES = {
-    "infer": "--abstain 1 --threads 256 --limit 1000000000000 --give-up nan --slots 64 --device 255",
-    "evaluate": "--abstain 1 --threads 256 --device 255",
+    "infer": "--threads 256 --limit 1000000000000 --give-up nan --slots 64 --device 255 --abstain nan",
+    "evaluate": "--threads 256 --device 255 --abstain nan",
     "bench": "--threads 256 --batch 4096 --offline 16384 --iterations 10000000 --duration 604800 --warmup 604800 "
     "--fps 100000 --power 604800 --builds 1000 --openings 1000 --slots 64 --device 255 --seed 4294967295",
     "import-times": "--batch 4096",
