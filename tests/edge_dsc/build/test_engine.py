@@ -18,7 +18,7 @@ from calibration.table import load_table, save_table
 from edge_dsc.build.calibrate import CalibrationRequest, run_calibration
 from edge_dsc.build.engine import BuildRequest, build_again, build_engine, rebuild_engine
 from edge_dsc.build.gate import GateOptions
-from engines import ort
+from engines.cpu import ort
 from engines.errors import ArtefactError, EnvironmentProblem, UsageError
 from engines.files import canonical_json, sha256_bytes
 from engines.record import RECORD, BatchRange, EngineRecord, Precision, Tuning, load_record, record_path
