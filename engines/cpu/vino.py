@@ -53,7 +53,10 @@ _FLOAT_TYPES = {Precision.BF16: "bf16", Precision.FP16: "f16"}
 _PRECISIONS = {"f32": "FP32", "f16": "FP16", "bf16": "BF16", "i8": "INT8", "u8": "INT8"}
 _WEIGHTED_KINDS = frozenset({"Convolution", "FullyConnected", "MatMul"})
 _NOT_RUN = frozenset({"Const", "Input", "Output"})
-_INT8_NOTE = "INT8 gains most on a processor with VNNI: measure it and FP32 with edge-dsc bench"
+_INT8_NOTE = (
+    "INT8 gains most on a processor with VNNI: measure it and FP32 with edge-dsc bench; without VNNI OpenVINO's sums "
+    "may overflow and classes change: hold the engine to its accuracy with --validate"
+)
 _REMEDY_MEMORY = "free some memory, or use a smaller batch"
 
 
