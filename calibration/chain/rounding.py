@@ -100,7 +100,7 @@ def learn_corrections(
         progress: Called with (phase, layers done, layers in all).
 
     Returns:
-        By name of the layer; the last one, which stays in float, has none.
+        By name of the layer, where there is anything to say; nothing of the last one, which stays in float.
     """
     chain, grids = quantized_chain(model, table, signed=True)
     graph = prepare(model, table)
@@ -116,10 +116,10 @@ def learn_corrections(
             weight = onnx.numpy_helper.to_array(stored[layer.weight])
             known = _look(window, weight, plain, rounded, grid)
             shifted = bias and takes_bias(graph, layer)
-            found[layer.name] = _correct(
-                window, layer, weight, known, adaround=rounding == "adaround", bias=shifted
-            )
-            chain.correct(layer.name, found[layer.name])
+            correction = _correct(window, layer, weight, known, adaround=rounding == "adaround", bias=shifted)
+            if correction != Correction():
+                found[layer.name] = correction
+                chain.correct(layer.name, correction)
         plain = list(map_in_threads(lambda part: chain.step(index, part, None, int8=False), plain))  # noqa: B023
         rounded = list(map_in_threads(lambda part: chain.step(index, part, grid, int8=True), rounded))  # noqa: B023
         if progress is not None:
