@@ -18,7 +18,6 @@ from calibration.chain.rounding import (
     learn_corrections,
     pack_bits,
     round_layer,
-    squared_error,
     turn_over,
 )
 from calibration.layers import find_layers
@@ -47,41 +46,57 @@ def test_of_two_equal_inputs_one_weight_is_rounded_up() -> None:
     assert up.sum() == 1
 
 
+def all_errors(values: np.ndarray, told: Reconstruction) -> np.ndarray:
+    """Mean squared error of each output, beyond the exact weights', for all roundings: ``[2^inputs, outputs]``."""
+    every = np.array(list(itertools.product((0, 1), repeat=values.shape[1])), float)
+    added = np.floor(values[0]) + every[:, :, None] - values[0]
+    return np.einsum("mio,ij,mjo->mo", added, told.products[0], added)
+
+
+def error(values: np.ndarray, up: np.ndarray, told: Reconstruction) -> np.ndarray:
+    added = np.floor(values[0]) + up[0] - values[0]
+    return np.asarray(np.einsum("io,ij,jo->o", added, told.products[0], added))
+
+
 @pytest.mark.parametrize("seed", range(3))
-def test_the_best_of_all_roundings_is_found(seed: int) -> None:
+def test_of_a_depthwise_kernel_the_best_of_all_roundings_is_taken(seed: int) -> None:
     rng = np.random.default_rng(seed)
-    inputs = np.maximum(rng.standard_normal((200, 2)) @ rng.standard_normal((2, 8)), 0) + rng.random((200, 8))
-    values = rng.uniform(-20, 20, (1, 8, 2))
-    steps = np.array([[0.5, 2.0]])
+    values, steps = rng.uniform(-20, 20, (1, 9, 4)), np.array([[0.5, 2.0, 1.0, 0.1]])
+    inputs = rng.random((200, 3)) @ rng.random((3, 9)) + 0.5 * rng.random((200, 9))
     told = known(inputs, inputs @ (values[0] * steps))
-    up = round_layer(values, steps, told)
-
-    def error(rounded_up: np.ndarray) -> np.ndarray:
-        """Mean square of what rounding adds to each output."""
-        added = inputs @ ((np.floor(values[0]) + rounded_up - values[0]) * steps)
-        return np.asarray((added**2).mean(axis=0))
-
-    every = np.array(list(itertools.product((False, True), repeat=8)))
-    best = np.min([error(each[:, None]) for each in every], axis=0)
-    assert (error(np.rint(values[0]) > values[0]) > 1.2 * best).all()  # nearest is not it
-    np.testing.assert_allclose(error(up[0]), best, rtol=1e-9)
+    best = all_errors(values, told).min(axis=0)
+    np.testing.assert_allclose(error(values, round_layer(values, steps, told), told), best)
+    assert (error(values, values - np.floor(values) >= 0.5, told) > 1.2 * best).all()  # nearest is not it
 
 
-def test_adaround_alone_errs_less_than_the_nearest_roundings_and_turning_over_never_adds() -> None:
+def test_adaround_finds_the_best_of_all_roundings_where_inputs_rise_together() -> None:
+    """Inputs of 4 : 3 : 2 : 1 and 0.45, 0.3, 0.4 and 0.2 of a step: nearest loses 3.7, the first one up adds 0.3."""
+    rng = np.random.default_rng(0)
+    inputs = np.array([4, 3, 2, 1]) * (10 + rng.standard_normal((100, 4)))
+    values = np.array([[[3.45], [-7.7], [12.4], [0.2]]])
+    told = known(inputs, inputs @ values[0])
+    errors = all_errors(values, told)[:, 0]
+    learnt = adaround(values, told.products, told.targets)
+    np.testing.assert_allclose(error(values, learnt, told), errors.min())
+    np.testing.assert_allclose(error(values, np.zeros((1, 4, 1), bool), told), errors[0])
+    assert learnt[0, :, 0].tolist() == [True, False, False, False]
+    assert errors[0] > 10 * errors.min()
+
+
+def test_adaround_errs_less_than_the_nearest_roundings_and_turning_over_never_adds() -> None:
     rng = np.random.default_rng(3)
     inputs = np.maximum(rng.standard_normal((500, 4)) @ rng.standard_normal((4, 24)), 0)
     values = rng.uniform(-90, 90, (1, 24, 6))
     told = known(inputs, inputs @ values[0])
-    floor = np.floor(values)
-    exact = squared_error(values, told.products, told.targets)
-
-    def error(up: np.ndarray) -> np.ndarray:
-        return squared_error(floor + up, told.products, told.targets) - exact
-
-    learnt, nearest = adaround(values, told.products, told.targets), values - floor >= 0.5
-    assert (error(learnt) < 0.5 * error(nearest)).all()
+    floor, nearest = np.floor(values), values - np.floor(values) >= 0.5
+    learnt = adaround(values, told.products, told.targets)
+    before = error(values, nearest, told)
+    assert (error(values, learnt, told) < 0.5 * before).all()
     for start in (learnt, nearest):
-        assert (error(turn_over(start, floor, told.products, told.targets)) <= error(start)).all()
+        turned = turn_over(start, floor, told.products, told.targets)
+        assert (error(values, turned, told) <= error(values, start, told)).all()
+    best = round_layer(values, np.ones((1, 6)), told)
+    assert (error(values, best, told) <= np.minimum(error(values, learnt, told), before)).all()
 
 
 def test_the_means_are_left_to_the_bias() -> None:
