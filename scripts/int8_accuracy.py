@@ -4,9 +4,9 @@
 
 Every RUN holds ``model.onnx`` (``edge-dsc export RUN``) and its split. Images of the evaluation and test parts
 judge; calibration sees training images only. The graphs are those that ``build-engine --int8`` builds from: signed
-for TensorRT, with FP16 around INT8, and unsigned for ONNX Runtime, which answers for both. ``mse`` gives rows with what is
-learnt beside the ranges, and ``mse alone`` without. A folder ``RUN-qat`` beside
-a run (``edge-dsc train DATA --qat RUN``) gives rows with the method ``qat``, held against the FP32 answers of RUN.
+for TensorRT, with FP16 around INT8, and unsigned for ONNX Runtime, which answers for both. ``mse`` gives rows with what
+is learnt beside the ranges, and rows ``mse alone`` without. A folder ``RUN-qat`` beside a run (``edge-dsc train DATA
+--qat RUN``) gives rows with the method ``qat``, held against the FP32 answers of RUN.
 """
 
 from __future__ import annotations
