@@ -53,18 +53,17 @@ class Reconstruction:
     """What is known of a layer's output, for each of G groups of channels.
 
     Attributes:
-        products: ``float64 [G, inputs, inputs]``: mean products of the inputs as the INT8 graph has them.
+        products: ``float64 [G, inputs, inputs]``: mean products of the inputs as the INT8 graph has them. It and the
+            targets are empty where :data:`LEAST_PLACES` were not seen.
         targets: ``float64 [G, inputs, outputs]``: mean products of those inputs and the float network's outputs.
         rounded_mean: ``float64 [G, inputs]``: mean of the inputs in the INT8 graph.
         target_mean: ``float64 [G, outputs]``: mean of the outputs in float, without the bias.
-        places: How many places were seen.
     """
 
     products: Doubles
     targets: Doubles
     rounded_mean: Doubles
     target_mean: Doubles
-    places: int
 
     def centred(self) -> Reconstruction:
         """Return the same of values less their means: what is left to the weights when the bias takes the means."""
@@ -74,7 +73,6 @@ class Reconstruction:
             targets=self.targets - inputs * outputs,
             rounded_mean=np.zeros_like(self.rounded_mean),
             target_mean=np.zeros_like(self.target_mean),
-            places=self.places,
         )
 
     def mean_error(self, weights: Doubles) -> Doubles:
@@ -137,7 +135,7 @@ def _correct(
     values = window.columns(weight / scales).astype(np.float64)
     steps = window.columns(np.broadcast_to(scales, weight.shape)).astype(np.float64)[:, 0]
     up = None
-    if adaround and known.places >= LEAST_PLACES * values.shape[1]:
+    if adaround and known.products.size:
         up = round_layer(values, steps, known.centred() if bias else known)
         integers = np.clip(np.floor(values) + up, -127, 127)
     else:
@@ -339,14 +337,12 @@ def _look(
     seen = list(map_in_threads(look, range(len(plain))))
     inputs = np.concatenate([each for each, _ in seen], axis=1)
     outputs = np.concatenate([each for _, each in seen], axis=1)
-    places = inputs.shape[1]
-    turned = inputs.transpose(0, 2, 1)
-    dense = places < LEAST_PLACES * inputs.shape[2]  # its products would be large, and are not asked for
+    places, turned = inputs.shape[1], inputs.transpose(0, 2, 1)
+    wide = places < LEAST_PLACES * inputs.shape[2]
     empty = np.zeros((len(inputs), 0, 0))
     return Reconstruction(
-        products=empty if dense else (turned @ inputs).astype(np.float64) / places,
-        targets=empty if dense else (turned @ outputs).astype(np.float64) / places,
+        products=empty if wide else (turned @ inputs).astype(np.float64) / places,
+        targets=empty if wide else (turned @ outputs).astype(np.float64) / places,
         rounded_mean=inputs.mean(axis=1, dtype=np.float64),
         target_mean=outputs.mean(axis=1, dtype=np.float64),
-        places=places,
     )

@@ -34,7 +34,6 @@ def known(inputs: np.ndarray, outputs: np.ndarray) -> Reconstruction:
         targets=(inputs.T @ outputs / len(inputs))[None],
         rounded_mean=inputs.mean(axis=0)[None],
         target_mean=outputs.mean(axis=0)[None],
-        places=len(inputs),
     )
 
 
