@@ -140,6 +140,11 @@ def weight_scales(weight: NDArray[np.float32], axis: int) -> NDArray[np.float32]
     return np.where(scales > 0, scales, np.float32(1))
 
 
+def grid_floor(values: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
+    """Return the integer below each weight, given in steps, to which 0 or 1 is added: -127..126."""
+    return np.clip(np.floor(values), -127, 126)
+
+
 def takes_bias(model: ModelProto, layer: Layer) -> bool:
     """Whether a layer has a place for a bias: a stored one, or a Conv or Gemm without any."""
     return _bias_place(model, layer) is not None
@@ -173,7 +178,7 @@ def correct_layer(
     weight = stored[layer.weight]
     scales = weight_scales(weight, layer.axis)
     up = _unpack_bits(correction.rounded_up, layer)
-    integers = np.clip(np.floor(weight / scales) + up, -127, 127).astype(np.float32)
+    integers = (grid_floor(weight / scales) + up).astype(np.float32)
     (node,) = (node for node in model.graph.node if node.name == layer.name)
     node.input[1] = _store(model, f"{layer.name}.rounded_weight", integers * scales)
     return {node.input[1]: scales.reshape(-1)}

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from calibration.chain import Floats, Grid, Pixels, chunks, map_in_threads, quantized_chain
 from calibration.layers import Layer
-from calibration.qdq import prepare, takes_bias, weight_scales
+from calibration.qdq import grid_floor, prepare, takes_bias, weight_scales
 from calibration.table import CalibrationTable, Correction
 from engines.runtimes import Progress
 
@@ -137,7 +137,7 @@ def _correct(
     up = None
     if adaround and known.products.size:
         up = round_layer(values, steps, known.centred() if bias else known)
-        integers = np.clip(np.floor(values) + up, -127, 127)
+        integers = grid_floor(values) + up
     else:
         integers = np.clip(np.rint(values), -127, 127)
     shift = known.mean_error(integers * steps[:, None]).reshape(-1) if bias else ()
@@ -165,7 +165,7 @@ def round_layer(values: Doubles, steps: Doubles, known: Reconstruction) -> Bits:
         more, the better of AdaRound and rounding to nearest for each output, after single roundings have been turned
         over as long as that lessens the error.
     """
-    targets, floor = known.targets / steps[:, None], np.floor(values)
+    targets, floor = known.targets / steps[:, None], grid_floor(values)
     if values.shape[1] <= FEW_INPUTS:
         return try_all(floor, known.products, targets)
     starts = (values - floor >= 0.5, adaround(values, known.products, targets))
@@ -205,7 +205,7 @@ def adaround(values: Doubles, products: Doubles, targets: Doubles) -> Bits:
         arXiv 1412.6980, for Adam.
     """
     low, high = STRETCH
-    floor = np.floor(values)
+    floor = grid_floor(values)
     share = np.clip((values - floor - low) / (high - low), 1e-3, 1 - 1e-3)
     variables = np.log(share / (1 - share))
     # A weight that is rounded at random errs by a twelfth of a squared step.
