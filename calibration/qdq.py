@@ -12,7 +12,15 @@ import onnx
 from numpy.typing import NDArray
 
 from calibration.layers import WEIGHTED_OPS, Layer, find_layers, paired_tensors, quantizable_layers
-from calibration.rewrites import SUFFIX, Bounds, center_pixels, fold_norms, pixel_range, scale_channels
+from calibration.rewrites import (
+    SUFFIX,
+    Bounds,
+    center_pixels,
+    drop_unused_constants,
+    fold_norms,
+    pixel_range,
+    scale_channels,
+)
 from calibration.table import CalibrationTable, Correction, calibrate_command
 from engines.errors import ArtefactError, UsageError
 from engines.graph import cast_to_fp16
@@ -62,6 +70,7 @@ def quantize(
     if signed_activations:
         for layer in layers:
             steps.update(correct_layer(graph, layer, table.corrections.get(layer.name)))
+        drop_unused_constants(graph)
         layers = _chosen_layers(graph, float_layers)  # whose weights have other names now
     else:
         _merge_dense_bias(graph)
