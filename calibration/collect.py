@@ -76,7 +76,8 @@ def calibrate(
         UsageError: Learnt roundings or corrected biases of a network that is no chain.
     """
     factors: dict[str, tuple[float, ...]] = {}
-    cut = runs_in_pieces(model.proto)
+    by_layer = options.method == "mse" or options.rounding == "adaround" or bool(options.bias_correction)
+    cut = by_layer and runs_in_pieces(model.proto)
     rounding, bias = _corrections(model, options, cut=cut)
     pieces = options.method == "mse" and cut
     graph = fold_norms(model.proto)

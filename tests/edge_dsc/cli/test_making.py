@@ -65,7 +65,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What training, fine-tuning or export was asked for; none of them begins."""
     asked: list[Any] = []
 
-    def note(options: Any, **more: Any) -> None:
+    def note(options: Any, *_progress: Any, **more: Any) -> None:
         asked.append((options, more))
         raise UsageError("enough", remedy="none")
 
