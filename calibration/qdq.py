@@ -34,6 +34,7 @@ def quantize(
     *,
     signed_activations: bool,
     float_layers: Collection[str] = (),
+    weight_bits: int = 8,
 ) -> ModelProto:
     """Make the INT8 (Q/DQ) graph of an FP32 one.
 
@@ -43,6 +44,8 @@ def quantize(
         table: Ranges of the tensors of :func:`calibration.layers.tensors_to_calibrate`.
         signed_activations: True for TensorRT, False for onnxruntime on a CPU.
         float_layers: Names of layers that stay in floating point, beside the last one.
+        weight_bits: 8: weights of -127..127; 7: of -64..64, for a processor that adds two products of an unsigned
+            activation and a weight in 16 bits: 2 * 255 * 64 fits there, 2 * 255 * 127 does not.
 
     Returns:
         A new graph with the same metadata, inputs and outputs, in which every layer of
@@ -61,7 +64,7 @@ def quantize(
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     pairs = paired_tensors(graph, layers, signed=signed_activations)
     ranges = activation_ranges(graph, table, signed=signed_activations, pairs=pairs)
-    quantizer = _quantizer(graph, layers, ranges, signed=signed_activations)
+    quantizer = _quantizer(graph, layers, ranges, signed=signed_activations, weight_bits=weight_bits)
     inputs = {layer.input for layer in layers}
     for tensor in pairs:
         # The quantiser itself puts a pair at the input of each layer.
@@ -193,7 +196,12 @@ def _chosen_layers(model: ModelProto, float_layers: Collection[str]) -> tuple[La
 
 
 def _quantizer(
-    model: ModelProto, layers: tuple[Layer, ...], ranges: dict[str, Bounds], *, signed: bool
+    model: ModelProto,
+    layers: tuple[Layer, ...],
+    ranges: dict[str, Bounds],
+    *,
+    signed: bool,
+    weight_bits: int,
 ) -> Any:
     """Set up onnxruntime's quantiser for chosen layers of ``model``, which it will change."""
     tensor_data = load("onnxruntime.quantization.calibrate").TensorData
@@ -214,7 +222,7 @@ def _quantizer(
     return load("onnxruntime.quantization.qdq_quantizer").QDQQuantizer(
         model=inferred,
         per_channel=True,
-        reduce_range=False,
+        reduce_range=weight_bits == 7,  # of what is stored; the ranges of activations are given
         weight_qType=types.QInt8,
         activation_qType=types.QInt8 if signed else types.QUInt8,
         tensors_range={

@@ -345,6 +345,14 @@ class Runtime(Protocol):
         """Say what works here; never raises."""
         ...
 
+    def weight_bits(self) -> int:
+        """How many bits the weights of an INT8 graph may have on this machine: 8; 7 where sums of 8 would overflow.
+
+        Raises:
+            EnvironmentProblem: That depends on this machine, and the package that tells is missing.
+        """
+        ...
+
     def rest_in_half(self) -> bool:
         """Whether an INT8 graph for it holds its other layers in FP16: a TensorRT that takes types as they stand.
 
