@@ -76,6 +76,27 @@ def test_every_layer_but_the_last_takes_input_and_weight_from_dequantize(
     }
 
 
+def test_weights_of_7_bits_end_at_64_and_activations_stay_as_they_are(
+    deployed_models: Paths, network_tables: Tables
+) -> None:
+    model = onnx.load(deployed_models["dsc"])
+    graphs = {
+        bits: Graph(quantize(model, network_tables["dsc"], signed_activations=False, weight_bits=bits))
+        for bits in (8, 7)
+    }
+    stored = {bits: graph.stored for bits, graph in graphs.items()}
+    weights = [name for name, values in stored[8].items() if values.dtype == np.int8 and values.ndim > 1]
+    assert len(weights) == INT8_LAYERS["dsc"]
+    for name in weights:
+        most = {bits: int(np.abs(stored[bits][name].astype(int)).max()) for bits in stored}
+        assert most == {8: 127, 7: 64}, name
+        scale = name.removesuffix("_quantized") + "_scale"
+        np.testing.assert_allclose(stored[7][scale] / stored[8][scale], 127 / 64, rtol=1e-6)
+    taken = {node.input[1] for node in graphs[8].of_type("QuantizeLinear")}
+    assert taken == {node.input[1] for node in graphs[7].of_type("QuantizeLinear")}
+    assert all(stored[7][name] == stored[8][name] for name in taken)
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_the_signed_graph_keeps_tensorrts_rules(
     deployed_models: Paths, network_tables: Tables, architecture: str

@@ -26,6 +26,7 @@ from engines.record import BatchRange, EngineRecord, Precision, Tuning
 from engines.runtimes import BuildOptions, RunnerOptions
 
 BATCH = BatchRange(1, 4, 8)
+CPUINFO = Path("/proc/cpuinfo")
 NAMES = {
     "dsc": [
         "Conv_2",
@@ -231,6 +232,34 @@ def test_another_processor_must_keep_the_precision(copied: Callable) -> None:
     ):
         RUNTIME.open_runner(engine, elsewhere)
     assert not engine.with_name("dsc-int8.engine.b1.compiled").exists()
+
+
+@pytest.mark.parametrize("exactly", [True, False])
+def test_weights_of_8_bits_need_a_processor_that_sums_them_exactly(
+    copied: Callable, monkeypatch: pytest.MonkeyPatch, exactly: bool
+) -> None:
+    engine, record = copied("dsc", "int8")
+    monkeypatch.setattr(vino, "_sums_exactly", lambda: exactly)
+    assert state_of(engine, replace(record, weight_bits=7)).startswith("read from ")
+    engine.with_name("dsc-int8.engine.b1.compiled").unlink()
+    brought = replace(record, weight_bits=8, platform={"processor": "another"})
+    if exactly:
+        assert state_of(engine, brought).startswith("none beside the engine, kept in ")
+        return
+    with pytest.raises(
+        ArtefactError,
+        match=r"has INT8 weights of 8 bits, whose sums overflow on this processor .*; it was built on another",
+    ) as caught:
+        RUNTIME.open_runner(engine, brought)
+    assert caught.value.remedy.startswith("rebuild it: ")
+    assert not engine.with_name("dsc-int8.engine.b1.compiled").exists()
+    assert state_of(engine, replace(record, weight_bits=7)).startswith("none beside the engine, kept in ")
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64" or not CPUINFO.exists(), reason="tells nothing of VNNI")
+def test_the_network_that_overflows_without_vnni_tells_whether_there_is_any() -> None:
+    flags = set(CPUINFO.read_text().partition("flags")[2].partition("\n")[0].split())
+    assert RUNTIME.weight_bits() == (8 if flags & {"avx_vnni", "avx512_vnni"} else 7)
 
 
 def test_damaged_engines_and_foreign_ends_are_refused(copied: Callable) -> None:
