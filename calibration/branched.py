@@ -83,7 +83,8 @@ class MixedGraph:
         stored = {tensor.name: tensor for tensor in self._model.graph.initializer}
         self._rounded = {
             layer.name: numpy_helper.from_array(
-                round_weight(stored[layer.weight], layer.axis, weight_bits), f"{layer.name}.rounded_weight"
+                round_weight(stored[layer.weight], layer.axis, layer.bits(weight_bits)),
+                f"{layer.name}.rounded_weight",
             )
             for layer in self.layers
         }

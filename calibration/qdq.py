@@ -44,8 +44,9 @@ def quantize(
         table: Ranges of the tensors of :func:`calibration.layers.tensors_to_calibrate`.
         signed_activations: True for TensorRT, False for onnxruntime on a CPU.
         float_layers: Names of layers that stay in floating point, beside the last one.
-        weight_bits: 8: weights of -127..127; 7: of -64..64, for a processor that adds two products of an unsigned
-            activation and a weight in 16 bits: 2 * 255 * 64 fits there, 2 * 255 * 127 does not.
+        weight_bits: 8: weights of -127..127; 7: of -64..64 in layers that sum over channels
+            (:meth:`calibration.layers.Layer.bits`), for a processor that adds two products of an unsigned activation
+            and a weight in 16 bits: 2 * 255 * 64 fits there, 2 * 255 * 127 does not.
 
     Returns:
         A new graph with the same metadata, inputs and outputs, in which every layer of
@@ -218,11 +219,16 @@ def _quantizer(
         "OpTypesToExcludeOutputQuantization": list(WEIGHTED_OPS),
         # Weight scales are not to follow a bias that is not quantised.
         "QDQDisableWeightAdjustForInt32Bias": signed,
+        "TensorQuantOverrides": {
+            layer.weight: [{"axis": layer.axis, "reduce_range": True}]
+            for layer in layers
+            if layer.bits(weight_bits) == 7
+        },
     }
     return load("onnxruntime.quantization.qdq_quantizer").QDQQuantizer(
         model=inferred,
         per_channel=True,
-        reduce_range=weight_bits == 7,  # of what is stored; the ranges of activations are given
+        reduce_range=False,
         weight_qType=types.QInt8,
         activation_qType=types.QInt8 if signed else types.QUInt8,
         tensors_range={

@@ -212,8 +212,8 @@ class EngineRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         layer_types: The same by name, such as ``{"stem": "INT8"}``, in the order of the graph; empty where the
             runtime does not tell the layers apart, and in records of older versions.
         gpu_layers: Of an engine for the Deep Learning Accelerator: layers that run on the GPU, by TensorRT's names.
-        weight_bits: Of its INT8 weights: 7 where the processor that built it would not sum products of 8 exactly, else
-            8; None where no layer is in INT8.
+        weight_bits: Of the INT8 weights whose products are summed over channels: 7 where the processor that built it
+            would not sum products of 8 exactly, else 8; None where no layer is in INT8.
         float_layers: Layers that were left in floating point on purpose, by name; for INT8 and mixed.
         validation: The accuracy gate that the engine went through, where one was asked for.
         notes: What the builder wants the reader to know, such as a CPU on which INT8 is slower.

@@ -190,7 +190,7 @@ class Chain:
         layer = self.layers[index]
         for tensor in graph.graph.initializer if int8 else ():
             if tensor.name == layer.weight:
-                rounded = round_weight(tensor, layer.axis, self._weight_bits)
+                rounded = round_weight(tensor, layer.axis, layer.bits(self._weight_bits))
                 tensor.CopyFrom(onnx.numpy_helper.from_array(rounded, tensor.name))
         if pair:
             _add_pair(graph, self._cuts[index], layer, signed=self.signed)
