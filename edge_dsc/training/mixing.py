@@ -17,10 +17,8 @@ Batch = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]
 ERASED_AREA = (0.02, 0.4)  # of the image
 ERASED_SHAPE = (0.3, 1 / 0.3)  # height to width
 _MOST_TRIES = 100  # at a rectangle that fits
-_ERASE, _MIX = (
-    1,
-    2,
-)  # the last number of a seed: what is drawn for the one does not move the draws of the other
+# The last number of a seed, so that what is drawn for the one does not move the draws of the other.
+_ERASE, _MIX = 1, 2
 
 
 def mix_batch(batch: Batch, recipe: Recipe, seeds: Sequence[tuple[int, ...]]) -> Batch:

@@ -251,6 +251,11 @@ def _find_teachers(options: TrainOptions, network: Network, split: Split) -> dic
                 remedy="name runs of the same classes and --size with --teacher",
             )
         require_teachable(split, known, run)
+        if record.teachers and known.sha256 != split.sha256:
+            raise UsageError(
+                f"{run} followed teachers, and what they learnt from is known for its own split alone",
+                remedy="train with its --seed, --fold, --keep-split and --last, or leave it out of --teacher",
+            )
         teacher = Teacher(
             run=Path(os.path.realpath(run)).name,
             model_sha256=record.model_sha256,

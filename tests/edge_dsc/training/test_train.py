@@ -501,6 +501,12 @@ def test_a_teacher_that_cannot_teach_is_refused_before_anything_is_written(
     )
     with pytest.raises(ArtefactError, match="are not of one run"):
         train(options)
+    taught = Teacher(run="other", model_sha256="0" * 64, split_sha256="0" * 64)
+    TRAINING_RECORD.save(
+        run / "training.json", msgspec.structs.replace(dsc_run.result.record, teachers=(taught,))
+    )
+    with pytest.raises(UsageError, match="followed teachers, and what they learnt from is known for its own"):
+        train(replace(options, last=True))
     assert not (tmp_path / "pupil").exists()
 
 
