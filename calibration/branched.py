@@ -60,13 +60,16 @@ class MixedGraph:
         signed: Which kind of graph is imitated: signed for TensorRT, unsigned for onnxruntime.
     """
 
-    def __init__(self, model: ModelProto, table: CalibrationTable, *, signed: bool) -> None:
+    def __init__(
+        self, model: ModelProto, table: CalibrationTable, *, signed: bool, weight_bits: int = 8
+    ) -> None:
         """Round every weight once, and find the grid of every tensor that may get a pair.
 
         Args:
             model: The deployed FP32 graph.
             table: Its calibration table.
             signed: Which kind of INT8 graph.
+            weight_bits: As in :func:`calibration.qdq.quantize`.
 
         Raises:
             ArtefactError: The table is of another graph.
@@ -80,7 +83,8 @@ class MixedGraph:
         stored = {tensor.name: tensor for tensor in self._model.graph.initializer}
         self._rounded = {
             layer.name: numpy_helper.from_array(
-                round_weight(stored[layer.weight], layer.axis), f"{layer.name}.rounded_weight"
+                round_weight(stored[layer.weight], layer.axis, layer.bits(weight_bits)),
+                f"{layer.name}.rounded_weight",
             )
             for layer in self.layers
         }

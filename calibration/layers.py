@@ -36,7 +36,7 @@ class Layer:
         weight: Its weight, an initializer.
         shape: The weight's shape.
         axis: The weight's axis of output channels.
-        depthwise: A grouped convolution.
+        groups: Of a convolution; else 1.
         raw_pixels: Whether its input is the image's pixels, 0..255.
         last: The last one in the graph: the logits, which stay in floating point.
     """
@@ -47,9 +47,24 @@ class Layer:
     weight: str
     shape: tuple[int, ...]
     axis: int
-    depthwise: bool
+    groups: int
     raw_pixels: bool
     last: bool
+
+    @property
+    def depthwise(self) -> bool:
+        """Whether it is a grouped convolution."""
+        return self.groups > 1
+
+    def bits(self, weight_bits: int) -> int:
+        """Return the bits of its integer weights, where those whose products are added in 16 bits have ``weight_bits``.
+
+        Kernels that do so add products of neighbouring input channels. A convolution of one channel, and a depthwise
+        one with as many outputs as inputs, have no such pairs: OpenVINO's kernels sum them exactly on a processor
+        without VNNI. (A depthwise one with more outputs goes through another kernel, which adds neighbouring pixels.)
+        """
+        alone = self.op == "Conv" and self.shape[1] == 1 and self.groups in (1, self.shape[0])
+        return 8 if alone else weight_bits
 
 
 def find_layers(model: ModelProto) -> tuple[Layer, ...]:
@@ -74,7 +89,7 @@ def find_layers(model: ModelProto) -> tuple[Layer, ...]:
             weight=node.input[1],
             shape=weights[node.input[1]],
             axis=_output_axis(node),
-            depthwise=_attribute(node, "group", 1) > 1,
+            groups=_attribute(node, "group", 1),
             raw_pixels=_is_raw(node.input[0], producers),
             last=node is nodes[-1],
         )

@@ -169,6 +169,7 @@ def search(
     labels: Sequence[int],
     *,
     signed: bool,
+    weight_bits: int = 8,
     max_drop: float,
     costs: Mapping[str, LayerCost] | None = None,
     progress: Progress | None = None,
@@ -192,6 +193,7 @@ def search(
         pixels: ``uint8 [N, height, width, 1]``: labelled images that neither trained nor calibrated.
         labels: Class index of each.
         signed: Which kind of INT8 graph: signed for TensorRT.
+        weight_bits: As in :func:`calibration.qdq.quantize`.
         max_drop: Points of accuracy that may be lost against floating point.
         costs: Cost of each layer; None predicts them: :func:`predict_costs`.
         progress: Called with (phase, images done, images in all).
@@ -214,10 +216,10 @@ def search(
     known = costs or predict_costs(model)
     scales = _Scales(layers, known, followers(model, layers), len(labels), max_drop)
     if runs_in_pieces(model) and 2 ** len(layers) <= MOST_MIXES:
-        chain, grids = quantized_chain(model, table, signed=signed)
+        chain, grids = quantized_chain(model, table, signed=signed, weight_bits=weight_bits)
         tally = _try_all(chain, grids, pixels, labels, progress)
     else:
-        graph = MixedGraph(model, table, signed=signed)
+        graph = MixedGraph(model, table, signed=signed, weight_bits=weight_bits)
         tally = _GreedySearch(graph, pixels, labels, scales, progress).run()
     mixes = [scales.weigh(choice, tally[choice]) for choice in sorted(tally)]
     by_name = {mix.float_layers: mix for mix in mixes}

@@ -44,6 +44,7 @@ def quantize(
     *,
     signed_activations: bool,
     float_layers: Collection[str] = (),
+    weight_bits: int = 8,
 ) -> ModelProto:
     """Make the INT8 (Q/DQ) graph of an FP32 one.
 
@@ -53,6 +54,9 @@ def quantize(
         table: Ranges of the tensors of :func:`calibration.layers.tensors_to_calibrate`.
         signed_activations: True for TensorRT, False for onnxruntime on a CPU.
         float_layers: Names of layers that stay in floating point, beside the last one.
+        weight_bits: 8: weights of -127..127; 7: of -64..64 in layers that sum over channels
+            (:meth:`calibration.layers.Layer.bits`), for a processor that adds two products of an unsigned activation
+            and a weight in 16 bits: 2 * 255 * 64 fits there, 2 * 255 * 127 does not.
 
     Returns:
         A new graph with the same metadata, inputs and outputs, in which every layer of
@@ -77,7 +81,7 @@ def quantize(
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     pairs = paired_tensors(graph, layers, signed=signed_activations)
     ranges = activation_ranges(graph, table, signed=signed_activations, pairs=pairs)
-    quantizer = _quantizer(graph, layers, ranges, signed=signed_activations)
+    quantizer = _quantizer(graph, layers, ranges, signed=signed_activations, weight_bits=weight_bits)
     inputs = {layer.input for layer in layers}
     for tensor in pairs:
         # The quantiser itself puts a pair at the input of each layer.
@@ -326,7 +330,12 @@ def _chosen_layers(model: ModelProto, float_layers: Collection[str]) -> tuple[La
 
 
 def _quantizer(
-    model: ModelProto, layers: tuple[Layer, ...], ranges: dict[str, Bounds], *, signed: bool
+    model: ModelProto,
+    layers: tuple[Layer, ...],
+    ranges: dict[str, Bounds],
+    *,
+    signed: bool,
+    weight_bits: int,
 ) -> Any:
     """Set up onnxruntime's quantiser for chosen layers of ``model``, which it will change."""
     tensor_data = load("onnxruntime.quantization.calibrate").TensorData
@@ -343,6 +352,11 @@ def _quantizer(
         "OpTypesToExcludeOutputQuantization": list(WEIGHTED_OPS),
         # Weight scales are not to follow a bias that is not quantised.
         "QDQDisableWeightAdjustForInt32Bias": signed,
+        "TensorQuantOverrides": {
+            layer.weight: [{"axis": layer.axis, "reduce_range": True}]
+            for layer in layers
+            if layer.bits(weight_bits) == 7
+        },
     }
     return load("onnxruntime.quantization.qdq_quantizer").QDQQuantizer(
         model=inferred,

@@ -212,6 +212,8 @@ class EngineRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         layer_types: The same by name, such as ``{"stem": "INT8"}``, in the order of the graph; empty where the
             runtime does not tell the layers apart, and in records of older versions.
         gpu_layers: Of an engine for the Deep Learning Accelerator: layers that run on the GPU, by TensorRT's names.
+        weight_bits: Of the INT8 weights whose products are summed over channels: 7 where the processor that built it
+            would not sum products of 8 exactly, else 8; None where no layer is in INT8.
         float_layers: Layers that were left in floating point on purpose, by name; for INT8 and mixed.
         validation: The accuracy gate that the engine went through, where one was asked for.
         notes: What the builder wants the reader to know, such as a CPU on which INT8 is slower.
@@ -245,6 +247,7 @@ class EngineRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     notes: tuple[Text, ...] = ()
     layer_types: Mapping[Name, Text] = msgspec.field(default_factory=dict)
     gpu_layers: tuple[Name, ...] = ()
+    weight_bits: Annotated[int, Meta(ge=7, le=8)] | None = None
     float_layers: tuple[Name, ...] = ()
     validation: Validation | None = None
 
@@ -270,13 +273,24 @@ def _from_version_4(body: dict[str, Any]) -> dict[str, Any]:
     return {**body, "contract": upgrade_contract(body["contract"])}
 
 
+def _from_version_5(body: dict[str, Any]) -> dict[str, Any]:
+    """Add what version 6 added; until then all INT8 weights had 8 bits."""
+    return {"weight_bits": 8 if "INT8" in body["layers"] else None, **body}
+
+
 RECORD = DocumentKind(
     name="edge-dsc/engine-record",
-    version=5,
+    version=6,
     body=EngineRecord,
     renew=_BUILD,
     seal="record_sha256",
-    older={1: _from_version_1, 2: _from_version_2, 3: _from_version_3, 4: _from_version_4},
+    older={
+        1: _from_version_1,
+        2: _from_version_2,
+        3: _from_version_3,
+        4: _from_version_4,
+        5: _from_version_5,
+    },
 )
 
 

@@ -231,12 +231,15 @@ class Runner(Protocol):
         thread_safe: Whether several threads may call :meth:`run` at once. Where it is False, every call belongs
             to the thread that opened the runner.
         slots: How many tickets may be open, submitted and not yet collected.
+        together: How many pictures a call of :meth:`run` shall hold where several threads call it and pictures are at
+            hand: 1 where a picture costs least alone.
         description: How it runs, for records and reports, such as ``{"execution": "CUDA graph"}``.
     """
 
     record: EngineRecord
     thread_safe: bool
     slots: int
+    together: int
 
     @property
     def description(self) -> Mapping[str, str]:
@@ -340,6 +343,14 @@ class Runtime(Protocol):
 
     def availability(self) -> Availability:
         """Say what works here; never raises."""
+        ...
+
+    def weight_bits(self) -> int:
+        """How many bits the weights of an INT8 graph may have on this machine: 8; 7 where sums of 8 would overflow.
+
+        Raises:
+            EnvironmentProblem: That depends on this machine, and the package that tells is missing.
+        """
         ...
 
     def rest_in_half(self) -> bool:
@@ -453,9 +464,11 @@ class DirectSubmission:
 
     Attributes:
         slots: 1: nothing is gained by submitting ahead.
+        together: 1: the weights of one network and the tensors of one picture fit into a processor's caches.
     """
 
     slots = 1
+    together = 1
 
     def run(self, batch: InputPixels) -> NDArray[np.float32]:
         """Classify a batch; the runner's own."""

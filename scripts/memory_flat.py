@@ -36,7 +36,7 @@ class IdleRunner:
 
     def __init__(self, contract: ModelContract) -> None:
         self.record: Any = SimpleNamespace(contract=contract, batch=BatchRange())
-        self.thread_safe = True
+        self.thread_safe, self.together = True, 1
 
     def run(self, batch: Any) -> Any:
         """Answer every image alike."""

@@ -1,18 +1,22 @@
 """A Triton server of this machine under several clients, against ``infer``'s loop over the same arrays in one process.
 
-    python scripts/triton_load.py ENGINE [--clients 8] [--requests 10000] [--rounds 5] [--instances N]
+    python scripts/triton_load.py ENGINE [--clients 8] [--images 10000] [--rounds 5] [--pictures 1 8] [--instances N]
     python scripts/triton_load.py ENGINE --fall
 
 The server has the Python backend with our runner, one copy for each processor. The clients are threads with a
-connection each: one picture a request, the next as soon as the answer is there. Both sides take turns on the same
-prepared arrays; ratios are taken within a round. Every answer is held against this machine's, bit for bit. With
-``--fall`` the server is killed at the middle of the requests and started again; each request must end in an answer or
-in an error that says so.
+connection each: a request of ``--pictures``, the next as soon as the answer is there. One picture is what a client
+sends that has no more; the engine's best batch is what ``infer --server`` sends. All sides take turns on the same
+prepared arrays; ratios are taken within a round. Every answer is held against this machine's, bit for bit. Where
+``/proc`` is, the processor time of each picture is told apart: in this process, which is the clients, in the server,
+and in its copies of the model. With ``--fall`` the server is killed at the middle of the requests and started again;
+each request must end in an answer or in an error that says so.
 """
 
 from __future__ import annotations
 
 import itertools
+import os
+import resource
 import statistics
 import tempfile
 import threading
@@ -50,8 +54,9 @@ class LoadTest:
     pixels: InputPixels
     expected: NDArray[np.float32]
     clients: int
-    requests: int
+    images: int
     rounds: int
+    sizes: tuple[int, ...]
 
     def model(self, port: int) -> ServedModel:
         """Return the model's address on a port of this machine."""
@@ -63,8 +68,11 @@ def main() -> None:
     parser = script_parser(__doc__)
     parser.add_argument("engine", type=Path)
     parser.add_argument("--clients", type=int, default=8)
-    parser.add_argument("--requests", type=int, default=10_000)
+    parser.add_argument(
+        "--images", type=int, default=10_000, help="of each size of request, all rounds together"
+    )
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--pictures", type=int, nargs="+", help="in a request; default: 1 and the best batch")
     parser.add_argument("--instances", type=int, default=usable_processors())
     parser.add_argument("--queue-delay", type=int, default=0, help="microseconds")
     parser.add_argument("--fall", action="store_true")
@@ -82,7 +90,8 @@ def main() -> None:
         test = LoadTest(
             server=ServerRequest(repository=repository, work=Path(folder, "work")), name=made.models[0].name,
             runner=runner, pixels=pixels, expected=np.concatenate([runner.run(one[None]) for one in pixels]),
-            clients=options.clients, requests=options.requests, rounds=options.rounds,
+            clients=options.clients, images=options.images, rounds=options.rounds,
+            sizes=tuple(options.pictures or sorted({1, runner.record.batch.best})),
         )  # fmt: skip
         (fall if options.fall else take_turns)(test)
 
@@ -103,14 +112,14 @@ def here(runner: Runner, pixels: InputPixels, requests: int) -> float:
 
 
 class Clients:
-    """Threads that ask for one picture after the other; each request is counted once, by what became of it."""
+    """Threads that send one request after the other; each is counted once, by what became of it."""
 
-    def __init__(
-        self, model: ServedModel, count: int, pixels: InputPixels, expected: NDArray[np.float32]
-    ) -> None:
-        """Connect ``count`` clients."""
-        self._runners = [ServedRunner(model, patience_s=LONGEST_S) for _ in range(count)]
-        self._pixels, self._expected = pixels, expected
+    def __init__(self, test: LoadTest, port: int, size: int) -> None:
+        """Connect them; ``size`` is the pictures of a request."""
+        self._runners = [ServedRunner(test.model(port), patience_s=LONGEST_S) for _ in range(test.clients)]
+        starts = range(0, len(test.pixels) - size + 1, size)
+        self._given = [(test.pixels[at : at + size], test.expected[at : at + size]) for at in starts]
+        self.size = size
         self._lock = threading.Lock()
         self.outcomes: Counter[str] = Counter()
         self.latencies: list[int] = []
@@ -125,7 +134,7 @@ class Clients:
             while (number := self._next(numbers)) is not None:
                 if middle is not None and number == requests // 2:
                     middle()
-                self._ask_once(runner, number % len(self._pixels))
+                self._ask_once(runner, *self._given[number % len(self._given)])
 
         with ThreadPoolExecutor(len(self._runners)) as pool:
             list(pool.map(ask, self._runners))
@@ -135,11 +144,10 @@ class Clients:
         with self._lock:
             return next(numbers, None)
 
-    def _ask_once(self, runner: ServedRunner, index: int) -> None:
+    def _ask_once(self, runner: ServedRunner, pixels: InputPixels, expected: NDArray[np.float32]) -> None:
         start = time.perf_counter_ns()
         try:
-            answer = runner.run(self._pixels[index : index + 1])
-            outcome = "answered" if answer.tobytes() == self._expected[index].tobytes() else "wrong"
+            outcome = "answered" if runner.run(pixels).tobytes() == expected.tobytes() else "wrong"
         except UnansweredError as error:
             outcome = "error"
             self.errors[error.what] += 1
@@ -153,7 +161,7 @@ class Clients:
         """Print what became of the requests, and the latencies of those that were answered."""
         lost = requests - sum(self.outcomes.values())
         say(
-            f"{requests} requests: {self.outcomes['answered']} answered as here bit for bit, "
+            f"{requests} requests of {self.size}: {self.outcomes['answered']} answered as here bit for bit, "
             f"{self.outcomes['wrong']} otherwise, {self.outcomes['error']} errors, {lost} lost"
         )
         samples = as_samples(sorted(self.latencies))
@@ -171,41 +179,85 @@ class Clients:
             runner.close()
 
 
-def take_turns(test: LoadTest) -> None:
-    """Let both sides work in turns and print rates and ratios."""
-    server = start_triton(test.server)
-    clients = Clients(test.model(server.grpc), test.clients, test.pixels, test.expected)
-    part = max(1, test.requests // test.rounds)
-    ratios, rates = [], []
-    try:
-        clients.run(min(500, part))  # warm: connections, the server's memory
-        clients.outcomes.clear()
-        clients.latencies.clear()
-        for turn in range(test.rounds):
-            if turn % 2:
-                there = part / clients.run(part)
-                local = here(test.runner, test.pixels, part)
+class Work:
+    """Processor time, seconds, of this process, of the server and of its copies of models, since it was last asked."""
+
+    def __init__(self, server: int) -> None:
+        """Begin; ``server`` is the process that leads the server's group."""
+        self._server, self._before = server, (0.0, 0.0, 0.0)
+        self.take()
+
+    def take(self) -> tuple[float, float, float]:
+        """Return it; zeros for what cannot be seen here."""
+        own = resource.getrusage(resource.RUSAGE_SELF)
+        server = models = 0.0
+        for place in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                number, _, rest = place.read_text().partition(" (")
+            except OSError:  # it has just ended
+                continue
+            fields = rest.rpartition(") ")[2].split()
+            if int(fields[2]) != self._server:
+                continue
+            seconds = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+            if int(number) == self._server:
+                server += seconds
             else:
-                local = here(test.runner, test.pixels, part)
-                there = part / clients.run(part)
-            ratios.append(there / local)
-            rates.append((there, local))
-            say(f"round {turn + 1}: server {there:.1f}, infer {local:.1f} images/s, ratio {ratios[-1]:.3f}")
-        clients.report(part * test.rounds)
+                models += seconds
+        now = (own.ru_utime + own.ru_stime, server, models)
+        spent = tuple(after - before for after, before in zip(now, self._before, strict=True))
+        self._before = now
+        return spent[0], spent[1], spent[2]
+
+
+def take_turns(test: LoadTest) -> None:
+    """Let all sides work in turns and print rates and ratios."""
+    server = start_triton(test.server)
+    sides = [Clients(test, server.grpc, size) for size in test.sizes]
+    part = max(1, test.images // test.rounds)
+    counts = {clients.size: max(1, part // clients.size) for clients in sides}
+    rates: dict[int, list[float]] = {size: [] for size in (0, *counts)}  # 0 is infer in this process
+    spent = {size: np.zeros(3) for size in rates}
+    work = Work(server.process.pid)
+    try:
+        for clients in sides:
+            clients.run(min(200, counts[clients.size]))  # warm: connections, the server's memory
+            clients.outcomes.clear()
+            clients.latencies.clear()
+        for turn in range(test.rounds):
+            for side in [None, *sides] if turn % 2 else [*reversed(sides), None]:
+                work.take()
+                if side is None:
+                    rates[0].append(here(test.runner, test.pixels, part))
+                    spent[0] += work.take()
+                    continue
+                count = counts[side.size]
+                rates[side.size].append(side.size * count / side.run(count))
+                spent[side.size] += work.take()
+            words = ", ".join(f"{rates[size][-1]:.1f} by {size}" for size in counts)
+            say(f"round {turn + 1}: server {words} a request; infer {rates[0][-1]:.1f} images/s")
+        for clients in sides:
+            clients.report(counts[clients.size] * test.rounds)
     finally:
-        clients.close()
+        for clients in sides:
+            clients.close()
         server.stop()
-    there, local = (statistics.median(column) for column in zip(*rates, strict=True))
-    say(
-        f"{test.clients} clients: {there:.1f} images/s, infer in one process {local:.1f}; "
-        f"median of the rounds' ratios {statistics.median(ratios):.3f}"
-    )
+    for size, count in counts.items():
+        each = spent[size] * 1e3 / (size * count * test.rounds)
+        ratio = statistics.median(there / local for there, local in zip(rates[size], rates[0], strict=True))
+        say(
+            f"{test.clients} clients, {size} pictures a request: {statistics.median(rates[size]):.1f} images/s, "
+            f"infer in one process {statistics.median(rates[0]):.1f}; median of the rounds' ratios {ratio:.3f}; "
+            f"processor time of a picture: clients {each[0]:.2f}, server {each[1]:.2f}, models {each[2]:.2f} ms, "
+            f"infer {spent[0][0] * 1e3 / (part * test.rounds):.2f} ms"
+        )
 
 
 def fall(test: LoadTest) -> None:
     """Kill the server at the middle, start it again, and print what became of every request."""
     server = start_triton(test.server)
-    clients = Clients(test.model(server.grpc), test.clients, test.pixels, test.expected)
+    clients = Clients(test, server.grpc, test.sizes[0])
+    requests = test.images // clients.size
     running, away = [server], []
 
     def middle() -> None:
@@ -215,9 +267,9 @@ def fall(test: LoadTest) -> None:
         away.append(time.perf_counter() - began)
 
     try:
-        seconds = clients.run(test.requests, middle)
-        say(f"killed at request {test.requests // 2}, back after {away[0]:.1f} s; {seconds:.1f} s in all")
-        clients.report(test.requests)
+        seconds = clients.run(requests, middle)
+        say(f"killed at request {requests // 2}, back after {away[0]:.1f} s; {seconds:.1f} s in all")
+        clients.report(requests)
     finally:
         clients.close()
         running[0].stop()

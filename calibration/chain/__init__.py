@@ -106,13 +106,19 @@ class Chain:
     """
 
     def __init__(
-        self, model: ModelProto, *, signed: bool, corrections: Mapping[str, Correction] | None = None
+        self,
+        model: ModelProto,
+        *,
+        signed: bool,
+        weight_bits: int = 8,
+        corrections: Mapping[str, Correction] | None = None,
     ) -> None:
         """Cut a graph.
 
         Args:
             model: The graph as :func:`calibration.qdq.prepare` gives it.
             signed: Which kind of INT8 graph.
+            weight_bits: As in :func:`calibration.qdq.quantize`.
             corrections: Of the layers that run in INT8, by name; only a signed graph has them.
 
         Raises:
@@ -120,6 +126,7 @@ class Chain:
         """
         self.layers = find_layers(model)
         self.signed = signed
+        self._weight_bits = weight_bits
         self._input = model.graph.input[0].name
         self._cuts = [layer.input for layer in self.layers] + [logits_tensor(model)]
         sources = [self._input, *self._cuts[:-1]]
@@ -198,26 +205,29 @@ class Chain:
         learnt = correct_layer(graph, layer, correction)
         for tensor in graph.graph.initializer if int8 and not learnt else ():
             if tensor.name == layer.weight:
-                rounded = round_weight(tensor, layer.axis)
+                rounded = round_weight(tensor, layer.axis, layer.bits(self._weight_bits))
                 tensor.CopyFrom(onnx.numpy_helper.from_array(rounded, tensor.name))
         if pair:
             _add_pair(graph, self._cuts[index], layer, signed=self.signed)
         return graph
 
 
-def quantized_chain(model: ModelProto, table: CalibrationTable, *, signed: bool) -> tuple[Chain, list[Grid]]:
+def quantized_chain(
+    model: ModelProto, table: CalibrationTable, *, signed: bool, weight_bits: int = 8
+) -> tuple[Chain, list[Grid]]:
     """Cut the graph that a table's INT8 graph is made of; give each layer's input its grid.
 
     Args:
         model: The deployed FP32 graph.
         table: Its calibration table.
         signed: Which kind of INT8 graph.
+        weight_bits: As in :func:`calibration.qdq.quantize`.
 
     Raises:
         ArtefactError: The graph is no chain of layers, or the table is of another one.
     """
     prepared = prepare(model, table)
-    chain = Chain(prepared, signed=signed, corrections=table.corrections)
+    chain = Chain(prepared, signed=signed, weight_bits=weight_bits, corrections=table.corrections)
     ranges = activation_ranges(prepared, table, signed=signed)
     return chain, [grid_of(ranges[layer.input], signed=signed) for layer in chain.layers]
 
@@ -275,14 +285,18 @@ def _add_pair(graph: ModelProto, source: str, layer: Layer, *, signed: bool) -> 
     )
 
 
-def round_weight(tensor: TensorProto, output_axis: int) -> Floats:
-    """Return a layer's weight on its int8 grid, symmetric and one scale per output channel."""
+def round_weight(tensor: TensorProto, output_axis: int, bits: int = 8) -> Floats:
+    """Return a layer's weight on its int8 grid, symmetric and one scale per output channel.
+
+    Source: onnxruntime.quantization.quant_utils: symmetric int8 spans -127..127, its reduced range -64..64.
+    """
+    most = {8: 127, 7: 64}[bits]
     weight = onnx.numpy_helper.to_array(tensor)
     others = tuple(axis for axis in range(weight.ndim) if axis != output_axis)
     largest = np.abs(weight).max(axis=others, keepdims=True)
-    scale = ((largest + largest) / np.float32(254)).astype(np.float32)
+    scale = ((largest + largest) / np.float32(2 * most)).astype(np.float32)
     scale = np.where(scale > 0, scale, np.float32(1))
-    rounded: Floats = (np.rint(weight / scale).clip(-127, 127) * scale).astype(np.float32)
+    rounded: Floats = (np.rint(weight / scale).clip(-most, most) * scale).astype(np.float32)
     return rounded
 
 

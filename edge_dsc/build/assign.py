@@ -94,6 +94,7 @@ def _search(build: Build, max_drop: float, progress: Progress | None) -> Build:
         loaded.pixels,
         [labels.index(sample.label) for sample in loaded.samples],
         signed=build.runtime.signed_activations,
+        weight_bits=build.runtime.weight_bits(),
         max_drop=max_drop,
         progress=progress,
     )

@@ -530,7 +530,8 @@ def graph_in_precision(
         model: The FP32 model; it is not changed.
         precision: What the graph shall hold.
         table: The calibration table, for INT8 and mixed.
-        runtime: Decides between signed and unsigned activations, and whether FP16 surrounds INT8.
+        runtime: Decides between signed and unsigned activations, on the bits of the weights, and whether FP16
+            surrounds INT8.
         float_layers: For INT8 and mixed: layers that stay in floating point, beside the last one.
         contract: The contract of the engine, where its input is not the model's.
 
@@ -558,7 +559,11 @@ def graph_in_precision(
     if table.implicit and precision is Precision.INT8:
         return model
     graph: ModelProto = quantize(
-        model, table, signed_activations=runtime.signed_activations, float_layers=tuple(float_layers)
+        model,
+        table,
+        signed_activations=runtime.signed_activations,
+        float_layers=tuple(float_layers),
+        weight_bits=runtime.weight_bits(),
     )
     if contract and dtype == "int8":
         graph = take_int8_pixels(graph, contract)
@@ -671,6 +676,7 @@ def _record(build: Build, result: BuildResult, engine: Path, seconds: float) -> 
         build_command=build_command(build),
         edge_dsc=__version__,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        weight_bits=build.runtime.weight_bits() if "INT8" in result.layers else None,
         float_layers=build.float_layers,
         notes=(*result.notes, *_origins(build)),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from edge_dsc.build.gate import GateOptions
     from edge_dsc.build.qat import QatOptions
     from edge_dsc.training import TrainOptions
+    from edge_dsc.training.recipes import Ingredients
     from edge_dsc.training.twin import TwinOptions
     from engines.record import Precision
 
@@ -217,6 +219,84 @@ def train(
     augmentation: Annotated[
         bool, typer.Option(help="Change the images as the recipe says, or show them as they are.")
     ] = True,
+    mixup: Annotated[
+        Optional[float],
+        typer.Option(
+            "--mixup",
+            min=0,
+            callback=finite,
+            metavar="ALPHA",
+            help="Mix each image with another of its batch, by a share that Beta(ALPHA, ALPHA) draws; such as 0.2.",
+            show_default=False,
+        ),
+    ] = None,
+    cutmix: Annotated[
+        Optional[float],
+        typer.Option(
+            "--cutmix",
+            min=0,
+            callback=finite,
+            metavar="ALPHA",
+            help="Paste a rectangle of another image instead, of a share drawn so; such as 1. With both, by a toss.",
+            show_default=False,
+        ),
+    ] = None,
+    erasing: Annotated[
+        Optional[float],
+        typer.Option(
+            "--erasing",
+            min=0,
+            max=1,
+            callback=finite,
+            metavar="P",
+            help="Put noise into a rectangle of so many of the images; such as 0.25.",
+            show_default=False,
+        ),
+    ] = None,
+    weight_decay: Annotated[
+        Optional[float],
+        typer.Option(
+            "--weight-decay",
+            min=0,
+            callback=finite,
+            metavar="W",
+            help="Take W times the learning rate off every kernel in each step (AdamW); such as 0.01.",
+            show_default=False,
+        ),
+    ] = None,
+    teacher: Annotated[
+        Optional[str],
+        typer.Option(
+            "--teacher",
+            metavar="RUN[,RUN...]",
+            help="Follow the mean answer of these finished runs of the same split, too.",
+            show_default=False,
+        ),
+    ] = None,
+    distillation: Annotated[
+        Optional[float],
+        typer.Option(
+            "--distillation",
+            min=0,
+            max=1,
+            callback=finite,
+            metavar="ALPHA",
+            help="With --teacher: share of the loss that is theirs; the labels have the rest. Default: 0.5.",
+            show_default=False,
+        ),
+    ] = None,
+    temperature: Annotated[
+        Optional[float],
+        typer.Option(
+            "--temperature",
+            min=1,
+            max=100,
+            callback=finite,
+            metavar="T",
+            help="With --teacher: soften both answers by it; default: 2.",
+            show_default=False,
+        ),
+    ] = None,
     seed: Seed = 0,
     fold: Annotated[
         Optional[str],
@@ -281,13 +361,16 @@ def train(
     json: Json = False,
 ) -> None:
     """The network is then measured on the images held back from training."""
-    ways = (size, unfreeze, fold, kinds) if refit else (size, weights, unfreeze, fold, kinds)
+    asked = {"mixup": mixup, "cutmix": cutmix, "erasing": erasing, "weight_decay": weight_decay}
+    asked |= {"distillation": distillation, "temperature": temperature}
+    added = {name: value for name, value in asked.items() if value is not None}
+    ways = (size, unfreeze, fold, kinds, *added) if refit else (size, weights, unfreeze, fold, kinds, *added)
     another_way = not augmentation or keep_split or last or any(value is not None for value in ways)
     if refit is not None and (another_way or qat or epochs or recipe is not RecipeName.DEFAULT):
         raise UsageError(
             "--refit takes the network, the recipe and the images of its run",
             remedy="leave out --size, --unfreeze, --recipe, --epochs, --no-augmentation, --fold, --keep-split, --kinds,"
-            " --last and --qat",
+            " --last, --qat, and what is added to a recipe but --teacher",
         )
     if qat is None:
         from edge_dsc.networks import default_name
@@ -310,6 +393,8 @@ def train(
             keep_split=keep_split,
             kinds=kinds,
             last=last,
+            ingredients=_parse_ingredients(added, taught=teacher is not None and refit is None),
+            teachers=tuple(map(Path, teacher.split(","))) if teacher else (),
             refit=refit,
             resume=resume,
             overwrite=overwrite,
@@ -322,10 +407,11 @@ def train(
         raise UsageError(
             "--resume has no use with --qat", remedy="a fine-tuning run takes minutes: start it again"
         )
-    if another_way:
+    if another_way or teacher is not None:
         raise UsageError(
             "--qat takes the network, the images and the split of its run",
-            remedy="leave out --size, --weights, --unfreeze, --no-augmentation, --fold, --keep-split, --kinds, --last",
+            remedy="leave out --size, --weights, --unfreeze, --no-augmentation, --fold, --keep-split, --kinds, --last,"
+            " and what is added to a recipe",
         )
     fine_tuning = QatOptions(
         data=data,
@@ -336,6 +422,20 @@ def train(
         overwrite=overwrite,
     )
     _fine_tune(fine_tuning, json=json)
+
+
+def _parse_ingredients(added: Mapping[str, float], *, taught: bool) -> Ingredients:
+    """Return what is added to a recipe, with the usual share and temperature where teachers are named.
+
+    Raises:
+        UsageError: A value that is none, or one for teachers without any.
+    """
+    from edge_dsc.training.recipes import TEACHING, Ingredients
+
+    alone = sorted(set(TEACHING) & set(added))
+    if alone and not taught:
+        raise UsageError(f"--{alone[0]} is for --teacher", remedy="name a finished run, or leave it out")
+    return Ingredients(**{**(TEACHING if taught else {}), **added})
 
 
 def _train(options: TrainOptions, *, json: bool) -> None:

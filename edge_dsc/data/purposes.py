@@ -17,6 +17,9 @@ each part serves some purposes and no others:
 (2) Only where the folder holds no image of evaluation or test that may judge.
 (3) Only where no image of the split is in another part.
 
+A network whose answers another one follows (``train --teacher``) hands on what it learnt: of the images that the other
+run holds back it may have trained on none, and have chosen its epoch on none that judge.
+
 A training with a fixed schedule chooses no epoch: its validation images train (``train --last``), and that part of its
 split is empty. A network for deployment (``train --refit``) may learn from every image: its split has all of them in
 train, and what judges it must come from elsewhere.
@@ -142,6 +145,33 @@ def images_that_train_too(split: Split, parts: Collection[str]) -> Split:
     train = [sample for part in ("train", *parts) for sample in split.samples(part)]
     train.sort(key=lambda sample: sample.path)
     return replace(split, parts={**split.parts, **dict.fromkeys(parts, ()), "train": tuple(train)})
+
+
+def require_teachable(split: Split, teacher: Split, run: Path) -> None:
+    """Decide whether the network of a run may teach one with another split, or with the same.
+
+    Its answers carry what it learnt. So it may have trained on no image that the new run holds back, and have chosen
+    its epoch on none that will judge the new one.
+
+    Args:
+        split: Of the new run.
+        teacher: Of the teacher's run.
+        run: The teacher's run, for the error.
+
+    Raises:
+        UsageError: It has.
+    """
+    for learnt, held_back in (
+        (PARTS_FOR[Purpose.TRAIN], (*PARTS_FOR[Purpose.CHOOSE], *PARTS_FOR[Purpose.JUDGE])),
+        (PARTS_FOR[Purpose.CHOOSE], PARTS_FOR[Purpose.JUDGE]),
+    ):
+        seen = _content(teacher, learnt)
+        leaked = [one.path for part in held_back for one in split.samples(part) if one.sha256 in seen]
+        if leaked:
+            raise UsageError(
+                f"{run} learnt from {len(leaked)} images that this run holds back, such as {leaked[0]}",
+                remedy="train both with the same --seed, --fold, --keep-split and --last, or leave it out of --teacher",
+            )
 
 
 def images_to_choose_layers(dataset: Dataset, split: Split | None, calibrated: Set[str]) -> SearchImages:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import json
 import os
 import shutil
 import signal
@@ -14,7 +15,7 @@ import sysconfig
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,6 +23,7 @@ import msgspec
 from msgspec import Meta
 
 import edge_dsc
+from edge_dsc.infer.live_page.monitoring import reference_levels
 from edge_dsc.infer.served import RECORD_KEY, TYPES
 from engines.contract import PathName, Sha256, Text
 from engines.errors import ArtefactError, EnvironmentProblem, UsageError
@@ -33,6 +35,7 @@ BACKENDS = ("auto", "tensorrt", "onnxruntime", "python")
 ENGINE_KEY = "edge_dsc.engine"  # parameters of a model: the engine's path, relative to the repository
 MODEL_KEY = "edge_dsc.model"  # of a front: the model that it asks
 UNSURE_KEY = "edge_dsc.unsure"
+LEVELS_KEY = "edge_dsc.levels"  # grey levels of the images of the calibration, where a table gives them
 FRONT = "_files"  # added to a model's name
 FRONT_INPUT = "file"
 MANIFEST = "edge-dsc.json"
@@ -188,12 +191,15 @@ class _Place:
     name: str
     front: str | None
     backend: str
+    levels: list[int] | None = None
 
 
 def _write_models(
     folder: Path, engine: Path, record: EngineRecord, place: _Place, request: TritonRequest
 ) -> ServedEngine:
     """Write the folders of one engine: the model, and its front."""
+    levels, where = reference_levels(engine, record) if place.front is not None else (None, "")
+    place = replace(place, levels=None if levels is None else levels.tolist())
     record = travelling_record(record)
     path = Path(place.name, _VERSION, engine.name)
     for name, config in _configs(record, place, path.as_posix(), request).items():
@@ -211,6 +217,8 @@ def _write_models(
     note = _NOTES[place.backend].format(
         version=record.runtime_version, runtime=record.runtime, edge_dsc=edge_dsc.__version__
     )
+    if place.front is not None and levels is None:
+        note = f"{note}; the metrics of {place.front} hold no drift of the input: {' '.join(where.split())[:500]}"
     return ServedEngine(
         name=place.name,
         front=place.front,
@@ -294,6 +302,8 @@ def _front_config(proto: Any, record: EngineRecord, place: _Place, unsure: float
     config.instance_group.add(count=_FRONT_INSTANCES, kind="KIND_CPU")
     config.parameters[MODEL_KEY].string_value = place.name
     config.parameters[UNSURE_KEY].string_value = repr(unsure)
+    if place.levels is not None:
+        config.parameters[LEVELS_KEY].string_value = json.dumps(place.levels)
     return config
 
 

@@ -15,10 +15,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edge_dsc.deploy.triton import ENGINE_KEY, FRONT_INPUT, MODEL_KEY, UNSURE_KEY
+from edge_dsc.deploy.triton import ENGINE_KEY, FRONT_INPUT, LEVELS_KEY, MODEL_KEY, UNSURE_KEY
 from edge_dsc.infer.classify import Answer, Prepared, answer_group
+from edge_dsc.infer.live_page.monitoring import InputDrift
 from engines.errors import EdgeDscError, ImageError, UnansweredError
-from engines.images import decode_image, prepare_pixels, quiet_decoder, require_decoder, usable_processors
+from engines.images import (
+    count_levels,
+    decode_image,
+    prepare_pixels,
+    quiet_decoder,
+    require_decoder,
+    usable_processors,
+)
 from engines.packages import load
 from engines.record import EngineRecord, load_record
 from engines.runtimes import DirectSubmission, open_engine
@@ -47,22 +55,39 @@ class EngineModel:
         self._contract = self._runner.record.contract
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
-        """Answer requests as one batch."""
+        """Answer the requests of a batch."""
         triton, contract = self._triton, self._contract
-        batches = [
+        given = [
             _array(triton.get_input_tensor_by_name(request, contract.input_name)) for request in requests
         ]
         try:
-            found = self._run(batches[0] if len(batches) == 1 else np.concatenate(batches))
+            found = self._answer(given)
         except EdgeDscError as error:
             refused = triton.TritonError(str(error))
             return [triton.InferenceResponse(error=refused) for _ in requests]
-        ends = np.cumsum([len(batch) for batch in batches])[:-1]
         names = [name for name, _ in contract.outputs]
         return [
-            triton.InferenceResponse([_tensor(triton, *pair) for pair in zip(names, parts, strict=True)])
-            for parts in zip(*(np.split(values, ends) for values in found), strict=True)
+            triton.InferenceResponse([_tensor(triton, *pair) for pair in zip(names, values, strict=True)])
+            for values in found
         ]
+
+    def _answer(self, given: Sequence[InputPixels]) -> list[Sequence[NDArray[np.float32]]]:
+        """Return every output of each request.
+
+        A device takes all pictures as one batch. A processor takes one after the other, as ``infer`` does: in batches
+        of four a picture of ``dsc`` took a fifth longer, and an answer must not depend on who else asks.
+        """
+        if self._runner.thread_safe:
+            return [self._run_each(batch) for batch in given]
+        ends = np.cumsum([len(batch) for batch in given])[:-1]
+        found = self._run(given[0] if len(given) == 1 else np.concatenate(given))
+        return list(zip(*(np.split(values, ends) for values in found), strict=True))
+
+    def _run_each(self, batch: InputPixels) -> Sequence[NDArray[np.float32]]:
+        if len(batch) == 1:
+            return self._run(batch)
+        each = [self._run(batch[index : index + 1]) for index in range(len(batch))]
+        return [np.concatenate(values) for values in zip(*each, strict=True)]
 
     def _run(self, batch: InputPixels) -> Sequence[NDArray[np.float32]]:
         """Return every output that the contract names."""
@@ -76,7 +101,8 @@ class EngineModel:
 class FrontModel:
     """A model that takes whole files, as ``infer`` does, asks the one that takes pixels, and counts the answers.
 
-    A request is one file, ``uint8 [1, bytes]``. One that is no picture fails alone, and the failure says why.
+    A request is one file, ``uint8 [1, bytes]``. One that is no picture fails alone, and the failure says why. Where
+    the repository knows the grey levels of the calibration's images, each copy says how far its pictures are from them.
     """
 
     def initialize(self, args: Mapping[str, str]) -> None:
@@ -95,9 +121,7 @@ class FrontModel:
         self._labels = record.contract.labels
         self._largest = record.batch.largest
         self._pool = ThreadPoolExecutor(usable_processors(), thread_name_prefix="decode")
-        self._count = _Counters(
-            self._triton, parameters[MODEL_KEY], self._labels, float(parameters[UNSURE_KEY])
-        )
+        self._count = _Metrics(self._triton, args["model_instance_name"], parameters, self._labels)
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Decode the files of all requests in threads, ask for them in batches, and give each request its answer."""
@@ -118,8 +142,10 @@ class FrontModel:
         try:
             if len(data) != 1:
                 raise ImageError(f"{len(data)} files came in one request", remedy="give one file a request")
-            pixels = decode_image(data.tobytes(), contract, name="the file")
-            return Prepared("", prepare_pixels(pixels, contract, name="the file"), 0.0)
+            decoded = decode_image(data.tobytes(), contract, name="the file")
+            pixels = prepare_pixels(decoded, contract, name="the file")
+            levels = count_levels(pixels, contract) if self._count.drifts else None
+            return Prepared("", pixels, 0.0, levels=levels)
         except ImageError as error:
             return Prepared("", error, 0.0)
         except (
@@ -207,17 +233,31 @@ class _AskedModel(DirectSubmission):
         """Do nothing."""
 
 
-class _Counters:
-    """Our metrics on Triton's own Prometheus port; the instances of a model add to the same ones."""
+class _Metrics:
+    """Our metrics on Triton's own Prometheus port; the copies of a model add to the same counters.
 
-    def __init__(self, triton: Any, model: str, labels: Sequence[str], unsure: float) -> None:
-        def family(name: str, description: str) -> Callable[[Mapping[str, str]], Any]:
-            made = triton.MetricFamily(name=name, description=description, kind=triton.MetricFamily.COUNTER)
+    Attributes:
+        drifts: Whether answers are to bring the grey levels of their pictures.
+    """
+
+    def __init__(self, triton: Any, copy: str, parameters: Mapping[str, str], labels: Sequence[str]) -> None:
+        kinds = triton.MetricFamily
+
+        def family(name: str, description: str, kind: Any = kinds.COUNTER) -> Callable[..., Any]:
+            made = kinds(name=name, description=description, kind=kind)
             self._families.append(made)  # it goes with its last reference
-            return lambda more: made.Metric(labels={"model": model, **more})
+            return lambda more: made.Metric(labels={"model": parameters[MODEL_KEY], **more})
 
         self._families: list[Any] = []
-        self._threshold = unsure
+        self._threshold = float(parameters[UNSURE_KEY])
+        self.drifts = LEVELS_KEY in parameters
+        if self.drifts:
+            self._input = InputDrift(np.array(json.loads(parameters[LEVELS_KEY]), np.int64))
+            # What a copy has seen of the traffic is its own: a gauge of all of them would jump.
+            self._drift = family("edge_dsc_input_drift_psi", self._input.description, kinds.GAUGE)(
+                {"copy": copy}
+            )
+            self._drift.set(self._input.value())
         answers = family("edge_dsc_answers_total", "Pictures by their most probable class")
         errors = family(
             "edge_dsc_errors_total", "Pictures without an answer: no picture, or none from the model"
@@ -226,10 +266,14 @@ class _Counters:
         # Made here, not at the first answer: a counter that begins above 0 has no rate.
         self._answers = [answers({"label": label}) for label in labels]
         self._errors = {reason: errors({"reason": reason}) for reason in ("picture", "model")}
-        self._unsure = unsure_ones({"threshold": f"{unsure:g}"})
+        self._unsure = unsure_ones({"threshold": f"{self._threshold:g}"})
 
     def __call__(self, answers: Sequence[Answer]) -> None:
         """Count answers."""
+        for levels in (answer.levels for answer in answers if answer.levels is not None):
+            self._input.add(levels)
+        if self.drifts:
+            self._drift.set(self._input.value())
         for answer in answers:
             if answer.probabilities is None or answer.top is None:
                 self._errors["model" if answer.unanswered else "picture"].increment(1)

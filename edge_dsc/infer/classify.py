@@ -237,10 +237,11 @@ def classify(
 ) -> Generator[Answer, None, None]:
     """Prepare items in threads and yield an answer for each, in their order.
 
-    A thread-safe runner runs batches of one in the preparing threads: for small networks on a CPU that is
-    faster than collecting batches, and every core decodes. Any other runner runs in the calling thread,
-    which owns it, in batches of the size that the engine was built for, as many in flight as it has slots: while
-    the device works on one batch, the next is decoded and copied in.
+    A thread-safe runner runs in the preparing threads, so that every core decodes, in batches as large as it says
+    (``together``): of one on a CPU, which for small networks is faster than collecting batches; of several where a
+    server runs them. Any other runner runs in the calling thread, which owns it, in batches of the size that the
+    engine was built for, as many in flight as it has slots: while the device works on one batch, the next is decoded
+    and copied in.
 
     Args:
         items: What ``prepare`` takes; None says that no item is at hand just now: a batch that is not full runs then.
@@ -255,15 +256,17 @@ def classify(
         return [prepare(item) for item in group]
 
     def answer_each(group: list[_Item]) -> list[Answer]:
-        prepared = [prepare(item) for item in group]
-        return [answer_group([picture], runner, cam=cam)[0] for picture in prepared]
+        prepared, size = prepare_each(group), runner.together
+        parts = (prepared[first : first + size] for first in range(0, len(prepared), size))
+        return [answer for part in parts for answer in answer_group(part, runner, cam=cam)]
 
     if threads == 0:
         for item in items:
             if item is not None:
                 yield from answer_group([prepare(item)], runner, cam=cam)
     elif runner.thread_safe and runner.record.batch.smallest == 1:
-        for answer in ordered_map(answer_each, items, threads=threads):
+        size = max(TOGETHER, runner.together)
+        for answer in ordered_map(answer_each, items, threads=threads, together=size):
             if answer is not None:
                 yield answer
     else:
@@ -318,15 +321,20 @@ def prepare_picture(
 
 
 def ordered_map(
-    function: Callable[[list[_Item]], list[_Result]], items: Iterable[_Item | None], *, threads: int
+    function: Callable[[list[_Item]], list[_Result]],
+    items: Iterable[_Item | None],
+    *,
+    threads: int,
+    together: int = TOGETHER,
 ) -> Iterator[_Result | None]:
     """Map in threads, in order, with a bounded number of results waiting: memory does not grow with the source.
 
     Args:
-        function: Called in a thread with up to four items; returns a result for each.
+        function: Called in a thread with some items; returns a result for each.
         items: What it is called with; taken in the calling thread. None says that no item is at hand just
             now: what waits is yielded instead of waiting for more.
         threads: How many at once.
+        together: Most items of a call.
 
     Yields:
         A result; or None for a None among ``items``, after the results of all items before it.
@@ -334,7 +342,7 @@ def ordered_map(
     waiting: deque[Future[list[_Result]]] = deque()
     with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
         try:
-            for group in _in_groups(items, TOGETHER):
+            for group in _in_groups(items, together):
                 if group:
                     waiting.append(pool.submit(function, group))
                     if len(waiting) >= threads * _AHEAD:

@@ -17,7 +17,7 @@ from msgspec import Meta
 from edge_dsc import __version__
 from edge_dsc.data.discover import Dataset, discover
 from edge_dsc.networks import BACKBONES, default_name, open_network
-from edge_dsc.training.recipes import TrainOptions
+from edge_dsc.training.recipes import NO_INGREDIENTS, TrainOptions
 from edge_dsc.training.run_folder import (
     RECORD_FILE,
     STATE_FILE,
@@ -487,8 +487,10 @@ def _plan_of(options: StudyOptions, dataset: Dataset) -> StudyPlan:
             fold=(1, options.folds) if options.folds else None,
         )
         network = open_network(asked.network)
+        recipe = asdict(asked.resolve_recipe())
         trained[network.name] = [
-            asdict(asked.resolve_recipe()),
+            # What a study cannot add is left out, so that those of earlier versions go on.
+            {name: value for name, value in recipe.items() if name not in vars(NO_INGREDIENTS) or value},
             network.source_sha256,
             network.weights_sha256,
         ]

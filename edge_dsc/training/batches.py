@@ -12,14 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_dsc.infer.classify import calibrate_probabilities
+from edge_dsc.training.mixing import Batch, mix_batch
 from edge_dsc.training.recipes import Recipe
 
 if TYPE_CHECKING:
     from keras import Model
 
 SMALLEST_PROBABILITY = 1e-7  # as in Keras' cross-entropy: its logarithm is a number
-# Images [B, height, width, 1] 0..255, one-hot targets [B, C], weights [B].
-Batch = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -33,6 +32,8 @@ class Batches:
         classes: Number of classes.
         recipe: Batch size and augmentation.
         seed: Decides order and augmentation.
+        teachers: Networks whose mean answer to each image, as it is shown, stands behind its label; softened by the
+            recipe's temperature.
     """
 
     pixels: NDArray[np.uint8]
@@ -41,6 +42,7 @@ class Batches:
     classes: int
     recipe: Recipe
     seed: int
+    teachers: tuple[Model, ...] = ()
 
     @property
     def size(self) -> int:
@@ -66,7 +68,12 @@ class Batches:
                 batch = coming.result()
                 if group is not None:
                     coming = pool.submit(self._make, epoch, group)
-                yield batch
+                yield self._taught(batch) if self.teachers else batch
+
+    def _taught(self, batch: Batch) -> Batch:
+        images, targets, weights = batch
+        answers = np.mean([teacher.predict_on_batch(images) for teacher in self.teachers], axis=0)
+        return images, np.concatenate([targets, soften(answers, self.recipe.temperature)], axis=1), weights
 
     def _make(self, epoch: int, indices: NDArray[np.int64]) -> Batch:
         shape = (len(indices), *self.pixels.shape[1:])
@@ -78,7 +85,8 @@ class Batches:
                 augment_image(image, self.recipe, rng) if self.recipe.augmentation else image
             )
         one_hot = np.eye(self.classes, dtype=np.float32)[self.targets[indices]]
-        return images, one_hot, self.weights[indices]
+        seeds = [(self.seed, epoch, int(index)) for index in indices]
+        return mix_batch((images, one_hot, self.weights[indices]), self.recipe, seeds)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

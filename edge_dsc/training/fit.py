@@ -84,9 +84,9 @@ def compile_model(model: Model, recipe: Recipe, steps_per_epoch: int) -> None:
         )
     slow = model.get_layer("dense").trainable_weights if recipe.dense_rate != 1.0 else []
     model.compile(
-        _make_adam(rate, slow, recipe.dense_rate),
+        _make_adam(rate, slow, recipe),
         loss=_make_loss(recipe),
-        metrics=["accuracy"],
+        metrics=[_label_accuracy if recipe.distillation else "accuracy"],
         weighted_metrics=[],
         jit_compile=False,  # XLA on a CPU: 2.0 s a step instead of 0.1 s (measured on two cores)
     )
@@ -96,38 +96,62 @@ def compile_model(model: Model, recipe: Recipe, steps_per_epoch: int) -> None:
 def _make_loss(recipe: Recipe) -> Any:
     """Return the cross-entropy of a recipe; with a temperature that of softened answers to softened targets.
 
-    Times the temperature squared, so that one learning rate suits all temperatures. Source: Hinton, Vinyals and Dean,
-    arXiv 1503.02531 (2015), section 2.
+    Times the temperature squared, so that one learning rate suits all temperatures. With ``distillation`` it has that
+    share, and the cross-entropy to the labels the rest. Source: Hinton, Vinyals and Dean, arXiv 1503.02531 (2015),
+    section 2.
     """
     keras = load_keras()
-    temperature = recipe.temperature
-    if temperature == 1.0:
+    temperature, share = recipe.temperature, recipe.distillation
+    if temperature == 1.0 and not share:
         return keras.losses.CategoricalCrossentropy(label_smoothing=recipe.label_smoothing)
 
     def softened_crossentropy(targets: Any, answers: Any) -> Any:
         logits = keras.ops.log(keras.ops.clip(answers, SMALLEST_PROBABILITY, 1.0)) / temperature
         return temperature**2 * keras.losses.categorical_crossentropy(targets, logits, from_logits=True)
 
-    return softened_crossentropy
+    def distilled_crossentropy(targets: Any, answers: Any) -> Any:
+        classes = answers.shape[-1]
+        labels, taught = targets[:, :classes], targets[:, classes:]
+        hard = keras.losses.categorical_crossentropy(labels, answers, label_smoothing=recipe.label_smoothing)
+        return (1 - share) * hard + share * softened_crossentropy(taught, answers)
+
+    return distilled_crossentropy if share else softened_crossentropy
 
 
-def _make_adam(rate: float | LearningRateSchedule, slow: list[Variable], share: float) -> Optimizer:
-    """Return Adam with a share of its learning rate for some variables; Keras 3 has no such option."""
+def _label_accuracy(targets: Any, answers: Any) -> Any:
+    """Say whether the most probable class is the label's, where teachers' answers stand behind the labels."""
     keras = load_keras()
-    if not slow:
+    return keras.metrics.categorical_accuracy(targets[:, : answers.shape[-1]], answers)
+
+
+_label_accuracy.__name__ = "accuracy"  # as Keras calls its own
+
+
+def _make_adam(rate: float | LearningRateSchedule, slow: list[Variable], recipe: Recipe) -> Optimizer:
+    """Return Adam with a share of its learning rate for some variables, and with weight decay; Keras has no such share.
+
+    A step takes ``weight_decay`` times the variable's own learning rate off every kernel; biases and BatchNorm's
+    parameters, which have one axis, keep theirs. Source: Loshchilov and Hutter, Decoupled Weight Decay Regularization,
+    ICLR 2019, algorithm 2.
+    """
+    keras = load_keras()
+    share, decay = recipe.dense_rate, recipe.weight_decay
+    if not slow and not decay:
         return keras.optimizers.Adam(rate)
 
-    class AdamWithSlowLayer(keras.optimizers.Adam):  # type: ignore[misc, name-defined]
-        """Adam that moves the variables in ``slow`` at a share of the learning rate."""
+    class AdamByVariable(keras.optimizers.Adam):  # type: ignore[misc, name-defined]
+        """Adam that moves the variables in ``slow`` at a share of the learning rate, and lets kernels decay."""
 
         def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
             """Update one variable."""
             # TensorFlow's trainer hands over its own variable, the value of Keras' one.
             if any(variable is one or variable is one.value for one in slow):
                 learning_rate = learning_rate * share
+            if decay and len(variable.shape) > 1:
+                self.assign_sub(variable, variable * keras.ops.cast(learning_rate * decay, variable.dtype))
             super().update_step(gradient, variable, learning_rate)
 
-    return AdamWithSlowLayer(rate)
+    return AdamByVariable(rate)
 
 
 def fit_model(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from edge_dsc.networks import NetworkChoice
@@ -33,8 +33,14 @@ class Recipe:
         rotation: Largest rotation, degrees, either way.
         zoom: Largest change of size, as a share, either way.
         shift: Largest move, as a share of the side, either way and in both directions.
-        augmentation: Whether images are changed at all; without, all ranges are zero and nothing is mirrored.
+        augmentation: Whether images are moved and mirrored at all; without, all ranges are zero.
         temperature: Of a teacher's answers, and of those that are held against them; 1 without a teacher.
+        mixup: Strength of mixing whole images (:mod:`edge_dsc.training.mixing`): both ends of a Beta distribution; 0
+            mixes none.
+        cutmix: The same of pasting a rectangle of one image into another.
+        erasing: Share of the images in which a rectangle becomes noise.
+        weight_decay: Share of each kernel that is taken off it in every step, times the step's learning rate.
+        distillation: Share of the loss that holds the answers against those of teachers, beside the labels.
         fixed: Whether the schedule is fixed: the last epoch's weights are kept, no image is held back to choose an
             epoch, and the validation images train.
     """
@@ -58,6 +64,11 @@ class Recipe:
     augmentation: bool = True
     temperature: float = 1.0
     fixed: bool = False
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    erasing: float = 0.0
+    weight_decay: float = 0.0
+    distillation: float = 0.0
 
     def without_augmentation(self) -> Recipe:
         """Return the same recipe with images as they are."""
@@ -109,6 +120,8 @@ _PAPER = Recipe(
 )
 # The paper's text gives other ranges than its table, and everything else alike.
 _PAPER_TEXT = replace(_PAPER, name="paper-text", rotation=2.0, zoom=0.1)
+MOST_STRENGTH = 100.0  # of mixing and of decay: far beyond any use
+MOST_TEMPERATURE = 100.0
 OTHER = "other"  # every network but the paper's two
 
 
@@ -135,6 +148,44 @@ RECIPES: dict[str, dict[str, Recipe]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
+class Ingredients:
+    """What may be added to any recipe; nothing is by default. The names are those of :class:`Recipe`.
+
+    Attributes:
+        mixup: 0 and more; 0.2 is usual.
+        cutmix: 0 and more; 1 is usual.
+        erasing: 0 to 1.
+        weight_decay: 0 and more, with the learning rate below 1 in sum.
+        distillation: 0 to 1, above 0 with teachers alone.
+        temperature: At least 1, above 1 with teachers alone.
+
+    Raises:
+        UsageError: Another value.
+    """
+
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    erasing: float = 0.0
+    weight_decay: float = 0.0
+    distillation: float = 0.0
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        ends = {"erasing": (0, 1), "distillation": (0, 1), "temperature": (1, MOST_TEMPERATURE)}
+        for name, value in asdict(self).items():
+            low, high = ends.get(name, (0, MOST_STRENGTH))
+            if not low <= value <= high:
+                raise UsageError(
+                    f"--{name.replace('_', '-')} {value:g}", remedy=f"give a number from {low} to {high:g}"
+                )
+
+
+NO_INGREDIENTS = Ingredients()
+TEACHING = {"distillation": 0.5, "temperature": 2.0}  # where teachers are named and nothing else is said
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainOptions:
     """What a training run is asked for.
 
@@ -153,8 +204,10 @@ class TrainOptions:
         keep_split: Keep the split that the folder comes in.
         kinds: As :func:`edge_dsc.data.discover.list_images` takes it.
         last: Keep the last epoch's weights, so that the validation images train too.
+        ingredients: What is added to the recipe.
+        teachers: Finished runs of other networks over the same images, whose answers are followed beside the labels.
         refit: A finished run whose recipe is trained again, on all of its images; the network is the run's own, and
-            what names another way to train or to split is not given.
+            what names another way to train or to split is not given, but for teachers where it had some.
         resume: Go on with the unfinished run in ``out``.
         overwrite: Replace the run in ``out``.
     """
@@ -173,6 +226,8 @@ class TrainOptions:
     keep_split: bool = False
     kinds: bool | None = None
     last: bool = False
+    ingredients: Ingredients = NO_INGREDIENTS
+    teachers: tuple[Path, ...] = ()
     refit: Path | None = None
     resume: bool = False
     overwrite: bool = False
@@ -188,7 +243,7 @@ class TrainOptions:
         """Return the recipe with the epochs asked for, and without augmentation where that is asked for.
 
         Raises:
-            UsageError: Unknown recipe, epochs below 1, a negative seed, options that exclude each other.
+            UsageError: Unknown recipe, epochs below 1, a negative seed, options that exclude or need each other.
         """
         if self.recipe not in RECIPES:
             raise UsageError(
@@ -202,8 +257,16 @@ class TrainOptions:
             raise UsageError("resume and overwrite exclude each other", remedy="give one of them")
         if self.fold and self.keep_split:
             raise UsageError("--fold and --keep-split exclude each other", remedy="give one of them")
+        taught = self.ingredients.distillation > 0
+        if self.refit is None and taught != bool(self.teachers):
+            raise UsageError(
+                "a teacher needs a share of the loss, and the share a teacher",
+                remedy="give --teacher RUN, with --distillation above 0",
+            )
         by_network = RECIPES[self.recipe]
-        recipe = replace(by_network.get(self.architecture, by_network[OTHER]), fixed=self.last)
+        recipe = replace(
+            by_network.get(self.architecture, by_network[OTHER]), fixed=self.last, **asdict(self.ingredients)
+        )
         if not self.augmentation:
             recipe = recipe.without_augmentation()
         return recipe if self.epochs is None else replace(recipe, epochs=self.epochs)

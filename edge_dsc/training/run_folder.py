@@ -80,6 +80,20 @@ class Refit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     held_out: Metrics
 
 
+class Teacher(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A run whose network's answers another one was trained to follow.
+
+    Attributes:
+        run: Its name.
+        model_sha256: Hash of its ``model.keras``.
+        split_sha256: Of its split: none of the images that it learnt from is held back from the one that it taught.
+    """
+
+    run: Text
+    model_sha256: Sha256
+    split_sha256: Sha256
+
+
 class TrainingRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a run did.
 
@@ -105,6 +119,7 @@ class TrainingRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         temperature: Fitted on the validation part, for the contract of the exported model; that of the recipe's run
             after a refit; 1 in records of before version 4, which knew none.
         refit: Where all images trained: what is known of the recipe.
+        teachers: The runs whose mean answer it was trained to follow beside the labels.
     """
 
     architecture: PathName
@@ -127,6 +142,7 @@ class TrainingRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     separation: Separation | None = None
     temperature: Annotated[float, Meta(gt=0, le=1000)] = 1.0
     refit: Refit | None = None
+    teachers: tuple[Teacher, ...] = ()
 
 
 def _from_version_1(body: dict[str, Any]) -> dict[str, Any]:
@@ -145,14 +161,19 @@ def _from_version_3(body: dict[str, Any]) -> dict[str, Any]:
     return {**body, "temperature": 1.0, "refit": None}
 
 
+def _from_version_4(body: dict[str, Any]) -> dict[str, Any]:
+    """Version 4 knew no teachers."""
+    return {**body, "teachers": []}
+
+
 TRAINING_RECORD = DocumentKind(
     name="edge-dsc/training-record",
-    version=4,
+    version=5,
     body=TrainingRecord,
     renew=_TRAIN_AGAIN,
     seal="record_sha256",
     sealed_from=2,
-    older={1: _from_version_1, 2: _from_version_2, 3: _from_version_3},
+    older={1: _from_version_1, 2: _from_version_2, 3: _from_version_3, 4: _from_version_4},
 )
 
 

@@ -17,7 +17,13 @@ from numpy.typing import NDArray
 
 from edge_dsc import __version__
 from edge_dsc.data.loading import LoadedImages, load_dataset
-from edge_dsc.data.purposes import PARTS_FOR, Purpose, images_that_train_too, images_to_train
+from edge_dsc.data.purposes import (
+    PARTS_FOR,
+    Purpose,
+    images_that_train_too,
+    images_to_train,
+    require_teachable,
+)
 from edge_dsc.data.split import (
     PARTS,
     SPLIT_FILE,
@@ -37,6 +43,7 @@ from edge_dsc.networks import (
     Network,
     count_parameters,
     identify,
+    load_network,
     open_network,
     save_network,
 )
@@ -51,7 +58,13 @@ from edge_dsc.training.fit import (
     start_convolutions,
     start_dense,
 )
-from edge_dsc.training.recipes import Recipe, ReportProgress, TrainOptions, TrainProgress
+from edge_dsc.training.recipes import (
+    NO_INGREDIENTS,
+    Recipe,
+    ReportProgress,
+    TrainOptions,
+    TrainProgress,
+)
 from edge_dsc.training.run_folder import (
     METRICS,
     METRICS_FILE,
@@ -60,6 +73,7 @@ from edge_dsc.training.run_folder import (
     STATE_FILE,
     Refit,
     RunMetrics,
+    Teacher,
     TrainedNetwork,
     TrainingRecord,
     TrainState,
@@ -110,6 +124,7 @@ class Fitted:
         separation: For a separable twin, what became of every convolution.
         origin: For a refit, the record of the run whose recipe it is.
         refit: For a refit, what is known of that recipe.
+        teachers: The runs whose answers it followed beside the labels.
     """
 
     model: Model
@@ -124,6 +139,7 @@ class Fitted:
     separation: Separation | None = None
     origin: TrainingRecord | None = None
     refit: Refit | None = None
+    teachers: tuple[Teacher, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,10 +202,11 @@ def train(
     for line in images.split.warnings():
         if say:
             say(line)
-    state = _begin(options, recipe, network, images.split)
+    taught_by = _find_teachers(options, network, images.split)
+    state = _begin(options, recipe, network, images.split, tuple(taught_by))
     seed_everything(options.seed)
     model = network.make(len(images.split.labels))
-    batches = make_batches(images, recipe, options.seed)
+    batches = replace(make_batches(images, recipe, options.seed), teachers=tuple(taught_by.values()))
     if recipe.convolution_start:
         stride = max(1, len(batches.pixels) // _START_IMAGES)
         start_convolutions(model, batches.pixels[::stride][:_START_IMAGES])
@@ -209,8 +226,48 @@ def train(
         seconds=seconds,
         origin=origin,
         refit=refit,
+        teachers=tuple(taught_by),
     )
     return finish_run(options, images, fitted)
+
+
+def _find_teachers(options: TrainOptions, network: Network, split: Split) -> dict[Teacher, Model]:
+    """Return the networks whose answers are to be followed, by what the record says of them.
+
+    Raises:
+        ArtefactError: A run is damaged, or Keras cannot load its network.
+        UsageError: It takes other images or knows other classes, or it learnt from images that this run holds back.
+    """
+    found: dict[Teacher, Model] = {}
+    for run in options.teachers:
+        record, known = load_training_record(run), load_split(run / SPLIT_FILE)
+        if known.sha256 != record.split_sha256:
+            raise _not_of_one_run(run)
+        theirs, ours = (record.labels, record.network.size), (split.labels, network.size)
+        if theirs != ours:
+            raise UsageError(
+                f"{run} takes images of {theirs[1]} pixels of {', '.join(theirs[0])}, this run of {ours[1]} pixels of "
+                f"{', '.join(ours[0])}",
+                remedy="name runs of the same classes and --size with --teacher",
+            )
+        require_teachable(split, known, run)
+        if record.teachers and known.sha256 != split.sha256:
+            raise UsageError(
+                f"{run} followed teachers, and what they learnt from is known for its own split alone",
+                remedy="train with its --seed, --fold, --keep-split and --last, or leave it out of --teacher",
+            )
+        teacher = Teacher(
+            run=Path(os.path.realpath(run)).name,
+            model_sha256=record.model_sha256,
+            split_sha256=record.split_sha256,
+        )
+        if teacher in found:
+            raise UsageError(f"--teacher names {run} twice", remedy="name each run once")
+        digest = record.network.config_sha256
+        found[teacher] = load_network(
+            run / MODEL_FILE, record.architecture, len(split.labels), config_sha256=digest
+        )
+    return found
 
 
 def _as_before(options: TrainOptions, run: Path, record: TrainingRecord) -> tuple[TrainOptions, Recipe]:
@@ -231,6 +288,13 @@ def _as_before(options: TrainOptions, run: Path, record: TrainingRecord) -> tupl
         raise ArtefactError(
             f"{run} has a recipe of another version: {error}", remedy="train it again, then refit it"
         ) from error
+    if bool(options.teachers) != (recipe.distillation > 0):
+        had, remedy = (
+            ("teachers", "name them, or their refits, with --teacher")
+            if recipe.distillation
+            else ("no teachers", "leave --teacher out")
+        )
+        raise UsageError(f"{run} had {had}", remedy=remedy)
     network = record.network
     choice = replace(
         options,
@@ -261,9 +325,7 @@ def _read_all(
     split = load_split(run / SPLIT_FILE)
     metrics = METRICS.load(run / METRICS_FILE)
     if split.sha256 != record.split_sha256 or metrics.model_sha256 != record.model_sha256:
-        raise ArtefactError(
-            f"the files of {run} are not of one run", remedy="train it again: edge-dsc train DATA --overwrite"
-        )
+        raise _not_of_one_run(run)
     images = read_run_images(options.data, split, run=run, size=network.size, reading=reading)
     refit = Refit(
         run=Path(os.path.realpath(run)).name,
@@ -272,6 +334,12 @@ def _read_all(
         held_out=metrics.held_out,
     )
     return _let_train(images, PARTS[1:]), refit
+
+
+def _not_of_one_run(run: Path) -> ArtefactError:
+    return ArtefactError(
+        f"the files of {run} are not of one run", remedy="train it again: edge-dsc train DATA --overwrite"
+    )
 
 
 def _let_train(images: RunImages, parts: Sequence[str]) -> RunImages:
@@ -310,7 +378,8 @@ def check_folder(options: TrainOptions) -> None:
         UsageError: It is.
     """
     out = options.out
-    require_unread(out / MODEL_FILE, options.architecture, options.weights or "")
+    teachers = (run / MODEL_FILE for run in options.teachers)
+    require_unread(out / MODEL_FILE, options.architecture, options.weights or "", *teachers)
     has_state, has_record = (out / STATE_FILE).exists(), (out / RECORD_FILE).exists()
     if os.path.lexists(out) and not out.is_dir():
         raise UsageError(f"{out} is not a folder", remedy="choose another run folder with --out")
@@ -439,6 +508,7 @@ def finish_run(options: TrainOptions, images: RunImages, fitted: Fitted) -> Trai
         separation=fitted.separation,
         temperature=temperature,
         refit=fitted.refit,
+        teachers=fitted.teachers,
     )
     save_training_record(out, record)
     if not fitted.interrupted:
@@ -466,7 +536,9 @@ def step_progress(architecture: str, progress: Progress) -> Callable[[TrainProgr
     return report
 
 
-def _begin(options: TrainOptions, recipe: Recipe, network: Network, split: Split) -> TrainState:
+def _begin(
+    options: TrainOptions, recipe: Recipe, network: Network, split: Split, teachers: tuple[Teacher, ...]
+) -> TrainState:
     """Return the state of a new run, or of the one to resume, which must have been begun with the same settings."""
     file = options.out / STATE_FILE
     settings = {
@@ -475,6 +547,7 @@ def _begin(options: TrainOptions, recipe: Recipe, network: Network, split: Split
         "recipe": asdict(recipe),
         "seed": options.seed,
         "split_sha256": split.sha256,
+        "teachers": msgspec.to_builtins(list(teachers)),
     }
     if not options.resume:
         require_writable(file)  # said before an epoch is trained
@@ -506,8 +579,10 @@ def _settings_of(state: TrainState) -> dict[str, Any]:
     """Return what a run was begun with; states of before have neither a network's own facts nor its latest fields."""
     begun = dict(state.settings)
     network = {"source": begun["architecture"], **begun.get("network", {})}
-    recipe = {"flip_vertical": False, "augmentation": True, "fixed": False, **begun["recipe"]}
+    recipe = {"flip_vertical": False, "augmentation": True, "fixed": False}
+    recipe |= {**asdict(NO_INGREDIENTS), **begun["recipe"]}
     return {
+        "teachers": [],
         **begun,
         "recipe": recipe,
         "network": msgspec.to_builtins(msgspec.convert(network, TrainedNetwork)),
@@ -527,6 +602,16 @@ def _words(settings: Mapping[str, Any]) -> str:
         else []
     )
     words += [f"--unfreeze {network['unfreeze']}"] if network["unfreeze"] is not None else []
+    words += [
+        f"--{name.replace('_', '-')} {recipe[name]:g}"
+        for name, usual in asdict(NO_INGREDIENTS).items()
+        if recipe[name] != usual
+    ]
+    words += (
+        [f"--teacher {','.join(each['run'] for each in settings['teachers'])}"]
+        if settings["teachers"]
+        else []
+    )
     return " ".join([*words, f"--seed {settings['seed']}"])
 
 

@@ -37,7 +37,7 @@ from edge_dsc.networks.separable import (
 )
 from edge_dsc.training.batches import TaughtBatches
 from edge_dsc.training.fit import compile_model, fit_model, predict, seed_everything
-from edge_dsc.training.recipes import OTHER, RECIPES, Recipe, ReportProgress, TrainOptions
+from edge_dsc.training.recipes import NO_INGREDIENTS, OTHER, RECIPES, Recipe, ReportProgress, TrainOptions
 from edge_dsc.training.run_folder import MODEL_FILE, TrainedNetwork, TrainState, load_training_record
 from edge_dsc.training.train import (
     Fitted,
@@ -290,7 +290,7 @@ def _recipe(options: TwinOptions, base: Recipe) -> Recipe:
         label_smoothing=0.0,
         dense_start=False,
         convolution_start=False,
-        temperature=TEMPERATURE,
+        **{**asdict(NO_INGREDIENTS), "temperature": TEMPERATURE},  # the original is the only teacher
     )
 
 

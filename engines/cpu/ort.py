@@ -87,6 +87,10 @@ class OnnxRuntime:
         reason = None if version else "onnxruntime is not installed"
         return Availability(version, reason, reason)
 
+    def weight_bits(self) -> int:
+        """Say 8: it is told to sum exactly (:data:`EXACT_SUMS`)."""
+        return 8
+
     def rest_in_half(self) -> bool:
         """Say no: a CPU has no FP16 layers."""
         return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import json
 import platform
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     from engines.images import InputPixels
 
 CACHE_SUFFIX = ".compiled"  # model.engine -> model.engine.b1.compiled
-_KIND = "edge-dsc/compiled-model 1"
+_KIND = "edge-dsc/compiled-model 2"  # 1 was proven by the precision of its layers alone
 _DEVICE = "CPU"
 _LAYERS_SOURCE = "execution graph of OpenVINO on this machine"
 # What the float layers compute in. Left out, OpenVINO would take BF16 or FP16 by itself where the processor has it.
@@ -53,10 +54,14 @@ _FLOAT_TYPES = {Precision.BF16: "bf16", Precision.FP16: "f16"}
 _PRECISIONS = {"f32": "FP32", "f16": "FP16", "bf16": "BF16", "i8": "INT8", "u8": "INT8"}
 _WEIGHTED_KINDS = frozenset({"Convolution", "FullyConnected", "MatMul"})
 _NOT_RUN = frozenset({"Const", "Input", "Output"})
-_INT8_NOTE = (
-    "INT8 gains most on a processor with VNNI: measure it and FP32 with edge-dsc bench; without VNNI OpenVINO's sums "
-    "may overflow and classes change: hold the engine to its accuracy with --validate"
+_INT8_NOTE = "INT8 gains most on a processor with VNNI: measure it and FP32 with edge-dsc bench"
+_SEVEN_BITS_NOTE = (
+    "INT8 weights of 7 bits in layers that sum over channels: OpenVINO adds products of 8 in 16 bits on this processor,"
+    " which overflow"
 )
+# Of the network that says how this processor sums: each layer's sum is as large as 8 bits make it.
+_PROBE_CHANNELS, _PROBE_SIDE = 64, 4
+_PROBE_ERROR = 0.01  # of a sum; two products that overflow lose half of it
 _REMEDY_MEMORY = "free some memory, or use a smaller batch"
 
 
@@ -65,7 +70,7 @@ class OpenVino:
 
     The engine is the graph as it was given: nothing in it is tied to a processor or a version. What OpenVINO makes of
     it is kept beside it, tied to both (:class:`_Compiler`); on another processor the precision of each layer is proven
-    again before the engine answers.
+    again before the engine answers, and whether it sums the engine's products exactly.
     """
 
     name = "openvino"
@@ -81,6 +86,14 @@ class OpenVino:
         version = packages.installed_version("openvino", "openvino")
         reason = None if version else "openvino is not installed"
         return Availability(version, reason, reason)
+
+    def weight_bits(self) -> int:
+        """Say 7 where this processor adds two products of 8 bits in 16, which overflow: x86-64 without VNNI.
+
+        Raises:
+            EnvironmentProblem: ``openvino`` is missing.
+        """
+        return 8 if _sums_exactly() else 7
 
     def rest_in_half(self) -> bool:
         """Say no: what is not INT8 stays FP32."""
@@ -116,6 +129,9 @@ class OpenVino:
         check_precision(layers, options)
         write_bytes(out, model)
         compiler.keep(compiled, size)
+        notes: tuple[str, ...] = ()
+        if options.precision is Precision.INT8:
+            notes = (_INT8_NOTE,) if self.weight_bits() == 8 else (_INT8_NOTE, _SEVEN_BITS_NOTE)
         return BuildResult(
             layers=layers,
             layers_source=_LAYERS_SOURCE,
@@ -124,7 +140,7 @@ class OpenVino:
                 "machine": platform.machine(),
                 "processor": compiler.processor,
             },
-            notes=(_INT8_NOTE,) if options.precision is Precision.INT8 else (),
+            notes=notes,
             layer_types=named,
         )
 
@@ -173,7 +189,7 @@ class OpenVino:
 
         Raises:
             ArtefactError: Not the engine of this record, damaged, with other inputs and outputs than its record says,
-                or with layers that would run in another precision on this processor.
+                or with layers that would run in another precision, or overflow, on this processor.
             EnvironmentProblem: ``openvino`` or memory is missing.
         """
         return VinoRunner(_Compiler.of(engine, record), read_engine(engine, record), record, options)
@@ -331,6 +347,77 @@ class _Compiler:
         return None
 
 
+@functools.cache
+def _sums_exactly() -> bool:
+    """Run layers with the largest sums that 8 bits give, and say whether this processor's kernels sum them exactly.
+
+    Without VNNI two products of an unsigned and a signed byte are added in 16 bits: 2 * 255 * 127 becomes 32,767.
+    Asking the processor for its instructions would have to know which of them each release of OpenVINO uses.
+
+    Source: Intel 64 and IA-32 Architectures Software Developer's Manual, PMADDUBSW: "saturated".
+
+    Raises:
+        EnvironmentProblem: ``openvino`` is missing.
+    """
+    ov = packages.load("openvino")
+    pixels = np.full((1, _PROBE_CHANNELS, _PROBE_SIDE, _PROBE_SIDE), 255, np.float32)
+    with _failures("say how it sums", "install another release of openvino, or choose another --backend"):
+        core = ov.Core()
+        compiled = core.compile_model(
+            core.read_model(io.BytesIO(_probe_network())), _DEVICE, _settings(Precision.INT8, DEFAULT_OPTIONS)
+        )
+        found = compiled([pixels])
+    # Each weight is 1, so each sum is 255 times the number of values that go into it.
+    counts = (_PROBE_CHANNELS * 9, _PROBE_CHANNELS, pixels.size)
+    return all(
+        bool(np.all(np.abs(found[place].max() / (255 * count) - 1) < _PROBE_ERROR))
+        for place, count in enumerate(counts)
+    )
+
+
+def _probe_network() -> bytes:
+    """Return Q/DQ layers of the kinds that INT8 is made for, of 255s and weights of 127: 3x3, 1x1 and dense."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    channels, side = _PROBE_CHANNELS, _PROBE_SIDE
+    weights = {
+        "wide": np.full((channels, channels, 3, 3), 127, np.int8),
+        "narrow": np.full((channels, channels, 1, 1), 127, np.int8),
+        "dense": np.full((channels * side * side, channels), 127, np.int8),
+    }
+    constants: dict[str, NDArray[Any]] = {
+        "step": np.array(1, np.float32), "zero": np.array(0, np.uint8), "shape": np.array([1, -1]),
+        "weight_step": np.array(1 / 127, np.float32), "weight_zero": np.array(0, np.int8), **weights,
+    }  # fmt: skip
+    pair, outputs = ["step", "zero"], dict.fromkeys(weights, (1, channels, side, side))
+    outputs["dense"] = (1, channels)
+    nodes = [
+        helper.make_node("QuantizeLinear", ["image", *pair], ["integers"]),
+        helper.make_node("DequantizeLinear", ["integers", *pair], ["values"]),
+        helper.make_node("Reshape", ["values", "shape"], ["row"]),
+        *(
+            helper.make_node("DequantizeLinear", [name, "weight_step", "weight_zero"], [f"{name}_weight"])
+            for name in weights
+        ),
+        helper.make_node("Conv", ["values", "wide_weight"], ["wide_sum"], pads=[1, 1, 1, 1]),
+        helper.make_node("Conv", ["values", "narrow_weight"], ["narrow_sum"]),
+        helper.make_node("MatMul", ["row", "dense_weight"], ["dense_sum"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "sums",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, (1, channels, side, side))],
+        [
+            helper.make_tensor_value_info(f"{name}_sum", TensorProto.FLOAT, shape)
+            for name, shape in outputs.items()
+        ],
+        [numpy_helper.from_array(values, name) for name, values in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    serialised: bytes = model.SerializeToString()
+    return serialised
+
+
 def _settings(precision: Precision, options: RunnerOptions) -> dict[str, object]:
     """Return how OpenVINO is to run: requests one after the other as quickly as may be, or as many at once as pay.
 
@@ -481,6 +568,12 @@ class VinoRunner(DirectSubmission):
             raise ArtefactError(
                 f"{self.record.engine} would run {seen} on this processor ({self._compiler.processor}), not as it was "
                 f"built on {self.record.platform.get('processor', 'another one')}",
+                remedy=self._compiler.remedy,
+            )
+        if self.record.weight_bits == 8 and not _sums_exactly():
+            raise ArtefactError(
+                f"{self.record.engine} has INT8 weights of 8 bits, whose sums overflow on this processor "
+                f"({self._compiler.processor}); it was built on {self.record.platform.get('processor', 'another one')}",
                 remedy=self._compiler.remedy,
             )
 

@@ -40,9 +40,11 @@ class TrtRunner:
         record: The engine's record.
         thread_safe: False.
         slots: Batches that can be in flight at once.
+        together: 1: no threads call it.
     """
 
     thread_safe = False
+    together = 1
 
     def __init__(
         self,

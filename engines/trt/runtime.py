@@ -75,6 +75,10 @@ class TensorRtRuntime:
             no_run = "pycuda is not installed"
         return Availability(version, None if gpu or self.builds_on_cpu else reason, no_run)
 
+    def weight_bits(self) -> int:
+        """Say 8: a GPU sums in 32 bits."""
+        return 8
+
     def rest_in_half(self) -> bool:
         """Say whether this release takes the precision from the graph's own types, so that FP16 must be in them.
 

@@ -30,22 +30,26 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("second_float", [False, True])
-@pytest.mark.parametrize(("signed", "tolerance"), [(True, 1e-3), (False, 5e-3)])
+@pytest.mark.parametrize(
+    ("signed", "weight_bits", "tolerance"), [(True, 8, 1e-3), (False, 8, 5e-3), (False, 7, 5e-3)]
+)
 @pytest.mark.parametrize("architecture", ["dsc", "cnn"])
 def test_a_chain_computes_what_the_int8_graph_does(
     deployed_models: dict[str, Path],
     network_tables: dict[str, CalibrationTable],
     architecture: str,
     signed: bool,
+    weight_bits: int,
     tolerance: float,
     second_float: bool,
 ) -> None:
     """A value at a boundary may round either way; an unsigned graph also rounds its biases to integers."""
     model = onnx.load(deployed_models[architecture])
     table = network_tables[architecture]
-    chain, grids = quantized_chain(model, table, signed=signed)
+    bits = {"weight_bits": weight_bits}
+    chain, grids = quantized_chain(model, table, signed=signed, **bits)
     left_out = (chain.layers[1].name,) if second_float else ()
-    graph = quantize(model, table, signed_activations=signed, float_layers=left_out)
+    graph = quantize(model, table, signed_activations=signed, float_layers=left_out, **bits)
     np.testing.assert_allclose(
         softmax(chain.run(PIXELS, grids, left_out)), probabilities(graph), atol=tolerance
     )

@@ -99,6 +99,28 @@ def test_convolutions_of_few_channels_run_in_int8_where_their_sizes_suit(
     assert ("odd" in [layer.name for layer in quantizable_layers(model)]) is suits
 
 
+@pytest.mark.parametrize(
+    ("shape", "group", "bits"),
+    [
+        ((32, 1, 3, 3), 1, 8),
+        ((32, 1, 3, 3), 32, 8),
+        ((32, 1, 3, 3), 16, 7),  # more outputs than inputs: another kernel
+        ((32, 2, 3, 3), 16, 7),
+        ((32, 32, 1, 1), 1, 7),
+    ],
+)
+def test_layers_without_sums_over_channels_keep_8_bits(shape: tuple[int, ...], group: int, bits: int) -> None:
+    net = Network("bits")
+    x = net.conv("stem", net.pixels(), (1, shape[1] * group))
+    net.store("weight", np.ones(shape, np.float32))
+    model = net.finish(
+        net.add("Conv", "odd", x, "weight", group=group, kernel_shape=list(shape[2:])), shape[0]
+    )
+    stem, odd, logits = find_layers(model)
+    assert [layer.bits(7) for layer in (stem, odd, logits)] == [8, bits, 7]
+    assert [layer.bits(8) for layer in (stem, odd, logits)] == [8, 8, 8]
+
+
 PAIRS = {  # beside the inputs of layers: what sums need, and where layers end
     "residual": (
         {"three_short.out", "four_short.out"},

@@ -76,6 +76,30 @@ def test_every_layer_but_the_last_takes_input_and_weight_from_dequantize(
     }
 
 
+def test_weights_of_7_bits_end_at_64_in_layers_that_sum_over_channels_and_activations_stay_as_they_are(
+    deployed_models: Paths, network_tables: Tables
+) -> None:
+    model = onnx.load(deployed_models["dsc"])
+    graphs = {
+        bits: Graph(quantize(model, network_tables["dsc"], signed_activations=False, weight_bits=bits))
+        for bits in (8, 7)
+    }
+    stored = {bits: graph.stored for bits, graph in graphs.items()}
+    layers = quantizable_layers(model)
+    # The stem takes one channel, a depthwise convolution one at a time: they add no products of two channels.
+    assert [layer.bits(7) for layer in layers] == [8, 8, 7, 8, 7, 8, 7, 7]
+    for layer in layers:
+        name, most = layer.weight, {8: 127, 7: 127 if layer.bits(7) == 8 else 64}
+        assert {
+            bits: int(np.abs(stored[bits][f"{name}_quantized"].astype(int)).max()) for bits in stored
+        } == most
+        ratio = stored[7][f"{name}_scale"] / stored[8][f"{name}_scale"]
+        np.testing.assert_allclose(ratio, 127 / most[7], rtol=1e-6)
+    taken = {node.input[1] for node in graphs[8].of_type("QuantizeLinear")}
+    assert taken == {node.input[1] for node in graphs[7].of_type("QuantizeLinear")}
+    assert all(stored[7][name] == stored[8][name] for name in taken)
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_the_signed_graph_keeps_tensorrts_rules(
     deployed_models: Paths, network_tables: Tables, architecture: str

@@ -60,6 +60,7 @@ RECORD = EngineRecord(
     calibration_sha256="0" * 64,
     layers={"INT8": 7, "FP32": 2},
     layers_source="test",
+    weight_bits=8,
     build_seconds=0.5,
     build_command="edge-dsc build-engine model.onnx --int8",
     edge_dsc="0.1.0",
@@ -194,11 +195,21 @@ def test_an_edited_record_of_version_1_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_later_version_is_refused_by_its_number(tmp_path: Path) -> None:
-    write_record(tmp_path / "x.json", msgspec.to_builtins(RECORD), version=6)
+    write_record(tmp_path / "x.json", msgspec.to_builtins(RECORD), version=7)
     with pytest.raises(
-        ArtefactError, match="has schema version 6, this edge-dsc reads 1 and 2 and 3 and 4 and 5"
+        ArtefactError, match="has schema version 7, this edge-dsc reads 1 and 2 and 3 and 4 and 5 and 6"
     ):
         KIND.load(tmp_path / "x.json")
+
+
+@pytest.mark.parametrize(("layers", "bits"), [({"INT8": 7, "FP32": 2}, 8), ({"FP32": 9}, None)])
+def test_records_of_version_5_knew_weights_of_8_bits_alone(
+    tmp_path: Path, layers: dict[str, int], bits: int | None
+) -> None:
+    values = {**msgspec.to_builtins(RECORD), "layers": layers}
+    assert values.pop("weight_bits") == 8
+    write_record(tmp_path / "x.json", values, version=5)
+    assert KIND.load(tmp_path / "x.json").weight_bits == bits
 
 
 def test_records_of_version_4_have_a_contract_without_temperature_and_maps(tmp_path: Path) -> None:

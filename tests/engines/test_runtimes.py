@@ -123,6 +123,11 @@ def test_what_each_runtime_wants_and_where_it_runs() -> None:
     }
 
 
+def test_all_but_openvino_sum_products_of_8_bits_exactly_everywhere() -> None:
+    names = [name for name in runtimes.RUNTIME_NAMES if name != "openvino"]
+    assert {get_runtime(name).weight_bits() for name in names} == {8}
+
+
 def test_what_is_for_a_gpu_is_refused_by_name_on_the_processor() -> None:
     refuse_on_processor(get_runtime("tensorrt"), ["--device"])
     refuse_on_processor(get_runtime("onnxruntime"), [])

@@ -28,6 +28,42 @@ _SECONDS = (
 )
 
 
+class InputDrift:
+    """How far the grey levels of the last :data:`RECENT` pictures are from those of a calibration's images.
+
+    Any thread may add, any other may ask.
+
+    Attributes:
+        reference: Those levels, ``int64 [engines.images.LEVEL_BINS]``.
+        description: What the index says, for a metric.
+    """
+
+    description = (
+        f"Population stability index of the grey levels of the last {RECENT} pictures against the images of "
+        f"the calibration; NaN before {FEWEST}."
+    )
+
+    def __init__(self, reference: NDArray[np.int64]) -> None:
+        """Begin without a picture."""
+        self.reference = reference
+        self._lock = threading.Lock()
+        self._seen: deque[NDArray[np.int64]] = deque(maxlen=RECENT)
+        self._sums = np.zeros(len(reference), np.int64)
+
+    def add(self, levels: NDArray[np.int64]) -> None:
+        """Take a picture's grey levels, as :func:`engines.images.count_levels` gives them."""
+        with self._lock:
+            if len(self._seen) == RECENT:
+                self._sums -= self._seen[0]
+            self._seen.append(levels)
+            self._sums += levels
+
+    def value(self) -> float:
+        """Return :func:`stability_index`; NaN of fewer than :data:`FEWEST` pictures."""
+        with self._lock:
+            return stability_index(self.reference, self._sums) if len(self._seen) >= FEWEST else float("nan")
+
+
 class Monitor:
     """Counts answers in a registry of its own; any thread may observe, any other may read.
 
@@ -61,8 +97,7 @@ class Monitor:
         self._registry = registry = client.CollectorRegistry()
         self._lock = threading.Lock()
         self._unsure: deque[bool] = deque(maxlen=RECENT)
-        self._levels: deque[NDArray[np.int64]] = deque(maxlen=RECENT)
-        self._level_sums = np.zeros(0 if reference is None else len(reference), np.int64)
+        self._input = InputDrift(reference) if reference is not None else None
         self._dropped_before = 0
         client.Info("edge_dsc_engine", "The engine that answers.", registry=registry).info(dict(about))
         counter, gauge, histogram = client.Counter, client.Gauge, client.Histogram
@@ -92,13 +127,8 @@ class Monitor:
         gauge("edge_dsc_unsure_threshold", "That threshold.", registry=registry).set(unsure_below)
         share = gauge("edge_dsc_unsure_share", f"Unsure answers among the last {RECENT}.", registry=registry)
         share.set_function(self._unsure_share)
-        if reference is not None:
-            drift = gauge(
-                "edge_dsc_input_drift_psi",
-                f"Population stability index of the grey levels of the last {RECENT} pictures against the images of "
-                f"the calibration; NaN before {FEWEST}.",
-                registry=registry,
-            )
+        if self._input is not None:
+            drift = gauge("edge_dsc_input_drift_psi", self._input.description, registry=registry)
             drift.set_function(self.drift)
 
     def observe(
@@ -138,11 +168,8 @@ class Monitor:
                 self._dropped_before = dropped
             else:
                 new = 0
-            if levels is not None and self.reference is not None:
-                if len(self._levels) == RECENT:
-                    self._level_sums -= self._levels[0]
-                self._levels.append(levels)
-                self._level_sums += levels
+        if levels is not None and self._input is not None:
+            self._input.add(levels)
         if unsure:
             self._unsure_count.inc()
         if new:
@@ -150,10 +177,7 @@ class Monitor:
 
     def drift(self) -> float:
         """Return how far the input of the last :data:`RECENT` pictures is from the calibration's; NaN of too few."""
-        with self._lock:
-            if self.reference is None or len(self._levels) < FEWEST:
-                return float("nan")
-            return stability_index(self.reference, self._level_sums)
+        return self._input.value() if self._input is not None else float("nan")
 
     def render(self, accept: str = "") -> tuple[bytes, str]:
         """Return the metrics as text with its content type.

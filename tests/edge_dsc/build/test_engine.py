@@ -12,17 +12,21 @@ from types import SimpleNamespace
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
+from branched_networks import Network
+from onnx import numpy_helper
 
-from calibration.table import load_table, save_table
+from calibration.table import CalibrationImage, CalibrationTable, load_table, save_table
 from edge_dsc.build.calibrate import CalibrationRequest, run_calibration
 from edge_dsc.build.engine import BuildRequest, build_again, build_engine, rebuild_engine
 from edge_dsc.build.gate import GateOptions
-from engines.cpu import ort
+from engines.cpu import ort, vino
 from engines.errors import ArtefactError, EnvironmentProblem, UsageError
 from engines.files import canonical_json, sha256_bytes
+from engines.graph import load_model, seal_model
 from engines.record import RECORD, BatchRange, EngineRecord, Precision, Tuning, load_record, record_path
-from engines.runtimes import BuildOptions, BuildResult
+from engines.runtimes import BuildOptions, BuildResult, open_engine
 from engines.trt.runtime import TENSORRT_RTX
 
 FLOAT_LAYERS = ("Conv_6", "MatMul_18")
@@ -221,3 +225,67 @@ def test_the_reference_of_the_gate_is_called_fp32_and_the_engine_by_its_name(
     assert opened == ["FP32", built.path.name]
     assert built.record.validation is not None
     assert built.record.validation.agreement.reference == "FP32"
+
+
+@pytest.fixture(scope="module")
+def large_sums(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose answer turns where two products of bytes are added in 16 bits, and its calibration beside it.
+
+    The even channels of ``wide`` sum 64 equal values, which are as large as pairs of bytes may be; the odd ones every
+    other of them, in which no pair overflows. Class 0 is the even channels times 1/16, class 1 the odd ones times 3/32:
+    4 against 3, and about 2 against 3 where the even ones overflow.
+    """
+    net = Network("sums")
+    weight = np.ones((64, 64, 1, 1), np.float32)
+    weight[1::2, 1::2] = 0
+    means = np.zeros((3, 64), np.float32)
+    means[0, 0::2], means[1, 1::2] = 1 / (32 * 16), 3 / (32 * 32)
+    net.store("stem.weight", np.full((64, 1, 1, 1), 1 / 255, np.float32))
+    net.store("wide.weight", weight)
+    x = net.add("Conv", "stem", net.pixels(), "stem.weight", kernel_shape=[1, 1])
+    graph = net.finish(net.add("Conv", "wide", x, "wide.weight", kernel_shape=[1, 1]), 64)
+    (stored,) = (tensor for tensor in graph.graph.initializer if tensor.name == "logits.weight")
+    stored.CopyFrom(numpy_helper.from_array(means, stored.name))
+    folder = tmp_path_factory.mktemp("sums")
+    (folder / "model.onnx").write_bytes(seal_model(graph))
+    model = load_model(folder / "model.onnx")
+    table = CalibrationTable(
+        method="minmax",
+        parameters={},
+        seed=0,
+        ranges={"planes.out": (0, 255), "stem.out": (0, 1), "flatten.out": (0, 64)},
+        onnx_sha256=model.sha256,
+        preprocess_sha256=model.contract.preprocess_sha256,
+        images=tuple(CalibrationImage(f"{index}.png", "clear", f"{index}") for index in range(128)),
+        versions={},
+    )
+    save_table(folder / "calibration.json", table)
+    return folder / "model.onnx"
+
+
+def answer_of(model: Path, precision: Precision, out: Path) -> tuple[EngineRecord, np.ndarray]:
+    table = model.with_name("calibration.json") if precision is Precision.INT8 else None
+    built = build_engine(
+        BuildRequest(model=model, precision=precision, runtime="openvino", calibration=table, out=out)
+    )
+    pixels = np.random.default_rng(0).integers(200, 256, (1, 32, 32, 1), np.uint8)
+    with open_engine(built.path) as runner:
+        return built.record, runner.run(pixels)[0]
+
+
+def test_openvino_sums_exactly_on_any_processor(
+    large_sums: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("openvino")
+    exactly = vino._sums_exactly()
+    plain, expected = answer_of(large_sums, Precision.FP32, tmp_path / "a.engine")
+    record, seen = answer_of(large_sums, Precision.INT8, tmp_path / "b.engine")
+    np.testing.assert_allclose(seen, expected, atol=0.02)
+    assert expected.argmax() == 0 and (plain.weight_bits, record.weight_bits) == (None, 8 if exactly else 7)
+    assert any("weights of 7 bits" in note for note in record.notes) != exactly
+    if exactly:
+        return
+    # Taken for a processor that sums exactly, this one answers another class.
+    monkeypatch.setattr(vino, "_sums_exactly", lambda: True)
+    taken, wrong = answer_of(large_sums, Precision.INT8, tmp_path / "c.engine")
+    assert (taken.weight_bits, wrong.argmax()) == (8, 1)

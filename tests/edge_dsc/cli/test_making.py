@@ -25,6 +25,7 @@ from edge_dsc.cli.making import (
     Rounding,
 )
 from edge_dsc.networks import NetworkChoice
+from edge_dsc.training.recipes import Ingredients
 from engines.errors import UsageError
 from engines.graph import load_model
 
@@ -114,6 +115,25 @@ def test_train_hands_on_what_was_asked_for(edge_dsc: Any, asked: list[Any]) -> N
     options = asked[4][0]
     assert (options.run, options.out) == (Path("runs/cnn"), Path("runs/cnn-qat"))
     assert (options.epochs, options.overwrite) == (5, True)
+
+
+def test_what_is_added_to_a_recipe_is_handed_on(edge_dsc: Any, asked: list[Any]) -> None:
+    edge_dsc("train", "xrays", "--mixup", 0.2, "--cutmix", 1, "--erasing", 0.25, "--weight-decay", 0.01)
+    assert asked[0][0].ingredients == Ingredients(mixup=0.2, cutmix=1.0, erasing=0.25, weight_decay=0.01)
+    edge_dsc("train", "xrays", "--teacher", "runs/a,runs/b", "--distillation", 0.7)
+    assert asked[1][0].teachers == (Path("runs/a"), Path("runs/b"))
+    assert asked[1][0].ingredients == Ingredients(distillation=0.7, temperature=2.0)
+    edge_dsc("train", "xrays", "--refit", "runs/dsc", "--teacher", "runs/a")
+    assert (asked[2][0].teachers, asked[2][0].ingredients) == ((Path("runs/a"),), Ingredients())
+    for words, said in (
+        (("--distillation", 0.5), "--distillation is for --teacher (name a finished run, or leave it out)"),
+        (("--refit", "runs/dsc", "--mixup", 0.2), "--refit takes the network, the recipe and the images"),
+        (("--qat", "runs/dsc", "--teacher", "runs/a"), "--qat takes the network, the images and the split"),
+        (("--erasing", "nan"), "nan is not a finite number"),
+    ):
+        done = edge_dsc("train", "xrays", *words)
+        assert done.code == 2 and said in done.err
+    assert len(asked) == 3
 
 
 @pytest.mark.parametrize("fold", ["2", "2/", "a/b", "-1/5", "2/5/6", "1000/2"])

@@ -20,6 +20,7 @@ from edge_dsc.data.purposes import (
     images_to_compare,
     images_to_judge,
     images_to_train,
+    require_teachable,
     split_beside,
 )
 from engines.errors import ArtefactError, BadInputError, UsageError
@@ -251,3 +252,39 @@ def test_a_network_for_deployment_is_judged_by_images_from_elsewhere_alone(
     assert names(images_to_compare(split, lambda sample: sample.sha256.startswith("train"))) == []
     save_split(whole, tmp_path / "split.json")
     assert split_beside(tmp_path / "model.onnx") == replace(whole, root=Path("xrays").resolve())
+
+
+def dealt(**parts: tuple[str, ...]) -> Split:
+    """A split of these images by part."""
+    made = {part: tuple(image(content) for content in parts.get(part, ())) for part in PARTS}
+    return Split(root=Path("xrays"), labels=("clear", "focal"), seed=0, parts=made)
+
+
+def test_a_teacher_of_the_same_split_hands_on_nothing_that_is_held_back(split: Split) -> None:
+    require_teachable(split, split, Path("runs/cnn"))
+    # Nor where it holds back more, or where nothing is held back any more.
+    require_teachable(images_that_train_too(split, ("validation",)), split, Path("runs/cnn"))
+    whole = images_that_train_too(split, PARTS[1:])
+    require_teachable(whole, whole, Path("runs/cnn"))
+
+
+@pytest.mark.parametrize(
+    ("theirs", "leaked"),
+    [
+        ({"train": ("b",)}, "b"),  # what chooses this run's epoch
+        ({"train": ("c",)}, "c"),
+        ({"train": ("d",)}, "d"),
+        ({"validation": ("c",)}, "c"),  # what chose the teacher's epoch would judge
+    ],
+)
+def test_a_teacher_that_learnt_from_what_is_held_back_is_refused(
+    theirs: dict[str, tuple[str, ...]], leaked: str
+) -> None:
+    ours = dealt(train=("a",), validation=("b",), evaluation=("c",), test=("d",))
+    with pytest.raises(UsageError) as caught:
+        require_teachable(ours, dealt(**theirs), Path("runs/cnn"))
+    assert f"runs/cnn learnt from 1 images that this run holds back, such as clear/{leaked}.png" in str(
+        caught.value
+    )
+    assert "train both with the same --seed" in caught.value.remedy
+    require_teachable(ours, dealt(validation=("a", "b"), evaluation=("b", "c")), Path("runs/cnn"))

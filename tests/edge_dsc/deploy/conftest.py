@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from calibration.table import CalibrationImage, CalibrationTable, save_table
 from edge_dsc.build.engine import BuildRequest, build_engine
 from edge_dsc.deploy.triton import (
     RunningTriton,
@@ -21,6 +22,8 @@ from edge_dsc.deploy.triton import (
     write_repository,
 )
 from engines.errors import EnvironmentProblem
+from engines.files import sha256_file
+from engines.images import LEVEL_BINS
 from engines.record import BatchRange, load_record, save_record
 
 
@@ -31,8 +34,25 @@ def built(model: Path, out: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def engine(deployed_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An FP32 engine with maps, for 1 to 8 pictures. Read only; copy it with its record before you change it."""
-    return built(deployed_models["dsc"], tmp_path_factory.mktemp("engine") / "dsc.engine")
+    """An FP32 engine with maps, for 1 to 8 pictures. Read only; copy it with its record before you change it.
+
+    Beside its model lies a calibration table, whose images were evenly grey.
+    """
+    folder = tmp_path_factory.mktemp("engine")
+    model = Path(shutil.copy(deployed_models["dsc"], folder / "dsc.onnx"))
+    table = CalibrationTable(
+        method="minmax",
+        parameters={},
+        seed=0,
+        onnx_sha256=sha256_file(model),
+        preprocess_sha256="0" * 64,
+        versions={},
+        ranges={"image": (0.0, 1.0)},
+        images=tuple(CalibrationImage(f"{index}.png", "clear", f"{index}") for index in range(128)),
+        pixel_levels=(10,) * LEVEL_BINS,
+    )
+    save_table(folder / "calibration.json", table)
+    return built(model, folder / "dsc.engine")
 
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -104,6 +104,7 @@ def test_the_front_takes_files_of_any_length_and_gives_a_label(repository: Path)
     assert parameters["edge_dsc.model"] == "dsc"
     assert parameters["edge_dsc.engine"] == "dsc/1/dsc.engine"
     assert parameters["edge_dsc.unsure"] == "0.6"
+    assert json.loads(parameters["edge_dsc.levels"]) == [10] * 32
 
 
 def recorded(engine: Path, place: Path, **changes: Any) -> Path:
@@ -280,9 +281,15 @@ def test_the_command_says_what_the_server_needs(edge_dsc: Any, engine: Path, tmp
     assert done.out == (
         f"dsc: python backend, dsc_files takes whole files\ntritonserver --model-repository={tmp_path / 'out'}\n"
     )
-    assert "note: the server's Python needs edge-dsc" in done.err
+    assert "note: the server's Python needs edge-dsc" in done.err and "drift" not in done.err
     done = edge_dsc("deploy", "triton", engine, "--out", tmp_path / "out", "--no-front", "--json")
     assert (done.json["kind"], done.json["models"][0]["front"]) == ("edge-dsc/deploy-triton-result", None)
+    (engine.parent / "calibration.json").rename(tmp_path / "calibration.json")
+    try:
+        done = edge_dsc("deploy", "triton", engine, "--out", tmp_path / "out")
+    finally:
+        (tmp_path / "calibration.json").rename(engine.parent / "calibration.json")
+    assert f"dsc_files hold no drift of the input: cannot read {engine.parent}/calibration.json" in done.err
 
 
 @pytest.fixture(scope="module")

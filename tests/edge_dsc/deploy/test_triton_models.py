@@ -28,6 +28,7 @@ from edge_dsc.deploy.triton import (
 )
 from edge_dsc.infer.classify import classify_files
 from edge_dsc.infer.inference import InferRequest, infer_source
+from edge_dsc.infer.live_page.monitoring import FEWEST
 from edge_dsc.infer.served import ServedModel, ServedRunner, parse_server
 from edge_dsc.latency.subjects import BenchOptions, measure_engines
 from engines.errors import ArtefactError, EnvironmentProblem, UnansweredError
@@ -99,7 +100,7 @@ def metric(server: RunningTriton, name: str) -> dict[str, float]:
         text = stream.read().decode()
     found = re.findall(rf"^{name}{{(.*)}} (\S+)$", text, re.MULTILINE)
     return {
-        re.sub(r'.*(?:label|reason|threshold)="([^"]*)".*', r"\1", labels): float(value)
+        re.sub(r'.*(?:label|reason|threshold|copy)="([^"]*)".*', r"\1", labels): float(value)
         for labels, value in found
     }
 
@@ -130,6 +131,20 @@ def test_the_front_takes_whole_files_and_counts_what_it_answers(
     assert added["errors"] == {"picture": 1, "model": 0}
     unsure = [max(answer.probabilities) < 0.5 for answer in expected if answer.probabilities]
     assert added["unsure"] == {"0.5": sum(unsure)}
+
+
+def test_each_copy_of_the_front_says_how_far_its_pictures_are_from_the_calibration(
+    server: RunningTriton, client: Any, tmp_path: Path
+) -> None:
+    """The calibration's were evenly grey; the index itself is held in tests/edge_dsc/infer/test_monitoring.py."""
+    copies = {"dsc_files_0_0", "dsc_files_0_1"}
+    assert set(metric(server, "edge_dsc_input_drift_psi")) == copies  # and none of a front without a table
+    cv2.imwrite(str(tmp_path / "dark.png"), np.zeros((64, 64), np.uint8))
+    data = (tmp_path / "dark.png").read_bytes()
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: ask_front(client, data), range(2 * FEWEST)))
+    seen = metric(server, "edge_dsc_input_drift_psi")
+    assert set(seen) == copies and any(value > 1 for value in seen.values())
 
 
 def answer_or_error(client: Any, path: Path) -> Any:

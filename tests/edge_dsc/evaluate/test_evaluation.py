@@ -31,6 +31,7 @@ class StubRunner:
     """Answers by the brightness of the picture: class 0 below 100, 1 below 200, else 2; or as ``answer`` says."""
 
     thread_safe = True
+    together = 1
     slots = 1
 
     def __init__(

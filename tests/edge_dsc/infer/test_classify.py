@@ -44,10 +44,12 @@ class Brightness:
         *,
         thread_safe: bool = False,
         slots: int = 2,
+        together: int = 1,
         fails_at: int = -1,
     ) -> None:
         self.record: Any = type("Record", (), {"contract": CONTRACT, "batch": batch})()
         self.thread_safe, self.slots, self.fails_at = thread_safe, slots, fails_at
+        self.together = together
         self.log: list[str] = []
         self.threads: set[int] = set()
         self.open = 0
@@ -86,6 +88,9 @@ def each_way() -> list[Any]:
     return [
         pytest.param(lambda **options: Brightness(thread_safe=True, **options), 1, id="one thread"),
         pytest.param(lambda **options: Brightness(thread_safe=True, **options), 3, id="three threads"),
+        pytest.param(
+            lambda **options: Brightness(thread_safe=True, together=3, **options), 2, id="together in threads"
+        ),
         pytest.param(lambda **options: Brightness(**options), 3, id="batches"),
         pytest.param(lambda **options: Brightness(**options), 0, id="one by one"),
     ]
@@ -152,6 +157,19 @@ def test_a_thread_safe_runner_runs_where_the_pictures_are_prepared() -> None:
     assert len(list(classify(range(21), prepare, runner, threads=3))) == 21
     assert sorted(runner.log) == sorted(f"run [{value}]" for value in range(21))
     assert threading.get_ident() not in runner.threads
+
+
+def test_a_runner_whose_calls_cost_much_gets_several_pictures_in_each() -> None:
+    runner = Brightness(BatchRange(1, 6, 8), thread_safe=True, together=6)
+    items = [0, 1, 2, BAD, 4, 5, 6, None, 8, 9, 10, 11, 12, 13, 14, BAD, 16]
+    answers = values_of(classify(items, prepare, runner, threads=2))
+    assert answers == [None if item == BAD else item for item in items if item is not None]
+    assert sorted(runner.log) == [
+        "run [0, 1, 2, 4, 5]",  # one of the six is damaged
+        "run [14, 16]",
+        "run [6]",  # what is at hand when the source is silent
+        "run [8, 9, 10, 11, 12, 13]",
+    ]
 
 
 def test_any_other_runner_gets_batches_in_its_own_thread() -> None:

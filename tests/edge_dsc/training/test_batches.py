@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from edge_dsc.training.batches import Batches, TaughtBatches, augment_image, class_weights, soften
+from edge_dsc.training.mixing import mix_batch
 from edge_dsc.training.recipes import RECIPES
 
 STILL = replace(RECIPES["default"]["dsc"], rotation=0.0, zoom=0.0, shift=0.0, flip=False, batch=4)
@@ -143,3 +145,45 @@ def test_a_teacher_gives_the_targets() -> None:
     ):
         assert np.array_equal(images, same) and np.array_equal(weights, as_before)
         np.testing.assert_array_equal(targets, soften(Teacher().predict_on_batch(images), 2.0))
+
+
+def test_a_recipe_mixes_the_images_that_it_has_moved() -> None:
+    """The draws of order and movement are those of a recipe that mixes nothing."""
+    moving = {"rotation": 5.0, "zoom": 0.1, "flip": True}
+    plain = list(make_batches(3, **moving).of_epoch(1))
+    mixed = list(make_batches(3, **moving, mixup=0.4).of_epoch(1))
+    batches = make_batches(3, **moving)
+    order = np.random.default_rng([3, 1]).permutation(len(IMAGES))
+    for step, (images, targets, weights) in enumerate(plain):
+        seeds = [(3, 1, int(index)) for index in order[step * 4 : step * 4 + 4]]
+        expected = mix_batch((images, targets, weights), replace(batches.recipe, mixup=0.4), seeds)
+        for one, other in zip(expected, mixed[step], strict=True):
+            np.testing.assert_array_equal(one, other)
+        np.testing.assert_allclose(mixed[step][1].sum(axis=1), 1, rtol=1e-6)
+
+
+class Says:
+    """A network that always says the same, and notes what it is shown."""
+
+    def __init__(self, *answer: float) -> None:
+        self._answer, self.shown = np.float32(answer), list[np.ndarray]()
+
+    def predict_on_batch(self, images: np.ndarray) -> np.ndarray:
+        self.shown.append(images)
+        return np.tile(self._answer, (len(images), 1))
+
+
+def test_the_mean_answer_of_the_teachers_stands_behind_the_labels() -> None:
+    teachers = Says(0.5, 0.5, 0.0), Says(0.78, 0.14, 0.08)
+    mixing = make_batches(2, mixup=0.4, erasing=0.5)
+    taught: Any = replace(make_batches(2, mixup=0.4, erasing=0.5, temperature=2.0), teachers=teachers)
+    for (images, targets, weights), (shown, both, same) in zip(
+        mixing.of_epoch(0), taught.of_epoch(0), strict=True
+    ):
+        np.testing.assert_array_equal(images, shown)
+        np.testing.assert_array_equal(weights, same)
+        np.testing.assert_array_equal(both[:, :3], targets)
+        roots = np.array([0.8, 0.32**0.5, 0.2])  # of the mean 0.64, 0.32, 0.04
+        np.testing.assert_allclose(both[:, 3:], np.tile(roots / roots.sum(), (4, 1)), rtol=1e-6)
+    # They see what the pupil sees: erased and mixed.
+    np.testing.assert_array_equal(teachers[0].shown, [images for images, _, _ in mixing.of_epoch(0)])

@@ -192,6 +192,92 @@ def test_the_loss_is_that_of_softened_answers(temperature: float) -> None:
 
 
 @pytest.mark.slow
+def test_teachers_have_their_share_of_the_loss_and_none_of_the_accuracy() -> None:
+    keras = load_keras()
+    model = keras.Sequential([keras.layers.Input((2,)), keras.layers.Softmax()])
+    recipe = replace(
+        RECIPES["default"]["dsc"],
+        temperature=2.0, distillation=0.25, label_smoothing=0.1, dense_rate=1.0, cosine=False,
+    )  # fmt: skip
+    compile_model(model, recipe, 1)
+    # Answers 0.8 and 0.2; softened 2/3 and 1/3. The first label is right, the second wrong.
+    logits = np.log(np.array([[0.8, 0.2], [0.8, 0.2]], np.float32))
+    targets = np.array([[1, 0, 0.5, 0.5], [0, 1, 0.5, 0.5]], np.float32)
+    weights = np.array([1, 3], np.float32)
+    hard = -np.array([0.95 * np.log(0.8) + 0.05 * np.log(0.2), 0.05 * np.log(0.8) + 0.95 * np.log(0.2)])
+    soft = -4 * 0.5 * (np.log(2 / 3) + np.log(1 / 3))
+    figures = model.test_on_batch(logits, targets, sample_weight=weights, return_dict=True)
+    expected = (weights * (0.75 * hard + 0.25 * soft)).mean()
+    assert figures["loss"] == pytest.approx(expected, rel=1e-5)
+    assert figures["accuracy"] == 0.5
+
+
+@pytest.mark.slow
+def test_kernels_decay_by_their_own_learning_rate_and_nothing_else_does() -> None:
+    keras = load_keras()
+    model = keras.Sequential(
+        [
+            keras.layers.Input((2,)),
+            keras.layers.Dense(2, kernel_initializer="ones", bias_initializer="ones", name="dense"),
+            keras.layers.BatchNormalization(),
+            keras.layers.Dense(2, kernel_initializer="ones", bias_initializer="ones"),
+            keras.layers.Softmax(),
+        ]
+    )
+    recipe = replace(
+        RECIPES["default"]["dsc"], learning_rate=0.5, cosine=False, dense_rate=0.5, weight_decay=0.25
+    )
+    compile_model(model, recipe, 1)
+    optimizer, variables = model.optimizer, model.trainable_variables
+    optimizer.apply([variable * 0 for variable in variables], variables)
+    found = {variable.path.split("/", 1)[-1]: variable.numpy() for variable in variables}
+    kernels = [variable.numpy() for variable in variables if variable.path.endswith("kernel")]
+    # 1 - 0.5 * 0.5 * 0.25 in the slow layer, 1 - 0.5 * 0.25 in the other; without a gradient Adam moves nothing.
+    assert [np.unique(kernel).tolist() for kernel in kernels] == [[0.9375], [0.875]]
+    others = [values for path, values in found.items() if not path.endswith("kernel")]
+    assert {value for values in others for value in values.ravel().tolist()} == {0, 1}
+
+
+def tiny_network() -> Any:
+    keras = load_keras()
+    seed_everything(1)
+    return keras.Sequential(
+        [keras.layers.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dropout(0.2), keras.layers.Dense(2),
+         keras.layers.Softmax()]
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_stopped_run_with_everything_added_goes_on_to_the_same_weights(tmp_path: Path) -> None:
+    recipe = replace(
+        RECIPES["quick"]["dsc"],
+        epochs=3, batch=4, dense_rate=1.0, fixed=True,
+        mixup=0.2, cutmix=1.0, erasing=0.5, weight_decay=0.05, distillation=0.5, temperature=2.0,
+    )  # fmt: skip
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (12, 8, 8, 1), np.uint8)
+    nothing = (images[:0], np.zeros(0, np.int64))
+    whole = Batches(
+        pixels=images, targets=np.arange(12) % 2, weights=np.ones(12, np.float32), classes=2, recipe=recipe,
+        seed=4, teachers=(tiny_network(),),
+    )  # fmt: skip
+
+    def fit(
+        file: str, report: Any = None, state: TrainState | None = None
+    ) -> tuple[list[np.ndarray], TrainState]:
+        model, state = tiny_network(), state or TrainState(file=tmp_path / file)
+        compile_model(model, recipe, whole.steps)
+        fit_model(model, whole, nothing, state, report)
+        return model.get_weights(), state
+
+    expected, history = fit("whole.npz")
+    fit("stopped.npz", stop_at(3, 2))
+    seen, resumed = fit("", state=load_state(tmp_path / "stopped.npz"))
+    assert resumed.history == history.history
+    assert [weight.tobytes() for weight in seen] == [weight.tobytes() for weight in expected]
+
+
+@pytest.mark.slow
 def test_convolutions_start_at_unit_scale() -> None:
     import keras
 

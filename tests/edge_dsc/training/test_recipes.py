@@ -8,6 +8,7 @@ import pytest
 from edge_dsc.networks import build_network
 from edge_dsc.training import RECIPES, TrainOptions
 from edge_dsc.training.fit import compile_model
+from edge_dsc.training.recipes import TEACHING, Ingredients
 from engines.errors import UsageError
 
 
@@ -59,6 +60,11 @@ OFF = {
     "convolution_start": False,
     "shift": 0.0,
     "fixed": False,
+    "mixup": 0.0,
+    "cutmix": 0.0,
+    "erasing": 0.0,
+    "weight_decay": 0.0,
+    "distillation": 0.0,
 }
 
 
@@ -101,3 +107,38 @@ def test_other_networks_have_no_start_of_the_papers_layers() -> None:
     for name in ("default", "quick"):
         other = TrainOptions(data=Path(), out=Path(), architecture="vgg19", recipe=name).resolve_recipe()
         assert (other.dense_rate, other.dense_start, other.convolution_start) == (1.0, False, False)
+
+
+def test_what_is_added_stands_in_the_recipe() -> None:
+    added = Ingredients(mixup=0.2, cutmix=1.0, erasing=0.25, weight_decay=0.01)
+    for architecture in ("dsc", "vgg19"):
+        options = TrainOptions(data=Path(), out=Path(), architecture=architecture)
+        plain = options.resolve_recipe()
+        recipe = replace(options, ingredients=added).resolve_recipe()
+        assert recipe == replace(plain, mixup=0.2, cutmix=1.0, erasing=0.25, weight_decay=0.01)
+    taught = replace(options, ingredients=Ingredients(**TEACHING), teachers=(Path("runs/cnn"),))
+    assert taught.resolve_recipe() == replace(plain, distillation=0.5, temperature=2.0)
+
+
+@pytest.mark.parametrize(
+    ("added", "message"),
+    [
+        ({"mixup": -0.1}, r"^--mixup -0.1 \(give a number from 0 to 100\)$"),
+        ({"cutmix": float("nan")}, r"^--cutmix nan"),
+        ({"erasing": 1.5}, r"^--erasing 1.5 \(give a number from 0 to 1\)$"),
+        ({"weight_decay": float("inf")}, r"^--weight-decay inf"),
+        ({"distillation": 2}, r"^--distillation 2 "),
+        ({"temperature": 0.5}, r"^--temperature 0.5 \(give a number from 1 to 100\)$"),
+    ],
+)
+def test_an_amount_that_is_none_is_refused(added: dict[str, float], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        Ingredients(**added)
+
+
+@pytest.mark.parametrize(
+    "asked", [{"teachers": (Path("runs/cnn"),)}, {"ingredients": Ingredients(distillation=0.5)}]
+)
+def test_a_teacher_and_its_share_need_each_other(asked: dict[str, object]) -> None:
+    with pytest.raises(UsageError, match="a teacher needs a share of the loss, and the share a teacher"):
+        TrainOptions(data=Path(), out=Path(), **asked).resolve_recipe()

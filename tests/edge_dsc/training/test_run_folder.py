@@ -17,6 +17,7 @@ from edge_dsc.training import RECIPES
 from edge_dsc.training.run_folder import (
     METRICS,
     RunMetrics,
+    Teacher,
     TrainedNetwork,
     TrainingRecord,
     TrainState,
@@ -114,13 +115,33 @@ def test_a_record_of_version_2_is_read(run: Path) -> None:
     assert (found.network.size, found.network.weights) == (224, "none")
 
 
+def test_a_record_of_version_4_is_read(run: Path) -> None:
+    """It knew no teachers."""
+
+    def turn_back(document: dict[str, Any]) -> None:
+        del document["record_sha256"]
+        assert document.pop("teachers") == []
+        body = {key: value for key, value in document.items() if key not in ("kind", "schema_version")}
+        document.update(schema_version=4, record_sha256=sha256_bytes(canonical_json(body)))
+
+    taught = Teacher(run="cnn", model_sha256="4" * 64, split_sha256="1" * 64)
+    save_training_record(run, replace(RECORD, teachers=(taught,)))
+    assert load_training_record(run).teachers == (taught,)
+    save_training_record(run, RECORD)
+    edit(run / "training.json", turn_back)
+    assert load_training_record(run) == RECORD
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda d: d.pop("labels"), "missing required field `labels`"),
         (lambda d: d.update(seed="3"), r"Expected `int`, got `str` - at `\$\.seed`"),
         (lambda d: d.update(mood="good"), "unknown field `mood`"),
-        (lambda d: d.update(schema_version=5), "schema version 5, this edge-dsc reads 1 and 2 and 3 and 4"),
+        (
+            lambda d: d.update(schema_version=6),
+            "schema version 6, this edge-dsc reads 1 and 2 and 3 and 4 and 5",
+        ),
     ],
 )
 def test_a_damaged_record_is_refused(

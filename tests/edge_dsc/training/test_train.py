@@ -22,9 +22,11 @@ from edge_dsc.data.phantoms import write_phantoms
 from edge_dsc.networks import build_network, load_network, multiply_adds, open_network, save_network
 from edge_dsc.networks.keras_files import read_network
 from edge_dsc.training import RECIPES, TrainOptions, TrainProgress, TrainResult, train
+from edge_dsc.training.recipes import TEACHING, Ingredients
 from edge_dsc.training.run_folder import (
     METRICS,
     TRAINING_RECORD,
+    Teacher,
     TrainedNetwork,
     load_state,
     load_training_record,
@@ -449,6 +451,63 @@ def test_a_refit_trains_on_all_images_and_keeps_the_accuracy_of_its_recipe(
         train(TrainOptions(data=phantom_folder, out=tmp_path / "again", refit=out))
     with pytest.raises(UsageError, match="holds no validation images back"):
         make_twin(TwinOptions(original=out, out=tmp_path / "twin"))
+
+
+@slow
+def test_teachers_of_the_same_split_are_followed_and_named_in_the_record(
+    dsc_run: Any, phantom_folder: Path, tmp_path: Path, fitted: dict[str, Any]
+) -> None:
+    run, record = dsc_run.result.run, dsc_run.result.record
+    added = Ingredients(mixup=0.2, **TEACHING)
+    options = replace(
+        dsc_run.options, data=phantom_folder, out=tmp_path / "pupil", ingredients=added, teachers=(run,)
+    )
+    result = train(options)
+    (teacher,) = fitted["trained"].teachers
+    assert equal(teacher.get_weights(), read_network(run / "model.keras").get_weights())
+    known = Teacher(run=run.name, model_sha256=record.model_sha256, split_sha256=record.split_sha256)
+    assert load_training_record(options.out).teachers == result.record.teachers == (known,)
+    assert {name: result.record.recipe[name] for name in vars(added)} == vars(added)
+    assert result.record.split_sha256 == record.split_sha256
+    # A refit of it asks who teaches now; one of a run without teachers takes none.
+    again = replace(TrainOptions(data=phantom_folder, out=tmp_path / "whole"), refit=options.out)
+    with pytest.raises(UsageError, match=r"pupil had teachers \(name them, or their refits, with --teacher"):
+        train(again)
+    refitted = train(replace(again, teachers=(run,)))
+    assert refitted.record.teachers == (known,) and fitted["recipe"].distillation == 0.5
+    with pytest.raises(UsageError, match=r"had no teachers \(leave --teacher out\)"):
+        train(replace(again, refit=run, teachers=(run,)))
+
+
+@slow
+def test_a_teacher_that_cannot_teach_is_refused_before_anything_is_written(
+    dsc_run: Any, phantom_folder: Path, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(dsc_run.result.run, tmp_path / "dsc"))
+    added = Ingredients(**TEACHING)
+    options = replace(
+        dsc_run.options, data=phantom_folder, out=tmp_path / "pupil", ingredients=added, teachers=(run,)
+    )
+    for changes, said in (
+        ({"seed": 4}, "learnt from .* images that this run holds back"),
+        ({"teachers": (run, run)}, "--teacher names .* twice"),
+        ({"out": run, "overwrite": True}, r"model\.keras is read, and would be replaced"),
+        ({"size": 48, "architecture": "mobilenetv2"}, "takes images of 224 pixels .*, this run of 48 pixels"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            train(replace(options, **changes))
+    TRAINING_RECORD.save(
+        run / "training.json", msgspec.structs.replace(dsc_run.result.record, split_sha256="0" * 64)
+    )
+    with pytest.raises(ArtefactError, match="are not of one run"):
+        train(options)
+    taught = Teacher(run="other", model_sha256="0" * 64, split_sha256="0" * 64)
+    TRAINING_RECORD.save(
+        run / "training.json", msgspec.structs.replace(dsc_run.result.record, teachers=(taught,))
+    )
+    with pytest.raises(UsageError, match="followed teachers, and what they learnt from is known for its own"):
+        train(replace(options, last=True))
+    assert not (tmp_path / "pupil").exists()
 
 
 @slow

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import platform
 import re
@@ -13,6 +14,7 @@ import onnxruntime
 import pytest
 from branched_networks import BRANCHED
 from msgspec.structs import replace
+from onnx import TensorProto, helper, numpy_helper
 
 pytest.importorskip("openvino")
 
@@ -22,10 +24,12 @@ from engines.errors import AccuracyGateError, ArtefactError, BadInputError, Envi
 from engines.files import sha256_bytes
 from engines.graph import layer_types
 from engines.images import usable_processors
+from engines.packages import load
 from engines.record import BatchRange, EngineRecord, Precision, Tuning
 from engines.runtimes import BuildOptions, RunnerOptions
 
 BATCH = BatchRange(1, 4, 8)
+CPUINFO = Path("/proc/cpuinfo")
 NAMES = {
     "dsc": [
         "Conv_2",
@@ -231,6 +235,64 @@ def test_another_processor_must_keep_the_precision(copied: Callable) -> None:
     ):
         RUNTIME.open_runner(engine, elsewhere)
     assert not engine.with_name("dsc-int8.engine.b1.compiled").exists()
+
+
+@pytest.mark.parametrize("exactly", [True, False])
+def test_weights_of_8_bits_need_a_processor_that_sums_them_exactly(
+    copied: Callable, monkeypatch: pytest.MonkeyPatch, exactly: bool
+) -> None:
+    engine, record = copied("dsc", "int8")
+    monkeypatch.setattr(vino, "_sums_exactly", lambda: exactly)
+    assert state_of(engine, replace(record, weight_bits=7)).startswith("read from ")
+    engine.with_name("dsc-int8.engine.b1.compiled").unlink()
+    brought = replace(record, weight_bits=8, platform={"processor": "another"})
+    if exactly:
+        assert state_of(engine, brought).startswith("none beside the engine, kept in ")
+        return
+    with pytest.raises(
+        ArtefactError,
+        match=r"has INT8 weights of 8 bits, whose sums overflow on this processor .*; it was built on another",
+    ) as caught:
+        RUNTIME.open_runner(engine, brought)
+    assert caught.value.remedy.startswith("rebuild it: ")
+    assert not engine.with_name("dsc-int8.engine.b1.compiled").exists()
+    assert state_of(engine, replace(record, weight_bits=7)).startswith("none beside the engine, kept in ")
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64" or not CPUINFO.exists(), reason="tells nothing of VNNI")
+def test_the_network_that_overflows_without_vnni_tells_whether_there_is_any() -> None:
+    flags = set(CPUINFO.read_text().partition("flags")[2].partition("\n")[0].split())
+    assert RUNTIME.weight_bits() == (8 if flags & {"avx_vnni", "avx512_vnni"} else 7)
+
+
+@pytest.mark.parametrize(("inputs", "outputs", "groups"), [(1, 32, 1), (32, 32, 32)])
+def test_layers_that_keep_8_bits_are_summed_exactly_on_any_processor(
+    inputs: int, outputs: int, groups: int
+) -> None:
+    """The kernels that :meth:`calibration.layers.Layer.bits` trusts: sums of 255 times 127, as large as they come."""
+    constants = {
+        "step": np.array(1, np.float32), "zero": np.array(0, np.uint8), "weight_step": np.array(1 / 127, np.float32),
+        "weight_zero": np.array(0, np.int8), "weight": np.full((outputs, inputs // groups, 3, 3), 127, np.int8),
+    }  # fmt: skip
+    nodes = [
+        helper.make_node("QuantizeLinear", ["image", "step", "zero"], ["integers"]),
+        helper.make_node("DequantizeLinear", ["integers", "step", "zero"], ["values"]),
+        helper.make_node("DequantizeLinear", ["weight", "weight_step", "weight_zero"], ["kernel"]),
+        helper.make_node("Conv", ["values", "kernel"], ["sums"], pads=[1] * 4, group=groups),
+    ]
+    ends = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, (1, channels, 8, 8))
+        for name, channels in (("image", inputs), ("sums", outputs))
+    ]
+    stored = [numpy_helper.from_array(value, name) for name, value in constants.items()]
+    graph = helper.make_graph(nodes, "sums", ends[:1], ends[1:], stored)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    core = load("openvino").Core()
+    compiled = core.compile_model(core.read_model(io.BytesIO(model.SerializeToString())), "CPU")
+    assert vino._census_by_order(compiled) == {"INT8": 1}
+    (found,) = compiled([np.full((1, inputs, 8, 8), 255, np.float32)]).values()
+    expected = 255 * 9 * inputs / groups
+    assert found.max() == pytest.approx(expected, rel=1e-3)
 
 
 def test_damaged_engines_and_foreign_ends_are_refused(copied: Callable) -> None:
