@@ -155,7 +155,8 @@ def weight_scales(weight: NDArray[np.float32], axis: int) -> NDArray[np.float32]
 
 def grid_floor(values: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
     """Return the integer below each weight, given in steps, to which 0 or 1 is added: -127..126."""
-    return np.clip(np.floor(values), -127, 126)
+    floor: NDArray[np.floating[Any]] = np.clip(np.floor(values), -127, 126)
+    return floor
 
 
 def takes_bias(model: ModelProto, layer: Layer) -> bool:
