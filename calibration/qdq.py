@@ -153,9 +153,9 @@ def weight_scales(weight: NDArray[np.float32], axis: int) -> NDArray[np.float32]
     return np.where(scales > 0, scales, np.float32(1))
 
 
-def grid_floor(values: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
+def grid_floor(values: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
     """Return the integer below each weight, given in steps, to which 0 or 1 is added: -127..126."""
-    floor: NDArray[np.floating[Any]] = np.clip(np.floor(values), -127, 126)
+    floor: NDArray[np.float64] = np.clip(np.floor(values), -127, 126).astype(np.float64)
     return floor
 
 

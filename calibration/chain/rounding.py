@@ -77,7 +77,8 @@ class Reconstruction:
 
     def mean_error(self, weights: Doubles) -> Doubles:
         """Return the mean of float output less INT8 output, ``[G, outputs]``, with ``[G, inputs, outputs]`` weights."""
-        return self.target_mean - np.einsum("gi,gio->go", self.rounded_mean, weights)
+        found: Doubles = self.target_mean - np.einsum("gi,gio->go", self.rounded_mean, weights)
+        return found
 
 
 def learn_corrections(
@@ -287,7 +288,8 @@ class _Window:
     def columns(self, weight: NDArray[Any]) -> NDArray[Any]:
         """Return a weight as ``[G, inputs, outputs]``."""
         rows = np.moveaxis(weight, self.axis, 0)
-        return rows.reshape(self.groups, len(rows) // self.groups, -1).transpose(0, 2, 1)
+        found: NDArray[Any] = rows.reshape(self.groups, len(rows) // self.groups, -1).transpose(0, 2, 1)
+        return found
 
     def restore(self, columns: Bits, shape: Sequence[int]) -> Bits:
         """Return ``[G, inputs, outputs]`` in the shape of the weight."""
@@ -302,12 +304,13 @@ class _Window:
         padded = np.pad(values, ((0, 0), (0, 0), (top, bottom), (left, right)))
         spans = tuple((size - 1) * apart + 1 for size, apart in zip(self.kernel, self.dilations, strict=True))
         every = np.lib.stride_tricks.sliding_window_view(padded, spans, axis=(2, 3))
-        return every[:, :, ::down, ::across, ::far, ::wide].transpose(0, 2, 3, 1, 4, 5)
+        found: Floats = every[:, :, ::down, ::across, ::far, ::wide].transpose(0, 2, 3, 1, 4, 5)
+        return found
 
     def rows(self, values: Floats, each: int, seed: int) -> Floats:
         """Return the inputs of up to ``each`` places of every image, ``[G, P, inputs]``; equal seeds, equal places."""
         if self.kernel is None:
-            return values[None]
+            return values.reshape(1, -1, values.shape[-1])
         taps = self.taps(values)
         images, down, across = taps.shape[:3]
         if each >= down * across:
@@ -317,7 +320,8 @@ class _Window:
             places = rng.integers(0, down * across, (images, each))
             which = np.arange(images)[:, None]
             taken = taps[which, places // across, places % across].reshape(images * each, self.groups, -1)
-        return taken.transpose(1, 0, 2)
+        found: Floats = taken.transpose(1, 0, 2)
+        return found
 
 
 def _look(

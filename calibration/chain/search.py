@@ -110,7 +110,8 @@ def _scalings(
     exponents = ((0.0, 1.0) if layer.depthwise else EXPONENTS) if can_scale(model, layer) else (0.0,)
     found = []
     for exponent in exponents:
-        factors, changed, scaled = None, chain, extremes
+        factors, changed = None, chain
+        scaled: Factors = extremes.astype(np.float64)
         if exponent:
             factors = _factors(np.abs(extremes).max(axis=0).astype(np.float64), exponent)
             changed = Chain(scale_channels(model, {layer.input: factors}), signed=True)
@@ -130,7 +131,8 @@ def _scalings(
 def _factors(largest: Factors, exponent: float) -> Factors:
     """Return factors that bring channels of these largest values together, one for each channel."""
     raised = np.maximum(largest, largest.max() / LARGEST_FACTOR)
-    return ((raised.max() / raised) ** exponent).astype(np.float32).astype(np.float64)
+    factors: Factors = ((raised.max() / raised) ** exponent).astype(np.float32).astype(np.float64)
+    return factors
 
 
 def _channel_ends(values: Sequence[Floats], extremes: Floats) -> Factors:
@@ -138,13 +140,12 @@ def _channel_ends(values: Sequence[Floats], extremes: Floats) -> Factors:
     count = extremes.shape[1]
     seen = np.concatenate([part.reshape(len(part), count, -1)[:, :, ::SEEN_EVERY] for part in values])
     each = seen.transpose(1, 0, 2).reshape(count, -1)
-    largest = np.abs(extremes).max(axis=0)[:, None]
-    largest = np.where(largest > 0, largest, np.float32(1))
+    largest = np.abs(extremes).max(axis=0)
     errors = []
     for cut in CHANNEL_CUTS:
-        scale = largest * np.float32(cut / 127)
+        scale = np.where(largest > 0, largest, 1).astype(np.float32)[:, None] * np.float32(cut / 127)
         errors.append(((np.clip(np.rint(each / scale), -127, 127) * scale - each) ** 2).mean(axis=1))
-    best: Factors = largest[:, 0] * np.array(CHANNEL_CUTS)[np.argmin(errors, axis=0)]
+    best: Factors = largest * np.array(CHANNEL_CUTS)[np.argmin(errors, axis=0)]
     return best
 
 
