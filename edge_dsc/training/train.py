@@ -16,8 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_dsc import __version__
-from edge_dsc.data.loading import LoadedImages, load_dataset
-from edge_dsc.data.purposes import PARTS_FOR, Purpose, images_that_train_too, images_to_train
+from edge_dsc.data.loading import LoadedImages, load_dataset, load_synthetic
+from edge_dsc.data.purposes import (
+    PARTS_FOR,
+    Purpose,
+    images_that_train_too,
+    images_to_train,
+    require_mixable,
+)
 from edge_dsc.data.split import (
     PARTS,
     SPLIT_FILE,
@@ -27,6 +33,8 @@ from edge_dsc.data.split import (
     save_split,
     split_dataset,
 )
+from edge_dsc.data.synthetic import RECORD_FILE as SYNTHESIS_FILE
+from edge_dsc.data.synthetic import load_synthesis
 from edge_dsc.evaluate.confidence import fit_temperature
 from edge_dsc.evaluate.metrics import Metrics, classification_metrics
 from edge_dsc.infer.classify import calibrate_probabilities
@@ -42,7 +50,7 @@ from edge_dsc.networks import (
 )
 from edge_dsc.networks.separable import Separation
 from edge_dsc.page.figures import draw_confusion, draw_curves
-from edge_dsc.training.batches import Batches, class_weights
+from edge_dsc.training.batches import Batches, MixedBatches, class_weights, mix_in
 from edge_dsc.training.fit import (
     compile_model,
     fit_model,
@@ -58,6 +66,7 @@ from edge_dsc.training.run_folder import (
     MODEL_FILE,
     RECORD_FILE,
     STATE_FILE,
+    Mixed,
     Refit,
     RunMetrics,
     TrainedNetwork,
@@ -110,6 +119,7 @@ class Fitted:
         separation: For a separable twin, what became of every convolution.
         origin: For a refit, the record of the run whose recipe it is.
         refit: For a refit, what is known of that recipe.
+        synthetic: The synthetic images that trained it too.
     """
 
     model: Model
@@ -124,6 +134,7 @@ class Fitted:
     separation: Separation | None = None
     origin: TrainingRecord | None = None
     refit: Refit | None = None
+    synthetic: Mixed | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,10 +197,13 @@ def train(
     for line in images.split.warnings():
         if say:
             say(line)
-    state = _begin(options, recipe, network, images.split)
+    batches = make_batches(images, recipe, options.seed)
+    mixed = None
+    if options.synthetic is not None:
+        batches, mixed = _mix_synthetic(batches, options.synthetic, options.synthetic_share, images.split)
+    state = _begin(options, recipe, network, images.split, mixed)
     seed_everything(options.seed)
     model = network.make(len(images.split.labels))
-    batches = make_batches(images, recipe, options.seed)
     if recipe.convolution_start:
         stride = max(1, len(batches.pixels) // _START_IMAGES)
         start_convolutions(model, batches.pixels[::stride][:_START_IMAGES])
@@ -209,8 +223,32 @@ def train(
         seconds=seconds,
         origin=origin,
         refit=refit,
+        synthetic=mixed,
     )
     return finish_run(options, images, fitted)
+
+
+def _mix_synthetic(batches: Batches, folder: Path, share: float, split: Split) -> tuple[MixedBatches, Mixed]:
+    """Mix the images of a synthesis into the training images, where this run may have them.
+
+    Raises:
+        ArtefactError: The folder is no synthesis, or an image is not the one that it names.
+        BadInputError: The run may not have them.
+    """
+    record = load_synthesis(folder)
+    require_mixable(record, split, folder)
+    pixels = load_synthetic(folder, record, size=batches.pixels.shape[1])
+    made = mix_in(batches, pixels, split.labels.index(record.label), share)
+    described = Mixed(
+        folder=Path(os.path.realpath(folder)).name,
+        synthesis_sha256=sha256_file(folder / SYNTHESIS_FILE),
+        generator_sha256=record.generator_sha256,
+        label=record.label,
+        images=made.made,
+        share=share,
+        mixed=made.mixed,
+    )
+    return made, described
 
 
 def _as_before(options: TrainOptions, run: Path, record: TrainingRecord) -> tuple[TrainOptions, Recipe]:
@@ -218,11 +256,14 @@ def _as_before(options: TrainOptions, run: Path, record: TrainingRecord) -> tupl
 
     Raises:
         ArtefactError: Its recipe has values that this version does not know.
-        UsageError: It was made from another network, or interrupted: it has no recipe of its own to go by.
+        UsageError: It was made from another network, with synthetic images, or interrupted: it has no recipe of its own
+            to go by.
     """
-    if record.parent_sha256 is not None or record.interrupted or record.refit is not None:
-        why = "was interrupted" if record.interrupted else "was made from another run"
-        raise UsageError(f"{run} {why}", remedy="refit a run of train that went to its end")
+    made = record.parent_sha256 is not None or record.refit is not None
+    if made or record.interrupted or record.synthetic is not None:
+        why = "was made from another run" if made else "was trained with synthetic images"
+        why = "was interrupted" if record.interrupted else why
+        raise UsageError(f"{run} {why}", remedy="refit a run of train, on real images, that went to its end")
     if os.path.realpath(options.out) == os.path.realpath(run):
         raise UsageError(f"{run} would replace itself", remedy="choose another run folder with --out")
     try:
@@ -439,6 +480,7 @@ def finish_run(options: TrainOptions, images: RunImages, fitted: Fitted) -> Trai
         separation=fitted.separation,
         temperature=temperature,
         refit=fitted.refit,
+        synthetic=fitted.synthetic,
     )
     save_training_record(out, record)
     if not fitted.interrupted:
@@ -466,7 +508,9 @@ def step_progress(architecture: str, progress: Progress) -> Callable[[TrainProgr
     return report
 
 
-def _begin(options: TrainOptions, recipe: Recipe, network: Network, split: Split) -> TrainState:
+def _begin(
+    options: TrainOptions, recipe: Recipe, network: Network, split: Split, mixed: Mixed | None
+) -> TrainState:
     """Return the state of a new run, or of the one to resume, which must have been begun with the same settings."""
     file = options.out / STATE_FILE
     settings = {
@@ -475,6 +519,7 @@ def _begin(options: TrainOptions, recipe: Recipe, network: Network, split: Split
         "recipe": asdict(recipe),
         "seed": options.seed,
         "split_sha256": split.sha256,
+        "synthetic": msgspec.to_builtins(mixed),
     }
     if not options.resume:
         require_writable(file)  # said before an epoch is trained
@@ -508,6 +553,7 @@ def _settings_of(state: TrainState) -> dict[str, Any]:
     network = {"source": begun["architecture"], **begun.get("network", {})}
     recipe = {"flip_vertical": False, "augmentation": True, "fixed": False, **begun["recipe"]}
     return {
+        "synthetic": None,
         **begun,
         "recipe": recipe,
         "network": msgspec.to_builtins(msgspec.convert(network, TrainedNetwork)),
@@ -527,6 +573,8 @@ def _words(settings: Mapping[str, Any]) -> str:
         else []
     )
     words += [f"--unfreeze {network['unfreeze']}"] if network["unfreeze"] is not None else []
+    if mixed := settings["synthetic"]:
+        words += [f"--synthetic {mixed['folder']} --synthetic-share {mixed['share']:g}"]
     return " ".join([*words, f"--seed {settings['seed']}"])
 
 
