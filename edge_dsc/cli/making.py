@@ -292,8 +292,6 @@ def train(
     another_way = (
         not augmentation or keep_split or last or any(value is not None for value in (*ways, synthetic))
     )
-    if synthetic_share is not None and synthetic is None:
-        raise UsageError("--synthetic-share is of nothing", remedy="add --synthetic DIR")
     if refit is not None and (another_way or qat or epochs or recipe is not RecipeName.DEFAULT):
         raise UsageError(
             "--refit takes the network, the recipe and the images of its run",
@@ -323,7 +321,7 @@ def train(
             last=last,
             refit=refit,
             synthetic=synthetic,
-            synthetic_share=TrainOptions.synthetic_share if synthetic_share is None else synthetic_share,
+            synthetic_share=_share_of(synthetic, synthetic_share),
             resume=resume,
             overwrite=overwrite,
         )
@@ -350,6 +348,17 @@ def train(
         overwrite=overwrite,
     )
     _fine_tune(fine_tuning, json=json)
+
+
+def _share_of(synthetic: Path | None, share: float | None) -> float:
+    """Return the share of synthetic images that was asked for."""
+    from edge_dsc.training import TrainOptions
+
+    if share is None:
+        return TrainOptions.synthetic_share
+    if synthetic is None:
+        raise UsageError("--synthetic-share is of nothing", remedy="add --synthetic DIR")
+    return share
 
 
 def _train(options: TrainOptions, *, json: bool) -> None:
@@ -571,8 +580,8 @@ def synthesize(
 ) -> None:
     """BEGAN learns the images of one class in the training part of the split that train makes with the same seed.
 
-    The images can train (train --synthetic DIR) and nothing else: each carries a mark, and a folder of X-rays that holds
-    one is refused. Ctrl-C writes images of the best epoch so far.
+    The images can train (train --synthetic DIR) and nothing else: each carries a mark, and a folder of X-rays that
+    holds one is refused. Ctrl-C writes images of the best epoch so far.
     """
     from edge_dsc.training.synthesis.generate import EPOCHS, SynthesisOptions, choose_began
     from edge_dsc.training.synthesis.generate import synthesize as run_synthesis

@@ -8,7 +8,6 @@ file with the mark is refused (:func:`require_real`); a folder of synthetic imag
 
 from __future__ import annotations
 
-import os
 import stat
 import struct
 import zlib
@@ -217,7 +216,7 @@ def is_synthetic(path: Path) -> bool:
     Programs that convert an image with its comment keep the mark; one that drops comments drops the mark with them.
     """
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
+        if not stat.S_ISREG(path.stat().st_mode):
             return False
         with path.open("rb", buffering=0) as stream:
             return _MARK in stream.read(_HEAD)

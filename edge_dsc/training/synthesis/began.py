@@ -3,7 +3,7 @@
 The discriminator is an autoencoder. It learns to rebuild real images and to fail on the generator's; the generator
 learns to make what the discriminator rebuilds. The balance k keeps one from running away from the other.
 
-Source: Berthelot, Schumm and Metz, BEGAN: Boundary Equilibrium Generative Adversarial Networks, arXiv 1703.10717 (2017).
+Source: Berthelot, Schumm and Metz, Boundary Equilibrium Generative Adversarial Networks, arXiv 1703.10717 (2017).
 The separable form: Iklima, Kadarina and Ihsanto, IJECE 12(5), 2022, doi 10.11591/ijece.v12i5.pp5444-5454, which gives
 no layers; what is separable here is this project's reading.
 """
