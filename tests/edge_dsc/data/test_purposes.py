@@ -260,7 +260,7 @@ def test_a_generator_learns_one_class_of_the_training_part(split: Split) -> None
     other = replace(split, labels=("clear", "focal"))
     assert names(images_to_synthesize(other, "clear", 2)) == ["train1", "train2"]
     with pytest.raises(
-        BadInputError, match="2 images of 'clear' are in the training part, .* needs 3 at least"
+        BadInputError, match=r"2 images of 'clear' are in the training part, .* needs 3 at least"
     ):
         images_to_synthesize(other, "clear", 3)
     with pytest.raises(BadInputError, match="0 images of 'focal'"):

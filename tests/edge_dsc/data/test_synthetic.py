@@ -96,11 +96,11 @@ REFUSED = (
 def test_a_data_folder_with_a_synthetic_image_is_refused(
     mixed_up: Path, read: Callable[[Path], object]
 ) -> None:
-    with pytest.raises(BadInputError, match="holds a synthetic image, focal/unseen.png") as caught:
+    with pytest.raises(BadInputError, match=r"holds a synthetic image, focal/unseen.png") as caught:
         read(mixed_up)
     assert caught.value.remedy.endswith("with train --synthetic DIR, and nothing else")
     (mixed_up / "clear" / "another.png").write_bytes(MARKED)
-    with pytest.raises(BadInputError, match="holds 2 synthetic images, such as clear/another.png"):
+    with pytest.raises(BadInputError, match=r"holds 2 synthetic images, such as clear/another.png"):
         read(mixed_up)
 
 
@@ -214,7 +214,7 @@ def test_an_edited_record_is_refused(folder: Path) -> None:
     with pytest.raises(ArtefactError, match="was edited after it was made"):
         load_synthesis(folder)
     (folder / RECORD_FILE).unlink()
-    with pytest.raises(ArtefactError, match="cannot read .*synthesis.json: No such file"):
+    with pytest.raises(ArtefactError, match=r"cannot read .*synthesis.json: No such file"):
         load_synthesis(folder)
 
 

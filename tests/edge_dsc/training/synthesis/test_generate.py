@@ -1,4 +1,4 @@
-"""A synthesis from phantoms to a folder: what is written, going on after a stop, what is refused, and training with it."""
+"""A synthesis of phantoms: what is written, going on after a stop, what is refused, and training with the images."""
 
 from __future__ import annotations
 
@@ -293,7 +293,7 @@ def test_a_finished_folder_is_only_replaced_where_that_is_asked(
     phantom_folder: Path, copied: Path, without_learning: list[int]
 ) -> None:
     options = options_for(phantom_folder, copied)
-    with pytest.raises(UsageError, match="holds a finished synthesis .replace it with --overwrite"):
+    with pytest.raises(UsageError, match=r"holds a finished synthesis .replace it with --overwrite"):
         synthesize(options)
     with pytest.raises(UsageError, match="holds a finished synthesis, there is nothing to resume"):
         synthesize(replace(options, resume=True))
@@ -313,7 +313,7 @@ def test_an_unfinished_folder_goes_on_with_the_options_it_was_begun_with(
             raise KeyboardInterrupt
 
     synthesize(options, progress=press)
-    with pytest.raises(UsageError, match="holds an unfinished synthesis .go on with --resume, replace it"):
+    with pytest.raises(UsageError, match=r"holds an unfinished synthesis .go on with --resume, replace it"):
         synthesize(options)
     with pytest.raises(UsageError, match="was begun with other options") as caught:
         synthesize(replace(options, resume=True, label="clear"))
@@ -323,7 +323,7 @@ def test_an_unfinished_folder_goes_on_with_the_options_it_was_begun_with(
     state = tmp_path / "out" / STATE_FILE
     whole = state.read_bytes()
     state.write_bytes(whole[:-50])
-    with pytest.raises(ArtefactError, match="is damaged: .* .begin anew with --overwrite"):
+    with pytest.raises(ArtefactError, match=r"is damaged: .* .begin anew with --overwrite"):
         synthesize(replace(options, resume=True))
     state.write_bytes(whole)
     with np.load(state) as stored:
@@ -343,7 +343,7 @@ def test_a_full_disk_is_said_and_leaves_no_record(
         raise output_problem(target, OSError(errno.ENOSPC, "No space left on device"))
 
     monkeypatch.setattr(generate, "write_bytes", full)
-    with pytest.raises(EnvironmentProblem, match="cannot write .*000000.png: No space left on device"):
+    with pytest.raises(EnvironmentProblem, match=r"cannot write .*000000.png: No space left on device"):
         synthesize(options_for(phantom_folder, tmp_path / "out"))
     assert not (tmp_path / "out" / "synthesis.json").exists()
     assert load_state(tmp_path / "out" / STATE_FILE).epoch == EPOCHS  # --resume writes the images later

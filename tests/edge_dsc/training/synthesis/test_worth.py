@@ -32,12 +32,12 @@ POINTS = RNG.normal(size=(40, 3)) * (1.0, 2.0, 3.0)
 
 def test_the_frechet_distance_of_moved_and_stretched_sets() -> None:
     assert frechet_distance(POINTS, POINTS) == pytest.approx(0, abs=1e-9)
-    assert frechet_distance(POINTS, POINTS + (3.0, 0.0, 4.0)) == pytest.approx(25)
+    assert frechet_distance(POINTS, POINTS + np.array([3.0, 0.0, 4.0])) == pytest.approx(25)
     centred = POINTS - POINTS.mean(axis=0)
     # Twice as wide: tr(C) + tr(4 C) - 2 tr(2 C) = tr(C).
     assert frechet_distance(centred, 2 * centred) == pytest.approx(np.trace(np.cov(POINTS, rowvar=False)))
     few = POINTS[:2]  # fewer than dimensions: of rank 1
-    assert frechet_distance(few, few + (1.0, 0.0, 0.0)) == pytest.approx(1)
+    assert frechet_distance(few, few + np.array([1.0, 0.0, 0.0])) == pytest.approx(1)
 
 
 def test_precision_and_recall_of_points_on_a_line() -> None:
@@ -79,7 +79,7 @@ def test_images_that_are_all_one_are_wholly_similar() -> None:
 def test_the_worth_of_images_without_a_classifier() -> None:
     real = noise(9)
     neighbours = Neighbours.of(real)
-    nearest, distances = neighbours.find(noise(4))
+    nearest, _ = neighbours.find(noise(4))
     made = MadeImages(
         pixels=noise(4),
         draws=[0, 1, 2, 4],
