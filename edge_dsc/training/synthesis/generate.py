@@ -146,7 +146,7 @@ class Synthesis:
     Attributes:
         out: The folder.
         record: Its record.
-        notes: What was not drawn, and why; images that were not made.
+        notes: Real images that were left out, what was not drawn, and why; images that were not made.
     """
 
     out: Path
@@ -206,7 +206,9 @@ def synthesize(
         ended=ended,
         seconds=seconds,
     )
-    return _write(options, pair.average, learnt, classifier)
+    made = _write(options, pair.average, learnt, classifier)
+    skipped = tuple(f"skipped {path}: {reason}" for path, reason in images.skipped)
+    return replace(made, notes=skipped + made.notes)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -93,6 +95,7 @@ def test_a_folder_holds_marked_images_and_their_record(made: Synthesis, phantom_
     ]
     assert record.best_epoch == 1 + int(np.argmin(history["convergence"]))
     assert record.ended == "epochs"
+    assert [note.partition(": ")[0] for note in made.notes] == ["skipped clear/damaged.png"]
     assert [cost.architecture for cost in record.costs] == ["depthwise-began", "began"]
 
 
@@ -169,11 +172,12 @@ def test_ctrl_c_in_the_first_epoch_leaves_nothing(
 def test_a_limit_of_time_ends_it_after_a_whole_epoch_and_keeps_the_state(
     phantom_folder: Path, tmp_path: Path, without_learning: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    now = iter(range(0, 1000, 10))
-    monkeypatch.setattr("edge_dsc.training.synthesis.generate.time.monotonic", lambda: float(next(now)))
-    done = synthesize(options_for(phantom_folder, tmp_path / "out", seconds=25.0, epochs=50))
-    assert done.record.ended == "seconds" and 0 < len(done.record.history["real"]) < 5
-    assert load_state(tmp_path / "out" / STATE_FILE).epoch == len(done.record.history["real"])
+    ticks = itertools.count(0.0, 10.0)
+    monkeypatch.setattr(generate, "time", SimpleNamespace(monotonic=lambda: next(ticks)))
+    done = synthesize(options_for(phantom_folder, tmp_path / "out", seconds=45.0, epochs=50))
+    # After the second epoch 30 s are gone, and the third would end at 45 s.
+    assert (done.record.ended, len(done.record.history["real"])) == ("seconds", 3)
+    assert load_state(tmp_path / "out" / STATE_FILE).epoch == 3
 
 
 def test_losses_that_are_no_numbers_end_it_and_keep_the_best(

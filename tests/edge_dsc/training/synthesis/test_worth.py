@@ -101,7 +101,7 @@ def test_the_separable_networks_have_fewer_parameters_and_multiply_adds() -> Non
     assert (separable.generator, conventional.generator) == (627, 683)  # as test_began adds them up
     # Dense 3 x 128; two convolutions at 8 x 8, two at 16 x 16, and the last one.
     decoder = 3 * 128 + 2 * 64 * 36 + 2 * 256 * 36 + 256 * 18
-    encoder = 256 * 9 + 256 * 36 + 64 * 72 + 256 * 3
+    encoder = 256 * 18 + 256 * 36 + 64 * 72 + 256 * 3
     assert conventional.multiply_adds == decoder + (encoder + decoder)
     kept = 4 * (conventional.generator + conventional.discriminator) + conventional.generator
     assert conventional.state_bytes == 4 * kept
