@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
@@ -248,18 +248,23 @@ class Timed:
 
     Attributes:
         latencies: Of each call, nanoseconds.
+        turns: Median latency of each turn, nanoseconds; 0 where it has none.
         refused: Samples left out because the clock jumped backwards in them.
         dropped: Frames that were dropped because a newer one had come.
     """
 
     latencies: list[int]
+    turns: tuple[int, ...] = ()
     refused: int = 0
     dropped: int = 0
 
     def __add__(self, other: Timed) -> Timed:
         """Return both, one after the other."""
         return Timed(
-            self.latencies + other.latencies, self.refused + other.refused, self.dropped + other.dropped
+            self.latencies + other.latencies,
+            self.turns + other.turns,
+            self.refused + other.refused,
+            self.dropped + other.dropped,
         )
 
 
@@ -270,8 +275,10 @@ def _measure_turn(opened: Opened, part: Block, plan: Plan, clock: Clock) -> tupl
     start = clock()
     with _no_garbage_collection():
         if plan.fps is None:
-            return start, _time_block(opened.call, part, clock)
-        return start, time_arrivals(opened.call, part, plan.fps, clock=clock)
+            timed = _time_block(opened.call, part, clock)
+        else:
+            timed = time_arrivals(opened.call, part, plan.fps, clock=clock)
+    return start, replace(timed, turns=(round(statistics.median(timed.latencies or [0])),))
 
 
 def _block_samples(opening: int, index: int, start_ns: int, timed: Timed, opened: Opened) -> BlockSamples:
@@ -281,6 +288,7 @@ def _block_samples(opening: int, index: int, start_ns: int, timed: Timed, opened
         round=index,
         start_ns=start_ns,
         samples_ns=samples,
+        turns_ns=np.array(timed.turns, dtype=np.int64),
         refused=timed.refused,
         stages_ns={} if opened.stages is None else _time_stages(opened.stages),
         dropped=timed.dropped,
@@ -308,7 +316,7 @@ def _time_block(call: Callable[[], object], block: Block, clock: Clock) -> Timed
         refused += 1
         if _is_full(block, latencies):
             break
-    return Timed(latencies, refused)
+    return Timed(latencies, refused=refused)
 
 
 def _is_full(block: Block, latencies: list[int]) -> bool:
@@ -389,7 +397,7 @@ def time_arrivals(
         newest = int((done - start) * fps / 1e9)
         dropped += max(0, newest - frame - 1)
         frame = max(frame + 1, newest)
-    return Timed(latencies, refused, dropped)
+    return Timed(latencies, refused=refused, dropped=dropped)
 
 
 def _warm_up(call: Callable[[], object], plan: Plan, clock: Clock, *, short: bool) -> WarmUp:

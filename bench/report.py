@@ -130,6 +130,8 @@ class BlockSamples(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         round: The round it was measured in; blocks of one round stand close in time and are compared in pairs.
         start_ns: When its first turn began, nanoseconds since the first block of the report.
         samples_ns: Latency of each call in nanoseconds, ``int64 [calls]``, in the order of the calls, all its turns.
+        turns_ns: Median latency of each turn in nanoseconds, ``int64 [turns]``, 0 where a turn has no sample. Turn i of
+            one subject stands beside turn i of the others of the round. None where that is not known.
         refused: Samples that were left out because the clock jumped backwards in them.
         stages_ns: Stage such as ``h2d`` -> its median time in nanoseconds, of calls beside the samples or of the
             same ones; empty where the runtime does not report stages.
@@ -143,6 +145,7 @@ class BlockSamples(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     round: int
     start_ns: int
     samples_ns: Samples
+    turns_ns: Samples | None = None
     refused: int = 0
     stages_ns: Mapping[str, float] = msgspec.field(default_factory=dict)
     dropped: int = 0
@@ -150,6 +153,8 @@ class BlockSamples(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     def __post_init__(self) -> None:
         """Check the samples and the numbers."""
         checked(self.samples_ns)
+        if self.turns_ns is not None:
+            checked(self.turns_ns)
         for name in ("opening", "round", "refused", "dropped"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}")
@@ -162,7 +167,8 @@ class BlockSamples(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         return isinstance(other, BlockSamples) and self._values() == other._values()
 
     def _values(self) -> dict[str, Any]:
-        return {**msgspec.structs.asdict(self), "samples_ns": self.samples_ns.tolist()}
+        turns = None if self.turns_ns is None else self.turns_ns.tolist()
+        return {**msgspec.structs.asdict(self), "samples_ns": self.samples_ns.tolist(), "turns_ns": turns}
 
     @cached_property
     def median_ns(self) -> float:
@@ -343,6 +349,11 @@ def _from_version_2(body: dict[str, Any]) -> dict[str, Any]:
     return {**body, "plan": {**body["plan"], "openings": 1, "turn_seconds": None}, "subjects": subjects}
 
 
+def _from_version_3(body: dict[str, Any]) -> dict[str, Any]:
+    """Version 3 measured in turns, but did not keep which samples were of which."""
+    return body
+
+
 def _encode(value: object) -> object:
     if isinstance(value, np.ndarray):
         return encode_samples(value)
@@ -351,12 +362,13 @@ def _encode(value: object) -> object:
 
 REPORT = DocumentKind(
     name="edge-dsc/latency-report",
-    # 2: controls, storage, stages. 3: openings, turns. bench/latency-report.schema.json describes it.
-    version=3,
+    # 2: controls, storage, stages. 3: openings, turns. 4: medians of turns. bench/latency-report.schema.json
+    # describes it.
+    version=4,
     body=Report,
     renew="edge-dsc bench ENGINE...",
     seal="report_sha256",
-    older={1: _from_version_1, 2: _from_version_2},
+    older={1: _from_version_1, 2: _from_version_2, 3: _from_version_3},
     encode=_encode,
     decode=lambda _type, packed: decode_samples(packed),
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import enum
+import itertools
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.report import Report, Samples, SubjectReport
+from bench.report import BlockSamples, Report, Samples, SubjectReport
 from engines.errors import UnstableError
 from engines.packages import load
 
@@ -22,6 +23,7 @@ LEAST_BLOCKS = 5  # for an interval
 MARGIN = 0.03  # the smallest difference worth a word
 DETECTED = 0.01  # the chance below which a difference that does not clear the margin is still reported
 BUILD_OF = "build_of"  # key of a subject's description: the engine that it is a build of
+_TO_DEVIATION = 1.4826  # times the median absolute deviation: the standard deviation of normal values
 _BATCHES = 10  # runs of rounds that stand for openings where there was one
 
 
@@ -78,13 +80,13 @@ class Summary:
 
 @dataclass(frozen=True, kw_only=True)
 class PairedRatio:
-    """A ratio of latencies within rounds, and what its openings say of it.
+    """A ratio of latencies of turns beside each other, and what its openings say of it.
 
     Attributes:
         interval: Candidate / baseline with its 95 % interval over the openings.
         chance: That equals would differ so over the openings: Student's test, two-sided.
         openings: In how many openings it was measured; in 1, nothing is known of how openings differ.
-        within: Standard deviation of a round's ratio within an opening, as a fraction.
+        within: Standard deviation of a turn's ratio within an opening, as a fraction, by its median deviation.
         between: Standard deviation between openings, as a fraction, the part that ``within`` explains taken out.
         lowest: The lowest ratio of an opening.
         highest: The highest.
@@ -220,7 +222,7 @@ def spread(medians: Sequence[float]) -> float:
     """
     values = np.asarray(medians, dtype=np.float64)
     middle = float(np.median(values))
-    deviation = 1.4826 * float(np.median(np.abs(values - middle)))
+    deviation = _TO_DEVIATION * float(np.median(np.abs(values - middle)))
     return deviation / middle if middle > 0 else 0.0
 
 
@@ -241,14 +243,54 @@ def has_interval(*subjects: SubjectReport) -> bool:
     return enough and all(min(found.values()) > 0 for found in medians)
 
 
-def log_medians(*subjects: SubjectReport) -> list[NDArray[np.float64]]:
-    """Return the logarithms of block medians, nanoseconds, of the rounds that all subjects have, opening by opening.
+def log_medians(subject: SubjectReport) -> list[NDArray[np.float64]]:
+    """Return the logarithms of the block medians of a subject, nanoseconds, ``float64 [rounds]`` for each opening.
+
+    Raises:
+        UnstableError: Fewer than 5 blocks, or a clock too coarse for the calls.
+    """
+    medians = block_medians(subject)
+    return [np.log([medians[index] for index in rounds]) for rounds in _rounds_of_openings(subject)]
+
+
+def log_turns(*subjects: SubjectReport) -> list[NDArray[np.float64]]:
+    """Return the logarithms of turns that stand beside each other, nanoseconds, opening by opening.
+
+    A turn is some milliseconds long, and in turn i of a round every subject had its own, so what hits the machine for
+    longer than that hits all of them. Rounds whose turns are not known, and rounds in which the subjects had different
+    numbers of them, count as one turn: the block.
+
+    Returns:
+        One array ``float64 [subjects, turns of the opening]`` for each opening.
+
+    Raises:
+        UnstableError: Fewer than 5 rounds in common, or a clock too coarse for the calls.
+    """
+    blocks = [{block.round: block for block in subject.blocks} for subject in subjects]
+    return [
+        np.log(
+            np.concatenate([_turns_beside([found[index] for found in blocks]) for index in rounds], axis=1)
+        )
+        for rounds in _rounds_of_openings(*subjects)
+    ]
+
+
+def _turns_beside(blocks: Sequence[BlockSamples]) -> NDArray[np.float64]:
+    """Return the medians of the turns of one round, nanoseconds, ``float64 [subjects, turns]``."""
+    turns = [block.turns_ns for block in blocks if block.turns_ns is not None]
+    if len(turns) == len(blocks) and len({len(found) for found in turns}) == 1:
+        beside = np.array(turns, dtype=np.float64)
+        answered = beside[:, (beside > 0).all(axis=0)]
+        if answered.size:
+            return answered
+    return np.array([[block.median_ns] for block in blocks])
+
+
+def _rounds_of_openings(*subjects: SubjectReport) -> list[list[int]]:
+    """Return the rounds that all subjects have, opening by opening.
 
     What is one opening stands and falls together, so that the openings, not the rounds, are what a conclusion
     counts. Where everything was opened once, ten runs of consecutive rounds take their place (batch means).
-
-    Returns:
-        One array ``float64 [subjects, rounds of the opening]`` for each opening.
 
     Raises:
         UnstableError: Fewer than 5 rounds in common, or a clock too coarse for the calls.
@@ -263,28 +305,27 @@ def log_medians(*subjects: SubjectReport) -> list[NDArray[np.float64]]:
             f"{len(rounds)} blocks are too few for an interval, {LEAST_BLOCKS} are needed",
             remedy="measure for longer",
         )
-    values = np.array([[found[index] for index in rounds] for found in medians])
-    if values.min() <= 0:
+    if min(found[index] for found in medians for index in rounds) <= 0:
         raise UnstableError(
             "the clock is too coarse: a block's median latency is 0 ns", remedy="measure a larger batch"
         )
-    openings = {block.round: block.opening for block in subjects[0].blocks}
-    starts = [
-        place for place in range(1, len(rounds)) if openings[rounds[place]] != openings[rounds[place - 1]]
-    ]
-    if not starts:
-        count = min(_BATCHES, len(rounds))
-        starts = [len(rounds) * index // count for index in range(1, count)]
-    return np.split(np.log(values), starts, axis=1)
+    opening_of = {block.round: block.opening for block in subjects[0].blocks}
+    openings = [list(found) for _, found in itertools.groupby(rounds, opening_of.__getitem__)]
+    if len(openings) > 1:
+        return openings
+    count = min(_BATCHES, len(rounds))
+    edges = [len(rounds) * index // count for index in range(count + 1)]
+    return [rounds[first:last] for first, last in itertools.pairwise(edges)]
 
 
 def paired_ratio(baseline: SubjectReport, candidate: SubjectReport) -> PairedRatio:
     """Return candidate / baseline of subjects measured in the same rounds.
 
-    The logarithm of the ratio is taken within each round, where what hits both cancels, and averaged over the rounds
-    of an opening. The openings are a sample of all openings that there could be: their mean, and Student's interval
-    for it, is the answer. More rounds make each opening's ratio surer, but only more openings narrow what
-    openings differ by. On a restless machine the ratio differs from the quotient of the two medians over all samples.
+    The ratio is taken between turns beside each other, where what hits both cancels. The median over the turns of an
+    opening is its ratio: a neighbour who takes the processor for some turns does not move it. The openings are a
+    sample of all openings that there could be: the mean of their logarithms, and Student's interval for it, is the
+    answer. More turns make each opening's ratio surer, but only more openings narrow what openings differ by. On a
+    restless machine the ratio differs from the quotient of the two medians over all samples.
 
     Raises:
         UnstableError: Fewer than 5 rounds in common, or a clock too coarse for the calls.
@@ -293,22 +334,23 @@ def paired_ratio(baseline: SubjectReport, candidate: SubjectReport) -> PairedRat
         Kalibera and Jones, Rigorous Benchmarking in Reasonable Time (ISMM 2013), and Quantifying Performance Changes
         with Effect Size Confidence Intervals (University of Kent, 2012): repetitions are nested, the topmost
         decide. The components of variance are those of the one-way random-effects model: Searle, Casella and
-        McCulloch, Variance Components (1992), chapter 3.
+        McCulloch, Variance Components (1992), chapter 3; the variance of a median of n normal values is about
+        pi / 2 of that of their mean (Kenney and Keeping, Mathematics of Statistics, part 2, 1951).
     """
-    ratios = [above - below for below, above in log_medians(baseline, candidate)]
-    means = np.array([logs.mean() for logs in ratios])
-    error, freedom = _standard_error(means)
-    degrees = sum(map(len, ratios)) - len(ratios)
-    within = sum(float(((logs - logs.mean()) ** 2).sum()) for logs in ratios) / degrees if degrees else 0.0
-    harmonic = len(ratios) / sum(1 / len(logs) for logs in ratios)
+    ratios = [above - below for below, above in log_turns(baseline, candidate)]
+    centres = np.array([np.median(logs) for logs in ratios])
+    error, freedom = _standard_error(centres)
+    deviations = np.concatenate([logs - np.median(logs) for logs in ratios])
+    within = _TO_DEVIATION * float(np.median(np.abs(deviations)))
+    explained = np.pi / 2 * within**2 * float(np.mean([1 / len(logs) for logs in ratios]))
     return PairedRatio(
-        interval=_around(float(np.exp(means.mean())), error, freedom),
-        chance=_chance(float(means.mean()), error, freedom),
+        interval=_around(float(np.exp(centres.mean())), error, freedom),
+        chance=_chance(float(centres.mean()), error, freedom),
         openings=len({block.opening for block in candidate.blocks}),
-        within=within**0.5,
-        between=max(0.0, float(means.var(ddof=1)) - within / harmonic) ** 0.5,
-        lowest=float(np.exp(means.min())),
-        highest=float(np.exp(means.max())),
+        within=within,
+        between=max(0.0, float(centres.var(ddof=1)) - explained) ** 0.5,
+        lowest=float(np.exp(centres.min())),
+        highest=float(np.exp(centres.max())),
     )
 
 
@@ -397,7 +439,7 @@ def _spread(name: str, subjects: Sequence[SubjectReport]) -> BuildSpread | None:
     """
     if not has_interval(*subjects):
         return None
-    logs = np.array([opening.mean(axis=1) for opening in log_medians(*subjects)]).T
+    logs = np.array([np.median(opening - opening.mean(axis=0), axis=1) for opening in log_turns(*subjects)]).T
     builds, count = logs.shape
     means = logs.mean(axis=1)
     rest = logs - means[:, None] - logs.mean(axis=0)[None, :] + logs.mean()

@@ -42,7 +42,7 @@ _MIB = 1 << 20
 _SLIGHT = (Verdict.SLIGHTLY_FASTER, Verdict.SLIGHTLY_SLOWER)
 _FLEET_VERDICTS = {verdict: verdict.value for verdict in Verdict} | {Verdict.NO_DIFFERENCE: "same"}
 _BY_ROUND = (
-    "ratio: of the medians within a round, averaged over the rounds of an opening and over the openings"
+    "ratio: of turns beside each other, its median over the turns of an opening, averaged over the openings"
 )
 _LATENCY_HEADER = (
     *("engine", "samples", "median", "95 % interval", "mean"),
@@ -269,7 +269,7 @@ def opening_tables(ratios: Sequence[Ratio]) -> tuple[Table, ...]:
         header=("engine", "against", "openings", "within", "between", "ratios of the openings"),
         rows=rows,
         notes=(
-            "standard deviations: within, of a round's ratio in one opening; between, of openings beyond that",
+            "standard deviations: within, of a turn's ratio in one opening; between, of openings beyond that",
         ),
     )
     return (table,) if rows else ()

@@ -92,8 +92,17 @@ def draw_subject(name: str, median_ns: float, plan: Plan, rng: np.random.Generat
     for index, opening in enumerate(openings):
         spread = rng.normal(0, 0.01) + 0.02 * rng.standard_t(3, calls)
         samples = (median_ns * np.exp(spread)).astype(np.int64)
-        start_ns = round(index * 1e9)
-        blocks.append(BlockSamples(opening=opening, round=index, start_ns=start_ns, samples_ns=samples))
+        turn = max(20, int(25e6 / median_ns))  # calls
+        medians = np.median(samples[: calls // turn * turn].reshape(-1, turn), axis=1).astype(np.int64)
+        blocks.append(
+            BlockSamples(
+                opening=opening,
+                round=index,
+                start_ns=round(index * 1e9),
+                samples_ns=samples,
+                turns_ns=medians if len(medians) else None,
+            )
+        )
     return SubjectReport(name=name, description={"batch": 1, "threads": 1}, blocks=tuple(blocks))
 
 

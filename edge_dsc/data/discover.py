@@ -267,16 +267,23 @@ def _folders(parent: Path) -> list[Path]:
 
 
 def _files_below(folder: Path, root: Path) -> Iterator[Path]:
-    """Yield the visible files below a folder, links followed, each real folder entered once, the root never."""
+    """Yield the visible files below a folder, each real folder entered once, the root never.
+
+    Links are followed, but not the links to folders that lie behind one: a link to /proc would lead through the whole
+    disk. Such a link is yielded like a file.
+    """
     entered = {os.path.realpath(root), os.path.realpath(folder.parent)}
+    top = os.path.realpath(folder)
     for parent, folders, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(parent)
         if real in entered:
             folders.clear()
             continue
         entered.add(real)
-        folders[:] = sorted(name for name in folders if not _is_hidden(name))
-        yield from (Path(parent) / name for name in sorted(files) if not _is_hidden(name))
+        behind_link = os.path.commonpath([top, real]) != top
+        further = [name for name in folders if behind_link and os.path.islink(Path(parent, name))]
+        folders[:] = sorted(name for name in folders if not _is_hidden(name) and name not in further)
+        yield from (Path(parent) / name for name in sorted(files + further) if not _is_hidden(name))
 
 
 def _is_hidden(name: str) -> bool:

@@ -33,6 +33,7 @@ def test_samples_are_exactly_the_times_of_the_calls(clock: Any) -> None:
     report = run([subject], Plan(iterations=6, rounds=3, **COLD), clock)
     (measured,) = report.subjects
     assert [list(block.samples_ns) for block in measured.blocks] == [[3 * MS, 5 * MS]] * 3
+    assert [block.turns_ns.tolist() for block in measured.blocks] == [[4 * MS]] * 3
     assert [block.start_ns for block in measured.blocks] == [0, 8 * MS, 16 * MS]
     assert [block.round for block in measured.blocks] == [0, 1, 2]
     assert (measured.name, measured.description, measured.error) == ("a", {"batch": 1}, None)
@@ -88,6 +89,7 @@ def test_a_block_is_measured_in_turns_of_twenty_calls_at_least(clock: Any) -> No
     # 0.2 s hold five turns of twenty calls of 2 ms; the call that passes a turn's time is its last one.
     assert sum(turns) == 2 * 102 + 2 * 5 * 22 and max(turns[2:]) <= 2 * 22
     assert [len(block.samples_ns) for block in report.subjects[0].blocks] == [100, 100]
+    assert [block.turns_ns.tolist() for block in report.subjects[0].blocks] == [[2 * MS], [2 * MS] * 5]
     assert report.subjects[0].blocks[0].start_ns in (4 * MS, 208 * MS)
 
 

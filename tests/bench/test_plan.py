@@ -20,9 +20,9 @@ def test_presets_are_those_of_the_field() -> None:
 
 def test_openings_share_the_rounds_evenly() -> None:
     assert {name: [len(rounds) for rounds in plan.rounds_of_openings()] for name, plan in PLANS.items()} == {
-        "quick": [4] * 10,
-        "standard": [6] * 10,
-        "publish": [30] * 10,
+        "quick": [2] * 20,
+        "standard": [2] * 40,
+        "publish": [5] * 60,
     }
     uneven = Plan(rounds=7, openings=3).rounds_of_openings()
     assert uneven == [range(2), range(2, 4), range(4, 7)]
@@ -33,7 +33,22 @@ def test_more_openings_than_rounds_make_more_rounds() -> None:
     plan = choose_plan("quick", openings=50)
     assert (plan.name, plan.openings, plan.rounds) == ("custom", 50, 50)
     assert choose_plan(seconds=1, openings=3).rounds == 20
-    assert choose_plan("quick", openings=10) == PLANS["quick"]
+    assert choose_plan(seconds=1, openings=40).openings == 40  # what the preset has, but not a second
+    assert choose_plan("quick", openings=20) == PLANS["quick"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "openings"),
+    [
+        ({"seconds": 1}, 10),
+        ({"seconds": 20}, 20),
+        ({"seconds": 600}, 60),
+        ({"iterations": 1}, 1),
+        ({"iterations": 9}, 4),
+    ],
+)
+def test_own_durations_and_iterations_open_once_for_two_rounds(asked: dict[str, int], openings: int) -> None:
+    assert choose_plan(**asked).openings == openings
 
 
 def test_iterations_are_spread_over_the_rounds_exactly() -> None:

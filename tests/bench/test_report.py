@@ -83,12 +83,27 @@ def test_a_measured_report_comes_back_equal(tmp_path: Path) -> None:
 def test_the_document_says_what_it_is(saved: Path) -> None:
     document = json.loads(saved.read_text())
     assert list(document)[:2] == ["kind", "schema_version"]
-    assert (document["kind"], document["schema_version"]) == ("edge-dsc/latency-report", 3)
+    assert (document["kind"], document["schema_version"]) == ("edge-dsc/latency-report", 4)
     assert document["subjects"][0]["blocks"][0]["samples_ns"] == encode_samples(as_samples([300, 310]))
+
+
+def make_version_3(body: dict[str, Any]) -> None:
+    """As it was before turns were kept."""
+    for subject in body["subjects"]:
+        for block in subject["blocks"]:
+            del block["turns_ns"]
+
+
+def test_a_report_of_version_3_loads_without_turns(saved: Path) -> None:
+    expected = load_report(saved)
+    rewrite(saved, make_version_3, version=3)
+    assert load_report(saved) == expected
+    assert all(block.turns_ns is None for subject in expected.subjects for block in subject.blocks)
 
 
 def make_version_2(body: dict[str, Any]) -> None:
     """As it was before engines were opened more than once: no openings, no turns."""
+    make_version_3(body)
     del body["plan"]["openings"], body["plan"]["turn_seconds"]
     for subject in body["subjects"]:
         for block in subject["blocks"]:
@@ -228,9 +243,9 @@ def test_impossible_reports_are_refused_by_the_field(
         ('"round": 1', '"round": 5', "was edited after it was made"),
         ('"cpu": "Cortex-A78AE"', '"cpu": "Cortex-X"', "was edited after it was made"),
         (
-            '"schema_version": 3',
             '"schema_version": 4',
-            "has schema version 4, this edge-dsc reads 1 and 2 and 3",
+            '"schema_version": 5',
+            "has schema version 5, this edge-dsc reads 1 and 2 and 3 and 4",
         ),
         ("edge-dsc/latency-report", "edge-dsc/engine-record", "is not an edge-dsc/latency-report document"),
         ('"cores": 6', '"cores": NaN', "NaN is not a JSON number"),

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,6 +8,7 @@ import pytest
 from msgspec.structs import replace
 from scipy import stats
 
+from bench.report import SubjectReport
 from bench.statistics import (
     Interval,
     PairedRatio,
@@ -18,6 +19,7 @@ from bench.statistics import (
     build_spreads,
     judge,
     log_medians,
+    log_turns,
     median_interval,
     paired_ratio,
     spread,
@@ -180,15 +182,51 @@ def test_a_paired_ratio_is_the_one_way_random_effects_model(subject: Make) -> No
     candidate = subject("b", [[round(1e9 * np.exp(value))] for value in logs], openings=openings)
     found = paired_ratio(baseline, candidate)
     cells = logs.reshape(openings, rounds)
-    means = cells.mean(axis=1)
-    test = stats.ttest_1samp(means, 0)
+    centres = np.median(cells, axis=1)
+    test = stats.ttest_1samp(centres, 0)
     assert found.chance == pytest.approx(test.pvalue, rel=1e-6)
     assert (found.interval.low, found.interval.high) == pytest.approx(np.exp(test.confidence_interval(0.95)))
-    assert found.interval.value == pytest.approx(np.exp(logs.mean()))
+    assert found.interval.value == pytest.approx(np.exp(centres.mean()))
     assert found.openings == openings
-    assert found.within == pytest.approx(cells.var(axis=1, ddof=1).mean() ** 0.5, rel=1e-6)
-    assert found.between**2 == pytest.approx(max(0, means.var(ddof=1) - found.within**2 / rounds), rel=1e-5)
-    assert (found.lowest, found.highest) == pytest.approx((np.exp(means.min()), np.exp(means.max())))
+    within = 1.4826 * np.median(np.abs(cells - centres[:, None]))
+    assert found.within == pytest.approx(within, rel=1e-6)
+    explained = np.pi / 2 * within**2 / rounds
+    assert found.between**2 == pytest.approx(max(0, centres.var(ddof=1) - explained), rel=1e-5)
+    assert (found.lowest, found.highest) == pytest.approx((np.exp(centres.min()), np.exp(centres.max())))
+
+
+def with_turns(made: SubjectReport, turns: Sequence[Sequence[int] | None]) -> SubjectReport:
+    blocks = [
+        replace(block, turns_ns=None if found is None else np.array(found))
+        for block, found in zip(made.blocks, turns, strict=True)
+    ]
+    return replace(made, blocks=tuple(blocks))
+
+
+def test_turns_beside_each_other_cancel_what_changes_within_a_round(subject: Make) -> None:
+    # In each round another number of turns is slow for both, so the medians of the blocks say nothing of the ratio.
+    slow = [[1] * (9 - count) + [3] * count for count in (2, 7, 4, 6, 3, 5)]
+    baseline = with_turns(subject("a", [[100]] * 6), [[100 * factor for factor in one] for one in slow])
+    candidate = with_turns(subject("b", [[300]] * 6), [[110 * factor for factor in one] for one in slow])
+    found = paired_ratio(baseline, candidate)
+    assert (found.interval.value, found.interval.low, found.interval.high) == pytest.approx((1.1, 1.1, 1.1))
+
+
+def test_a_turn_that_only_one_subject_lost_does_not_move_its_opening(subject: Make) -> None:
+    baseline = with_turns(subject("a", [[100]] * 5), [[100, 100, 100]] * 5)
+    candidate = with_turns(subject("b", [[100]] * 5), [[100, 900, 100]] * 5)
+    assert paired_ratio(baseline, candidate).interval.value == 1.0
+
+
+def test_turns_without_samples_are_left_out_and_unlike_rounds_count_as_one(subject: Make) -> None:
+    ones = subject("a", [[100]] * 5)
+    baseline = with_turns(ones, [[100, 0], [100, 100], [100], None, [0, 0]])
+    candidate = with_turns(ones, [[200, 200], [0, 300], [400, 400], [500], [600, 600]])
+    assert [np.exp(logs).round().tolist() for logs in log_turns(baseline, candidate)] == [
+        [[100], [200]],
+        [[100], [300]],
+        *[[[100], [100]]] * 3,
+    ]
 
 
 def test_more_rounds_do_not_narrow_what_openings_differ_by(subject: Make) -> None:
@@ -248,9 +286,9 @@ def test_only_rounds_that_both_have_are_paired(subject: Make) -> None:
 
 def test_what_was_opened_once_is_cut_into_ten_runs_of_rounds(subject: Make) -> None:
     once = subject("a", [[100 + index] for index in range(25)], openings=1)
-    assert [logs.shape[1] for logs in log_medians(once)] == [2, 3] * 5
-    assert [logs.shape[1] for logs in log_medians(subject("a", [[1]] * 7, openings=1))] == [1] * 7
-    assert [logs.shape[1] for logs in log_medians(subject("a", [[1]] * 7, openings=3))] == [3, 2, 2]
+    assert [len(logs) for logs in log_medians(once)] == [2, 3] * 5
+    assert [len(logs) for logs in log_medians(subject("a", [[1]] * 7, openings=1))] == [1] * 7
+    assert [len(logs) for logs in log_medians(subject("a", [[1]] * 7, openings=3))] == [3, 2, 2]
     assert paired_ratio(once, once).openings == 1
 
 

@@ -32,7 +32,7 @@ def test_a_report_as_text(subject: Make, report: Make) -> None:
     )
     text = render_report(made)
     assert text.startswith(
-        "Latency, ms (single-stream, standard plan, 100 calls each, opened 10 times, interleaved)\n\n"
+        "Latency, ms (single-stream, standard plan, 100 calls each, opened 40 times, interleaved)\n\n"
     )
     lines = words(text)
     assert lines[2] == "engine samples median 95 % interval mean p90 p95 p99 p99.9 min max"

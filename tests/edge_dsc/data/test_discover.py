@@ -211,6 +211,15 @@ def test_a_link_to_the_parent_does_not_bring_other_classes(tmp_path: Path) -> No
     ]
 
 
+def test_links_behind_a_link_are_not_followed(tmp_path: Path) -> None:
+    put(tmp_path, "data/a/1.png", "data/b/2.png", "process/own/3.png", "disk/4.png")
+    (tmp_path / "data" / "b" / "more").symlink_to(tmp_path / "process")
+    (tmp_path / "process" / "own" / "root").symlink_to(tmp_path / "disk")  # as /proc leads to everything
+    found = discover(tmp_path / "data")
+    assert [sample.path for sample in found.samples] == ["a/1.png", "b/2.png", "b/more/own/3.png"]
+    assert found.ignored == ("b/more/own/root",)
+
+
 def test_a_broken_link_is_named(tmp_path: Path) -> None:
     put(tmp_path, "a/1.png", "b/2.png")
     (tmp_path / "a" / "broken.png").symlink_to(tmp_path / "nowhere.png")
