@@ -91,7 +91,7 @@ class Control:
 
     Attributes:
         subject: Name of the subject.
-        ratio: Second / first with its 95 % interval, taken within rounds.
+        ratio: Second / first with its 95 % interval, taken between turns beside each other.
         verdict: What that shows; faster or slower means that the machine was not steady.
         openings: In how many openings; with 1 it was the same session, as older reports have it.
     """

@@ -217,7 +217,7 @@ def take_turns(test: LoadTest) -> None:
     part = max(1, test.images // test.rounds)
     counts = {clients.size: max(1, part // clients.size) for clients in sides}
     rates: dict[int, list[float]] = {size: [] for size in (0, *counts)}  # 0 is infer in this process
-    spent = {size: np.zeros(3) for size in counts}
+    spent = {size: np.zeros(3) for size in rates}
     work = Work(server.process.pid)
     try:
         for clients in sides:
@@ -226,10 +226,11 @@ def take_turns(test: LoadTest) -> None:
             clients.latencies.clear()
         for turn in range(test.rounds):
             for side in [None, *sides] if turn % 2 else [*reversed(sides), None]:
+                work.take()
                 if side is None:
                     rates[0].append(here(test.runner, test.pixels, part))
+                    spent[0] += work.take()
                     continue
-                work.take()
                 count = counts[side.size]
                 rates[side.size].append(side.size * count / side.run(count))
                 spent[side.size] += work.take()
@@ -247,7 +248,8 @@ def take_turns(test: LoadTest) -> None:
         say(
             f"{test.clients} clients, {size} pictures a request: {statistics.median(rates[size]):.1f} images/s, "
             f"infer in one process {statistics.median(rates[0]):.1f}; median of the rounds' ratios {ratio:.3f}; "
-            f"processor time of a picture: clients {each[0]:.2f}, server {each[1]:.2f}, models {each[2]:.2f} ms"
+            f"processor time of a picture: clients {each[0]:.2f}, server {each[1]:.2f}, models {each[2]:.2f} ms, "
+            f"infer {spent[0][0] * 1e3 / (part * test.rounds):.2f} ms"
         )
 
 

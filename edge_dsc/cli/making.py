@@ -382,14 +382,11 @@ def train(
             " --last, --qat, --synthetic, and what is added to a recipe but --teacher",
         )
     if qat is None:
-        from edge_dsc.networks import default_name
         from edge_dsc.training import TrainOptions
 
         options = TrainOptions(
             data=data,
-            out=out
-            or (refit and refit.with_name(f"{refit.name}-refit"))
-            or Path("runs") / default_name(arch),
+            out=out or _default_run(arch, refit),
             architecture=arch,
             size=size,
             weights=weights,
@@ -433,6 +430,13 @@ def train(
         overwrite=overwrite,
     )
     _fine_tune(fine_tuning, json=json)
+
+
+def _default_run(arch: str, refit: Path | None) -> Path:
+    """Return the run folder where none is named."""
+    from edge_dsc.networks import default_name
+
+    return refit.with_name(f"{refit.name}-refit") if refit else Path("runs") / default_name(arch)
 
 
 def _parse_ingredients(added: Mapping[str, float], *, taught: bool) -> Ingredients:

@@ -95,7 +95,7 @@ def bench(
             "--openings",
             min=1,
             max=1000,
-            help="Open each engine so often, in other places in memory: two openings differ.  \\[default: 40, quick 20]",
+            help="Open each engine so often, elsewhere in memory: two openings differ.  \\[default: 40, quick 20]",
             show_default=False,
         ),
     ] = None,

@@ -281,7 +281,7 @@ def _files_below(folder: Path, root: Path) -> Iterator[Path]:
             continue
         entered.add(real)
         behind_link = os.path.commonpath([top, real]) != top
-        further = [name for name in folders if behind_link and os.path.islink(Path(parent, name))]
+        further = [name for name in folders if behind_link and Path(parent, name).is_symlink()]
         folders[:] = sorted(name for name in folders if not _is_hidden(name) and name not in further)
         yield from (Path(parent) / name for name in sorted(files + further) if not _is_hidden(name))
 

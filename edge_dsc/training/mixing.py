@@ -93,7 +93,8 @@ def _paste(
     middle = rng.uniform(size=2) * (height, width)
     half = np.array([height, width]) * side / 2
     (top, left), (bottom, right) = (
-        np.clip(np.rint(edge), 0, (height, width)).astype(int) for edge in (middle - half, middle + half)
+        np.clip(np.floor(edge + 0.5), 0, (height, width)).astype(int)
+        for edge in (middle - half, middle + half)
     )
     image[top:bottom, left:right] = other[top:bottom, left:right]
-    return 1 - (bottom - top) * (right - left) / (height * width)
+    return float(1 - (bottom - top) * (right - left) / (height * width))

@@ -389,8 +389,8 @@ def _probe_network() -> bytes:
         "step": np.array(1, np.float32), "zero": np.array(0, np.uint8), "shape": np.array([1, -1]),
         "weight_step": np.array(1 / 127, np.float32), "weight_zero": np.array(0, np.int8), **weights,
     }  # fmt: skip
-    pair, outputs = ["step", "zero"], dict.fromkeys(weights, (1, channels, side, side))
-    outputs["dense"] = (1, channels)
+    pair, planes = ["step", "zero"], (1, channels, side, side)
+    outputs: dict[str, tuple[int, ...]] = {"wide": planes, "narrow": planes, "dense": (1, channels)}
     nodes = [
         helper.make_node("QuantizeLinear", ["image", *pair], ["integers"]),
         helper.make_node("DequantizeLinear", ["integers", *pair], ["values"]),
@@ -406,7 +406,7 @@ def _probe_network() -> bytes:
     graph = helper.make_graph(
         nodes,
         "sums",
-        [helper.make_tensor_value_info("image", TensorProto.FLOAT, (1, channels, side, side))],
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, planes)],
         [
             helper.make_tensor_value_info(f"{name}_sum", TensorProto.FLOAT, shape)
             for name, shape in outputs.items()

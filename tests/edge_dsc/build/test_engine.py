@@ -263,10 +263,10 @@ def large_sums(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "model.onnx"
 
 
-def answers_in_int8(model: Path, runtime: str, out: Path) -> tuple[EngineRecord, np.ndarray]:
-    table = model.with_name("calibration.json")
+def answer_of(model: Path, precision: Precision, out: Path) -> tuple[EngineRecord, np.ndarray]:
+    table = model.with_name("calibration.json") if precision is Precision.INT8 else None
     built = build_engine(
-        BuildRequest(model=model, precision=Precision.INT8, runtime=runtime, calibration=table, out=out)
+        BuildRequest(model=model, precision=precision, runtime="openvino", calibration=table, out=out)
     )
     pixels = np.random.default_rng(0).integers(200, 256, (1, 32, 32, 1), np.uint8)
     with open_engine(built.path) as runner:
@@ -278,14 +278,14 @@ def test_openvino_sums_exactly_on_any_processor(
 ) -> None:
     pytest.importorskip("openvino")
     exactly = vino._sums_exactly()
-    ours, expected = answers_in_int8(large_sums, "onnxruntime", tmp_path / "a.engine")
-    record, seen = answers_in_int8(large_sums, "openvino", tmp_path / "b.engine")
+    plain, expected = answer_of(large_sums, Precision.FP32, tmp_path / "a.engine")
+    record, seen = answer_of(large_sums, Precision.INT8, tmp_path / "b.engine")
     np.testing.assert_allclose(seen, expected, atol=0.02)
-    assert expected.argmax() == 0 and (ours.weight_bits, record.weight_bits) == (8, 8 if exactly else 7)
+    assert expected.argmax() == 0 and (plain.weight_bits, record.weight_bits) == (None, 8 if exactly else 7)
     assert any("weights of 7 bits" in note for note in record.notes) != exactly
     if exactly:
         return
     # Taken for a processor that sums exactly, this one answers another class.
     monkeypatch.setattr(vino, "_sums_exactly", lambda: True)
-    taken, wrong = answers_in_int8(large_sums, "openvino", tmp_path / "c.engine")
+    taken, wrong = answer_of(large_sums, Precision.INT8, tmp_path / "c.engine")
     assert (taken.weight_bits, wrong.argmax()) == (8, 1)

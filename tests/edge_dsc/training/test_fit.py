@@ -220,7 +220,7 @@ def test_kernels_decay_by_their_own_learning_rate_and_nothing_else_does() -> Non
             keras.layers.Input((2,)),
             keras.layers.Dense(2, kernel_initializer="ones", bias_initializer="ones", name="dense"),
             keras.layers.BatchNormalization(),
-            keras.layers.Dense(2, kernel_initializer="ones", bias_initializer="ones"),
+            keras.layers.Dense(2, kernel_initializer="ones", bias_initializer="ones", name="logits"),
             keras.layers.Softmax(),
         ]
     )
