@@ -612,7 +612,7 @@ def _begin(
         )
     if words == _words(settings):
         raise ArtefactError(
-            f"{options.out} was begun with a {recipe.name} recipe, or a network, of other values",
+            f"{options.out} was begun with a {recipe.name} recipe, a network or synthetic images of other values",
             remedy="go on with the version and the files that it was begun with, or begin anew with --overwrite",
         )
     raise UsageError(f"{options.out} was begun with other options", remedy=f"resume it with {words}")
