@@ -371,10 +371,8 @@ def train(
     asked = {"mixup": mixup, "cutmix": cutmix, "erasing": erasing, "weight_decay": weight_decay}
     asked |= {"distillation": distillation, "temperature": temperature}
     added = {name: value for name, value in asked.items() if value is not None}
-    ways = (size, unfreeze, fold, kinds, synthetic, None if refit else weights)
-    another_way = (
-        not augmentation or keep_split or last or any(value is not None for value in (*ways, *added))
-    )
+    ways = (size, unfreeze, fold, kinds, synthetic, None if refit else weights, *added)
+    another_way = not augmentation or keep_split or last or any(value is not None for value in ways)
     if refit is not None and (another_way or qat or epochs or recipe is not RecipeName.DEFAULT):
         raise UsageError(
             "--refit takes the network, the recipe and the images of its run",
