@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import onnx
+from msgspec import structs
 from numpy.typing import NDArray
 
 from calibration.chain import Floats, Pixels, chunks, map_in_threads, runs_in_pieces
+from calibration.chain.rounding import learn_corrections
 from calibration.chain.search import SEARCHED_IMAGES, search_ranges
 from calibration.layers import (
     is_chain,
@@ -29,9 +31,15 @@ from calibration.layers import (
 )
 from calibration.rewrites import Bounds, Factors, fold_norms
 from calibration.select import CalibrationSet
-from calibration.table import HISTOGRAM_BINS, QUANTIZED_BINS, CalibrationOptions, CalibrationTable
+from calibration.table import (
+    DEFAULT_ROUNDING,
+    HISTOGRAM_BINS,
+    QUANTIZED_BINS,
+    CalibrationOptions,
+    CalibrationTable,
+)
 from engines.cpu.ort import SILENT, failures_of
-from engines.errors import BadInputError
+from engines.errors import BadInputError, UsageError
 from engines.graph import EXPORT_AGAIN, OnnxModel
 from engines.packages import load
 from engines.runtimes import Progress
@@ -65,9 +73,13 @@ def calibrate(
     Raises:
         ArtefactError: The graph cannot run.
         BadInputError: A tensor never changes over the images.
+        UsageError: Learnt roundings or corrected biases of a network that is no chain.
     """
     factors: dict[str, tuple[float, ...]] = {}
-    pieces = options.method == "mse" and runs_in_pieces(model.proto)
+    by_layer = options.method == "mse" or options.rounding == "adaround" or bool(options.bias_correction)
+    cut = by_layer and runs_in_pieces(model.proto)
+    rounding, bias = _corrections(model, options, cut=cut)
+    pieces = options.method == "mse" and cut
     graph = fold_norms(model.proto)
     with failures_of(str(model.path), remedy=EXPORT_AGAIN):
         if options.method in ("minmax", "mse"):
@@ -79,7 +91,7 @@ def calibrate(
             ranges, factors = {**ranges, **found.ranges}, found.channel_factors
         elif options.method == "mse":
             ranges = _least_errors(graph, images, ranges, progress)
-    return CalibrationTable(
+    table = CalibrationTable(
         method=options.method,
         parameters=_parameters(options, pieces=pieces),
         seed=options.seed,
@@ -92,6 +104,38 @@ def calibrate(
         channel_factors=factors,
         pixel_levels=images.count_levels(model.contract),
     )
+    if rounding == "nearest" and not bias:
+        return table
+    with failures_of(str(model.path), remedy=EXPORT_AGAIN):
+        corrections = learn_corrections(
+            model.proto, table, images.pixels, rounding=rounding, bias=bias, progress=progress
+        )
+    return structs.replace(table, corrections=corrections)
+
+
+def _corrections(model: OnnxModel, options: CalibrationOptions, *, cut: bool) -> tuple[str, bool]:
+    """Return how weights are rounded, and whether biases are corrected: by default beside ranges by ``mse`` alone.
+
+    Args:
+        model: The model, for the message.
+        options: What was asked for.
+        cut: Whether the model is a chain that is cut at its layers.
+
+    Raises:
+        UsageError: It is not, and one of both was asked for by name.
+    """
+    if cut:
+        usual = options.method == "mse"
+        bias = usual if options.bias_correction is None else options.bias_correction
+        return options.rounding or (DEFAULT_ROUNDING if usual else "nearest"), bias
+    asked = ["--bias-correction"] if options.bias_correction else []
+    asked += [f"--rounding {options.rounding}"] if options.rounding not in (None, "nearest") else []
+    if asked:
+        raise UsageError(
+            f"{asked[0]} looks at one layer after the other, and {model.path} is no small chain of layers",
+            remedy=f"leave {asked[0]} out",
+        )
+    return "nearest", False
 
 
 def watch_tensors(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import base64
+import math
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,14 +12,22 @@ import onnx
 from numpy.typing import NDArray
 
 from calibration.layers import WEIGHTED_OPS, Layer, find_layers, paired_tensors, quantizable_layers
-from calibration.rewrites import SUFFIX, Bounds, center_pixels, fold_norms, pixel_range, scale_channels
-from calibration.table import CalibrationTable, calibrate_command
+from calibration.rewrites import (
+    SUFFIX,
+    Bounds,
+    center_pixels,
+    drop_unused_constants,
+    fold_norms,
+    pixel_range,
+    scale_channels,
+)
+from calibration.table import CalibrationTable, Correction, calibrate_command
 from engines.errors import ArtefactError, UsageError
 from engines.graph import cast_to_fp16
 from engines.packages import load
 
 if TYPE_CHECKING:
-    from onnx import ModelProto
+    from onnx import ModelProto, NodeProto
 
 # Per-channel Q/DQ came with opset 13; from 21 on the operators take more types than TensorRT's parser knows.
 MINIMUM_OPSET = 13
@@ -60,7 +70,13 @@ def quantize(
     _check_opset(model)
     graph = prepare(model, table)
     layers = _chosen_layers(graph, float_layers)
-    if not signed_activations:
+    steps: dict[str, NDArray[np.float32]] = {}
+    if signed_activations:
+        for layer in layers:
+            steps.update(correct_layer(graph, layer, table.corrections.get(layer.name)))
+        drop_unused_constants(graph)
+        layers = _chosen_layers(graph, float_layers)  # whose weights have other names now
+    else:
         _merge_dense_bias(graph)
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     pairs = paired_tensors(graph, layers, signed=signed_activations)
@@ -74,6 +90,7 @@ def quantize(
     quantizer.quantize_model()
     quantizer.model.topological_sort()
     quantized: ModelProto = quantizer.model.model
+    _keep_grids(quantized, steps)
     onnx.helper.set_model_props(quantized, metadata)
     del quantized.graph.value_info[:]
     _check_quantized(quantized, layers)
@@ -123,6 +140,123 @@ def activation_ranges(
         raw = layer is not None and layer.raw_pixels
         ranges[name] = pixel_range(name, signed=signed) if raw else table.ranges[name]
     return ranges
+
+
+def weight_scales(weight: NDArray[np.float32], axis: int) -> NDArray[np.float32]:
+    """Return the steps of the grid that roundings are learnt on: one per output channel, all other axes kept as 1.
+
+    They are float16 values, so that the graph with FP16 around INT8 has the same integers.
+    """
+    others = tuple(place for place in range(weight.ndim) if place != axis)
+    largest = np.abs(weight).max(axis=others, keepdims=True)
+    scales = round_up_to_half(largest / np.float32(127)).astype(np.float32)
+    return np.where(scales > 0, scales, np.float32(1))
+
+
+def grid_floor(values: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    """Return the integer below each weight, given in steps, to which 0 or 1 is added: -127..126."""
+    floor: NDArray[np.float64] = np.clip(np.floor(values), -127, 126).astype(np.float64)
+    return floor
+
+
+def takes_bias(model: ModelProto, layer: Layer) -> bool:
+    """Whether a layer has a place for a bias: a stored one, or a Conv or Gemm without any."""
+    return _bias_place(model, layer) is not None
+
+
+def correct_layer(
+    model: ModelProto, layer: Layer, correction: Correction | None
+) -> dict[str, NDArray[np.float32]]:
+    """Put a table's correction of a layer into a graph, in place: its weight as it is rounded, and its bias.
+
+    The weight becomes integers times the steps of :func:`weight_scales`, in float: what a pair of that grid gives back.
+
+    Args:
+        model: The graph as :func:`prepare` gives it, or the piece of it that holds the layer.
+        layer: The layer.
+        correction: What the table says of it; None changes nothing.
+
+    Returns:
+        The steps by name of the new weight, ``float32 [outputs]``; empty where roundings are to the nearest.
+
+    Raises:
+        ArtefactError: It is of a layer of other sizes.
+    """
+    if correction is None:
+        return {}
+    stored = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    if correction.bias:
+        _shift_bias(model, layer, np.array(correction.bias, np.float32), stored)
+    if not correction.rounded_up:
+        return {}
+    weight = stored[layer.weight]
+    scales = weight_scales(weight, layer.axis)
+    up = _unpack_bits(correction.rounded_up, layer)
+    integers = (grid_floor(weight / scales) + up).astype(np.float32)
+    (node,) = (node for node in model.graph.node if node.name == layer.name)
+    node.input[1] = _store(model, f"{layer.name}.rounded_weight", integers * scales)
+    return {node.input[1]: scales.reshape(-1)}
+
+
+def _shift_bias(
+    model: ModelProto, layer: Layer, shift: NDArray[np.float32], stored: Mapping[str, NDArray[Any]]
+) -> None:
+    place = _bias_place(model, layer)
+    if place is None or len(shift) != layer.shape[layer.axis]:
+        raise _other_layer(layer, f"{len(shift)} biases")
+    node, index = place
+    old = stored[node.input[index]] if len(node.input) > index else np.float32(0)
+    name = _store(model, f"{layer.name}.corrected_bias", old + shift)
+    if len(node.input) > index:
+        node.input[index] = name
+    else:
+        node.input.append(name)
+
+
+def _unpack_bits(packed: str, layer: Layer) -> NDArray[np.uint8]:
+    try:
+        octets = np.frombuffer(base64.b64decode(packed, validate=True), np.uint8)
+    except ValueError as error:
+        raise _other_layer(layer, "roundings that cannot be read") from error
+    count = math.prod(layer.shape)
+    if len(octets) != -(-count // 8):
+        raise _other_layer(layer, f"{8 * len(octets)} roundings")
+    return np.unpackbits(octets, count=count).reshape(layer.shape)
+
+
+def _bias_place(model: ModelProto, layer: Layer) -> tuple[NodeProto, int] | None:
+    """Return the node and the number of its input that a layer's bias is, or would be; None where it has no place."""
+    stored = {tensor.name for tensor in model.graph.initializer}
+    (node,) = (node for node in model.graph.node if node.name == layer.name)
+    if node.op_type == "MatMul":
+        takers = [other for other in model.graph.node if node.output[0] in other.input]
+        if len(takers) != 1 or takers[0].op_type != "Add" or not set(takers[0].input) & stored:
+            return None
+        return takers[0], next(place for place, name in enumerate(takers[0].input) if name in stored)
+    factors = {each.name: each.f for each in node.attribute if each.name in ("alpha", "beta")}
+    plain = set(factors.values()) <= {1.0} and all(name in stored for name in node.input[2:])
+    return (node, 2) if plain else None
+
+
+def _store(model: ModelProto, name: str, values: NDArray[np.float32]) -> str:
+    model.graph.initializer.append(onnx.numpy_helper.from_array(values.astype(np.float32), name))
+    return name
+
+
+def _other_layer(layer: Layer, held: str) -> ArtefactError:
+    return ArtefactError(
+        f"the calibration table holds {held} for {layer.name}, whose weight is {list(layer.shape)}",
+        remedy=f"calibrate this model again: {calibrate_command()}",
+    )
+
+
+def _keep_grids(model: ModelProto, steps: Mapping[str, NDArray[np.float32]]) -> None:
+    """Give weights that are rounded already the grid they are on: their largest integer need not be 127."""
+    stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "QuantizeLinear" and node.input[0] in steps:
+            name = node.input[1]
+            stored[name].CopyFrom(onnx.numpy_helper.from_array(steps[node.input[0]], name))
 
 
 def put_rest_in_half(model: ModelProto) -> ModelProto:

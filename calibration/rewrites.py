@@ -92,7 +92,7 @@ def center_pixels(model: ModelProto) -> ModelProto:
     ]
     for index, made in enumerate(before):
         centred.graph.node.insert(place + index, made)
-    _drop_unused(centred)
+    drop_unused_constants(centred)
     return centred
 
 
@@ -141,7 +141,7 @@ def take_int8_pixels(model: ModelProto, contract: ModelContract) -> ModelProto:
     made_float = onnx.helper.make_node("DequantizeLinear", [image, *grid], [centred], f"{image}.dequantize")
     graph.node.insert(0, made_float)
     _drop_signed_pair(made, centred)
-    _drop_unused(made)
+    drop_unused_constants(made)
     return replace_contract(made, contract)
 
 
@@ -186,7 +186,8 @@ def _fits(layer: Layer, node: NodeProto, model: ModelProto) -> bool:
     return layer.raw_pixels and plain and explicit and known and not layer.input.endswith(SUFFIX)
 
 
-def _drop_unused(model: ModelProto) -> None:
+def drop_unused_constants(model: ModelProto) -> None:
+    """Remove, in place, stored tensors that no node takes."""
     used = {name for node in model.graph.node for name in node.input}
     kept = [tensor for tensor in model.graph.initializer if tensor.name in used]
     del model.graph.initializer[:]
@@ -321,7 +322,7 @@ def fold_norms(model: ModelProto) -> ModelProto:
     for name in steps:  # in the order of the graph, so that one behind the other reaches the same convolution
         graph.fold(name)
     del folded.graph.value_info[:]
-    _drop_unused(folded)
+    drop_unused_constants(folded)
     return folded
 
 

@@ -26,6 +26,9 @@ DEFAULT_METHOD = "mse"
 MINIMUM_IMAGES = 128
 DEFAULT_SEED = 0
 DEFAULT_PERCENTILE = 99.99
+# Of the signed graph's weights. Learnt in chains alone (calibration.chain.rounding).
+ROUNDINGS = ("nearest", "adaround")
+DEFAULT_ROUNDING = "adaround"
 
 # onnxruntime's histogram spans -max..max. Its own default of 128 bins for 128 levels makes the entropy method
 # find what minmax finds; TensorRT uses 2,048 bins, and 128 levels for the magnitudes, so 256 for both signs.
@@ -35,6 +38,7 @@ QUANTIZED_BINS = 256
 
 # A search finds 1 to 1,000 (calibration.chain.search); far beyond it weights overflow, and the engine answers nonsense.
 _Factor: TypeAlias = Annotated[float, Meta(ge=1e-6, le=1e6)]
+_Base64: TypeAlias = Annotated[str, Meta(max_length=1 << 24, pattern=r"\A[A-Za-z0-9+/]*={0,2}\Z")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,14 +50,19 @@ class CalibrationOptions:
         seed: The seed that chose the images; kept in the table.
         percentile: For ``percentile``: how much of a tensor's values the range holds, in percent; half of
             the rest is cut on either side.
+        rounding: One of :data:`ROUNDINGS`; None takes :data:`DEFAULT_ROUNDING` where the network allows it.
+        bias_correction: Whether the mean error of each channel goes into its bias; None does it where the network
+            allows it.
 
     Raises:
-        UsageError: Another method, or a percentile outside 50 to 100.
+        UsageError: Another method or rounding, or a percentile outside 50 to 100.
     """
 
     method: str = DEFAULT_METHOD
     seed: int = DEFAULT_SEED
     percentile: float = DEFAULT_PERCENTILE
+    rounding: str | None = None
+    bias_correction: bool | None = None
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -61,6 +70,10 @@ class CalibrationOptions:
             raise UsageError(
                 f"there is no calibration method {self.method!r}",
                 remedy=f"choose one of {', '.join(METHODS)}",
+            )
+        if self.rounding not in (None, *ROUNDINGS):
+            raise UsageError(
+                f"there is no rounding {self.rounding!r}", remedy=f"choose one of {', '.join(ROUNDINGS)}"
             )
         if not 50 < self.percentile <= 100:
             raise UsageError(
@@ -81,6 +94,19 @@ class SkippedImage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     name: str
     reason: str
+
+
+class Correction(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What was learnt of a layer of the signed graph (:mod:`calibration.chain.rounding`).
+
+    Attributes:
+        bias: What is added to the bias of each output channel, in the output's own unit; empty adds nothing.
+        rounded_up: Whether each weight is rounded up or down to its grid: one bit for each, in the order in which the
+            weight is stored, eight to a byte, in base64; empty rounds to nearest.
+    """
+
+    bias: tuple[Number, ...] = ()
+    rounded_up: _Base64 = ""
 
 
 class CalibrationTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -105,6 +131,8 @@ class CalibrationTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
         pixel_levels: How many pixels of these images, as the network takes them, lie in each of
             :data:`engines.images.LEVEL_BINS` equal parts of grey 0..255; empty in tables before version 3, and in those
             of training. What a run sees is held against it (:mod:`edge_dsc.infer.live_page.monitoring`).
+        corrections: By name of the layer, what was learnt for the signed graph beyond its ranges; layers that are not
+            named are rounded to nearest. Empty in tables before version 4.
     """
 
     method: Text
@@ -118,11 +146,20 @@ class CalibrationTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     images: tuple[CalibrationImage, ...]
     skipped: tuple[SkippedImage, ...] = ()
     pixel_levels: tuple[Count, ...] = ()
+    corrections: Mapping[Text, Correction] = msgspec.field(default_factory=dict)
 
     @property
     def implicit(self) -> bool:
         """Whether TensorRT found the ranges for itself: no Q/DQ graph is made of them."""
         return self.method in TENSORRT_METHODS
+
+    def describe_corrections(self) -> str:
+        """Say what was learnt for the signed graph; empty where nothing was."""
+        learnt = sum(bool(each.rounded_up) for each in self.corrections.values())
+        shifted = sum(bool(each.bias) for each in self.corrections.values())
+        parts = [f"roundings of {learnt} layers learnt by AdaRound"] if learnt else []
+        parts += [f"biases of {shifted} layers corrected"] if shifted else []
+        return ", ".join(parts)
 
 
 def calibrate_command(
@@ -143,13 +180,18 @@ def _from_version_2(body: dict[str, Any]) -> dict[str, Any]:
     return {"pixel_levels": [], **body}
 
 
+def _from_version_3(body: dict[str, Any]) -> dict[str, Any]:
+    """Add what version 4 added."""
+    return {"corrections": {}, **body}
+
+
 TABLE = DocumentKind(
     name="edge-dsc/calibration-table",
-    version=3,
+    version=4,
     body=CalibrationTable,
     renew=calibrate_command(),
     seal="table_sha256",
-    older={1: _from_version_1, 2: _from_version_2},
+    older={1: _from_version_1, 2: _from_version_2, 3: _from_version_3},
 )
 
 
@@ -163,6 +205,7 @@ def save_table(path: Path, table: CalibrationTable) -> None:
             versions=dict(sorted(table.versions.items())),
             ranges=dict(sorted(table.ranges.items())),
             channel_factors=dict(sorted(table.channel_factors.items())),
+            corrections=dict(sorted(table.corrections.items())),
             images=tuple(sorted(table.images, key=lambda image: (image.label, image.name))),
             skipped=tuple(sorted(table.skipped, key=lambda image: image.name)),
         ),

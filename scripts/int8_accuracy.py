@@ -4,8 +4,9 @@
 
 Every RUN holds ``model.onnx`` (``edge-dsc export RUN``) and its split. Images of the evaluation and test parts
 judge; calibration sees training images only. The graphs are those that ``build-engine --int8`` builds from: signed
-for TensorRT, with FP16 around INT8, and unsigned for ONNX Runtime, which answers for both. A folder ``RUN-qat`` beside
-a run (``edge-dsc train DATA --qat RUN``) gives rows with the method ``qat``, held against the FP32 answers of RUN.
+for TensorRT, with FP16 around INT8, and unsigned for ONNX Runtime, which answers for both. ``mse`` gives rows with what
+is learnt beside the ranges, and rows ``mse alone`` without. A folder ``RUN-qat`` beside a run (``edge-dsc train DATA
+--qat RUN``) gives rows with the method ``qat``, held against the FP32 answers of RUN.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +42,10 @@ from engines.text_table import Table, render_markdown
 
 _RUNTIMES = {"signed": "tensorrt-rtx", "unsigned": "onnxruntime"}
 _BATCH = 16
+# What is asked for beside the method, by the name of the rows.
+_WAYS: dict[str, dict[str, dict[str, Any]]] = {
+    "mse": {"mse": {}, "mse alone": {"rounding": "nearest", "bias_correction": False}}
+}
 _HEADER = (
     *("network", "seed", "method", "graph", "images", "FP32 %", "INT8 %", "difference", "95 % interval"),
     *("agreement %", "lost", "won", "McNemar p"),
@@ -106,18 +112,24 @@ def _measure_run(run: Path, options: argparse.Namespace) -> Iterator[Answers]:
 
 
 def _tables(run: Path, options: argparse.Namespace) -> Iterator[tuple[str, Path, CalibrationTable]]:
-    """Yield method, FP32 model and table."""
+    """Yield the rows' name, FP32 model and table."""
     model = run / "model.onnx"
     with tempfile.TemporaryDirectory() as folder:
-        for method in options.methods:
+        ways = [
+            (method, name, asked)
+            for method in options.methods
+            for name, asked in _WAYS.get(method, {method: {}}).items()
+        ]
+        for method, name, asked in ways:
             request = CalibrationRequest(
                 model=model,
                 data=options.data,
                 method=method,
                 images=options.images,
-                out=Path(folder) / f"{method}.json",
+                out=Path(folder) / f"{name}.json",
+                **asked,
             )
-            yield method, model, run_calibration(request).table
+            yield name, model, run_calibration(request).table
     tuned = run.with_name(f"{run.name}-{QAT_METHOD}")
     if (tuned / CALIBRATION_NAME).is_file():
         yield QAT_METHOD, tuned / "model.onnx", load_table(tuned / CALIBRATION_NAME)

@@ -8,7 +8,7 @@ computed once, which makes all 256 mixes of eight layers cost about as much as t
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -17,9 +17,9 @@ import onnx
 from numpy.typing import NDArray
 
 from calibration.layers import Layer, find_layers, is_chain
-from calibration.qdq import activation_ranges, prepare
+from calibration.qdq import activation_ranges, correct_layer, prepare
 from calibration.rewrites import Bounds
-from calibration.table import CalibrationTable
+from calibration.table import CalibrationTable, Correction
 from engines import images
 from engines.cpu.ort import SILENT
 from engines.errors import ArtefactError
@@ -105,13 +105,21 @@ class Chain:
         signed: Which kind of graph is imitated: signed for TensorRT, unsigned for onnxruntime.
     """
 
-    def __init__(self, model: ModelProto, *, signed: bool, weight_bits: int = 8) -> None:
+    def __init__(
+        self,
+        model: ModelProto,
+        *,
+        signed: bool,
+        weight_bits: int = 8,
+        corrections: Mapping[str, Correction] | None = None,
+    ) -> None:
         """Cut a graph.
 
         Args:
-            model: The FP32 graph.
-            signed: See above.
+            model: The graph as :func:`calibration.qdq.prepare` gives it.
+            signed: Which kind of INT8 graph.
             weight_bits: As in :func:`calibration.qdq.quantize`.
+            corrections: Of the layers that run in INT8, by name; only a signed graph has them.
 
         Raises:
             ArtefactError: A layer's input depends on more than the layer before it.
@@ -125,8 +133,13 @@ class Chain:
         self._graphs = [
             _cut(model, source, target) for source, target in zip(sources, self._cuts, strict=True)
         ]
+        self._corrections = dict(corrections or {}) if signed else {}
         self._opened: dict[tuple[int, bool, bool], Any] = {}
         self._opening = threading.Lock()
+
+    def correct(self, layer: str, correction: Correction) -> None:
+        """Set the correction of a layer that has not yet run in INT8."""
+        self._corrections[layer] = correction
 
     def start(self, pixels: Pixels) -> Floats:
         """Return the first layer's input for ``uint8 [N, height, width, 1]``."""
@@ -188,7 +201,9 @@ class Chain:
         graph = onnx.ModelProto()
         graph.CopyFrom(self._graphs[index + 1])
         layer = self.layers[index]
-        for tensor in graph.graph.initializer if int8 else ():
+        correction = self._corrections.get(layer.name) if int8 else None
+        learnt = correct_layer(graph, layer, correction)
+        for tensor in graph.graph.initializer if int8 and not learnt else ():
             if tensor.name == layer.weight:
                 rounded = round_weight(tensor, layer.axis, layer.bits(self._weight_bits))
                 tensor.CopyFrom(onnx.numpy_helper.from_array(rounded, tensor.name))
@@ -212,7 +227,7 @@ def quantized_chain(
         ArtefactError: The graph is no chain of layers, or the table is of another one.
     """
     prepared = prepare(model, table)
-    chain = Chain(prepared, signed=signed, weight_bits=weight_bits)
+    chain = Chain(prepared, signed=signed, weight_bits=weight_bits, corrections=table.corrections)
     ranges = activation_ranges(prepared, table, signed=signed)
     return chain, [grid_of(ranges[layer.input], signed=signed) for layer in chain.layers]
 

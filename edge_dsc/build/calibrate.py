@@ -27,6 +27,7 @@ from calibration.tensorrt import (
 )
 from edge_dsc.data import Dataset, Split, discover
 from edge_dsc.data.purposes import images_to_calibrate, split_beside
+from engines.errors import UsageError
 from engines.files import require_writable, write_text
 from engines.graph import OnnxModel, load_model
 from engines.packages import is_installed
@@ -51,6 +52,8 @@ class CalibrationRequest:
         trt_release: Also write TensorRT's own text cache for this release, such as ``8.6.2``, beside the table.
         runtime: What will build; only a TensorRT has calibrators of its own.
         device: Which GPU TensorRT calibrates on.
+        rounding: How the signed graph's weights are rounded; see :class:`calibration.table.CalibrationOptions`.
+        bias_correction: Whether its biases are corrected; as there.
     """
 
     model: Path
@@ -62,6 +65,8 @@ class CalibrationRequest:
     trt_release: str | None = None
     runtime: str = "tensorrt"
     device: int = 0
+    rounding: str | None = None
+    bias_correction: bool | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,12 +105,18 @@ def run_calibration(request: CalibrationRequest, progress: Progress | None = Non
         BadInputError: Too few usable images.
         ArtefactError: The model is not ours.
         EnvironmentProblem: TensorRT is to calibrate, and cannot here.
-        UsageError: A TensorRT cache that the method, or the release, cannot give; a runtime without calibrators.
+        UsageError: A TensorRT cache that the method, or the release, cannot give; a runtime without calibrators;
+            roundings or biases that are learnt, of a network or a method that has none.
     """
     if request.trt_release is not None:
         check_cache_request(request.method, request.trt_release)
     tensorrt = choose_runtime(request.runtime)[0] if request.method in TENSORRT_METHODS else None
     if tensorrt is not None:
+        if request.bias_correction or request.rounding not in (None, "nearest"):
+            raise UsageError(
+                f"ranges by {request.method} go with TensorRT's own roundings",
+                remedy="leave --rounding and --bias-correction out, or choose another --calib-method",
+            )
         tensorrt.require_calibrators(request.method)
     path = request.out or request.model.parent / CALIBRATION_NAME
     model = load_model(request.model)
@@ -117,7 +128,12 @@ def run_calibration(request: CalibrationRequest, progress: Progress | None = Non
     if tensorrt is not None:
         table = _calibrate_in_tensorrt(tensorrt, request, model, images, progress)
     else:
-        options = CalibrationOptions(method=request.method, seed=request.seed)
+        options = CalibrationOptions(
+            method=request.method,
+            seed=request.seed,
+            rounding=request.rounding,
+            bias_correction=request.bias_correction,
+        )
         table = calibrate(model, images, options, progress)
     save_table(path, table)
     coverage, report = None, path.with_name(f"{path.stem}.coverage.json")

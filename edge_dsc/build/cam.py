@@ -10,13 +10,15 @@ out. The map holds these products, summed over the channels, one number for each
 lies there. Nothing is estimated; with one dense layer after a global average it is the classic class activation map.
 
 The nodes are added after the graph has its precision, so that they see the very weights that the engine computes with.
+
+The first dense layer's weights are the largest of the network, and reading them is what they cost. In a graph in FP32
+they are read once: the layer is computed place by place, and its output and the map are both made of these parts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 from typing import Any
 
 import msgspec
@@ -42,11 +44,13 @@ class _Dense:
     """A dense layer of the head.
 
     Attributes:
+        node: Its node.
         weight: ``[inputs, outputs]``, as the engine computes with it.
         input: The tensor that it takes, ``[N, inputs]``.
         gate: The output of the ReLU before it; None without one.
     """
 
+    node: NodeProto
     weight: NDArray[np.floating[Any]]
     input: str
     gate: str | None = None
@@ -105,8 +109,12 @@ def add_cam(graph: ModelProto, contract: ModelContract) -> tuple[ModelProto, Mod
     features = head.features(layers[0].input)
     made = msgspec.structs.replace(contract, cam=(features.height, features.width))
     writer = _Writer(replace_contract(graph, made), head.element_type(features.tensor))
-    evidence = writer.evidence(features, writer.effective_weights(layers), len(contract.labels))
-    writer.give(evidence, [len(contract.labels), features.height, features.width])
+    behind, classes = writer.weights_behind(layers), len(contract.labels)
+    if writer.can_split(layers[0], features):
+        evidence = writer.split(layers[0], features, behind, classes)
+    else:
+        evidence = writer.evidence(features, writer.effective_weights(layers[0], behind), classes)
+    writer.give(evidence, [classes, features.height, features.width])
     onnx.checker.check_model(writer.model)
     return writer.model, made
 
@@ -140,7 +148,7 @@ class _Head:
             node = self._producer(tensor)
             computed = [name for name in node.input if self._constant(name) is None] if node else []
             if node is not None and node.op_type in ("MatMul", "Gemm"):
-                found.insert(0, _Dense(weight=self._weight(node), input=node.input[0]))
+                found.insert(0, _Dense(node=node, weight=self._weight(node), input=node.input[0]))
             elif node is not None and node.op_type == "Relu" and found:
                 found[0] = replace(found[0], gate=tensor)
             elif found and (node is None or node.op_type in _SHAPING | _AVERAGES):
@@ -250,19 +258,64 @@ class _Writer:
         """Note numpy's name of the type."""
         self._dtype = onnx.helper.tensor_dtype_to_np_dtype(self.kind)
 
-    def effective_weights(self, layers: Sequence[_Dense]) -> str:
-        """Return ``[N or 1, classes, inputs of the head]``: the product of the weights that this input selects."""
-        weights = layers[-1].weight.T.astype(np.float64)
-        selected: str | None = None  # the product so far, once it depends on the image
-        for before, layer in reversed(list(pairwise(layers))):
+    def weights_behind(self, layers: Sequence[_Dense]) -> str | None:
+        """Return the product of the weights behind the first dense layer that this input selects.
+
+        Returns:
+            ``[classes, units]``, or ``[N, classes, units]`` where ReLU selects; None with one dense layer.
+        """
+        product: str | None = None
+        for layer in reversed(layers[1:]):
+            weights = self._store("weights", layer.weight.T)
+            product = weights if product is None else self._add("MatMul", "effective", product, weights)
             if layer.gate is not None:
                 gate = self._add("Unsqueeze", "on", self._add("Sign", "units", layer.gate), self._axes(1))
-                selected = self._add("Mul", "selected", selected or self._store("outputs", weights), gate)
-            if selected is None:
-                weights = weights @ before.weight.T.astype(np.float64)
-            else:
-                selected = self._add("MatMul", "effective", selected, self._store("weights", before.weight.T))
-        return selected or self._store("effective", weights[None])
+                product = self._add("Mul", "selected", product, gate)
+        return product
+
+    def effective_weights(self, first: _Dense, behind: str | None) -> str:
+        """Return ``[classes, inputs of the head]``, or ``[N, classes, inputs]`` where ReLU selects."""
+        weights = self._store("weights", first.weight.T)
+        return weights if behind is None else self._add("MatMul", "effective", behind, weights)
+
+    def can_split(self, first: _Dense, features: _Features) -> bool:
+        """Whether the first dense layer can be computed place by place: in FP32, with weights that are not rounded.
+
+        In FP16 the parts would be rounded before they are summed up, and an INT8 layer is left to its integer kernel.
+        """
+        stored = {tensor.name for tensor in self.model.graph.initializer}
+        plain = _attribute(first.node, "beta", 1.0) == 1.0 and first.node.input[1] in stored
+        return self.kind == TensorProto.FLOAT and plain and not features.averaged
+
+    def split(self, first: _Dense, features: _Features, behind: str | None, classes: int) -> str:
+        """Compute the first dense layer as a sum over places, and the evidence of what is summed up.
+
+        Returns:
+            ``[N, classes, height, width]``.
+        """
+        places, channels = features.height * features.width, features.channels
+        flat = [places, channels] if features.last else [channels, places]
+        weights = first.weight.reshape(*flat, -1)
+        nodes = self.model.graph.node
+        place, count = list(nodes).index(first.node), len(nodes)
+        values = self._reshape("values", first.input, [-1, *flat])
+        values = self._add("Transpose", "places", values, perm=[1, 0, 2] if features.last else [2, 0, 1])
+        kernel = self._store("kernel", weights if features.last else weights.transpose(1, 0, 2))
+        parts = self._add("MatMul", "parts", values, kernel)  # [places, N, units]
+        nodes[-1].name = first.node.name  # it is that layer
+        total = self._add("ReduceSum", "total", parts, self._axes(0), keepdims=0)
+        if len(first.node.input) > 2:
+            self._add("Add", "biased", total, first.node.input[2])
+        nodes[-1].output[:] = first.node.output
+        made = list(nodes)[count:]
+        del nodes[count:]
+        del nodes[place]
+        for offset, node in enumerate(made):
+            nodes.insert(place + offset, node)
+        self._drop(first.node.input[1])
+        parts = self._add("Transpose", "units_first", parts, perm=[1, 2, 0])
+        evidence = parts if behind is None else self._add("MatMul", "products", behind, parts)
+        return self._reshape("evidence", evidence, [-1, classes, features.height, features.width])
 
     def evidence(self, features: _Features, weights: str, classes: int) -> str:
         """Return value x effective weight, summed over the channels: ``[N, classes, height, width]``."""
@@ -303,6 +356,13 @@ class _Writer:
     def _reshape(self, name: str, tensor: str, shape: Sequence[int]) -> str:
         wanted = store_constant(self.model, f"{CAM_OUTPUT}_{name}.shape", np.array(shape, np.int64))
         return self._add("Reshape", name, tensor, wanted)
+
+    def _drop(self, constant: str) -> None:
+        """Remove a constant that no node takes any more."""
+        if any(constant in node.input for node in self.model.graph.node):
+            return
+        stored = self.model.graph.initializer
+        stored.remove(next(tensor for tensor in stored if tensor.name == constant))
 
     def _store(self, name: str, value: NDArray[np.floating[Any]]) -> str:
         return store_constant(self.model, f"{CAM_OUTPUT}_{name}.value", value.astype(self._dtype))

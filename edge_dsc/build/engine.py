@@ -683,12 +683,15 @@ def _record(build: Build, result: BuildResult, engine: Path, seconds: float) -> 
 
 
 def _origins(build: Build) -> list[str]:
-    """Say what of the engine's INT8 does not stand in its graph."""
+    """Say how the engine's INT8 came to be, beyond its ranges."""
     notes = [build.layers_origin] if build.layers_origin is not None else []
     if build.table is not None and build.table.implicit:
         notes.append(
             f"implicit quantisation: TensorRT rounds an FP32 graph, by its own ranges ({build.table.method})"
         )
+    if build.table is not None and build.runtime.signed_activations:
+        corrected = build.table.describe_corrections()
+        notes += [corrected] if corrected else []
     return notes
 
 

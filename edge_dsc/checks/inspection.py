@@ -329,6 +329,8 @@ def describe_table(table: CalibrationTable) -> dict[str, Any]:
         "onnx_sha256": table.onnx_sha256,
         "preprocess_sha256": table.preprocess_sha256,
         "seed": table.seed,
+        "rounded": sorted(name for name, each in table.corrections.items() if each.rounded_up),
+        "bias_corrected": sorted(name for name, each in table.corrections.items() if each.bias),
     }
 
 

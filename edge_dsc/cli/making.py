@@ -97,6 +97,13 @@ class CalibMethod(str, enum.Enum):
     TENSORRT_MINMAX = "tensorrt-minmax"
 
 
+class Rounding(str, enum.Enum):
+    """How the weights of the signed INT8 graph are rounded; the names of calibration.table.ROUNDINGS."""
+
+    NEAREST = "nearest"
+    ADAROUND = "adaround"
+
+
 class PrecisionName(str, enum.Enum):
     """The values of engines.record.Precision."""
 
@@ -175,6 +182,22 @@ Kinds = Annotated[
 Method = Annotated[
     CalibMethod,
     typer.Option("--calib-method", help="How the ranges are chosen; tensorrt-*: by TensorRT 8.6 to 10.x."),
+]
+Roundings = Annotated[
+    Optional[Rounding],
+    typer.Option(
+        "--rounding",
+        help="How TensorRT's INT8 weights are rounded; default: adaround with mse, for chains of layers.",
+        show_default=False,
+    ),
+]
+BiasCorrection = Annotated[
+    Optional[bool],
+    typer.Option(
+        "--bias-correction/--no-bias-correction",
+        help="Take the mean error of INT8 out of TensorRT's biases; default: with mse, for chains of layers.",
+        show_default=False,
+    ),
 ]
 
 
@@ -850,6 +873,8 @@ def calibrate(
     model: Model = DEFAULT_RUN,
     calib_method: Method = CalibMethod.MSE,
     calib_images: CalibImages = 256,
+    rounding: Roundings = None,
+    bias_correction: BiasCorrection = None,
     seed: Seed = 0,
     trt_cache: Annotated[
         Optional[str],
@@ -887,6 +912,8 @@ def calibrate(
         out=out,
         trt_release=trt_cache,
         device=device or 0,
+        rounding=rounding and rounding.value,
+        bias_correction=bias_correction,
     )
     with progress_bar() as progress:
         made = run_calibration(request, progress)
@@ -894,11 +921,12 @@ def calibrate(
     description["trt_cache"] = str(made.trt_cache) if made.trt_cache else None
     description["coverage"] = to_builtins(made.coverage)
     if json:
-        give_json("edge-dsc/calibrate-result", description)
+        give_json("edge-dsc/calibrate-result", description, schema_version=2)
     else:
         give(
             f"{printable(made.path)}: {len(made.table.ranges)} ranges by {made.table.method}"
             f" over {len(made.table.images)} images ({made.held_out} left out as held back by the split)"
+            + (f"\nfor TensorRT: {corrected}" if (corrected := made.table.describe_corrections()) else "")
             + (f"\n{made.coverage.text()}" if made.coverage else "")
             + (f"\nTensorRT's cache: {printable(made.trt_cache)}" if made.trt_cache else "")
         )
@@ -926,6 +954,8 @@ def build_engine(
     ] = None,
     calib_method: Method = CalibMethod.MSE,
     calib_images: CalibImages = 256,
+    rounding: Roundings = None,
+    bias_correction: BiasCorrection = None,
     layers: Annotated[
         Optional[Path],
         typer.Option(
@@ -1039,6 +1069,10 @@ def build_engine(
     calibrated = asked in (Precision.INT8, Precision.MIXED)
     batch_range = parse_batch(batch)
     gate = parse_gate(validate, max_drop)
+    if not calib_data and (rounding or bias_correction is not None):
+        raise UsageError(
+            "--rounding and --bias-correction are for a calibration", remedy="add --calib-data DIR"
+        )
     _refuse_contradictions(asked, calib_data, calibration, calib_method, layers, gate)
     made = None
     with progress_bar() as progress:
@@ -1051,6 +1085,8 @@ def build_engine(
                 seed=seed,
                 runtime=backend.value,
                 device=device or 0,
+                rounding=rounding and rounding.value,
+                bias_correction=bias_correction,
             )
             made = run_calibration(request, progress)
         elif calibrated and calibration is None and (path.parent / CALIBRATION_NAME).is_file():

@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from msgspec import structs
 from onnxruntime.quantization.calibrate import CalibrationDataReader, CalibrationMethod, create_calibrator
 
 from calibration import collect
@@ -19,7 +20,7 @@ from calibration.layers import tensors_to_calibrate
 from calibration.rewrites import fold_norms
 from calibration.select import CalibrationSet, Candidate, read_set, select_images
 from calibration.table import HISTOGRAM_BINS, METHODS, CalibrationOptions, CalibrationTable, save_table
-from engines.errors import ArtefactError, BadInputError
+from engines.errors import ArtefactError, BadInputError, UsageError
 from engines.graph import OnnxModel, load_model
 
 Paths = dict[str, Path]
@@ -122,11 +123,43 @@ def test_the_methods_differ(
     assert max(tops["entropy"], tops["percentile"]) < tops["minmax"]
     assert tables["mse"].parameters == {"searched_images": 96}
     assert set(tables["mse"].channel_factors) <= {"features"}
+    assert {method: bool(table.corrections) for method, table in tables.items()} == {
+        "mse": True,
+        "entropy": False,
+        "minmax": False,
+        "percentile": False,
+    }
     assert tables["entropy"].parameters == {"histogram_bins": 2048, "quantized_bins": 256}
     assert tables["percentile"].parameters == {"percentile": 99.9, "histogram_bins": 2048}
     for table in tables.values():  # never cut
         assert table.ranges["pixels"] == small_table.ranges["pixels"]
         assert table.ranges["hidden"] == small_table.ranges["hidden"]
+
+
+def test_roundings_and_biases_are_learnt_as_they_are_asked_for(
+    small_table: CalibrationTable, model: OnnxModel, small_set: CalibrationSet
+) -> None:
+    def learnt(**asked: Any) -> dict[str, tuple[bool, bool]]:
+        table = calibrate(model, small_set, CalibrationOptions(method="minmax", **asked))
+        assert structs.replace(table, corrections={}) == small_table
+        return {name: (bool(each.rounded_up), bool(each.bias)) for name, each in table.corrections.items()}
+
+    assert learnt(rounding="nearest", bias_correction=False) == {}
+    assert learnt(rounding="adaround") == {"stem": (True, False)}
+    assert learnt(bias_correction=True) == {"stem": (False, True), "dense": (False, True)}
+
+
+@pytest.mark.parametrize(
+    ("asked", "named"),
+    [({"rounding": "adaround"}, "--rounding adaround"), ({"bias_correction": True}, "--bias-correction")],
+)
+def test_what_is_learnt_layer_by_layer_is_refused_where_branches_meet(
+    branched_models: Paths, branched_set: CalibrationSet, asked: dict[str, Any], named: str
+) -> None:
+    model = load_model(branched_models["residual"])
+    with pytest.raises(UsageError, match=f"^{named} looks at one layer after the other") as caught:
+        calibrate(model, branched_set, CalibrationOptions(**asked))
+    assert caught.value.remedy == f"leave {named} out"
 
 
 def test_same_inputs_give_the_same_bytes_wherever_the_folder_lies(

@@ -13,6 +13,7 @@ from calibration.table import (
     METHODS,
     CalibrationOptions,
     CalibrationTable,
+    Correction,
     SkippedImage,
     calibrate_command,
     check_table,
@@ -41,7 +42,7 @@ def test_a_table_survives_its_file(small_table: CalibrationTable, tmp_path: Path
     again = load_table(path)
     assert again == table
     document = json.loads(path.read_text())
-    assert (document["kind"], document["schema_version"]) == ("edge-dsc/calibration-table", 3)
+    assert (document["kind"], document["schema_version"]) == ("edge-dsc/calibration-table", 4)
     assert list(document)[2:] == [
         "method",
         "parameters",
@@ -54,6 +55,7 @@ def test_a_table_survives_its_file(small_table: CalibrationTable, tmp_path: Path
         "images",
         "skipped",
         "pixel_levels",
+        "corrections",
         "table_sha256",
     ]
     save_table(tmp_path / "again.json", again)
@@ -109,13 +111,15 @@ ONE_TOO_FEW = [{"name": f"{index}.png", "label": "a", "sha256": f"{index:064}"} 
         ({"channel_factors": {"features": [1e300]}}, r"`float` <= 1000000.0 - at `\$\.channel_factors"),
         ({"channel_factors": {"features": []}}, "holds no channel factors for features"),
         ({"channel_factors": [1]}, r"`\$\.channel_factors`"),
+        ({"corrections": {"stem": {"bias": [1e39]}}}, r"`float` <= 3.4e\+?38 - at `\$\.corrections"),
+        ({"corrections": {"stem": {"rounded_up": "no base64"}}}, r"matching regex .* - at `\$\.corrections"),
         ({"extra": 1}, "unknown field `extra`"),
     ],
 )
 def test_a_senseless_table_is_refused_even_when_sealed(
     small_table: CalibrationTable, tmp_path: Path, change: dict[str, object], text: str
 ) -> None:
-    path = write_sealed(tmp_path, {**to_builtins(small_table), **change}, version=3)
+    path = write_sealed(tmp_path, {**to_builtins(small_table), **change}, version=4)
     with pytest.raises(ArtefactError, match=text) as caught:
         load_table(path)
     assert caught.value.remedy.startswith("make it again: edge-dsc calibrate MODEL --calib-data DIR")
@@ -129,8 +133,8 @@ def test_tables_of_version_1_are_read_with_channel_factors_or_without(
     body = to_builtins(small_table)
     del body["channel_factors"]
     assert load_table(write_sealed(tmp_path, body, version=1)) == small_table
-    with pytest.raises(ArtefactError, match="has schema version 4, this edge-dsc reads 1 and 2 and 3"):
-        load_table(write_sealed(tmp_path, body, version=4))
+    with pytest.raises(ArtefactError, match="has schema version 5, this edge-dsc reads 1 and 2 and 3 and 4"):
+        load_table(write_sealed(tmp_path, body, version=5))
 
 
 def test_tables_of_version_2_are_read_without_grey_levels(
@@ -141,6 +145,24 @@ def test_tables_of_version_2_are_read_without_grey_levels(
     assert load_table(write_sealed(tmp_path, body, version=2)) == structs.replace(
         small_table, pixel_levels=()
     )
+
+
+def test_tables_of_version_3_are_read_without_corrections(
+    small_table: CalibrationTable, tmp_path: Path
+) -> None:
+    body = to_builtins(small_table)
+    del body["corrections"]
+    assert load_table(write_sealed(tmp_path, body, version=3)) == small_table
+    assert small_table.corrections == {} and small_table.describe_corrections() == ""
+    corrected = structs.replace(
+        small_table,
+        corrections={
+            "stem": Correction(bias=(1.5, -2.0), rounded_up="AP8="),
+            "dense": Correction(bias=(0.5,)),
+        },
+    )
+    save_table(tmp_path / "corrected.json", corrected)
+    assert load_table(tmp_path / "corrected.json") == corrected
 
 
 def test_a_table_counts_the_grey_levels_of_its_images(small_table: CalibrationTable) -> None:

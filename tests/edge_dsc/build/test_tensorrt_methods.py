@@ -108,6 +108,17 @@ def test_what_has_no_calibrators_is_refused_before_the_work(
         run_calibration(request)
 
 
+def test_roundings_are_not_learnt_for_what_tensorrt_rounds(machine: Machine, tmp_path: Path) -> None:
+    machine("10.3")
+    request = CalibrationRequest(
+        model=tmp_path / "none.onnx", data=tmp_path, method="tensorrt-minmax", rounding="adaround"
+    )
+    for asked in (request, replace(request, rounding=None, bias_correction=True)):
+        with pytest.raises(UsageError, match="tensorrt-minmax go with TensorRT's own roundings") as caught:
+            run_calibration(asked)
+        assert caught.value.remedy.startswith("leave --rounding and --bias-correction out")
+
+
 @pytest.mark.slow  # the calibration that it builds from
 class TestBuilding:
     """From a table of 8.6, on 8.6 unless said otherwise."""

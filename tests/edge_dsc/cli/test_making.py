@@ -22,6 +22,7 @@ from edge_dsc.cli.making import (
     Int8Backend,
     PrecisionName,
     RecipeName,
+    Rounding,
 )
 from edge_dsc.networks import NetworkChoice
 from edge_dsc.training.recipes import Ingredients
@@ -30,7 +31,7 @@ from engines.graph import load_model
 
 
 def test_choices_are_those_of_the_library() -> None:
-    from calibration.table import METHODS, TENSORRT_METHODS
+    from calibration.table import METHODS, ROUNDINGS, TENSORRT_METHODS
     from edge_dsc.build.conform import LOGITS, PROBABILITIES
     from edge_dsc.networks import NAMES
     from edge_dsc.training import RECIPES
@@ -42,6 +43,7 @@ def test_choices_are_those_of_the_library() -> None:
     assert [choice.value for choice in Backend] == ["auto", *RUNTIME_NAMES]
     assert [choice.value for choice in Int8Backend] == list(RUNTIME_NAMES)
     assert [choice.value for choice in CalibMethod] == [*METHODS, *TENSORRT_METHODS]
+    assert [choice.value for choice in Rounding] == list(ROUNDINGS)
     assert [choice.value for choice in InputType] == list(INPUT_TYPES)
     assert [choice.value for choice in DecoderName] == list(DECODERS)
     assert [choice.value for choice in Gives] == [LOGITS, PROBABILITIES]
@@ -64,7 +66,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What training, fine-tuning or export was asked for; none of them begins."""
     asked: list[Any] = []
 
-    def note(options: Any, **more: Any) -> None:
+    def note(options: Any, *_progress: Any, **more: Any) -> None:
         asked.append((options, more))
         raise UsageError("enough", remedy="none")
 
@@ -73,6 +75,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         "training.twin.make_twin",
         "build.qat.fine_tune",
         "build.export.export_run",
+        "build.calibrate.run_calibration",
     ):
         monkeypatch.setattr(f"edge_dsc.{target}", note)
     return asked
@@ -181,11 +184,29 @@ def test_export_hands_on_what_was_asked_for(edge_dsc: Any, asked: list[Any]) -> 
     assert (run, more["data"], more["out"]) == (Path("runs/cnn"), Path("xrays"), Path("a.onnx"))
 
 
+def test_calibrate_hands_on_what_was_asked_for(edge_dsc: Any, asked: list[Any], run: Path) -> None:
+    words = ("--calib-data", "xrays", "--rounding", "nearest", "--no-bias-correction")
+    assert edge_dsc("calibrate", run, *words).code == 2
+    assert edge_dsc("calibrate", run, "--calib-data", "xrays", "--rounding", "adaround").code == 2
+    assert edge_dsc("build-engine", run, "--int8", *words).code == 2
+    seen = [(request.rounding, request.bias_correction) for request, _ in asked]
+    assert seen == [("nearest", False), ("adaround", None), ("nearest", False)]
+
+
+@pytest.mark.parametrize("words", [("--rounding", "adaround"), ("--no-bias-correction",)])
+def test_roundings_are_learnt_by_a_calibration_alone(edge_dsc: Any, words: tuple[str, ...]) -> None:
+    found = edge_dsc("build-engine", "none.onnx", "--int8", *words)
+    assert found.code == 2
+    assert (
+        "--rounding and --bias-correction are for a calibration" in found.err and "--calib-data" in found.err
+    )
+
+
 @pytest.mark.slow
 def test_calibrate(edge_dsc: Any, run: Path, textures: Path) -> None:
     done = edge_dsc("calibrate", run, "--calib-data", textures, "--calib-method", "minmax", "--json")
     assert done.code == 0
-    assert done.json["kind"] == "edge-dsc/calibrate-result" and done.json["schema_version"] == 1
+    assert done.json["kind"] == "edge-dsc/calibrate-result" and done.json["schema_version"] == 2
     assert (done.json["method"], done.json["images"]) == ("minmax", 150)
     assert json.loads((run / "calibration.json").read_text())["method"] == "minmax"
 
