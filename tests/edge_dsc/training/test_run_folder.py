@@ -138,7 +138,10 @@ def test_a_record_of_version_4_is_read(run: Path) -> None:
         (lambda d: d.pop("labels"), "missing required field `labels`"),
         (lambda d: d.update(seed="3"), r"Expected `int`, got `str` - at `\$\.seed`"),
         (lambda d: d.update(mood="good"), "unknown field `mood`"),
-        (lambda d: d.update(schema_version=5), "schema version 5, this edge-dsc reads 1 and 2 and 3 and 4"),
+        (
+            lambda d: d.update(schema_version=6),
+            "schema version 6, this edge-dsc reads 1 and 2 and 3 and 4 and 5",
+        ),
     ],
 )
 def test_a_damaged_record_is_refused(
