@@ -211,7 +211,6 @@ class BeganPair:
         def values(model: Model) -> list[Any]:
             return [variable.value for variable in model.trainable_variables]
 
-        @tensorflow.function(jit_compile=False)
         def step(real: Any, latent: Any, balance: Any) -> tuple[Any, Any]:
             with tensorflow.GradientTape() as tape:
                 loss_real = rebuild_error(real)
@@ -227,7 +226,7 @@ class BeganPair:
                 kept.assign(keep * kept + (1 - keep) * weight)
             return loss_real, loss_fake
 
-        return step  # type: ignore[no-any-return]
+        return tensorflow.function(step, jit_compile=False)  # type: ignore[no-any-return]
 
 
 def draw_latent(seed: Sequence[int], count: int, began: Began) -> NDArray[np.float32]:

@@ -155,7 +155,7 @@ class MadeImages:
 def pixel_distances(images: NDArray[np.uint8], others: NDArray[np.uint8]) -> _Floats:
     """Return the root mean square difference in grey levels of each image and each other one, ``[N, M]``."""
     one, other = (part.reshape(len(part), -1).astype(np.float64) for part in (images, others))
-    return _distances(one, other) / one.shape[1] ** 0.5
+    return np.asarray(_distances(one, other) / one.shape[1] ** 0.5, np.float64)
 
 
 def _distances(points: _Floats, others: _Floats) -> _Floats:

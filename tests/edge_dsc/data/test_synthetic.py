@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
+from edge_dsc.build.adopt import _fit_temperature
 from edge_dsc.data.discover import discover
 from edge_dsc.data.loading import load_dataset, load_synthetic
 from edge_dsc.data.synthetic import (
@@ -30,6 +31,7 @@ from edge_dsc.data.synthetic import (
 )
 from engines.errors import ArtefactError, BadInputError
 from engines.files import sha256_bytes
+from engines.graph import load_model
 
 PIXELS = np.arange(64 * 64, dtype=np.uint32).reshape(64, 64).astype(np.uint8)
 GENERATOR = "5" * 64
@@ -111,12 +113,11 @@ def test_a_data_folder_with_a_synthetic_image_is_refused(
         ("choose an epoch", "train {data} --arch cnn --fold 1/2"),
         ("learn to make images", "synthesize {data} --class clear"),
         ("choose layers", "build-engine {run} --precision mixed --validate {data} --backend onnxruntime"),
-        ("fit a temperature", "adopt {run}/model.onnx --labels clear,focal,diffuse --fit-on {data}"),
         ("calibrate", "calibrate {run} --calib-data {data}"),
         ("calibrate a build", "build-engine {run} --int8 --calib-data {data} --backend onnxruntime"),
         ("look for the layer", "debug {run} --calib-data {data}"),
         ("judge an engine", "build-engine {run} --int8 --validate {data} --backend onnxruntime"),
-        ("judge", "evaluate {run}/dsc-fp32.onnxruntime.engine --data {data}"),
+        ("judge", "evaluate {run}/dsc-fp32.onnxruntime.engine {data}"),
         ("compare networks", "study {data} --plan"),
     ],
 )
@@ -129,6 +130,12 @@ def test_no_purpose_gets_one_from_a_data_folder(
     done = edge_dsc(*words.format(data=mixed_up, run=run, out=tmp_path / "out").split())
     assert (done.code, done.out) == (9, ""), (purpose, done)
     assert REFUSED in done.err and done.err.splitlines()[-1].startswith("error: "), (purpose, done.err)
+
+
+def test_no_temperature_is_fitted_on_one(mixed_up: Path, deployed_models: dict[str, Path]) -> None:
+    """As ``adopt --fit-on`` does once the foreign model is converted."""
+    with pytest.raises(BadInputError, match=r"holds a synthetic image, focal/unseen.png"):
+        _fit_temperature(load_model(deployed_models["dsc"]), mixed_up)
 
 
 def record_of(*images: SyntheticImage) -> SynthesisRecord:

@@ -203,7 +203,7 @@ def test_synthetic_images_are_a_share_of_their_class_in_every_epoch() -> None:
     assert (mixed.made, mixed.mixed, mixed.shown, mixed.size, mixed.steps) == (5, 1, 11, 11, 1)
     flat = {image.tobytes(): index for index, image in enumerate([*IMAGES, *synthetic])}
     drawn = []
-    for epoch in range(12):
+    for epoch in range(20):
         ((images, targets, weights),) = mixed.of_epoch(epoch)
         indices = sorted(flat[image.astype(np.uint8).tobytes()] for image in images)
         assert indices[:10] == list(range(10))
