@@ -457,7 +457,7 @@ def _report(
 def paint(generator: Model, latent: NDArray[np.float32]) -> _Pixels:
     """Return the images ``[N, H, W]`` that a generator makes of its input ``[N, latent]``."""
     painted = generator.predict_on_batch(latent)[..., 0]
-    return np.rint(np.clip((painted + 1) * 127.5, 0, 255)).astype(np.uint8)
+    return np.asarray(np.rint(np.clip((painted + 1) * 127.5, 0, 255)), np.uint8)
 
 
 def make_images(generator: Model, neighbours: Neighbours, options: SynthesisOptions) -> MadeImages:
@@ -639,7 +639,7 @@ def _cost_rows(record: SynthesisRecord) -> tuple[Sequence[str], list[tuple[str, 
         "step, ms",
         "peak, MiB",
     )
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for cost in record.costs:
         step = "-" if cost.step_seconds is None else f"{1000 * cost.step_seconds:.0f}"
         peak = "-" if cost.peak_bytes is None else f"{cost.peak_bytes / 2**20:.0f}"

@@ -113,7 +113,7 @@ def test_a_step_is_measured_after_the_first_one() -> None:
     ticks = itertools.chain([0.0, 100.0], itertools.count(200.0, 0.25))
     found = probe_step(Began(size=16, filters=2, latent=3, batch=2), clock=lambda: next(ticks))
     assert found["step_seconds"] == 0.25
-    assert 0 < found["peak_bytes"] < 4 << 30
+    assert 0 <= found["peak_bytes"] < 4 << 30  # none where this process once took more
 
 
 @pytest.mark.slow
