@@ -656,7 +656,9 @@ def synthesize(
     data: Data,
     label: Annotated[str, typer.Option("--class", help="The class to make images of.", show_default=False)],
     count: Annotated[int, typer.Option("--count", min=2, max=MAX_IMAGES, help="Images to write.")] = 300,
-    size: Annotated[int, typer.Option("--size", help="Height and width: 64, 128 or 224.")] = 64,
+    size: Annotated[
+        int, typer.Option("--size", min=64, max=224, help="Height and width: 64, 128 or 224.")
+    ] = 64,
     arch: Annotated[
         GeneratorName, typer.Option("--arch", help="The networks: separable, or conventional.")
     ] = GeneratorName.DEPTHWISE_BEGAN,
@@ -672,7 +674,9 @@ def synthesize(
     ] = None,
     seconds: Annotated[
         Optional[float],
-        typer.Option("--seconds", min=1, callback=finite, help="At most, of learning.", show_default=False),
+        typer.Option(
+            "--seconds", min=1, max=604_800, callback=finite, help="At most, of learning.", show_default=False
+        ),
     ] = None,
     seed: Seed = 0,
     fold: Fold = None,

@@ -139,16 +139,9 @@ def mix_in(batches: Batches, synthetic: NDArray[np.uint8], target: int, share: f
     if batches.recipe.class_weights:  # by the images that an epoch shows
         shown = class_weights(targets[: len(batches.targets) + mixed], batches.classes)
         weights = np.concatenate([shown, np.full(len(synthetic) - mixed, shown[-1])])
-    return MixedBatches(
-        pixels=np.concatenate([batches.pixels, synthetic]),
-        targets=targets,
-        weights=weights,
-        classes=batches.classes,
-        recipe=batches.recipe,
-        seed=batches.seed,
-        made=len(synthetic),
-        mixed=mixed,
-    )
+    all_pixels = np.concatenate([batches.pixels, synthetic])
+    own = {**vars(batches), "pixels": all_pixels, "targets": targets, "weights": weights}
+    return MixedBatches(**own, made=len(synthetic), mixed=mixed)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

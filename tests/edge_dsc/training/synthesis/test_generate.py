@@ -468,7 +468,6 @@ def test_the_command_refuses_what_has_no_use(edge_dsc: Callable[..., Any], tmp_p
         (("synthesize", tmp_path, "--class", "x", "--count", 0), "greater than or equal to 2"),
         (("synthesize", tmp_path, "--class", "x", "--size", 100), "no generator makes images of 100 pixels"),
         (("synthesize", tmp_path, "--class", "x", "--seconds", "nan"), "greater than or equal to 1"),
-        (("synthesize", tmp_path, "--class", "x", "--seconds", "inf"), "not a finite number"),
         (("synthesize", tmp_path), "Missing option '--class'"),
         (("train", tmp_path, "--synthetic-share", "0.2"), "--synthetic-share is of nothing"),
         (("train", tmp_path, "--qat", tmp_path, "--synthetic", tmp_path), "--qat takes"),
