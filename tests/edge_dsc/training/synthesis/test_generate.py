@@ -467,7 +467,7 @@ def test_the_command_refuses_what_has_no_use(edge_dsc: Callable[..., Any], tmp_p
     for words, said in (
         (("synthesize", tmp_path, "--class", "x", "--count", 0), "greater than or equal to 2"),
         (("synthesize", tmp_path, "--class", "x", "--size", 100), "no generator makes images of 100 pixels"),
-        (("synthesize", tmp_path, "--class", "x", "--seconds", "nan"), "greater than or equal to 1"),
+        (("synthesize", tmp_path, "--class", "x", "--seconds", "nan"), "Invalid value for '--seconds'"),
         (("synthesize", tmp_path), "Missing option '--class'"),
         (("train", tmp_path, "--synthetic-share", "0.2"), "--synthetic-share is of nothing"),
         (("train", tmp_path, "--qat", tmp_path, "--synthetic", tmp_path), "--qat takes"),
