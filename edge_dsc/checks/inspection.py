@@ -297,6 +297,7 @@ def _document_readers() -> dict[str, Callable[[Path], object]]:
     from edge_dsc.build.adopt import ADOPTION
     from edge_dsc.checks.selftest import SELFTEST
     from edge_dsc.data.split import load_split
+    from edge_dsc.data.synthetic import SYNTHESIS
     from edge_dsc.evaluate.evaluation import EVALUATION
     from edge_dsc.study.findings import REPORT
     from edge_dsc.study.trainings import ANSWERS, STUDY
@@ -313,6 +314,7 @@ def _document_readers() -> dict[str, Callable[[Path], object]]:
         MEMORY.name: MEMORY.load,
         METRICS.name: METRICS.load,
         SELFTEST.name: SELFTEST.load,
+        SYNTHESIS.name: SYNTHESIS.load,
         TABLE.name: load_table,
         TRAINING_RECORD.name: TRAINING_RECORD.load,
     }

@@ -37,6 +37,7 @@ class Command(NamedTuple):
 COMMANDS = {
     "train": Command("making:train", "Train a network on a folder of X-rays"),
     "separate": Command("making:separate", "Make the separable twin of a network, from its trained weights"),
+    "synthesize": Command("making:synthesize", "Make synthetic X-rays of one class, to train with"),
     "export": Command("making:export", "Export a trained network as ONNX, proven equal to Keras"),
     "adopt": Command("making:adopt", "Bring in a classifier that was trained elsewhere"),
     "calibrate": Command("making:calibrate", "Find the activation ranges for INT8 over real images"),

@@ -1,4 +1,4 @@
-"""Commands that make things: train, separate, export, adopt, calibrate, build-engine, debug."""
+"""Commands that make things: train, separate, synthesize, export, adopt, calibrate, build-engine, debug."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from edge_dsc.build.qat import QatOptions
     from edge_dsc.training import TrainOptions
     from edge_dsc.training.recipes import Ingredients
+    from edge_dsc.training.synthesis.generate import Synthesis
     from edge_dsc.training.twin import TwinOptions
     from engines.record import Precision
 
@@ -76,6 +77,13 @@ class RecipeName(str, enum.Enum):
     QUICK = "quick"
     PAPER = "paper"
     PAPER_TEXT = "paper-text"
+
+
+class GeneratorName(str, enum.Enum):
+    """The names of edge_dsc.training.synthesis.began.ARCHITECTURES."""
+
+    DEPTHWISE_BEGAN = "depthwise-began"
+    BEGAN = "began"
 
 
 class CalibMethod(str, enum.Enum):
@@ -149,6 +157,28 @@ CalibData = Annotated[
 CalibImages = Annotated[
     int, typer.Option("--calib-images", min=1, max=MAX_IMAGES, help="Images to draw, stratified by class.")
 ]
+Data = Annotated[Path, typer.Argument(help="Folder of X-rays: DIR/class/file, or the Kaggle layout.")]
+Fold = Annotated[
+    Optional[str],
+    typer.Option(
+        "--fold",
+        metavar="K/N",
+        help="Hold out fold K of N, whole patients; over all K every image is held out once.",
+        show_default=False,
+    ),
+]
+KeepSplit = Annotated[
+    bool,
+    typer.Option("--keep-split", help="Keep the split of a folder with train|validation|evaluation|test."),
+]
+Kinds = Annotated[
+    Optional[bool],
+    typer.Option(
+        "--kinds/--no-kinds",
+        help="NORMAL and PNEUMONIA as normal, bacteria and virus, by file name; default: where the names say.",
+        show_default=False,
+    ),
+]
 Method = Annotated[
     CalibMethod,
     typer.Option("--calib-method", help="How the ranges are chosen; tensorrt-*: by TensorRT 8.6 to 10.x."),
@@ -172,7 +202,7 @@ BiasCorrection = Annotated[
 
 
 def train(
-    data: Annotated[Path, typer.Argument(help="Folder of X-rays: DIR/class/file, or the Kaggle layout.")],
+    data: Data,
     arch: Annotated[
         str,
         typer.Option(
@@ -298,29 +328,9 @@ def train(
         ),
     ] = None,
     seed: Seed = 0,
-    fold: Annotated[
-        Optional[str],
-        typer.Option(
-            "--fold",
-            metavar="K/N",
-            help="Hold out fold K of N, whole patients; over all K every image is held out once.",
-            show_default=False,
-        ),
-    ] = None,
-    keep_split: Annotated[
-        bool,
-        typer.Option(
-            "--keep-split", help="Keep the split of a folder with train|validation|evaluation|test."
-        ),
-    ] = False,
-    kinds: Annotated[
-        Optional[bool],
-        typer.Option(
-            "--kinds/--no-kinds",
-            help="NORMAL and PNEUMONIA as normal, bacteria and virus, by file name; default: where the names say.",
-            show_default=False,
-        ),
-    ] = None,
+    fold: Fold = None,
+    keep_split: KeepSplit = False,
+    kinds: Kinds = None,
     qat: Annotated[
         Optional[Path],
         typer.Option(
@@ -344,6 +354,26 @@ def train(
             show_default=False,
         ),
     ] = None,
+    synthetic: Annotated[
+        Optional[Path],
+        typer.Option(
+            "--synthetic",
+            metavar="DIR",
+            help="Mix in the images that synthesize wrote there, of the same split.",
+            show_default=False,
+        ),
+    ] = None,
+    synthetic_share: Annotated[
+        Optional[float],
+        typer.Option(
+            "--synthetic-share",
+            min=0,
+            max=1,
+            callback=finite,
+            help="Of the images of their class in every epoch; default: 0.3.",
+            show_default=False,
+        ),
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the unfinished run in the run folder.")
     ] = False,
@@ -364,13 +394,13 @@ def train(
     asked = {"mixup": mixup, "cutmix": cutmix, "erasing": erasing, "weight_decay": weight_decay}
     asked |= {"distillation": distillation, "temperature": temperature}
     added = {name: value for name, value in asked.items() if value is not None}
-    ways = (size, unfreeze, fold, kinds, *added) if refit else (size, weights, unfreeze, fold, kinds, *added)
+    ways = (size, unfreeze, fold, kinds, synthetic, None if refit else weights, *added)
     another_way = not augmentation or keep_split or last or any(value is not None for value in ways)
     if refit is not None and (another_way or qat or epochs or recipe is not RecipeName.DEFAULT):
         raise UsageError(
             "--refit takes the network, the recipe and the images of its run",
             remedy="leave out --size, --unfreeze, --recipe, --epochs, --no-augmentation, --fold, --keep-split, --kinds,"
-            " --last, --qat, and what is added to a recipe but --teacher",
+            " --last, --qat, --synthetic, and what is added to a recipe but --teacher",
         )
     if qat is None:
         from edge_dsc.training import TrainOptions
@@ -393,6 +423,8 @@ def train(
             ingredients=_parse_ingredients(added, taught=teacher is not None and refit is None),
             teachers=tuple(map(Path, teacher.split(","))) if teacher else (),
             refit=refit,
+            synthetic=synthetic,
+            synthetic_share=_share_of(synthetic, synthetic_share),
             resume=resume,
             overwrite=overwrite,
         )
@@ -408,7 +440,7 @@ def train(
         raise UsageError(
             "--qat takes the network, the images and the split of its run",
             remedy="leave out --size, --weights, --unfreeze, --no-augmentation, --fold, --keep-split, --kinds, --last,"
-            " and what is added to a recipe",
+            " --synthetic, and what is added to a recipe",
         )
     fine_tuning = QatOptions(
         data=data,
@@ -442,6 +474,17 @@ def _parse_ingredients(added: Mapping[str, float], *, taught: bool) -> Ingredien
     return Ingredients(**{**(TEACHING if taught else {}), **added})
 
 
+def _share_of(synthetic: Path | None, share: float | None) -> float:
+    """Return the share of synthetic images that was asked for."""
+    from edge_dsc.training import TrainOptions
+
+    if share is None:
+        return TrainOptions.synthetic_share
+    if synthetic is None:
+        raise UsageError("--synthetic-share is of nothing", remedy="add --synthetic DIR")
+    return share
+
+
 def _train(options: TrainOptions, *, json: bool) -> None:
     from edge_dsc.evaluate.evaluation import format_metrics
     from edge_dsc.training import train as run_training
@@ -457,6 +500,8 @@ def _train(options: TrainOptions, *, json: bool) -> None:
         say(f"{len(result.record.skipped)} images were left out")
     for note in result.notes:
         say(note)
+    if (mixed := result.record.synthetic) is not None:
+        say(f"every epoch mixed in {mixed.mixed} of {mixed.images} synthetic images of {mixed.label}")
     known = result.record.refit
     if json:
         body = {"run": str(result.run), "metrics": result.metrics, "refit": known}
@@ -604,6 +649,105 @@ def _separate(options: TwinOptions, *, json: bool) -> None:
         give(format_metrics(trained.metrics["held_out"]))
     if trained.record.interrupted:
         say(f"interrupted: kept the best weights so far, of epoch {trained.record.best_epoch}")
+        raise typer.Exit(INTERRUPTED)
+
+
+def synthesize(
+    data: Data,
+    label: Annotated[str, typer.Option("--class", help="The class to make images of.", show_default=False)],
+    count: Annotated[int, typer.Option("--count", min=2, max=MAX_IMAGES, help="Images to write.")] = 300,
+    size: Annotated[
+        int, typer.Option("--size", min=64, max=224, help="Height and width: 64, 128 or 224.")
+    ] = 64,
+    arch: Annotated[
+        GeneratorName, typer.Option("--arch", help="The networks: separable, or conventional.")
+    ] = GeneratorName.DEPTHWISE_BEGAN,
+    epochs: Annotated[
+        Optional[int],
+        typer.Option(
+            "--epochs",
+            min=1,
+            max=100_000,
+            help="At most, of 50 steps each; default: 200.",
+            show_default=False,
+        ),
+    ] = None,
+    seconds: Annotated[
+        Optional[float],
+        typer.Option(
+            "--seconds", min=1, max=604_800, callback=finite, help="At most, of learning.", show_default=False
+        ),
+    ] = None,
+    seed: Seed = 0,
+    fold: Fold = None,
+    keep_split: KeepSplit = False,
+    kinds: Kinds = None,
+    features: Annotated[
+        Optional[Path],
+        typer.Option(
+            "--features",
+            metavar="RUN",
+            help="Judge the images by the features of this run of train, of the same split.",
+            show_default=False,
+        ),
+    ] = None,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Measure a step of both networks: time and peak memory.")
+    ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the unfinished synthesis in the folder.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the synthesis in the folder.")
+    ] = False,
+    out: Annotated[
+        Optional[Path],
+        typer.Option("--out", help="The folder; default: runs/synthetic-CLASS.", show_default=False),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """BEGAN learns the images of one class in the training part of the split that train makes with the same seed.
+
+    The images can train (train --synthetic DIR) and nothing else: each carries a mark, and a folder of X-rays that
+    holds one is refused. Ctrl-C writes images of the best epoch so far.
+    """
+    from edge_dsc.training.synthesis.generate import EPOCHS, SynthesisOptions, choose_began
+    from edge_dsc.training.synthesis.generate import synthesize as run_synthesis
+
+    options = SynthesisOptions(
+        data=data,
+        label=label,
+        out=out or Path("runs") / f"synthetic-{label}",
+        count=count,
+        began=choose_began(arch.value, size),
+        epochs=epochs or EPOCHS,
+        seconds=seconds,
+        seed=seed,
+        fold=parse_fold(fold),
+        keep_split=keep_split,
+        kinds=kinds,
+        features=features,
+        compare=compare,
+        resume=resume,
+        overwrite=overwrite,
+    )
+    with progress_bar() as progress:
+        made = run_synthesis(options, progress=progress, reading=progress)
+    _give_synthesis(made, json=json)
+
+
+def _give_synthesis(made: Synthesis, *, json: bool) -> None:
+    from edge_dsc.training.synthesis.generate import describe_synthesis, format_synthesis
+
+    for note in made.notes:
+        say(note)
+    if json:
+        give_json("edge-dsc/synthesize-result", describe_synthesis(made))
+    else:
+        give(f"{printable(made.out)}: {format_synthesis(made.record)}")
+    say(f"next: edge-dsc train DATA --synthetic {printable(made.out)} --seed {made.record.seed}")
+    if made.record.ended == "interrupted":
+        say(f"interrupted: the images are those of epoch {made.record.best_epoch} (--resume goes on)")
         raise typer.Exit(INTERRUPTED)
 
 

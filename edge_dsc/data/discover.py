@@ -13,6 +13,7 @@ from pathlib import Path
 
 import msgspec
 
+from edge_dsc.data.synthetic import require_real
 from engines.errors import BadInputError
 from engines.files import read_regular, sha256_file
 from engines.images import IMAGE_SUFFIXES, usable_processors
@@ -119,7 +120,7 @@ def discover(root: Path, *, labels: Sequence[str] | None = None) -> Dataset:
 
 
 def list_images(root: Path, *, kinds: bool | None = None) -> Listing:
-    """List the images below a folder without reading them; see :func:`discover`.
+    """List the images below a folder without decoding them; see :func:`discover`.
 
     Args:
         root: The folder.
@@ -128,7 +129,7 @@ def list_images(root: Path, *, kinds: bool | None = None) -> Listing:
 
     Raises:
         BadInputError: No such folder, no images, a single class, an empty class, a malformed ``groups.csv``; kinds of
-            a folder that has no such classes.
+            a folder that has no such classes; an image that edge-dsc made itself.
     """
     if not root.is_dir():
         reason = "is not a folder" if root.exists() else "does not exist"
@@ -162,6 +163,7 @@ def list_images(root: Path, *, kinds: bool | None = None) -> Listing:
             f"{root} holds a single class, {labels[0]!r}",
             remedy="a classifier needs at least two; " + _LAYOUT,
         )
+    require_real(root, (path for path, _ in found))
     groups = _read_groups(root / "groups.csv")
     files = tuple(
         (path, label, groups.get((label, path.rsplit("/", 1)[-1])) or _patient_by_name(path))

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_dsc.data.discover import Dataset, Sample, hash_image, list_images, make_dataset
+from edge_dsc.data.synthetic import RECORD_FILE, SYNTHESIS, SynthesisRecord
 from engines.contract import ModelContract
-from engines.errors import BadInputError
+from engines.errors import ArtefactError, BadInputError
 from engines.images import InputImage, read_inputs
 from engines.runtimes import Progress
 
@@ -75,6 +76,34 @@ def load_dataset(
         hashes.append(image.sha256 or hash_image(image.path))
     dataset = make_dataset(listing, hashes)
     return dataset, stack.loaded(root, dataset.samples)
+
+
+def load_synthetic(folder: Path, record: SynthesisRecord, *, size: int) -> NDArray[np.uint8]:
+    """Read the images that a synthesis wrote, by the rules of all images, each held against its record.
+
+    Args:
+        folder: What :func:`edge_dsc.data.synthetic.load_synthesis` read.
+        record: Its record.
+        size: Height and width of the pixels.
+
+    Returns:
+        ``[N, size, size, 1]``, raw 0..255.
+
+    Raises:
+        ArtefactError: One is missing, or is not the one that was written.
+    """
+    contract = ModelContract(labels=record.labels, architecture="", height=size, width=size)
+    pixels = np.empty((len(record.images), *contract.input_shape), np.uint8)
+    paths = [folder / image.path for image in record.images]
+    for place, found in enumerate(read_inputs(paths, contract)):
+        if not isinstance(found.pixels, np.ndarray) or found.sha256 != record.images[place].sha256:
+            reason = "" if isinstance(found.pixels, np.ndarray) else f": {found.pixels.what}"
+            raise ArtefactError(
+                f"{found.path} is not the image that {RECORD_FILE} names{reason}",
+                remedy=f"make them again: {SYNTHESIS.renew}",
+            )
+        pixels[place] = found.pixels
+    return pixels
 
 
 def _read(paths: Sequence[Path], contract: ModelContract, progress: Progress | None) -> Iterator[InputImage]:

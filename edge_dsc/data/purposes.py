@@ -4,18 +4,22 @@ A figure of accuracy says something about new patients only where no image behin
 A training run therefore deals its images into four parts, whole patients at a time (:mod:`edge_dsc.data.split`), and
 each part serves some purposes and no others:
 
-    purpose     train   validation   evaluation   test   in no part
-    TRAIN       yes     -            -            -      -
-    CHOOSE      (1)     yes          (1)          (1)    (1)
-    FIT         -       yes          -            -      -
-    CALIBRATE   yes     -            -            -      yes
-    COMPARE     (3)     yes          yes          yes    -
-    JUDGE       -       -            yes          yes    (2)
+    purpose     train   validation   evaluation   test   in no part   synthetic
+    TRAIN       yes     -            -            -      -            (4)
+    CHOOSE      (1)     yes          (1)          (1)    (1)          -
+    FIT         -       yes          -            -      -            -
+    CALIBRATE   yes     -            -            -      yes          -
+    COMPARE     (3)     yes          yes          yes    -            -
+    JUDGE       -       -            yes          yes    (2)          -
 
 (1) Only for the layers of a mixed engine, and only where the folder holds no image of the validation part: then the
     images of the calibration table, which cannot judge anyway, else half of all images, which may then not judge.
 (2) Only where the folder holds no image of evaluation or test that may judge.
 (3) Only where no image of the split is in another part.
+(4) Only where a person names their folder (``train --synthetic``), and only where their generator saw no image that
+    this run holds back. A data folder that holds one is refused for every purpose, so none is ever in a split.
+
+A generator of synthetic images learns as a network does: from the training part.
 
 A network whose answers another one follows (``train --teacher``) hands on what it learnt: of the images that the other
 run holds back it may have trained on none, and have chosen its epoch on none that judge.
@@ -32,10 +36,12 @@ A split that was kept as its folder gave it may have a patient in train and in t
 evaluation and test judge all the same, for that is what was asked for, and the line that says which images judged
 counts those of patients that training saw.
 
-What this does not see: the same X-ray in another file (cropped, saved again), and a new image of a patient whose other
+What this does not see: the same X-ray in another file (cropped, saved again), a synthetic image that was saved again
+without its comment, and a new image of a patient whose other
 images are in the split. A split keeps patients whole, but names of patients mean nothing in another folder.
 
-Everything here works on names and hashes. No image is opened.
+Everything here works on names and hashes. No image is opened; the mark of a synthetic one is seen where a folder is
+listed (:mod:`edge_dsc.data.synthetic`).
 """
 
 from __future__ import annotations
@@ -46,7 +52,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edge_dsc.data.discover import Dataset, Sample
-from edge_dsc.data.split import SPLIT_FILE, Split, load_split
+from edge_dsc.data.split import PARTS, SPLIT_FILE, Split, load_split
+from edge_dsc.data.synthetic import SynthesisRecord
 from engines.errors import BadInputError, UsageError
 
 
@@ -172,6 +179,62 @@ def require_teachable(split: Split, teacher: Split, run: Path) -> None:
                 f"{run} learnt from {len(leaked)} images that this run holds back, such as {leaked[0]}",
                 remedy="train both with the same --seed, --fold, --keep-split and --last, or leave it out of --teacher",
             )
+
+
+def images_to_synthesize(split: Split, label: str, least: int) -> tuple[Sample, ...]:
+    """Choose the images that a generator of one class may learn from: those of the class that train.
+
+    Args:
+        split: The split, as a training run makes it.
+        label: The class.
+        least: Images that it takes.
+
+    Raises:
+        UsageError: There is no such class.
+        BadInputError: There are fewer.
+    """
+    if label not in split.labels:
+        raise UsageError(
+            f"{split.root} has no class {label!r}", remedy=f"choose one of {', '.join(split.labels)}"
+        )
+    parts = PARTS_FOR[Purpose.TRAIN]
+    chosen = tuple(sample for part in parts for sample in split.samples(part) if sample.label == label)
+    if len(chosen) < least:
+        raise BadInputError(
+            f"{len(chosen)} images of {label!r} are in the training part, a generator needs {least} at least",
+            remedy="add images of that class",
+        )
+    return chosen
+
+
+def require_mixable(record: SynthesisRecord, split: Split, folder: Path) -> None:
+    """Decide whether the synthetic images of a folder may train a network with this split; all of them, or none.
+
+    Args:
+        record: Of the folder.
+        split: The run's.
+        folder: For the error.
+
+    Raises:
+        BadInputError: They are of a class that the run does not know; or the generator saw an image that the run
+            holds back: what it made would carry that image into training.
+    """
+    if record.label not in split.labels:
+        raise BadInputError(
+            f"{folder} holds synthetic images of {record.label!r}, which is no class of {split.root}",
+            remedy=f"give synthetic images of one of {', '.join(split.labels)}",
+        )
+    allowed = PARTS_FOR[Purpose.TRAIN]
+    held_back = {
+        sample.sha256: sample.path for part in PARTS if part not in allowed for sample in split.samples(part)
+    }
+    leaked = [held_back[digest] for digest in record.seen if digest in held_back]
+    if leaked:
+        raise BadInputError(
+            f"the generator of {folder} learnt from {len(leaked)} images that this run holds back, such as {leaked[0]}",
+            remedy=f"train with the split that it knew (--seed {record.seed}, and the same --fold and --keep-split), or"
+            " synthesize again for this one",
+        )
 
 
 def images_to_choose_layers(dataset: Dataset, split: Split | None, calibrated: Set[str]) -> SearchImages:

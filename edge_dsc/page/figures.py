@@ -8,6 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from engines.files import CHART, atomic_path
 from engines.packages import load
 
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
     from edge_dsc.evaluate.metrics import Metrics
 
 MOST_BARS = 32  # of layers in one picture
+SHEET = 6  # images in each row and column of a contact sheet's halves
 _BLUE, _ORANGE, _GREY = "#4c72b0", "#dd8452", "#444444"
 
 
@@ -193,6 +197,37 @@ def draw_sensitivity(found: Sensitivity, path: Path, *, title: str) -> None:
     without.set_xlabel(without.get_xlabel() + "; dotted: all in INT8", fontsize=8)
     figure.suptitle(f"{title}: {found.images} images, {found.flips} answers changed by INT8", fontsize=10)
     _save(figure, path)
+
+
+@drawing_style()
+def draw_contact_sheet(
+    real: NDArray[np.uint8], synthetic: NDArray[np.uint8], path: Path, *, title: str
+) -> None:
+    """Draw real images, left, beside synthetic ones, right, to a PNG file: at most :data:`SHEET` squared of each.
+
+    Args:
+        real: ``[N, H, W]``.
+        synthetic: ``[M, H, W]``.
+        path: The PNG file.
+        title: Above both.
+    """
+    figure = _new_figure(10, 5.4)
+    for place, (name, images) in enumerate((("real", real), ("synthetic", synthetic)), start=1):
+        axes = figure.add_subplot(1, 2, place)
+        axes.imshow(_tile(images), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        axes.set_title(f"{name}: {min(len(images), SHEET**2)} of {len(images):,}", fontsize=10)
+        axes.set_axis_off()
+    figure.suptitle(title, fontsize=11)
+    _save(figure, path)
+
+
+def _tile(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return the first images ``[N, H, W]`` side by side in rows of :data:`SHEET`, black where there are none."""
+    height, width = images.shape[1:]
+    tiled = np.zeros((SHEET, height, SHEET, width), np.uint8)
+    for place, image in enumerate(images[: SHEET**2]):
+        tiled[place // SHEET, :, place % SHEET] = image
+    return tiled.reshape(SHEET * height, SHEET * width)
 
 
 def _draw_errors(axes: Axes, layers: Sequence[LayerSensitivity], errors: Sequence[tuple[float, int]]) -> None:

@@ -45,14 +45,19 @@ class Batches:
     teachers: tuple[Model, ...] = ()
 
     @property
+    def shown(self) -> int:
+        """Images that an epoch draws from."""
+        return len(self.pixels)
+
+    @property
     def size(self) -> int:
         """Images in each step."""
-        return min(self.recipe.batch, len(self.pixels))
+        return min(self.recipe.batch, self.shown)
 
     @property
     def steps(self) -> int:
         """Whole batches in each epoch; the remainder, other images every epoch, is left out."""
-        return len(self.pixels) // self.size
+        return self.shown // self.size
 
     def of_epoch(self, epoch: int) -> Iterator[Batch]:
         """Yield an epoch's batches; the next one is made while the caller uses the last.
@@ -60,7 +65,8 @@ class Batches:
         Args:
             epoch: Counted from 0; with the seed it decides everything.
         """
-        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.pixels))
+        order = np.random.default_rng([self.seed, epoch]).permutation(self.shown)
+        order = self._members(epoch)[order]
         groups = [order[step * self.size : (step + 1) * self.size] for step in range(self.steps)]
         with ThreadPoolExecutor(1) as pool:
             coming = pool.submit(self._make, epoch, groups[0])
@@ -75,6 +81,10 @@ class Batches:
         answers = np.mean([teacher.predict_on_batch(images) for teacher in self.teachers], axis=0)
         return images, np.concatenate([targets, soften(answers, self.recipe.temperature)], axis=1), weights
 
+    def _members(self, epoch: int) -> NDArray[np.int64]:
+        """Return the images that an epoch draws from, as indices ``[shown]``."""
+        return np.arange(self.shown)
+
     def _make(self, epoch: int, indices: NDArray[np.int64]) -> Batch:
         shape = (len(indices), *self.pixels.shape[1:])
         images = np.empty(shape, np.float32)
@@ -87,6 +97,51 @@ class Batches:
         one_hot = np.eye(self.classes, dtype=np.float32)[self.targets[indices]]
         seeds = [(self.seed, epoch, int(index)) for index in indices]
         return mix_batch((images, one_hot, self.weights[indices]), self.recipe, seeds)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class MixedBatches(Batches):
+    """Real images with synthetic ones behind them, of which each epoch draws some, others every time.
+
+    Attributes:
+        made: How many of the last pixels are synthetic.
+        mixed: How many of these an epoch draws.
+    """
+
+    made: int
+    mixed: int
+
+    @property
+    def shown(self) -> int:
+        """Images that an epoch draws from: all real ones, and some of the synthetic ones."""
+        return len(self.pixels) - self.made + self.mixed
+
+    def _members(self, epoch: int) -> NDArray[np.int64]:
+        real = len(self.pixels) - self.made
+        rng = np.random.default_rng([self.seed, epoch, len(self.pixels)])  # no image has that number
+        drawn = rng.choice(self.made, self.mixed, replace=False)
+        return np.concatenate([np.arange(real), real + drawn])
+
+
+def mix_in(batches: Batches, synthetic: NDArray[np.uint8], target: int, share: float) -> MixedBatches:
+    """Add synthetic images of one class, so many that they are a share of that class's images in every epoch.
+
+    Args:
+        batches: The real images.
+        synthetic: ``[N, height, width, 1]``, raw 0..255; where there are too few, all of them.
+        target: Index of their class.
+        share: Between 0 and 1; at least one image is mixed in.
+    """
+    real = int((batches.targets == target).sum())
+    mixed = min(len(synthetic), max(1, round(real * share / (1 - share))))
+    targets = np.concatenate([batches.targets, np.full(len(synthetic), target)])
+    weights = np.ones(len(targets), np.float32)
+    if batches.recipe.class_weights:  # by the images that an epoch shows
+        shown = class_weights(targets[: len(batches.targets) + mixed], batches.classes)
+        weights = np.concatenate([shown, np.full(len(synthetic) - mixed, shown[-1])])
+    all_pixels = np.concatenate([batches.pixels, synthetic])
+    own = {**vars(batches), "pixels": all_pixels, "targets": targets, "weights": weights}
+    return MixedBatches(**own, made=len(synthetic), mixed=mixed)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

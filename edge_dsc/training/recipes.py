@@ -208,6 +208,8 @@ class TrainOptions:
         teachers: Finished runs of other networks over the same images, whose answers are followed beside the labels.
         refit: A finished run whose recipe is trained again, on all of its images; the network is the run's own, and
             what names another way to train or to split is not given, but for teachers where it had some.
+        synthetic: A folder that ``synthesize`` wrote, whose images are mixed in.
+        synthetic_share: Of the images of their class in every epoch, between 0 and 1.
         resume: Go on with the unfinished run in ``out``.
         overwrite: Replace the run in ``out``.
     """
@@ -229,6 +231,8 @@ class TrainOptions:
     ingredients: Ingredients = NO_INGREDIENTS
     teachers: tuple[Path, ...] = ()
     refit: Path | None = None
+    synthetic: Path | None = None
+    synthetic_share: float = 0.3
     resume: bool = False
     overwrite: bool = False
 
@@ -243,7 +247,8 @@ class TrainOptions:
         """Return the recipe with the epochs asked for, and without augmentation where that is asked for.
 
         Raises:
-            UsageError: Unknown recipe, epochs below 1, a negative seed, options that exclude or need each other.
+            UsageError: Unknown recipe, epochs below 1, a negative seed, a share that is none, options that exclude or
+                need each other.
         """
         if self.recipe not in RECIPES:
             raise UsageError(
@@ -253,6 +258,14 @@ class TrainOptions:
             raise UsageError(f"{self.epochs} epochs", remedy="train for at least 1")
         if not 0 <= self.seed < 2**32:
             raise UsageError(f"the seed {self.seed}", remedy="choose one from 0 to 4294967295")
+        if not 0 < self.synthetic_share < 1:
+            raise UsageError(
+                f"a share of {self.synthetic_share:g} synthetic images", remedy="choose one between 0 and 1"
+            )
+        if self.synthetic is not None and self.refit is not None:
+            raise UsageError(
+                "a refit takes the images of its run, and no synthetic ones", remedy="leave --synthetic out"
+            )
         if self.resume and self.overwrite:
             raise UsageError("resume and overwrite exclude each other", remedy="give one of them")
         if self.fold and self.keep_split:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from edge_dsc.evaluate.metrics import Metrics
 from edge_dsc.networks import INPUT_SIDE, NO_WEIGHTS, Network
 from edge_dsc.networks.separable import Separation
-from engines.contract import LARGEST_MODEL, Count, Labels, PathName, Seconds, Seed, Sha256, Text
+from engines.contract import LARGEST_MODEL, Count, Labels, Name, PathName, Seconds, Seed, Sha256, Text
 from engines.errors import ArtefactError
 from engines.files import DocumentKind, read_regular, require_unpacked, sha256_file, write_bytes
 
@@ -94,6 +94,28 @@ class Teacher(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     split_sha256: Sha256
 
 
+class Mixed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The synthetic images that trained a run beside the real ones.
+
+    Attributes:
+        folder: Name of the folder that they came from.
+        synthesis_sha256: Hash of its ``synthesis.json``, which names every image and the generator.
+        generator_sha256: Hash of the generator that made them.
+        label: Their class.
+        images: How many there are.
+        share: Of the images of that class in every epoch, as it was asked for.
+        mixed: Synthetic images that every epoch drew.
+    """
+
+    folder: Text
+    synthesis_sha256: Sha256
+    generator_sha256: Sha256
+    label: Name
+    images: Count
+    share: Annotated[float, Meta(gt=0, lt=1)]
+    mixed: Count
+
+
 class TrainingRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a run did.
 
@@ -120,6 +142,7 @@ class TrainingRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             after a refit; 1 in records of before version 4, which knew none.
         refit: Where all images trained: what is known of the recipe.
         teachers: The runs whose mean answer it was trained to follow beside the labels.
+        synthetic: The synthetic images that were mixed in; None in records of before version 5.
     """
 
     architecture: PathName
@@ -143,6 +166,7 @@ class TrainingRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     temperature: Annotated[float, Meta(gt=0, le=1000)] = 1.0
     refit: Refit | None = None
     teachers: tuple[Teacher, ...] = ()
+    synthetic: Mixed | None = None
 
 
 def _from_version_1(body: dict[str, Any]) -> dict[str, Any]:
@@ -162,8 +186,8 @@ def _from_version_3(body: dict[str, Any]) -> dict[str, Any]:
 
 
 def _from_version_4(body: dict[str, Any]) -> dict[str, Any]:
-    """Version 4 knew no teachers."""
-    return {**body, "teachers": []}
+    """Version 4 knew neither teachers nor synthetic images."""
+    return {**body, "teachers": [], "synthetic": None}
 
 
 TRAINING_RECORD = DocumentKind(
@@ -292,8 +316,12 @@ def save_state(state: TrainState) -> None:
     write_bytes(state.file, stream.getvalue())
 
 
-def load_state(path: Path) -> TrainState:
+def load_state(path: Path, *, remedy: str = BEGIN_ANEW) -> TrainState:
     """Read a saved state.
+
+    Args:
+        path: The file.
+        remedy: What to do where it cannot be used.
 
     Raises:
         ArtefactError: Missing, damaged, or of another schema version.
@@ -317,9 +345,9 @@ def load_state(path: Path) -> TrainState:
         RuntimeError,
         MemoryError,
     ) as error:
-        raise ArtefactError(f"{path} is no readable training state: {error}", remedy=BEGIN_ANEW) from error
+        raise ArtefactError(f"{path} is no readable training state: {error}", remedy=remedy) from error
     except (zipfile.BadZipFile, zlib.error) as error:
-        raise ArtefactError(f"{path} is damaged: {error}", remedy=BEGIN_ANEW) from error
+        raise ArtefactError(f"{path} is damaged: {error}", remedy=remedy) from error
     return TrainState(
         file=path,
         settings=header.settings,

@@ -16,12 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_dsc import __version__
-from edge_dsc.data.loading import LoadedImages, load_dataset
+from edge_dsc.data.loading import LoadedImages, load_dataset, load_synthetic
 from edge_dsc.data.purposes import (
     PARTS_FOR,
     Purpose,
     images_that_train_too,
     images_to_train,
+    require_mixable,
     require_teachable,
 )
 from edge_dsc.data.split import (
@@ -33,6 +34,8 @@ from edge_dsc.data.split import (
     save_split,
     split_dataset,
 )
+from edge_dsc.data.synthetic import RECORD_FILE as SYNTHESIS_FILE
+from edge_dsc.data.synthetic import load_synthesis
 from edge_dsc.evaluate.confidence import fit_temperature
 from edge_dsc.evaluate.metrics import Metrics, classification_metrics
 from edge_dsc.infer.classify import calibrate_probabilities
@@ -49,7 +52,7 @@ from edge_dsc.networks import (
 )
 from edge_dsc.networks.separable import Separation
 from edge_dsc.page.figures import draw_confusion, draw_curves
-from edge_dsc.training.batches import Batches, class_weights
+from edge_dsc.training.batches import Batches, MixedBatches, class_weights, mix_in
 from edge_dsc.training.fit import (
     compile_model,
     fit_model,
@@ -71,6 +74,7 @@ from edge_dsc.training.run_folder import (
     MODEL_FILE,
     RECORD_FILE,
     STATE_FILE,
+    Mixed,
     Refit,
     RunMetrics,
     Teacher,
@@ -125,6 +129,7 @@ class Fitted:
         origin: For a refit, the record of the run whose recipe it is.
         refit: For a refit, what is known of that recipe.
         teachers: The runs whose answers it followed beside the labels.
+        synthetic: The synthetic images that trained it too.
     """
 
     model: Model
@@ -140,6 +145,7 @@ class Fitted:
     origin: TrainingRecord | None = None
     refit: Refit | None = None
     teachers: tuple[Teacher, ...] = ()
+    synthetic: Mixed | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,10 +209,14 @@ def train(
         if say:
             say(line)
     taught_by = _find_teachers(options, network, images.split)
-    state = _begin(options, recipe, network, images.split, tuple(taught_by))
+    batches = make_batches(images, recipe, options.seed)
+    mixed = None
+    if options.synthetic is not None:
+        batches, mixed = _mix_synthetic(batches, options.synthetic, options.synthetic_share, images.split)
+    batches = replace(batches, teachers=tuple(taught_by.values()))
+    state = _begin(options, recipe, network, images.split, (tuple(taught_by), mixed))
     seed_everything(options.seed)
     model = network.make(len(images.split.labels))
-    batches = replace(make_batches(images, recipe, options.seed), teachers=tuple(taught_by.values()))
     if recipe.convolution_start:
         stride = max(1, len(batches.pixels) // _START_IMAGES)
         start_convolutions(model, batches.pixels[::stride][:_START_IMAGES])
@@ -227,6 +237,7 @@ def train(
         origin=origin,
         refit=refit,
         teachers=tuple(taught_by),
+        synthetic=mixed,
     )
     return finish_run(options, images, fitted)
 
@@ -251,9 +262,9 @@ def _find_teachers(options: TrainOptions, network: Network, split: Split) -> dic
                 remedy="name runs of the same classes and --size with --teacher",
             )
         require_teachable(split, known, run)
-        if record.teachers and known.sha256 != split.sha256:
+        if (record.teachers or record.synthetic) and known.sha256 != split.sha256:
             raise UsageError(
-                f"{run} followed teachers, and what they learnt from is known for its own split alone",
+                f"{run} followed teachers or synthetic images: what these learnt from is known for its own split alone",
                 remedy="train with its --seed, --fold, --keep-split and --last, or leave it out of --teacher",
             )
         teacher = Teacher(
@@ -270,16 +281,42 @@ def _find_teachers(options: TrainOptions, network: Network, split: Split) -> dic
     return found
 
 
+def _mix_synthetic(batches: Batches, folder: Path, share: float, split: Split) -> tuple[MixedBatches, Mixed]:
+    """Mix the images of a synthesis into the training images, where this run may have them.
+
+    Raises:
+        ArtefactError: The folder is no synthesis, or an image is not the one that it names.
+        BadInputError: The run may not have them.
+    """
+    record = load_synthesis(folder)
+    require_mixable(record, split, folder)
+    pixels = load_synthetic(folder, record, size=batches.pixels.shape[1])
+    made = mix_in(batches, pixels, split.labels.index(record.label), share)
+    described = Mixed(
+        folder=Path(os.path.realpath(folder)).name,
+        synthesis_sha256=sha256_file(folder / SYNTHESIS_FILE),
+        generator_sha256=record.generator_sha256,
+        label=record.label,
+        images=made.made,
+        share=share,
+        mixed=made.mixed,
+    )
+    return made, described
+
+
 def _as_before(options: TrainOptions, run: Path, record: TrainingRecord) -> tuple[TrainOptions, Recipe]:
     """Return the network and the recipe of a finished run, for a fixed schedule.
 
     Raises:
         ArtefactError: Its recipe has values that this version does not know.
-        UsageError: It was made from another network, or interrupted: it has no recipe of its own to go by.
+        UsageError: It was made from another network, with synthetic images, or interrupted: it has no recipe of its own
+            to go by.
     """
-    if record.parent_sha256 is not None or record.interrupted or record.refit is not None:
-        why = "was interrupted" if record.interrupted else "was made from another run"
-        raise UsageError(f"{run} {why}", remedy="refit a run of train that went to its end")
+    made = record.parent_sha256 is not None or record.refit is not None
+    if made or record.interrupted or record.synthetic is not None:
+        why = "was made from another run" if made else "was trained with synthetic images"
+        why = "was interrupted" if record.interrupted else why
+        raise UsageError(f"{run} {why}", remedy="refit a run of train, on real images, that went to its end")
     if os.path.realpath(options.out) == os.path.realpath(run):
         raise UsageError(f"{run} would replace itself", remedy="choose another run folder with --out")
     try:
@@ -509,6 +546,7 @@ def finish_run(options: TrainOptions, images: RunImages, fitted: Fitted) -> Trai
         temperature=temperature,
         refit=fitted.refit,
         teachers=fitted.teachers,
+        synthetic=fitted.synthetic,
     )
     save_training_record(out, record)
     if not fitted.interrupted:
@@ -537,7 +575,11 @@ def step_progress(architecture: str, progress: Progress) -> Callable[[TrainProgr
 
 
 def _begin(
-    options: TrainOptions, recipe: Recipe, network: Network, split: Split, teachers: tuple[Teacher, ...]
+    options: TrainOptions,
+    recipe: Recipe,
+    network: Network,
+    split: Split,
+    helped_by: tuple[tuple[Teacher, ...], Mixed | None],
 ) -> TrainState:
     """Return the state of a new run, or of the one to resume, which must have been begun with the same settings."""
     file = options.out / STATE_FILE
@@ -547,7 +589,8 @@ def _begin(
         "recipe": asdict(recipe),
         "seed": options.seed,
         "split_sha256": split.sha256,
-        "teachers": msgspec.to_builtins(list(teachers)),
+        "teachers": msgspec.to_builtins(list(helped_by[0])),
+        "synthetic": msgspec.to_builtins(helped_by[1]),
     }
     if not options.resume:
         require_writable(file)  # said before an epoch is trained
@@ -569,7 +612,7 @@ def _begin(
         )
     if words == _words(settings):
         raise ArtefactError(
-            f"{options.out} was begun with a {recipe.name} recipe, or a network, of other values",
+            f"{options.out} was begun with a {recipe.name} recipe, a network or synthetic images of other values",
             remedy="go on with the version and the files that it was begun with, or begin anew with --overwrite",
         )
     raise UsageError(f"{options.out} was begun with other options", remedy=f"resume it with {words}")
@@ -583,6 +626,7 @@ def _settings_of(state: TrainState) -> dict[str, Any]:
     recipe |= {**asdict(NO_INGREDIENTS), **begun["recipe"]}
     return {
         "teachers": [],
+        "synthetic": None,
         **begun,
         "recipe": recipe,
         "network": msgspec.to_builtins(msgspec.convert(network, TrainedNetwork)),
@@ -612,6 +656,8 @@ def _words(settings: Mapping[str, Any]) -> str:
         if settings["teachers"]
         else []
     )
+    if mixed := settings["synthetic"]:
+        words += [f"--synthetic {mixed['folder']} --synthetic-share {mixed['share']:g}"]
     return " ".join([*words, f"--seed {settings['seed']}"])
 
 

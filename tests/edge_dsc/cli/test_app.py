@@ -156,7 +156,9 @@ RANGES = {
     "calibrate": "--seed 4294967295 --calib-images 1000000 --device 255",
     "separate": "--seed 4294967295 --rank 1024 --epochs 10000",
     "study": "--seeds 1000 --folds 100 --epochs 10000 --jobs 256 --margin nan",
-    "train": "--seed 4294967295 --epochs 10000 --size 1024 --unfreeze 10000",
+    "train": "--seed 4294967295 --epochs 10000 --size 1024 --unfreeze 10000 --mixup nan --cutmix nan --erasing nan "
+    "--weight-decay nan --distillation nan --temperature nan --synthetic-share nan",
+    "synthesize": "--seed 4294967295 --epochs 100000 --seconds 604800 --size 224 --count 1000000",
     "build-engine": "--seed 4294967295 --calib-images 1000000 --workspace 1048576 --max-drop 100 "
     "--optimization-level 5 --max-aux-streams 64 --dla 15 --device 255",
     "debug": "--seed 4294967295 --images 1000000 --device 255",

@@ -19,10 +19,13 @@ from edge_dsc.data.purposes import (
     images_to_choose_layers,
     images_to_compare,
     images_to_judge,
+    images_to_synthesize,
     images_to_train,
+    require_mixable,
     require_teachable,
     split_beside,
 )
+from edge_dsc.data.synthetic import SynthesisRecord, Worth
 from engines.errors import ArtefactError, BadInputError, UsageError
 
 NONE: frozenset[str] = frozenset()
@@ -288,3 +291,51 @@ def test_a_teacher_that_learnt_from_what_is_held_back_is_refused(
     )
     assert "train both with the same --seed" in caught.value.remedy
     require_teachable(ours, dealt(validation=("a", "b"), evaluation=("b", "c")), Path("runs/cnn"))
+
+
+def test_a_generator_learns_one_class_of_the_training_part(split: Split) -> None:
+    other = replace(split, labels=("clear", "focal"))
+    assert names(images_to_synthesize(other, "clear", 2)) == ["train1", "train2"]
+    with pytest.raises(
+        BadInputError, match=r"2 images of 'clear' are in the training part, .* needs 3 at least"
+    ):
+        images_to_synthesize(other, "clear", 3)
+    with pytest.raises(BadInputError, match="0 images of 'focal'"):
+        images_to_synthesize(other, "focal", 1)
+    with pytest.raises(UsageError, match="xrays has no class 'covid19'") as caught:
+        images_to_synthesize(other, "covid19", 2)
+    assert caught.value.remedy == "choose one of clear, focal"
+
+
+def synthesis(*seen: str, label: str = "clear") -> SynthesisRecord:
+    """The record of a generator that saw some images."""
+    worth = Worth(
+        real=2, copies=0, copy_below=4, nearest=9, nearest_real=8, similarity=0, similarity_real=0, scales=3
+    )
+    return SynthesisRecord(
+        label=label, labels=("clear", "focal"), settings={}, seed=5, split_sha256="", seen=seen,
+        generator_sha256="", asked=2, images=(), history={}, best_epoch=1, ended="epochs", seconds=1, costs=(),
+        worth=worth, versions={}, created="", edge_dsc="",
+    )  # fmt: skip
+
+
+def test_synthetic_images_train_where_their_generator_saw_nothing_that_is_held_back(split: Split) -> None:
+    for seen in (("train1", "train2"), ("train1", "new1"), ()):
+        require_mixable(synthesis(*seen), split, Path("made"))
+    with pytest.raises(BadInputError, match="holds synthetic images of 'virus', which is no class of xrays"):
+        require_mixable(synthesis("train1", label="virus"), split, Path("made"))
+
+
+@pytest.mark.parametrize("part", ["validation", "evaluation", "test"])
+def test_synthetic_images_of_a_generator_that_saw_a_held_back_image_do_not_train(
+    split: Split, part: str
+) -> None:
+    with pytest.raises(
+        BadInputError, match=f"made learnt from 1 images that this run holds back, such as clear/{part}2"
+    ) as caught:
+        require_mixable(synthesis("train1", f"{part}2"), split, Path("made"))
+    assert "--seed 5" in caught.value.remedy
+    if part == "validation":  # with a fixed schedule it trains, and so may what was learnt of it
+        require_mixable(
+            synthesis("validation2"), images_that_train_too(split, PARTS_FOR[Purpose.CHOOSE]), Path("made")
+        )

@@ -5,7 +5,14 @@ from typing import Any
 
 import numpy as np
 
-from edge_dsc.training.batches import Batches, TaughtBatches, augment_image, class_weights, soften
+from edge_dsc.training.batches import (
+    Batches,
+    TaughtBatches,
+    augment_image,
+    class_weights,
+    mix_in,
+    soften,
+)
 from edge_dsc.training.mixing import mix_batch
 from edge_dsc.training.recipes import RECIPES
 
@@ -187,3 +194,38 @@ def test_the_mean_answer_of_the_teachers_stands_behind_the_labels() -> None:
         np.testing.assert_allclose(both[:, 3:], np.tile(roots / roots.sum(), (4, 1)), rtol=1e-6)
     # They see what the pupil sees: erased and mixed.
     np.testing.assert_array_equal(teachers[0].shown, [images for images, _, _ in mixing.of_epoch(0)])
+
+
+def test_synthetic_images_are_a_share_of_their_class_in_every_epoch() -> None:
+    """Three real images of class 1 and one synthetic make a share of a quarter; another one is drawn in each epoch."""
+    synthetic = np.random.default_rng(1).integers(0, 256, (5, 24, 32, 1), dtype=np.uint8)
+    mixed = mix_in(make_batches(batch=11), synthetic, 1, 0.25)
+    assert (mixed.made, mixed.mixed, mixed.shown, mixed.size, mixed.steps) == (5, 1, 11, 11, 1)
+    flat = {image.tobytes(): index for index, image in enumerate([*IMAGES, *synthetic])}
+    drawn = []
+    for epoch in range(20):
+        ((images, targets, weights),) = mixed.of_epoch(epoch)
+        indices = sorted(flat[image.astype(np.uint8).tobytes()] for image in images)
+        assert indices[:10] == list(range(10))
+        drawn += indices[10:]
+        assert targets.sum(axis=0).tolist() == [6, 4, 1]
+        assert np.allclose((targets * weights[:, None]).sum(axis=0), 11 / 3)  # every class weighs the same
+    assert set(drawn) == set(range(10, 15))
+    again = [images.tobytes() for images, _, _ in mixed.of_epoch(3)]
+    assert again == [images.tobytes() for images, _, _ in mixed.of_epoch(3)]
+
+
+def test_of_few_synthetic_images_all_are_mixed_in_and_of_a_small_share_one() -> None:
+    synthetic = np.zeros((2, 24, 32, 1), np.uint8)
+    plain = make_batches(class_weights=False)
+    assert mix_in(plain, synthetic, 0, 0.9).mixed == 2
+    least = mix_in(plain, synthetic, 2, 0.01)
+    assert (least.mixed, least.weights.tolist()) == (1, [1.0] * 12)
+
+
+def test_without_synthetic_images_an_epoch_is_that_of_before() -> None:
+    """Runs of earlier versions go on to the same weights."""
+    batches = make_batches()
+    order = np.random.default_rng([0, 4]).permutation(10)[:8]
+    shown = np.concatenate([images for images, _, _ in batches.of_epoch(4)])
+    assert np.array_equal(shown, IMAGES[order])

@@ -16,6 +16,7 @@ from edge_dsc.evaluate.metrics import classification_metrics
 from edge_dsc.training import RECIPES
 from edge_dsc.training.run_folder import (
     METRICS,
+    Mixed,
     RunMetrics,
     Teacher,
     TrainedNetwork,
@@ -130,6 +131,20 @@ def test_a_record_of_version_4_is_read(run: Path) -> None:
     save_training_record(run, RECORD)
     edit(run / "training.json", turn_back)
     assert load_training_record(run) == RECORD
+    """It knew no synthetic images."""
+
+    def turn_back(document: dict[str, Any]) -> None:
+        del document["record_sha256"], document["synthetic"]
+        body = {key: value for key, value in document.items() if key not in ("kind", "schema_version")}
+        document.update(schema_version=4, record_sha256=sha256_bytes(canonical_json(body)))
+
+    edit(run / "training.json", turn_back)
+    assert load_training_record(run) == RECORD
+    mixed = Mixed(
+        folder="made", synthesis_sha256="4" * 64, generator_sha256="5" * 64, label="focal", images=9, share=0.3, mixed=5
+    )  # fmt: skip
+    save_training_record(run, replace(RECORD, synthetic=mixed))
+    assert load_training_record(run).synthetic == mixed
 
 
 @pytest.mark.parametrize(
