@@ -129,7 +129,8 @@ def test_what_is_added_to_a_recipe_is_handed_on(edge_dsc: Any, asked: list[Any])
         (("--distillation", 0.5), "--distillation is for --teacher (name a finished run, or leave it out)"),
         (("--refit", "runs/dsc", "--mixup", 0.2), "--refit takes the network, the recipe and the images"),
         (("--qat", "runs/dsc", "--teacher", "runs/a"), "--qat takes the network, the images and the split"),
-        (("--erasing", "nan"), "nan is not a finite number"),
+        (("--mixup", "inf"), "inf is not a finite number"),
+        (("--erasing", "nan"), "Invalid value for '--erasing'"),
     ):
         done = edge_dsc("train", "xrays", *words)
         assert done.code == 2 and said in done.err
