@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
@@ -916,8 +916,7 @@ def calibrate(
         out=out,
         trt_release=trt_cache,
         device=device or 0,
-        rounding=rounding and rounding.value,
-        bias_correction=bias_correction,
+        **_asked_corrections(calib_data, rounding, bias_correction),
     )
     with progress_bar() as progress:
         made = run_calibration(request, progress)
@@ -1073,10 +1072,7 @@ def build_engine(
     calibrated = asked in (Precision.INT8, Precision.MIXED)
     batch_range = parse_batch(batch)
     gate = parse_gate(validate, max_drop)
-    if not calib_data and (rounding or bias_correction is not None):
-        raise UsageError(
-            "--rounding and --bias-correction are for a calibration", remedy="add --calib-data DIR"
-        )
+    corrections = _asked_corrections(calib_data, rounding, bias_correction)
     _refuse_contradictions(asked, calib_data, calibration, calib_method, layers, gate)
     made = None
     with progress_bar() as progress:
@@ -1089,8 +1085,7 @@ def build_engine(
                 seed=seed,
                 runtime=backend.value,
                 device=device or 0,
-                rounding=rounding and rounding.value,
-                bias_correction=bias_correction,
+                **corrections,
             )
             made = run_calibration(request, progress)
         elif calibrated and calibration is None and (path.parent / CALIBRATION_NAME).is_file():
@@ -1125,6 +1120,17 @@ def build_engine(
             log=say if verbose else None,
         )
     _give_engine(built, json=json)
+
+
+def _asked_corrections(
+    data: Path | None, rounding: Rounding | None, bias_correction: bool | None
+) -> dict[str, Any]:
+    """Return what a calibration is asked to learn beside its ranges; refuse that without images."""
+    if data is None and (rounding or bias_correction is not None):
+        raise UsageError(
+            "--rounding and --bias-correction are for a calibration", remedy="add --calib-data DIR"
+        )
+    return {"rounding": rounding and rounding.value, "bias_correction": bias_correction}
 
 
 def _give_engine(built: BuiltEngine, *, json: bool) -> None:
