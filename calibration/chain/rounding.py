@@ -208,16 +208,18 @@ def adaround(values: Doubles, products: Doubles, targets: Doubles) -> Bits:
     low, high = STRETCH
     floor = grid_floor(values)
     share = np.clip((values - floor - low) / (high - low), 1e-3, 1 - 1e-3)
-    variables = np.log(share / (1 - share))
-    # A weight that is rounded at random errs by a twelfth of a squared step.
-    noise = np.diagonal(products, axis1=1, axis2=2).mean(axis=1)[:, None, None] / 12
-    first, second = np.zeros_like(values), np.zeros_like(values)
+    variables = np.log(share / (1 - share)).astype(np.float32)
+    # A weight that is rounded at random errs by a twelfth of a squared step. What is left is small: float32 will do.
+    noise = np.maximum(np.diagonal(products, axis1=1, axis2=2).mean(axis=1)[:, None, None] / 12, 1e-12)
+    start = (2 * (products @ floor - targets) / noise).astype(np.float32)
+    curvature = (2 * products / noise).astype(np.float32)
+    first, second = np.zeros_like(variables), np.zeros_like(variables)
     warm = int(WARM_UP * ITERATIONS)
     for step in range(1, ITERATIONS + 1):
         sigmoid = 1 / (1 + np.exp(-variables))
         stretched = sigmoid * (high - low) + low
         soft = np.clip(stretched, 0, 1)
-        gradient = 2 * (products @ (floor + soft) - targets) / np.maximum(noise, 1e-12)
+        gradient = start + curvature @ soft
         if step > warm:
             done = (step - warm) / (ITERATIONS - warm)
             beta = SHARPNESS[0] + (SHARPNESS[1] - SHARPNESS[0]) * done

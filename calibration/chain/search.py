@@ -27,10 +27,6 @@ if TYPE_CHECKING:
 
 SEARCHED_IMAGES = 96
 CUTS = tuple(2 ** (-step / 4) for step in range(5))  # of the largest value seen: 1 to a half
-# Of the end that suits each channel best; and the ends that are tried for it, of the largest value seen in it.
-OWN_CUTS = (2**0.25, 1.0, 2**-0.25)
-CHANNEL_CUTS = tuple(2 ** (-step / 8) for step in range(25))  # 1 to an eighth
-SEEN_EVERY = 61  # places of a channel that are looked at for that
 # How far channels are brought together: 0 not at all, 1 to equal ranges. For depthwise layers 1 costs nothing.
 EXPONENTS = (0.0, 0.5, 1.0)
 # A channel that is nearly silent is raised by no more than this.
@@ -93,7 +89,7 @@ def search_ranges(model: ModelProto, pixels: Pixels, progress: Progress | None =
             bounds = pixel_range(layer.input, signed=True)
             best = _Scaling(None, chain, (bounds,))
         else:
-            scalings = _scalings(chain, centred, layer, extremes[index], values)
+            scalings = _scalings(chain, centred, layer, extremes[index])
             best, bounds = _choose(chain, index, scalings, values, reference)
             ranges[layer.input] = bounds
         if best.factors is not None:
@@ -104,49 +100,20 @@ def search_ranges(model: ModelProto, pixels: Pixels, progress: Progress | None =
     return SearchedRanges(ranges, channel_factors)
 
 
-def _scalings(
-    chain: Chain, model: ModelProto, layer: Layer, extremes: Floats, values: Sequence[Floats]
-) -> list[_Scaling]:
+def _scalings(chain: Chain, model: ModelProto, layer: Layer, extremes: Floats) -> list[_Scaling]:
     exponents = ((0.0, 1.0) if layer.depthwise else EXPONENTS) if can_scale(model, layer) else (0.0,)
     found = []
     for exponent in exponents:
-        factors, changed = None, chain
-        scaled: Factors = extremes.astype(np.float64)
+        factors, changed, scaled = None, chain, extremes
         if exponent:
-            factors = _factors(np.abs(extremes).max(axis=0).astype(np.float64), exponent)
+            largest = np.abs(extremes).max(axis=0).astype(np.float64)
+            largest = np.maximum(largest, largest.max() / LARGEST_FACTOR)
+            factors = ((largest.max() / largest) ** exponent).astype(np.float32).astype(np.float64)
             changed = Chain(scale_channels(model, {layer.input: factors}), signed=True)
             scaled = extremes * factors
         low, high = float(scaled[0].min()), float(scaled[1].max())
         found.append(_Scaling(factors, changed, tuple((low * cut, high * cut) for cut in CUTS)))
-    if exponents[-1] == 1:
-        ends = _channel_ends(values, extremes)
-        factors = _factors(ends, 1.0)
-        changed = Chain(scale_channels(model, {layer.input: factors}), signed=True)
-        scaled, end = extremes * factors, float((ends * factors).max())
-        low, high = max(float(scaled[0].min()), -end), min(float(scaled[1].max()), end)
-        found.append(_Scaling(factors, changed, tuple((low * cut, high * cut) for cut in OWN_CUTS)))
     return found
-
-
-def _factors(largest: Factors, exponent: float) -> Factors:
-    """Return factors that bring channels of these largest values together, one for each channel."""
-    raised = np.maximum(largest, largest.max() / LARGEST_FACTOR)
-    factors: Factors = ((raised.max() / raised) ** exponent).astype(np.float32).astype(np.float64)
-    return factors
-
-
-def _channel_ends(values: Sequence[Floats], extremes: Floats) -> Factors:
-    """Return the end of the symmetric range of each channel in which its values are rounded with the least error."""
-    count = extremes.shape[1]
-    seen = np.concatenate([part.reshape(len(part), count, -1)[:, :, ::SEEN_EVERY] for part in values])
-    each = seen.transpose(1, 0, 2).reshape(count, -1)
-    largest = np.abs(extremes).max(axis=0)
-    errors = []
-    for cut in CHANNEL_CUTS:
-        scale = np.where(largest > 0, largest, 1).astype(np.float32)[:, None] * np.float32(cut / 127)
-        errors.append(((np.clip(np.rint(each / scale), -127, 127) * scale - each) ** 2).mean(axis=1))
-    best: Factors = largest * np.array(CHANNEL_CUTS)[np.argmin(errors, axis=0)]
-    return best
 
 
 def _channel_extremes(chain: Chain, model: ModelProto, pixels: Pixels) -> list[Floats]:

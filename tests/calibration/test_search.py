@@ -8,7 +8,7 @@ import pytest
 from msgspec import structs
 
 from calibration.chain import quantized_chain
-from calibration.chain.search import _channel_ends, _factors, search_ranges
+from calibration.chain.search import search_ranges
 from calibration.table import CalibrationTable
 
 
@@ -48,18 +48,3 @@ def test_the_search_lessens_the_error_on_images_it_did_not_see(
     assert all(min(factors) == 1.0 for factors in found.channel_factors.values())
     if architecture == "cnn":
         assert search_ranges(model, pixels[:8]) == found
-
-
-def test_a_channel_ends_before_a_value_that_is_one_of_many_and_a_silent_one_has_no_end() -> None:
-    """610,000 values within 1 and one of 8, at a place that is not looked at."""
-    rng = np.random.default_rng(0)
-    values = rng.random((4, 3, 61 * 2500)).astype(np.float32)
-    values[0, 1, 1] = 8
-    values[:, 2] = 0
-    extremes = np.stack([values.min(axis=(0, 2)), values.max(axis=(0, 2))])
-    ends = _channel_ends([values[:2], values[2:]], extremes)
-    assert ends[0] == extremes[1, 0] and ends[2] == 0
-    assert ends[1] == 1  # an eighth
-    np.testing.assert_allclose(
-        _factors(ends, 1.0), [ends.max() / ends[0], ends.max() / ends[1], 1000], rtol=1e-6
-    )
