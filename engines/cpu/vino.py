@@ -57,7 +57,7 @@ _NOT_RUN = frozenset({"Const", "Input", "Output"})
 _INT8_NOTE = "INT8 gains most on a processor with VNNI: measure it and FP32 with edge-dsc bench"
 _SEVEN_BITS_NOTE = (
     "INT8 weights of 7 bits in layers that sum over channels: OpenVINO adds products of 8 in 16 bits on this processor,"
-    " which overflow"
+    " which overflow; the coarser weights cost some networks as much: hold the engine to its accuracy with --validate"
 )
 # Of the network that says how this processor sums: each layer's sum is as large as 8 bits make it.
 _PROBE_CHANNELS, _PROBE_SIDE = 64, 4
