@@ -77,8 +77,9 @@ def test_calibration_and_build_in_one_command_read_each_file_once(
     built = build_engine(request, calibrated=made)
     assert (reads[model], reads[table]) == (1, 1)  # of the table only its hash is wanted
     images = Counter(reads[path] for path in textures.rglob("*.png"))
-    # Every image once for its hash; then once for calibration, or once each for FP32 and INT8 in the gate.
-    assert images == {2: 128, 3: 22}
+    # The head of every image once for the mark of synthetic ones, and the image once for its hash; then once for
+    # calibration, or once each for FP32 and INT8 in the gate.
+    assert images == {3: 128, 4: 22}
     assert built.record.calibration_sha256 == sha256_bytes(table.read_bytes())
     assert built.record.calibration == "calibration.json"
 
