@@ -505,7 +505,9 @@ def test_a_teacher_that_cannot_teach_is_refused_before_anything_is_written(
     TRAINING_RECORD.save(
         run / "training.json", msgspec.structs.replace(dsc_run.result.record, teachers=(taught,))
     )
-    with pytest.raises(UsageError, match="followed teachers or synthetic images: what these learnt from is known for its own"):
+    with pytest.raises(
+        UsageError, match="followed teachers or synthetic images: what these learnt from is known for its own"
+    ):
         train(replace(options, last=True))
     assert not (tmp_path / "pupil").exists()
 
