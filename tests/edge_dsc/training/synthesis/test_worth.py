@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from edge_dsc.data import load_split
 from edge_dsc.training.synthesis.began import Began
@@ -18,6 +19,7 @@ from edge_dsc.training.synthesis.worth import (
     covered_share,
     frechet_distance,
     mean_similarity,
+    measure_costs,
     measure_worth,
     open_classifier,
     pixel_distances,
@@ -114,6 +116,19 @@ def test_a_step_is_measured_after_the_first_one() -> None:
     found = probe_step(Began(size=16, filters=2, latent=3, batch=2), clock=lambda: next(ticks))
     assert found["step_seconds"] == 0.25
     assert 0 <= found["peak_bytes"] < 4 << 30  # none where this process once took more
+
+
+@pytest.mark.slow
+def test_a_process_that_measures_runs_nothing_that_lies_about(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "json.py").write_text("from pathlib import Path\nPath(__file__).with_name('ran').touch()\n")
+    monkeypatch.chdir(tmp_path)
+    began = Began(size=16, filters=2, batch=2)
+    found = measure_costs(began)
+    assert not (tmp_path / "ran").exists()
+    assert found.step_seconds is not None and found.step_seconds > 0
+    assert replace(found, step_seconds=None, peak_bytes=None) == count_costs(began)
 
 
 @pytest.mark.slow
