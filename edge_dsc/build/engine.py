@@ -25,7 +25,7 @@ from calibration.qdq import put_rest_in_half, quantize
 from calibration.rewrites import pixel_border, take_int8_pixels
 from calibration.table import CalibrationTable, check_table, load_table
 from calibration.tensorrt import OwnCalibration, cache_of_table, check_release
-from edge_dsc import __version__
+from edge_dsc import IMPORTED_FROM, __version__
 from edge_dsc.build.assign import as_before, assign_layers
 from edge_dsc.build.calibrate import CALIBRATION_NAME, CalibrationRun
 from edge_dsc.build.cam import add_cam
@@ -70,7 +70,6 @@ if TYPE_CHECKING:
 
 DLA_METHOD = "tensorrt-entropy"
 _CALIBRATED = {Precision.INT8: "INT8", Precision.MIXED: "mixed precision"}
-_PACKAGES = Path(__file__).resolve().parents[2]  # the folder that edge_dsc is imported from
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -286,7 +285,7 @@ def rebuild_engine(engine: Path, folder: Path, device: int = 0) -> Path:
     """
     out = folder.absolute() / engine.name
     command = [sys.executable, "-m", "edge_dsc.build.engine", str(engine.absolute()), str(out), str(device)]
-    done = subprocess.run(command, cwd=_PACKAGES, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=IMPORTED_FROM, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or ["no word"])[-1]
         record = RECORD.load(record_path(engine))

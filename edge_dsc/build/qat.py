@@ -130,11 +130,11 @@ def fine_tune(
     batches = make_batches(images, recipe, options.seed)
     stride = max(1, len(batches.pixels) // _RANGE_IMAGES)
     model = quantized_network(deployed, batches.pixels[::stride][:_RANGE_IMAGES])
-    compile_model(model, recipe, batches.steps)
+    quantised = compile_model(model, recipe, batches.steps)
     batches = TaughtBatches(**vars(batches), teacher=deployed)
     state = TrainState()
     started = time.monotonic()
-    interrupted = fit_model(model, batches, images.pixels["validation"], state, progress)
+    interrupted = fit_model(quantised, batches, images.pixels["validation"], state, progress)
     deployed_weights(model, deployed)  # its own are not needed any more
     fitted = Fitted(
         model=model,

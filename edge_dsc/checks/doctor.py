@@ -275,12 +275,11 @@ def _read_l4t() -> str | None:
 
 def _find_in_the_way() -> tuple[str, ...]:
     """Name whoever else brings a top-level package of our name, in our place or before it."""
-    home = Path(edge_dsc.__file__).resolve().parents[1]
     lines = []
     for name in _OURS:
         spec = PathFinder.find_spec(name)
         where = Path(spec.origin).resolve() if spec and spec.origin else None
-        if where and not where.is_relative_to(home):
+        if where and not where.is_relative_to(edge_dsc.IMPORTED_FROM):
             lines.append(f"import {name} finds {where}, which is not edge-dsc's")
     for distribution in distributions():
         other = distribution.metadata["Name"] or "a distribution without a name"

@@ -135,6 +135,15 @@ def study(
     augmentation: Annotated[
         Augmentation, typer.Option("--augmentation", help="Train each with augmentation, without, or both.")
     ] = Augmentation.BOTH,
+    variants: Annotated[
+        Optional[list[str]],
+        typer.Option(
+            "--with",
+            metavar="WHAT",
+            help="Also each with this added, as train takes it: mixup=0.2, last, synthetic=DIR. Repeatable.",
+            show_default=False,
+        ),
+    ] = None,
     seeds: Annotated[
         Optional[int],
         typer.Option("--seeds", min=1, max=1000, help="Trainings of each; default: 5.", show_default=False),
@@ -200,6 +209,7 @@ def study(
         out=out,
         networks=tuple(name.strip() for name in arch.split(",") if name.strip()),
         augmentation=AUGMENTATION[augmentation.value],
+        variants=tuple(variants or ()),
         seeds=5 if seeds is None and folds is None else seeds,
         folds=folds,
         recipe=recipe.value,
@@ -228,7 +238,7 @@ def study(
         say("interrupted: whole epochs are kept, the same command goes on")
         raise typer.Exit(INTERRUPTED) from None
     if json:
-        give_json(REPORT.name, REPORT.to_builtins(result.report))
+        give_json(REPORT.name, REPORT.to_builtins(result.report), schema_version=REPORT.version)
     else:
         give(render_study(result.report))
     for kind, path in result.files.items():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
     from edge_dsc.build.gate import GateOptions
     from edge_dsc.build.qat import QatOptions
     from edge_dsc.training import TrainOptions
-    from edge_dsc.training.recipes import Ingredients
     from edge_dsc.training.synthesis.generate import Synthesis
     from edge_dsc.training.twin import TwinOptions
     from engines.record import Precision
@@ -403,7 +401,7 @@ def train(
             " --last, --qat, --synthetic, and what is added to a recipe but --teacher",
         )
     if qat is None:
-        from edge_dsc.training import TrainOptions
+        from edge_dsc.training.recipes import TrainOptions, add_ingredients
 
         options = TrainOptions(
             data=data,
@@ -420,7 +418,7 @@ def train(
             keep_split=keep_split,
             kinds=kinds,
             last=last,
-            ingredients=_parse_ingredients(added, taught=teacher is not None and refit is None),
+            ingredients=add_ingredients(added, taught=teacher is not None and refit is None),
             teachers=tuple(map(Path, teacher.split(","))) if teacher else (),
             refit=refit,
             synthetic=synthetic,
@@ -458,20 +456,6 @@ def _default_run(arch: str, refit: Path | None) -> Path:
     from edge_dsc.networks import default_name
 
     return refit.with_name(f"{refit.name}-refit") if refit else Path("runs") / default_name(arch)
-
-
-def _parse_ingredients(added: Mapping[str, float], *, taught: bool) -> Ingredients:
-    """Return what is added to a recipe, with the usual share and temperature where teachers are named.
-
-    Raises:
-        UsageError: A value that is none, or one for teachers without any.
-    """
-    from edge_dsc.training.recipes import TEACHING, Ingredients
-
-    alone = sorted(set(TEACHING) & set(added))
-    if alone and not taught:
-        raise UsageError(f"--{alone[0]} is for --teacher", remedy="name a finished run, or leave it out")
-    return Ingredients(**{**(TEACHING if taught else {}), **added})
 
 
 def _share_of(synthetic: Path | None, share: float | None) -> float:

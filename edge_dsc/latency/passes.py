@@ -21,6 +21,7 @@ from onnx import TensorProto, helper
 from bench.measure import Subject
 from bench.power import Power, Rail, measure_power
 from bench.report import Report
+from edge_dsc import IMPORTED_FROM
 from engines.cpu.ort import open_session
 from engines.graph import count_multiply_adds, load_model
 from engines.record import EngineRecord, Precision
@@ -123,9 +124,6 @@ def _product_model() -> bytes:
     return bytes(model.SerializeToString())
 
 
-_ROOT = Path(__file__).resolve().parents[2]  # the folder that this edge_dsc is imported from
-
-
 def add_pass(report: Report, name: str, found: Mapping[str, Any]) -> Report:
     """Return the report with what a pass found, by the subject's name."""
     replace = msgspec.structs.replace
@@ -169,7 +167,7 @@ def memory_pass(engine: Path, *, batch: int, threads: int, device: int = 0) -> d
     arguments = [str(engine.absolute()), str(batch), str(threads), str(device)]
     done = subprocess.run(
         [sys.executable, "-m", "edge_dsc.latency.memory_probe", *arguments],
-        cwd=_ROOT,  # python -m imports from the current folder first: the user's may hold a json.py or a bench.py
+        cwd=IMPORTED_FROM,
         capture_output=True,
         text=True,
         check=False,

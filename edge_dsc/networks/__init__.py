@@ -32,6 +32,7 @@ from edge_dsc.networks.paper import (
     fold_separable_stem,
     fold_stem,
 )
+from edge_dsc.networks.training_form import training_form
 
 __all__ = [
     "ARCHITECTURES",
@@ -59,4 +60,5 @@ __all__ = [
     "open_network",
     "save_network",
     "smallest_size",
+    "training_form",
 ]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
-from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -31,7 +31,16 @@ from edge_dsc.page.charts import Plot, difference_plot
 from edge_dsc.page.document import Picture, Section, report_sections, save_page
 from edge_dsc.page.figures import draw_confusions, draw_trainings
 from edge_dsc.study.run_study import Problem
-from edge_dsc.study.trainings import REFERENCE, Answers, Setting, Study, StudyPlan, Training
+from edge_dsc.study.trainings import (
+    REFERENCE,
+    Answers,
+    Setting,
+    Study,
+    StudyPlan,
+    Training,
+    without_variants,
+)
+from edge_dsc.study.variants import variant_title
 from edge_dsc.study.verdict import (
     OPEN,
     YES,
@@ -112,11 +121,12 @@ class EngineFindings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
 
 class NetworkFindings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A network, with or without augmentation, over its trainings.
+    """A network, with or without augmentation and what was added, over its trainings.
 
     Attributes:
         network: Its name.
         augmentation: Whether its training images were augmented.
+        variant: What was added to the recipe; empty where nothing was.
         trainings: Seeds, or folds, that went to their end.
         quality: How right it is on the images that judge.
         parameters: As its training record counts them.
@@ -130,6 +140,7 @@ class NetworkFindings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
     network: str
     augmentation: bool
+    variant: str
     trainings: tuple[int, ...]
     quality: Quality
     parameters: Mapping[str, int]
@@ -142,7 +153,7 @@ class NetworkFindings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     @property
     def setting(self) -> Setting:
         """What it is of."""
-        return Setting(self.network, self.augmentation)
+        return Setting(self.network, self.augmentation, self.variant)
 
 
 class FailedTraining(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -188,10 +199,11 @@ class StudyReport(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     Attributes:
         plan: What the study is.
-        networks: One per network, without augmentation and with it, of which a training went to its end.
+        networks: One per network, without augmentation and with it, as it is and with each variant, of which a training
+            went to its end.
         trainings: One per training that did.
         failed: The others.
-        differences: Each network against the reference, and with augmentation against without.
+        differences: Each network against the reference, and with augmentation or a variant against without.
         verdicts: Whether ``dsc`` is not inferior to ``cnn``, without augmentation and with it.
         notes: What could not be built or measured here, and why.
         created: UTC time, ISO 8601.
@@ -209,12 +221,19 @@ class StudyReport(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     edge_dsc: str
 
 
+def _from_version_1(report: dict[str, Any]) -> dict[str, Any]:
+    """Nothing was added to a recipe."""
+    networks = [{**network, "variant": ""} for network in report["networks"]]
+    return {**report, "plan": without_variants(report["plan"]), "networks": networks}
+
+
 REPORT = DocumentKind(
     name="edge-dsc/study-report",
-    version=1,
+    version=2,
     body=StudyReport,
     renew="the study's command goes on and makes it again",
     seal="report_sha256",
+    older={1: _from_version_1},
 )
 
 
@@ -350,17 +369,14 @@ def make_report(
 
 
 def _differences(study: Study, judged: Mapping[Setting, Judged]) -> tuple[Difference, ...]:
-    """Hold each network against the reference, and each with augmentation against itself without."""
+    """Hold each network against the reference, and each with augmentation or a variant against itself without."""
     wanted = [
-        (Setting(study.reference, setting.augmentation), setting)
+        (replace(setting, network=study.reference), setting)
         for setting in judged
         if setting.network != study.reference
     ]
-    wanted += [
-        (off, on)
-        for off, on in combinations(judged, 2)
-        if off.network == on.network and on.augmentation and not off.augmentation
-    ]
+    wanted += [(replace(setting, augmentation=False), setting) for setting in judged if setting.augmentation]
+    wanted += [(replace(setting, variant=""), setting) for setting in judged if setting.variant]
     found = [
         compare_judged(judged[first], judged[second])
         for first, second in wanted
@@ -383,6 +399,7 @@ def _network_findings(
     return NetworkFindings(
         network=setting.network,
         augmentation=setting.augmentation,
+        variant=setting.variant,
         trainings=tuple(one.number for one in own),
         quality=measure_quality(rows),
         parameters=dict(record.parameters),
@@ -390,7 +407,7 @@ def _network_findings(
         onnx_bytes=found.onnx_bytes,
         engines=_engine_findings(study, setting, rows, own, latency),
         confusion={side: _confusion(study, own, parts) for side, parts in _SIDES.items()},
-        published=PUBLISHED.get((setting.network.lower(), setting.augmentation)),
+        published=None if setting.variant else PUBLISHED.get((setting.network.lower(), setting.augmentation)),
     )
 
 
@@ -832,6 +849,7 @@ def rows_of(report: StudyReport) -> str:
         {
             "network": found.network,
             "augmentation": int(found.augmentation),
+            "variant": variant_title(found.variant) if found.variant else "",
             "training": number,
             "runtime": one.runtime,
             "precision": one.precision,

@@ -25,6 +25,7 @@ from typing import IO, TypeAlias
 
 import msgspec
 
+from edge_dsc import IMPORTED_FROM
 from edge_dsc.build.calibrate import CalibrationRequest, run_calibration
 from edge_dsc.build.engine import BuiltEngine, build_everywhere, open_to_answer
 from edge_dsc.build.export import export_run
@@ -54,7 +55,6 @@ from engines.runtimes import Progress, Runner
 from engines.text_table import Table
 
 WAITING, RUNNING, DONE, FAILED = "waiting", "running", "done", "failed"
-_PACKAGES = Path(__file__).resolve().parents[2]  # the folder that edge_dsc is imported from
 _SPOKEN_S = 0.5  # between two words of a training's process
 _LISTEN_S = 1.0  # until the board is shown again though nothing was heard
 _PATIENCE_S = 20.0  # until a process that was told to end is killed
@@ -342,7 +342,7 @@ class _Pool:
     def _start(self, training: Training, cores: list[int], scope: str) -> _Child:
         process = subprocess.Popen(
             self._command(self._study, training, cores, scope),
-            cwd=_PACKAGES,  # python -m imports from the current folder first: the user's may hold a json.py
+            cwd=IMPORTED_FROM,
             stdin=subprocess.PIPE,  # its end says that this process has ended
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -17,6 +17,7 @@ from msgspec import Meta
 from edge_dsc import __version__
 from edge_dsc.data.discover import Dataset, discover
 from edge_dsc.networks import BACKBONES, default_name, open_network
+from edge_dsc.study.variants import add_variant, parse_variant, variant_folder, variant_title
 from edge_dsc.training.recipes import NO_INGREDIENTS, TrainOptions
 from edge_dsc.training.run_folder import (
     RECORD_FILE,
@@ -50,6 +51,7 @@ class StudyOptions:
         out: The study's folder.
         networks: Their names, as ``train --arch`` takes them; differences are to ``cnn``, or to the first.
         augmentation: Without (False), with (True), or both.
+        variants: What is added to the recipe (:mod:`edge_dsc.study.variants`): each is a row more of every network.
         seeds: Trainings of each network, with the seeds 0, 1, ...; None with folds.
         folds: Instead of seeds: parts of the data, each of which judges once.
         recipe: Name of a recipe.
@@ -65,6 +67,7 @@ class StudyOptions:
     out: Path
     networks: tuple[str, ...] = ("cnn", "dsc")
     augmentation: tuple[bool, ...] = (False, True)
+    variants: tuple[str, ...] = ()
     seeds: int | None = 5
     folds: int | None = None
     recipe: str = "paper"
@@ -87,6 +90,7 @@ class StudyPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         labels: Class names, sorted.
         networks: As :attr:`StudyOptions.networks`.
         augmentation: The same.
+        variants: The same, as :func:`edge_dsc.study.variants.parse_variant` returns them.
         seeds: The same.
         folds: The same.
         recipe: The same.
@@ -106,6 +110,7 @@ class StudyPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     labels: Labels
     networks: tuple[Text, ...]
     augmentation: tuple[bool, ...]
+    variants: tuple[Text, ...]
     seeds: Count | None
     folds: Count | None
     recipe: Text
@@ -118,17 +123,24 @@ class StudyPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     edge_dsc: Text
 
 
+def without_variants(plan: dict[str, object]) -> dict[str, object]:
+    """Return a plan of version 1 as one of version 2: it had no variants."""
+    return {**plan, "variants": []}
+
+
 STUDY = DocumentKind(
     name="edge-dsc/study",
-    version=1,
+    version=2,
     body=StudyPlan,
     renew="edge-dsc study DATA --out NEW_FOLDER",
     seal="study_sha256",
+    older={1: without_variants},
 )
 # A study of other options is another study; how each is said on the command line.
 _OPTIONS = {
     "networks": "--arch",
     "augmentation": "--augmentation",
+    "variants": "--with",
     "seeds": "--seeds",
     "folds": "--folds",
     "recipe": "--recipe",
@@ -216,16 +228,18 @@ ANSWERS = DocumentKind(
 
 @dataclass(frozen=True)
 class Setting:
-    """A network with or without augmentation: what a row of the paper's table stands for."""
+    """A network with or without augmentation, and what is added: what a row of the paper's table stands for."""
 
     network: str
     augmentation: bool
+    variant: str = ""
 
     @property
     def title(self) -> str:
         """As tables name it."""
         name = default_name(self.network)
-        return f"{name} aug." if self.augmentation else name
+        name = f"{name} aug." if self.augmentation else name
+        return f"{name} + {variant_title(self.variant)}" if self.variant else name
 
 
 @dataclass(frozen=True)
@@ -258,7 +272,8 @@ class Training:
         """Name of its run folder."""
         kind = "augmented" if self.setting.augmentation else "plain"
         which = f"fold{self.fold[0]}of{self.fold[1]}" if self.fold else f"seed{self.seed}"
-        return f"{default_name(self.setting.network)}-{kind}-{which}"
+        added = f"{variant_folder(self.setting.variant)}-" if self.setting.variant else ""
+        return f"{default_name(self.setting.network)}-{kind}-{added}{which}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -280,9 +295,14 @@ class Study:
 
     @property
     def settings(self) -> tuple[Setting, ...]:
-        """Every network, without augmentation and with it."""
+        """Every network, without augmentation and with it, as it is and with each variant."""
         plan = self.plan
-        return tuple(Setting(name, on) for on in plan.augmentation for name in plan.networks)
+        return tuple(
+            Setting(name, on, variant)
+            for on in plan.augmentation
+            for variant in ("", *plan.variants)
+            for name in plan.networks
+        )
 
     @property
     def trainings(self) -> tuple[Training, ...]:
@@ -311,7 +331,8 @@ class Study:
         """Return what a training is asked for; it goes on where its folder holds a state."""
         out = self.run_folder(training)
         begun = (out / STATE_FILE).is_file()
-        return TrainOptions(
+        variant = training.setting.variant
+        options = TrainOptions(
             data=self.data,
             out=out,
             architecture=training.setting.network,
@@ -325,6 +346,7 @@ class Study:
             resume=begun,
             overwrite=not begun,
         )
+        return add_variant(options, variant, training.number) if variant else options
 
     def trained(self, training: Training) -> TrainingRecord | None:
         """Return the record of a training that went to its end; None of another.
@@ -378,7 +400,8 @@ def check_options(options: StudyOptions) -> None:
         raise UsageError(f"{options.folds} folds", remedy="give --folds 3 or more: 5 is usual")
     if not 0 < options.margin <= 100:
         raise UsageError(f"a margin of {options.margin:g} points", remedy="give --margin above 0, such as 2")
-    count = len(names) * len(options.augmentation) * (options.seeds or options.folds or 0)
+    count = len(names) * len(options.augmentation) * (1 + len(options.variants))
+    count *= options.seeds or options.folds or 0
     if not 1 <= count <= MOST_TRAININGS:
         raise UsageError(f"{count} trainings", remedy=f"ask for 1 to {MOST_TRAININGS}")
     processors = usable_cores()
@@ -473,6 +496,7 @@ def hold_folder(folder: Path, *, wait: bool) -> Iterator[None]:
 
 def _plan_of(options: StudyOptions, dataset: Dataset) -> StudyPlan:
     networks = tuple(map(_absolute, options.networks))
+    variants = tuple(map(parse_variant, options.variants))
     trained = {}
     for name in networks:
         weights = options.weights if name in BACKBONES else None
@@ -487,14 +511,16 @@ def _plan_of(options: StudyOptions, dataset: Dataset) -> StudyPlan:
             fold=(1, options.folds) if options.folds else None,
         )
         network = open_network(asked.network)
-        recipe = asdict(asked.resolve_recipe())
-        trained[network.name] = [
-            # What a study cannot add is left out, so that those of earlier versions go on.
-            {name: value for name, value in recipe.items() if name not in vars(NO_INGREDIENTS) or value},
-            network.source_sha256,
-            network.weights_sha256,
-        ]
-    if len(trained) != len(networks):
+        sources = [network.source_sha256, network.weights_sha256]
+        trained[network.name] = [_recipe_of(asked), *sources]
+        for variant in variants:
+            trained[f"{network.name} {variant}"] = [_recipe_of(add_variant(asked, variant, 0)), *sources]
+    if len(set(map(variant_folder, variants))) != len(variants):
+        raise UsageError(
+            f"two of --with {' --with '.join(options.variants)} have the same name",
+            remedy="name each once, and folders apart by their last part",
+        )
+    if len(trained) != len(networks) * (1 + len(variants)):
         raise UsageError(
             f"two of the networks {','.join(options.networks)} have the same name",
             remedy="rename a file: run folders and engines are named after it",
@@ -508,6 +534,7 @@ def _plan_of(options: StudyOptions, dataset: Dataset) -> StudyPlan:
         labels=dataset.labels,
         networks=networks,
         augmentation=options.augmentation,
+        variants=variants,
         seeds=options.seeds,
         folds=options.folds,
         recipe=options.recipe,
@@ -519,6 +546,12 @@ def _plan_of(options: StudyOptions, dataset: Dataset) -> StudyPlan:
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         edge_dsc=__version__,
     )
+
+
+def _recipe_of(asked: TrainOptions) -> dict[str, object]:
+    """Return a recipe's values; what nobody added is left out, so that studies of earlier versions go on."""
+    recipe = asdict(asked.resolve_recipe())
+    return {name: value for name, value in recipe.items() if name not in vars(NO_INGREDIENTS) or value}
 
 
 def _absolute(network: str) -> str:
@@ -559,8 +592,8 @@ def _say(name: str, value: object) -> str:
     """Return an option's value as the command line takes it."""
     if name == "augmentation":
         return next((word for word, found in AUGMENTATION.items() if found == value), "both")
-    if isinstance(value, tuple):
-        return ",".join(map(str, value))
-    if value is None or value is False:
+    if value is None or value is False or value == ():
         return "left out"
+    if isinstance(value, tuple):
+        return (f" {_OPTIONS[name]} " if name == "variants" else ",").join(map(str, value))
     return "given" if value is True else f"{value:g}" if isinstance(value, float) else str(value)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_dsc.evaluate.metrics import classification_metrics
-from edge_dsc.networks import load_keras
+from edge_dsc.networks import load_keras, training_form
 from edge_dsc.training.batches import SMALLEST_PROBABILITY, Batches
 from edge_dsc.training.recipes import Recipe, ReportProgress, TrainProgress
 from edge_dsc.training.run_folder import BEGIN_ANEW, TrainState, save_state
@@ -64,13 +64,17 @@ def start_dense(model: Model, seed: int) -> None:
     layer.set_weights([drawn.astype(np.float32), np.full_like(bias, _DENSE_BIAS)])
 
 
-def compile_model(model: Model, recipe: Recipe, steps_per_epoch: int) -> None:
-    """Give the model the recipe's loss and optimizer, with all of the optimizer's variables made.
+def compile_model(model: Model, recipe: Recipe, steps_per_epoch: int) -> Model:
+    """Return what is trained for a model, with the recipe's loss and optimizer, and all of the optimizer's variables.
 
     Args:
         model: Any classifier; where the recipe slows a layer down, with one named ``dense``.
         recipe: Learning rate, label smoothing, temperature.
         steps_per_epoch: The cosine ends with the recipe's epochs.
+
+    Returns:
+        The model itself, or the form of it that trains quicker (:func:`edge_dsc.networks.training_form`): its variables
+        are the model's.
     """
     keras = load_keras()
     rate: float | LearningRateSchedule = recipe.learning_rate
@@ -83,14 +87,16 @@ def compile_model(model: Model, recipe: Recipe, steps_per_epoch: int) -> None:
             warmup_steps=warmup,
         )
     slow = model.get_layer("dense").trainable_weights if recipe.dense_rate != 1.0 else []
-    model.compile(
+    trained = training_form(model)
+    trained.compile(
         _make_adam(rate, slow, recipe),
         loss=_make_loss(recipe),
         metrics=[_label_accuracy if recipe.distillation else "accuracy"],
         weighted_metrics=[],
         jit_compile=False,  # XLA on a CPU: 2.0 s a step instead of 0.1 s (measured on two cores)
     )
-    model.optimizer.build(model.trainable_variables)
+    trained.optimizer.build(trained.trainable_variables)
+    return trained
 
 
 def _make_loss(recipe: Recipe) -> Any:
@@ -166,7 +172,7 @@ def fit_model(
     Where no image validates, the best weights are the last ones.
 
     Args:
-        model: Compiled; a resumed one is brought to ``state`` first.
+        model: As :func:`compile_model` returns it; a resumed one is brought to ``state`` first.
         batches: The training images.
         validation: Raw pixels ``[V, height, width, 1]`` and class indices ``[V]``; V is 0 for a fixed schedule.
         state: Changed in place and saved, a whole epoch at a time.

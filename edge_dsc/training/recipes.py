@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -183,6 +183,18 @@ class Ingredients:
 
 NO_INGREDIENTS = Ingredients()
 TEACHING = {"distillation": 0.5, "temperature": 2.0}  # where teachers are named and nothing else is said
+
+
+def add_ingredients(added: Mapping[str, float], *, taught: bool) -> Ingredients:
+    """Return what is added to a recipe, with the usual share and temperature where teachers are named.
+
+    Raises:
+        UsageError: A value that is none, or one for teachers without any.
+    """
+    alone = sorted(set(TEACHING) & set(added))
+    if alone and not taught:
+        raise UsageError(f"--{alone[0]} is for --teacher", remedy="name a finished run, or leave it out")
+    return Ingredients(**{**(TEACHING if taught else {}), **added})
 
 
 @dataclass(frozen=True, kw_only=True)

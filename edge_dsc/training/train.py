@@ -222,9 +222,9 @@ def train(
         start_convolutions(model, batches.pixels[::stride][:_START_IMAGES])
     if recipe.dense_start:
         start_dense(model, options.seed)
-    compile_model(model, recipe, batches.steps)
+    trained = compile_model(model, recipe, batches.steps)
     started = time.monotonic()
-    interrupted = fit_model(model, batches, images.pixels["validation"], state, progress)
+    interrupted = fit_model(trained, batches, images.pixels["validation"], state, progress)
     seconds = time.monotonic() - started
     fitted = Fitted(
         model=model,

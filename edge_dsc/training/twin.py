@@ -247,8 +247,8 @@ def _fine_tune(
     fitted_weights = twin.model.get_weights()
     interrupted = False
     if recipe.epochs:
-        compile_model(twin.model, recipe, batches.steps)
-        interrupted = fit_model(twin.model, batches, images.pixels["validation"], state, progress)
+        trained = compile_model(twin.model, recipe, batches.steps)
+        interrupted = fit_model(trained, batches, images.pixels["validation"], state, progress)
         if start.loss < min(state.history["validation_loss"]):
             # A start may be better than all that few images make of it.
             twin.model.set_weights(fitted_weights)

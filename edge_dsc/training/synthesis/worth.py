@@ -20,6 +20,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_dsc import IMPORTED_FROM
 from edge_dsc.data.split import Split
 from edge_dsc.data.synthetic import FeatureFigures, NetworkCost, Worth
 from edge_dsc.networks import load_keras, load_network, multiply_adds
@@ -48,7 +49,6 @@ _HALVINGS = 10  # random halves over which a Frechet distance is the mean
 _BATCH = 16
 _STEPS = 10
 _FLOAT_BYTES = 4
-_PACKAGES = Path(__file__).resolve().parents[3]  # the folder that edge_dsc is imported from
 
 _Floats = NDArray[np.float64]
 
@@ -291,7 +291,7 @@ def measure_costs(began: Began) -> NetworkCost:
     arguments = (began.architecture, str(began.size), str(began.filters), str(began.batch))
     done = subprocess.run(
         [sys.executable, "-m", "edge_dsc.training.synthesis.worth", *arguments],
-        cwd=_PACKAGES,  # python -m imports from the current folder first: the user's may hold a json.py
+        cwd=IMPORTED_FROM,
         capture_output=True,
         text=True,
         check=False,

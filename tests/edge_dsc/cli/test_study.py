@@ -35,7 +35,7 @@ def test_a_study_that_is_done_prints_its_tables_and_its_verdict(
     assert "published: Model-1 Aug." in done.out and SAID in done.out
     assert f"page: {out / 'study.html'}" in done.err.splitlines()
     printed = edge_dsc("study", textures, "--out", out, *ARGUMENTS, "--json").json
-    assert (printed["kind"], printed["schema_version"]) == ("edge-dsc/study-report", 1)
+    assert (printed["kind"], printed["schema_version"]) == ("edge-dsc/study-report", 2)
     assert [one["answer"] for one in printed["verdicts"]] == [OPEN]
     for name, what in (("study", "study"), ("report", "study report")):
         assert edge_dsc("inspect", out / f"{name}.json", "--json").json["what"] == what

@@ -169,7 +169,8 @@ def test_rows_for_other_programs(report: StudyReport) -> None:
     rows = list(csv.DictReader(io.StringIO(rows_of(report))))
     assert len(rows) == 4 * 2 * 2  # networks, engines, seeds
     assert rows[0] == {
-        "network": "cnn", "augmentation": "0", "training": "0", "runtime": "onnxruntime", "precision": "fp32",
+        "network": "cnn", "augmentation": "0", "variant": "", "training": "0",
+        "runtime": "onnxruntime", "precision": "fp32",
         "accuracy": "0.833333", "agreement_with_fp32": "1.000000", "engine_bytes": "1600000",
         "parameters": "406307", "multiply_adds": "36453056",
     }  # fmt: skip

@@ -160,10 +160,10 @@ def test_the_dense_layer_learns_at_its_share_of_the_rate() -> None:
     model = build_network("dsc", 3)
     recipe = replace(RECIPES["default"]["dsc"], learning_rate=0.01, cosine=False, dense_rate=0.02)
     start_dense(model, 0)
-    compile_model(model, recipe, 1)
+    trained = compile_model(model, recipe, 1)
     before = {weight.path: weight.numpy().copy() for weight in model.trainable_weights}
     pixels = np.random.default_rng(0).integers(0, 256, (6, 224, 224, 1)).astype(np.float32)
-    model.train_on_batch(pixels, np.eye(3, dtype=np.float32)[[0, 1, 2, 0, 1, 2]], np.ones(6, np.float32))
+    trained.train_on_batch(pixels, np.eye(3, dtype=np.float32)[[0, 1, 2, 0, 1, 2]], np.ones(6, np.float32))
     # Adam's first step moves every weight by the learning rate, whatever the gradient.
     moves = {
         weight.path: np.abs(weight.numpy() - before[weight.path]).max() for weight in model.trainable_weights

@@ -84,10 +84,10 @@ def test_what_the_paper_says_of_the_network_is_in_the_network(architecture: str)
     model = build_network(architecture, 3)
     assert model.get_layer("scale").scale == 1 / 255
     assert model.get_layer("dropout").rate == 0.5
-    compile_model(model, RECIPES["paper"][architecture], steps_per_epoch=7)
-    assert type(model.optimizer).__name__ == "Adam"
-    assert float(model.optimizer.learning_rate) == pytest.approx(1e-4, rel=1e-6)
-    assert (type(model.loss).__name__, model.loss.label_smoothing) == ("CategoricalCrossentropy", 0.0)
+    trained = compile_model(model, RECIPES["paper"][architecture], steps_per_epoch=7)
+    assert type(trained.optimizer).__name__ == "Adam"
+    assert float(trained.optimizer.learning_rate) == pytest.approx(1e-4, rel=1e-6)
+    assert (type(trained.loss).__name__, trained.loss.label_smoothing) == ("CategoricalCrossentropy", 0.0)
 
 
 @pytest.mark.parametrize("name", list(RECIPES))
