@@ -425,6 +425,20 @@ class DocumentKind(Generic[Body]):
         document = {"kind": self.name, "schema_version": self.version, **body, **sealed}
         return json.dumps(document, indent=1, allow_nan=False) + "\n"
 
+    def json_schema(self) -> dict[str, Any]:
+        """Return the JSON Schema (draft 2020-12) of a document as :meth:`save` writes it; of plain types alone."""
+        (found,), parts = msgspec.json.schema_components([self.body])
+        body = parts.pop(found["$ref"].rpartition("/")[2])
+        ours: dict[str, Any] = {"kind": {"const": self.name}, "schema_version": {"const": self.version}}
+        seal = {self.seal: {"type": "string", "pattern": "^[0-9a-f]{64}$"}} if self.seal else {}
+        for part in (body, *parts.values()):
+            part["description"] = part["description"].partition("\n")[
+                0
+            ]  # attributes are for who reads the code
+        body["properties"] = {**ours, **body["properties"], **seal}
+        body["required"] = [*ours, *body["required"], *seal]
+        return {"$schema": "https://json-schema.org/draft/2020-12/schema", **body, "$defs": parts}
+
     def loads(self, text: str, source: str) -> Body:
         """Read a document that travelled inside something else, as :meth:`load` does.
 

@@ -7,9 +7,11 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from importlib import resources
 from typing import Any
 
 import pytest
+from jsonschema import Draft202012Validator
 from made_study import leave_answers
 
 from edge_dsc.study.findings import (
@@ -163,6 +165,19 @@ def test_the_other_tables(report: StudyReport) -> None:
     )
     engines = next(one for one in study_tables(report) if one.title == "Engines")
     assert engines.notes[-2:] == ("INT8 is slower here", "latency was not measured: bench was left out")
+
+
+def test_the_schema_is_of_what_is_written(report: StudyReport) -> None:
+    """The file is what the classes say: json.dumps(REPORT.json_schema(), indent=1) and a newline."""
+    kept = resources.files("edge_dsc.study").joinpath("study-report.schema.json").read_text(encoding="utf-8")
+    schema = json.loads(kept)
+    assert schema == REPORT.json_schema()
+    Draft202012Validator.check_schema(schema)
+    written = json.loads(REPORT.dumps(report))
+    check = Draft202012Validator(schema)
+    assert list(check.iter_errors(written)) == []
+    for wrong in ({**written, "more": 1}, {**written, "schema_version": 1}, {**written, "networks": None}):
+        assert list(check.iter_errors(wrong))
 
 
 def test_rows_for_other_programs(report: StudyReport) -> None:
