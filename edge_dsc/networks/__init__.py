@@ -21,6 +21,7 @@ from edge_dsc.networks.architecture import (
     smallest_size,
 )
 from edge_dsc.networks.backbones import BACKBONES, IMAGENET
+from edge_dsc.networks.forms import training_form
 from edge_dsc.networks.keras_files import load_keras, save_network
 from edge_dsc.networks.paper import (
     ARCHITECTURES,
@@ -32,7 +33,6 @@ from edge_dsc.networks.paper import (
     fold_separable_stem,
     fold_stem,
 )
-from edge_dsc.networks.training_form import training_form
 
 __all__ = [
     "ARCHITECTURES",

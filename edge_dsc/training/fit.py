@@ -73,8 +73,8 @@ def compile_model(model: Model, recipe: Recipe, steps_per_epoch: int) -> Model:
         steps_per_epoch: The cosine ends with the recipe's epochs.
 
     Returns:
-        The model itself, or the form of it that trains quicker (:func:`edge_dsc.networks.training_form`): its variables
-        are the model's.
+        The model itself, or the form of it that trains quicker (:func:`edge_dsc.networks.forms.training_form`): its
+        variables are the model's.
     """
     keras = load_keras()
     rate: float | LearningRateSchedule = recipe.learning_rate

@@ -2,7 +2,8 @@
 
 Where both networks are slow is their first layer, at the full 224 x 224 places: half of a step of training goes there.
 The three colours that it sees are equal, so that only the sum of its kernel over them matters, and what stands between
-its convolution and the pooling behind it can wait until three quarters of the places are gone.
+its convolution and the pooling behind it can wait until three quarters of the places are gone. And Keras computes
+BatchNorm in a dozen passes over the features, for which TensorFlow has one operation.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def training_form(model: Model) -> Model:
     scaled = model.get_layer("scale")(model.input)
     x = _stem_layer([model.get_layer(name) for name in stem])(scaled)
     for layer in model.layers[len(names) :]:
-        x = layer(x)
+        x = (_norm_layer(layer) if type(layer) is keras.layers.BatchNormalization else layer)(x)
     return keras.Model(model.input, x, name=model.name)
 
 
@@ -68,6 +69,44 @@ def _stem_layer(stem: list[Any]) -> Any:
             return tf.nn.relu(tf.nn.bias_add(pooled, self.parts[-1].bias))
 
     return Stem()
+
+
+def _norm_layer(norm: Any) -> Any:
+    """Return a layer for a BatchNorm, in one operation.
+
+    TensorFlow corrects the variance that it returns for the degree of freedom that the mean takes, Keras does not
+    (tensorflow/core/kernels/fused_batch_norm_op.cc, ``rest_size_adjust``): the correction is taken back.
+    """
+    keras, tf = load_keras(), load("tensorflow")
+
+    class Norm(keras.layers.Layer):  # type: ignore[misc, name-defined]
+        """``float32 [N, height, width, channels]`` -> the same shape."""
+
+        def __init__(self) -> None:
+            super().__init__(name=f"{norm.name}_at_once")
+            self.norm = norm
+
+        def call(self, features: Any, training: bool = False) -> Any:
+            moving = (self.norm.moving_mean, self.norm.moving_variance)
+            # It wants none of them where it finds them itself.
+            known = [tf.zeros(0), tf.zeros(0)] if training else moving
+            answers, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
+                x=features,
+                scale=self.norm.gamma,
+                offset=self.norm.beta,
+                mean=known[0],
+                variance=known[1],
+                epsilon=self.norm.epsilon,
+                is_training=training,
+            )
+            if training:
+                count = tf.cast(tf.reduce_prod(tf.shape(features)[:3]), variance.dtype)
+                share = 1 - self.norm.momentum
+                for variable, found in zip(moving, (mean, variance * (count - 1) / count), strict=True):
+                    variable.assign(variable * self.norm.momentum + found * share)
+            return answers
+
+    return Norm()
 
 
 def _convolve(image: Any, kernel: Any) -> Any:
