@@ -108,8 +108,8 @@ def draw_trainings(histories: Mapping[str, Sequence[Mapping[str, Sequence[float]
     """Draw the accuracy of training and validation over the epochs to a PNG file, one panel per network.
 
     Args:
-        histories: By network, the history of each of its trainings: ``accuracy`` and ``validation_accuracy``, one
-            number per epoch.
+        histories: By network, the history of each of its trainings: ``accuracy``, and where images validated
+            ``validation_accuracy``, one number per epoch.
         path: The PNG file.
     """
     columns = min(2, len(histories))
@@ -126,8 +126,8 @@ def draw_trainings(histories: Mapping[str, Sequence[Mapping[str, Sequence[float]
                 ("validation_accuracy", _ORANGE, "--", "validation"),
             ):
                 axes.plot(
-                    epochs,
-                    [100 * value for value in run[key]],
+                    epochs[: len(run.get(key, ()))],
+                    [100 * value for value in run.get(key, ())],
                     style,
                     color=colour,
                     marker="o" if len(epochs) < 3 else None,

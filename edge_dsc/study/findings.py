@@ -27,6 +27,7 @@ from edge_dsc.evaluate.confidence import (
 )
 from edge_dsc.evaluate.metrics import classification_metrics
 from edge_dsc.latency.subjects import measure_engines
+from edge_dsc.networks import default_name
 from edge_dsc.page.charts import Plot, difference_plot
 from edge_dsc.page.document import Picture, Section, report_sections, save_page
 from edge_dsc.page.figures import draw_confusions, draw_trainings
@@ -362,10 +363,19 @@ def make_report(
             for one in differences
             if (one.reference, one.candidate) in claims
         ),
-        notes=tuple(dict.fromkeys([*(note for found in answers.values() for note in found.notes), *notes])),
+        notes=tuple(dict.fromkeys([*_notes(answers), *notes])),
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         edge_dsc=__version__,
     )
+
+
+def _notes(answers: Mapping[Training, Answers]) -> list[str]:
+    """Return what trainings left as notes; what holds for several of a network is said of the network."""
+    return [
+        note.replace(training.folder, default_name(training.setting.network))
+        for training, found in answers.items()
+        for note in found.notes
+    ]
 
 
 def _differences(study: Study, judged: Mapping[Setting, Judged]) -> tuple[Difference, ...]:

@@ -48,7 +48,14 @@ def leave_record(
     return record
 
 
-def leave_answers(study: Study, training: Training, wrong: Sequence[int], *, images: int = 12) -> Answers:
+def leave_answers(
+    study: Study,
+    training: Training,
+    wrong: Sequence[int],
+    *,
+    images: int = 12,
+    notes: tuple[str, ...] = ("INT8 is slower here",),
+) -> Answers:
     """Leave the answers of a training: test images 0, 1, ... of two patients each two, some of them wrong.
 
     Image n is of class n modulo 3; a wrong one gets the next class. Training and validation have three images each,
@@ -94,7 +101,7 @@ def leave_answers(study: Study, training: Training, wrong: Sequence[int], *, ima
             *(image(part, index) for part in ("train", "validation") for index in range(3)),
             *(image("test", index) for index in range(images)),
         ),
-        notes=("INT8 is slower here",),
+        notes=notes,
     )
     ANSWERS.save(study.run_folder(training) / ANSWERS_FILE, found)
     return found

@@ -269,3 +269,12 @@ def test_what_it_says_is_json(report: StudyReport) -> None:
 
 def test_a_title_in_the_curves_is_the_setting() -> None:
     assert Training(Setting("a, b.keras", True), seed=3).title.rpartition(", ")[0] == "a--b.keras aug."
+
+
+def test_a_note_of_every_training_stands_once_for_its_network(study: Study) -> None:
+    for training in study.trainings:
+        leave_answers(
+            study, training, [], notes=(f"fp16 left out of {training.folder}: it runs nowhere here",)
+        )
+    said = make_report(study, finished(study), {}).notes
+    assert said == tuple(f"fp16 left out of {name}: it runs nowhere here" for name in ("cnn", "dsc"))
