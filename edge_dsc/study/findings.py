@@ -200,7 +200,7 @@ class StudyReport(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     Attributes:
         plan: What the study is.
-        networks: One per network, without augmentation and with it, as it is and with each variant, of which a training
+        networks: One per network, without augmentation and with it, then with each variant, of which a training
             went to its end.
         trainings: One per training that did.
         failed: The others.

@@ -295,12 +295,12 @@ class Study:
 
     @property
     def settings(self) -> tuple[Setting, ...]:
-        """Every network, without augmentation and with it, as it is and with each variant."""
+        """Every network, without augmentation and with it; then the same with each variant: the first may teach it."""
         plan = self.plan
         return tuple(
             Setting(name, on, variant)
-            for on in plan.augmentation
             for variant in ("", *plan.variants)
+            for on in plan.augmentation
             for name in plan.networks
         )
 

@@ -104,6 +104,11 @@ def test_each_is_a_row_more_of_every_network(options: StudyOptions) -> None:
         assert last.out == options.out / "dsc-augmented-erasing=0.25_last-seed0"
 
 
+def test_the_papers_rows_come_first_so_that_they_can_teach(options: StudyOptions) -> None:
+    with open_study(replace(options, networks=("dsc",), seeds=1, variants=("last",))) as study:
+        assert [one.title for one in study.settings] == ["dsc", "dsc aug.", "dsc + last", "dsc aug. + last"]
+
+
 def test_two_of_one_name_are_refused(options: StudyOptions) -> None:
     asked = replace(options, variants=("synthetic=/a/made", "synthetic=/b/made"))
     with pytest.raises(UsageError, match="have the same name"), open_study(asked):
