@@ -432,9 +432,8 @@ class DocumentKind(Generic[Body]):
         ours: dict[str, Any] = {"kind": {"const": self.name}, "schema_version": {"const": self.version}}
         seal = {self.seal: {"type": "string", "pattern": "^[0-9a-f]{64}$"}} if self.seal else {}
         for part in (body, *parts.values()):
-            part["description"] = part["description"].partition("\n")[
-                0
-            ]  # attributes are for who reads the code
+            # What stands below the first line is for who reads the code.
+            part["description"], _, _ = part["description"].partition("\n")
         body["properties"] = {**ours, **body["properties"], **seal}
         body["required"] = [*ours, *body["required"], *seal]
         return {"$schema": "https://json-schema.org/draft/2020-12/schema", **body, "$defs": parts}

@@ -17,10 +17,8 @@ if TYPE_CHECKING:
     from keras import Model
 
 _SIDE = 3  # of the first kernel
-_STEMS = {
-    "cnn": ["stem"],
-    "dsc": ["stem_pointwise", "stem_depthwise"],
-}  # layers between the colours and the pooling
+# The layers between the colours and the first pooling.
+_STEMS = {"cnn": ["stem"], "dsc": ["stem_pointwise", "stem_depthwise"]}
 
 
 def training_form(model: Model) -> Model:
@@ -88,8 +86,9 @@ def _norm_layer(norm: Any) -> Any:
 
         def call(self, features: Any, training: bool = False) -> Any:
             moving = (self.norm.moving_mean, self.norm.moving_variance)
-            # It wants none of them where it finds them itself.
-            known = [tf.zeros(0), tf.zeros(0)] if training else moving
+            known = (
+                [tf.zeros(0), tf.zeros(0)] if training else moving
+            )  # it wants none where it finds them itself
             answers, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
                 x=features,
                 scale=self.norm.gamma,

@@ -16,6 +16,7 @@ from msgspec import Meta
 
 from edge_dsc import __version__
 from edge_dsc.data.discover import Dataset, discover
+from edge_dsc.data.synthetic import load_synthesis
 from edge_dsc.networks import BACKBONES, default_name, open_network
 from edge_dsc.study.variants import add_variant, parse_variant, variant_folder, variant_title
 from edge_dsc.training.recipes import NO_INGREDIENTS, TrainOptions
@@ -424,7 +425,8 @@ def open_study(options: StudyOptions) -> Iterator[Study]:
 
     Raises:
         UsageError: Options that cannot be met; a folder of other things, of a study with other options, or in use.
-        ArtefactError: The folder's study is of other images, or of another version's recipe.
+        ArtefactError: The folder's study is of other images, or of another version's recipe; synthetic images or a
+            teacher that is not there.
         BadInputError: The data cannot be used.
         EnvironmentProblem: The folder cannot be written.
     """
@@ -449,11 +451,28 @@ def open_study(options: StudyOptions) -> Iterator[Study]:
         )
     if file.is_file():
         _refuse_another(STUDY.load(file), plan, options.out)
+    _require_added(study)
     require_writable(file, STUDY.name)
     with hold_folder(study.folder, wait=False):
         if not file.is_file() or STUDY.load(file).data != plan.data:
             STUDY.save(file, plan)
         yield study
+
+
+def _require_added(study: Study) -> None:
+    """Refuse synthetic images and teachers that are not there, before hours are spent on the trainings before theirs.
+
+    Raises:
+        ArtefactError: There are none, or they were changed.
+    """
+    for training in study.trainings:
+        if training.setting.variant and study.answers(training) is None:
+            asked = study.train_options(training)
+            if asked.synthetic is not None:
+                load_synthesis(asked.synthetic)
+            for run in asked.teachers:
+                if not run.is_relative_to(study.folder):  # its own are still to be trained
+                    load_training_record(run)
 
 
 def load_study(folder: Path) -> Study:

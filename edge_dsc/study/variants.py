@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from dataclasses import fields, replace
 from pathlib import Path
@@ -27,7 +28,7 @@ def parse_variant(text: str) -> str:
     for item in filter(None, (part.strip() for part in text.split(","))):
         name, equals, value = item.partition("=")
         if name in _PATHS and value:
-            kept.append(f"{name}={Path(value).absolute()}")
+            kept.append(f"{name}={os.path.normpath(Path(value).absolute())}")
         elif (name in _NUMBERS or name == _SHARE) and _is_number(value):
             kept.append(f"{name}={float(value):g}")
         elif name == _LAST and not equals:

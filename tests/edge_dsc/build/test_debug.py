@@ -75,9 +75,8 @@ def test_without_a_table_each_image_is_read_once_for_ranges_and_errors(
     model = Path(shutil.copy(calibrated_run / "model.onnx", tmp_path / "model.onnx"))
     with pytest.raises(Measured, match=r"\(128, 224, 224, 1\)"):
         debug(DebugRequest(target=model, data=textures))
-    assert Counter(reads[path] for path in textures.rglob("*.png")) == {
-        3: 150
-    }  # for the mark, the hash, the pixels
+    # For the mark, the hash, the pixels.
+    assert Counter(reads[path] for path in textures.rglob("*.png")) == {3: 150}
     assert reads[model] == 1
 
 

@@ -23,7 +23,7 @@ from edge_dsc.study.trainings import (
 )
 from edge_dsc.study.variants import add_variant, parse_variant, variant_folder, variant_title
 from edge_dsc.training.recipes import Ingredients, TrainOptions
-from engines.errors import UsageError
+from engines.errors import ArtefactError, UsageError
 from engines.files import canonical_json, sha256_bytes
 
 ASKED = TrainOptions(data=Path("xrays"), out=Path("run"))
@@ -113,6 +113,23 @@ def test_two_of_one_name_are_refused(options: StudyOptions) -> None:
     asked = replace(options, variants=("synthetic=/a/made", "synthetic=/b/made"))
     with pytest.raises(UsageError, match="have the same name"), open_study(asked):
         pass
+
+
+@pytest.mark.parametrize("what", ["synthetic", "teacher"])
+def test_what_is_not_there_is_refused_before_anything_is_trained(
+    options: StudyOptions, tmp_path: Path, what: str
+) -> None:
+    asked = replace(options, variants=(f"{what}={tmp_path}/none-{{n}}",))
+    with pytest.raises(ArtefactError, match="none-0"), open_study(asked):
+        pass
+    assert not (options.out / STUDY_FILE).exists()
+
+
+def test_a_network_of_the_study_may_teach_before_it_is_trained(options: StudyOptions) -> None:
+    teacher = options.out / ".." / options.out.name / "cnn-plain-seed{n}"
+    with open_study(replace(options, variants=(f"teacher={teacher}",))) as study:
+        asked = study.train_options(study.trainings[-1])
+        assert asked.teachers == (options.out / "cnn-plain-seed1",)
 
 
 def test_other_variants_are_another_study(options: StudyOptions) -> None:
