@@ -97,8 +97,9 @@ def draw_confusions(
         axes = figure.add_subplot(1, len(matrices), place)
         _draw_matrix(axes, matrix, labels)
         count = sum(map(sum, matrix))
-        right = sum(row[index] for index, row in enumerate(matrix)) / max(count, 1)
-        axes.set_title(f"{name}: {right:.1%} of {count:,}", fontsize=10)
+        right = sum(row[index] for index, row in enumerate(matrix))
+        found = f"{right / count:.1%} of {count:,}" if count else "no images"
+        axes.set_title(f"{name}: {found}", fontsize=10)
     figure.suptitle(title, fontsize=11)
     _save(figure, path)
 
@@ -125,9 +126,11 @@ def draw_trainings(histories: Mapping[str, Sequence[Mapping[str, Sequence[float]
                 ("accuracy", _BLUE, "-", "training"),
                 ("validation_accuracy", _ORANGE, "--", "validation"),
             ):
+                if key not in run:
+                    continue
                 axes.plot(
-                    epochs[: len(run.get(key, ()))],
-                    [100 * value for value in run.get(key, ())],
+                    epochs,
+                    [100 * value for value in run[key]],
                     style,
                     color=colour,
                     marker="o" if len(epochs) < 3 else None,

@@ -607,7 +607,7 @@ def _sections(report: StudyReport, pictures: Sequence[Picture]) -> list[Section]
     table_2, *rest = tables.values()
     words = tuple(map(verdict_words, report.verdicts)) or ("There is no verdict: it needs cnn and dsc.",)
     points = {
-        f"{one.candidate} against {one.reference}": (
+        _short_name(one): (
             100 * one.accuracy.difference,
             100 * one.accuracy.low,
             100 * one.accuracy.high,
@@ -622,6 +622,16 @@ def _sections(report: StudyReport, pictures: Sequence[Picture]) -> list[Section]
         Section("Training", (pictures[0],)),
         Section("Confusion", tuple(pictures[1:])),
     ]
+
+
+def _short_name(found: Difference) -> str:
+    """Return a difference as a chart has room for it: of a variant, what was added, and to what."""
+    network, _, added = found.candidate.partition(" + ")
+    return (
+        f"+ {added} ({network})"
+        if found.reference == network
+        else f"{found.candidate} against {found.reference}"
+    )
 
 
 def _confidence_section(study: Study, answers: Mapping[Training, Answers]) -> Section:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from made_study import leave_answers
 
-from edge_dsc.study.findings import REPORT, finished, make_report, rows_of
+from edge_dsc.study.findings import REPORT, conclude, finished, make_report, rows_of
 from edge_dsc.study.trainings import (
     STUDY,
     STUDY_FILE,
@@ -161,7 +161,11 @@ def test_a_variant_is_held_against_the_same_without_it(options: StudyOptions, tm
     with open_study(asked) as study:
         for training in study.trainings:
             leave_answers(study, training, wrong[training.setting.network, training.setting.variant])
-        report = make_report(study, finished(study), {})
+        done = conclude(study, {}, bench=None, progress=lambda phase, count, total: None)
+    report, page = done.report, done.files["page"].read_text(encoding="utf-8")
+    assert all(
+        f">{name}<" in page for name in ("dsc + last against cnn + last", "+ last (cnn)", "+ last (dsc)")
+    )
     assert [(one.reference, one.candidate) for one in report.differences] == [
         ("cnn", "dsc"), ("cnn + last", "dsc + last"), ("cnn", "cnn + last"), ("dsc", "dsc + last"),
     ]  # fmt: skip
