@@ -363,10 +363,21 @@ def make_report(
             for one in differences
             if (one.reference, one.candidate) in claims
         ),
-        notes=tuple(dict.fromkeys([*_notes(answers), *notes])),
+        notes=tuple(dict.fromkeys([*_unread(study, answers), *_notes(answers), *notes])),
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         edge_dsc=__version__,
     )
+
+
+def _unread(study: Study, answers: Mapping[Training, Answers]) -> list[str]:
+    """Say which images no training could read, if any."""
+    records = (study.trained(training) for training in answers)
+    reasons = dict(image for record in records if record is not None for image in record.skipped)
+    if not reasons:
+        return []
+    first = next(iter(reasons.values()))
+    several = f"{len(reasons)} images were left out of the data, the first: {first}"
+    return [several if len(reasons) > 1 else f"1 image was left out of the data: {first}"]
 
 
 def _notes(answers: Mapping[Training, Answers]) -> list[str]:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from importlib import resources
 from typing import Any
 
+import msgspec
 import pytest
 from jsonschema import Draft202012Validator
 from made_study import leave_answers
@@ -32,6 +33,7 @@ from edge_dsc.study.findings import (
 from edge_dsc.study.run_study import Problem
 from edge_dsc.study.trainings import Setting, Study, StudyOptions, Training, open_study
 from edge_dsc.study.verdict import Spread
+from edge_dsc.training.run_folder import save_training_record
 from engines.errors import EnvironmentProblem, UnstableError
 
 # Wrong answers of twelve, by network without augmentation and seed; with augmentation none is wrong.
@@ -278,3 +280,17 @@ def test_a_note_of_every_training_stands_once_for_its_network(study: Study) -> N
         )
     said = make_report(study, finished(study), {}).notes
     assert said == tuple(f"fp16 left out of {name}: it runs nowhere here" for name in ("cnn", "dsc"))
+
+
+def test_images_that_no_training_could_read_are_told(study: Study) -> None:
+    leave_all(study)
+    bad = (("a/zero.jpg", "x/a/zero.jpg is empty (0 bytes)"), ("b/text.png", "x/b/text.png is no image"))
+    for training in study.trainings[:2]:  # both of seed 0 met the same two
+        record = study.trained(training)
+        assert record is not None
+        save_training_record(study.run_folder(training), msgspec.structs.replace(record, skipped=bad))
+    said = make_report(study, finished(study), {}).notes
+    assert said == (
+        "2 images were left out of the data, the first: x/a/zero.jpg is empty (0 bytes)",
+        "INT8 is slower here",
+    )
